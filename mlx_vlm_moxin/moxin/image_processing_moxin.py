@@ -1,0 +1,184 @@
+"""Pictures to pixels, exactly as Prismatic's PyTorch processor makes them.
+
+Reference: ``PrismaticImageProcessor`` (HF-converted checkpoints) and torchvision's
+transforms on PIL images (native ones). ``convert("RGB")``, Pillow's bicubic resize on
+bytes, ``/ 255``, then one normalisation per tower, stacked channel by channel.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Union
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from ...utils import load_image
+
+CONFIG_FILE = "preprocessor_config.json"
+RESIZE_STRATEGIES = ("resize-naive", "letterbox", "resize-crop")
+# timm's constants for DINOv2 (ImageNet) and SigLIP.
+IMAGE_MEAN = ((0.485, 0.456, 0.406), (0.5, 0.5, 0.5))
+IMAGE_STD = ((0.229, 0.224, 0.225), (0.5, 0.5, 0.5))
+
+ImageInput = Union[Image.Image, np.ndarray, str, Path]
+Colour = Sequence[int]
+
+
+def _resize(image: Image.Image, width: int, height: int) -> Image.Image:
+    """Bicubic, horizontal pass first: Pillow 13 may choose the other order."""
+    image = image.resize((width, image.height), Image.Resampling.BICUBIC)
+    return image.resize((width, height), Image.Resampling.BICUBIC)
+
+
+def _resize_crop(image: Image.Image, size: int) -> Image.Image:
+    """Short side to ``size``, then the central square (torchvision's rounding)."""
+    width, height = image.size
+    if width <= height:
+        image = _resize(image, size, int(size * height / width))
+    else:
+        image = _resize(image, int(size * width / height), size)
+    left, top = round((image.width - size) / 2), round((image.height - size) / 2)
+    return image.crop((left, top, left + size, top + size))
+
+
+def _letterbox(image: Image.Image, fill: Colour) -> Image.Image:
+    """Pad both ends of the short side by ``int(difference / 2)``."""
+    side = max(image.size)
+    x, y = (side - image.width) // 2, (side - image.height) // 2
+    return ImageOps.expand(image, border=(x, y, x, y), fill=tuple(fill))
+
+
+def open_image(image: ImageInput) -> Image.Image:
+    """A picture in RGB and upright, from a PIL image, an array, a path or a URL.
+
+    Raises:
+        ValueError: saying what cannot be used as a picture, and why.
+    """
+    if isinstance(image, (str, Path)):
+        return load_image(image)
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            raise ValueError(
+                "An image array must be uint8 of shape [height, width, 3], "
+                f"got {image.dtype} of shape {list(image.shape)}"
+            )
+        image = Image.fromarray(image)
+    if not isinstance(image, Image.Image):
+        raise ValueError(
+            f"Cannot use {type(image).__name__} as a picture; give a PIL image, a uint8 array, "
+            "a path or a URL"
+        )
+    if 0 in image.size:
+        raise ValueError(f"The picture is empty ({image.width}x{image.height} pixels)")
+    return ImageOps.exif_transpose(image).convert("RGB")
+
+
+class MoxinImageProcessor:
+    """Resizes a picture and normalises it once per tower.
+
+    Args:
+        image_size: side of the square, in pixels.
+        resize_strategy: one of :data:`RESIZE_STRATEGIES`.
+        image_mean, image_std: RGB constants per tower, for pixels in [0, 1].
+        letterbox_fill: RGB bytes per tower; ``int(255 * mean)`` if not given.
+    """
+
+    model_input_names = ["pixel_values"]
+
+    def __init__(
+        self,
+        image_size: int = 224,
+        resize_strategy: str = "resize-naive",
+        image_mean: Sequence[Sequence[float]] = IMAGE_MEAN,
+        image_std: Sequence[Sequence[float]] = IMAGE_STD,
+        letterbox_fill: Sequence[Colour] | None = None,
+    ):
+        if resize_strategy not in RESIZE_STRATEGIES:
+            raise ValueError(
+                f"Unknown image_resize_strategy {resize_strategy!r}; known: {RESIZE_STRATEGIES}"
+            )
+        if letterbox_fill is None:
+            letterbox_fill = [[int(255 * channel) for channel in mean] for mean in image_mean]
+        self.image_size = image_size
+        self.resize_strategy = resize_strategy
+        self.image_mean = [list(mean) for mean in image_mean]
+        self.image_std = [list(std) for std in image_std]
+        self.letterbox_fill = [list(fill) for fill in letterbox_fill]
+
+    def _square(self, image: Image.Image, fill: Colour) -> np.ndarray:
+        """``[S, S, 3]`` float32 in [0, 1]."""
+        size = self.image_size
+        if self.resize_strategy == "resize-naive":
+            image = _resize(image, size, size)
+        else:
+            if self.resize_strategy == "letterbox":
+                image = _letterbox(image, fill)
+            image = _resize_crop(image, size)
+        return np.asarray(image, dtype=np.float32) / np.float32(255)
+
+    def preprocess(self, images: ImageInput | Sequence[ImageInput]) -> np.ndarray:
+        """Pixels of one or more pictures.
+
+        Returns:
+            ``[B, 6, S, S]`` float32, DINOv2's three channels first.
+
+        Raises:
+            ValueError: see :func:`open_image`.
+        """
+        if not isinstance(images, (list, tuple)):
+            images = [images]
+        return np.stack([self._preprocess_one(open_image(image)) for image in images])
+
+    def _preprocess_one(self, image: Image.Image) -> np.ndarray:
+        squares: dict[tuple, np.ndarray] = {}
+        channels = []
+        for mean, std, fill in zip(self.image_mean, self.image_std, self.letterbox_fill):
+            # The fill colour matters to letterboxing only: resize once where it does not.
+            key = tuple(fill) if self.resize_strategy == "letterbox" else ()
+            if key not in squares:
+                squares[key] = self._square(image, fill)
+            channels.append((squares[key] - np.float32(mean)) / np.float32(std))
+        return np.concatenate(channels, axis=-1).transpose(2, 0, 1)
+
+    __call__ = preprocess
+
+    @classmethod
+    def from_dict(cls, config: dict[str, Any]) -> "MoxinImageProcessor":
+        """From a preprocessor_config.json, ours or an HF-converted checkpoint's.
+
+        The latter's ``tvf_*`` entries are what its processor computes with: constants
+        rounded to bfloat16, and one letterbox colour for both towers.
+
+        Raises:
+            ValueError: naming an entry that is missing or not supported.
+        """
+        if "tvf_normalize_params" not in config:
+            names = ("image_size", "resize_strategy", "image_mean", "image_std", "letterbox_fill")
+            return cls(**{name: config[name] for name in names if name in config})
+        try:
+            sizes = config["input_sizes"]
+            normalize = config["tvf_normalize_params"]
+            fill = config.get("tvf_letterbox_fill")
+            if set(config["interpolations"]) != {"bicubic"} or len(normalize) != 2:
+                raise ValueError(f"{CONFIG_FILE}: expected two towers with bicubic resizing")
+            if len({side for size in sizes for side in size[1:]}) != 1:
+                raise ValueError(f"{CONFIG_FILE}: input_sizes must be one square, got {sizes}")
+            return cls(
+                image_size=sizes[0][1],
+                resize_strategy=config["image_resize_strategy"],
+                image_mean=[params["mean"] for params in normalize],
+                image_std=[params["std"] for params in normalize],
+                letterbox_fill=[fill, fill] if fill else None,
+            )
+        except KeyError as error:
+            raise ValueError(f"{CONFIG_FILE}: {error} missing") from error
+
+    def to_dict(self) -> dict[str, Any]:
+        """What :meth:`from_dict` reads."""
+        return {"image_processor_type": type(self).__name__, **vars(self)}
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
+        """Write preprocessor_config.json into ``save_directory``."""
+        text = json.dumps(self.to_dict(), indent=2) + "\n"
+        (Path(save_directory) / CONFIG_FILE).write_text(text, encoding="utf-8")

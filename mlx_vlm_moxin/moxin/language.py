@@ -1,0 +1,139 @@
+"""The decoder: Mistral from mlx-vlm's own Llama blocks, behind mlx-vlm's interface.
+
+Paper: https://arxiv.org/abs/2310.06825. Reference: transformers' ``MistralForCausalLM``.
+"""
+
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from ..base import LanguageModelOutput, cache_position_offset, create_attention_mask
+from ..llama.language import LlamaModel
+from ..llama.language import Model as LlamaForCausalLM
+from .config import TextConfig
+
+
+def _padding_mask(mask: mx.array, window: int | None) -> mx.array:
+    """Causal mask ``[B, 1, T, T]`` that hides padding; every token still sees itself."""
+    positions = mx.arange(mask.shape[1])
+    distance = positions[:, None] - positions
+    causal = distance >= 0
+    if window is not None:
+        causal = causal & (distance < window)
+    return (causal & (mask.astype(mx.bool_)[:, None, None, :])) | (distance == 0)
+
+
+class MistralModel(LlamaModel):
+    """``LlamaModel`` with Mistral's sliding window and taps for speculative drafters."""
+
+    def attention_mask(self, h: mx.array, cache: Any | None, mask: mx.array | None) -> Any:
+        """What ``scaled_dot_product_attention`` takes as mask for ``h`` ``[B, T, D]``.
+
+        The window matters only once the sequence is longer than it is; below that the
+        cheaper causal mask is the same.
+        """
+        if cache is None and mask is not None:
+            return _padding_mask(mask, self.sliding_window)
+        window = self.sliding_window
+        if window is not None and cache_position_offset(cache) + h.shape[1] <= window:
+            window = None
+        return create_attention_mask(h, cache, window_size=window)
+
+    def __call__(
+        self,
+        inputs: mx.array,
+        cache: list | None = None,
+        inputs_embeds: mx.array | None = None,
+        mask: mx.array | None = None,
+        capture_layer_ids: list[int] | None = None,
+        hidden_states: list[mx.array] | None = None,
+    ) -> mx.array:
+        h = self.embed_tokens(inputs) if inputs_embeds is None else inputs_embeds
+        if cache is None:
+            cache = [None] * len(self.layers)
+        attention_mask = self.attention_mask(h, cache[0], mask)
+        for index, (layer, layer_cache) in enumerate(zip(self.layers, cache)):
+            h = layer(h, attention_mask, layer_cache)
+            if capture_layer_ids is not None and index in capture_layer_ids:
+                hidden_states.append(h)
+        return self.norm(h)
+
+
+class LanguageModel(nn.Module):
+    """Decoder and output head.
+
+    It has no ``make_cache``, so that ``--max-kv-size`` keeps its meaning, and no
+    ``sanitize``, for which mlx-vlm's loader would build a second copy of it.
+    """
+
+    def __init__(self, config: TextConfig):
+        super().__init__()
+        self.config = config
+        self.model_type = config.model_type
+        self.model = MistralModel(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+
+    def __call__(
+        self,
+        inputs: mx.array,
+        inputs_embeds: mx.array | None = None,
+        mask: mx.array | None = None,
+        cache: list | None = None,
+        capture_layer_ids: list[int] | None = None,
+        logits_to_keep: int = 0,
+        **kwargs: Any,
+    ) -> LanguageModelOutput:
+        """Logits of the next token at each position.
+
+        Args:
+            inputs: token ids ``[B, T]``.
+            inputs_embeds: ``[B, T, hidden_size]``, used in place of the ids' embeddings.
+            mask: ``[B, T]``, 1 for tokens and 0 for padding; read only without a cache
+                (a cache knows its own padding).
+            cache: one key-value cache per layer.
+            capture_layer_ids: layers whose outputs go into ``hidden_states``.
+            logits_to_keep: number of last positions that get logits; 0 for all.
+            kwargs: mlx-vlm's settings for other architectures, ignored.
+
+        Returns:
+            ``logits`` ``[B, T or logits_to_keep, vocab_size]`` and ``hidden_states``.
+        """
+        hidden_states = [] if capture_layer_ids is not None else None
+        h = self.model(inputs, cache, inputs_embeds, mask, capture_layer_ids, hidden_states)
+        logits = self.lm_head(h[:, -logits_to_keep:])
+        return LanguageModelOutput(logits=logits, hidden_states=hidden_states)
+
+    def rollback_speculative_cache(
+        self, caches: list, transaction: Any, accepted: Any, block_size: int
+    ) -> int:
+        """Drop the key-values of drafted tokens that were not accepted."""
+        from ...speculative.cache_state import rollback_speculative_cache
+
+        return rollback_speculative_cache(caches, transaction, accepted, block_size)
+
+    def shard(self, group: mx.distributed.Group | None = None) -> None:
+        """Split attention heads and MLP over ``group`` (tensor parallelism), in place.
+
+        Raises:
+            ValueError: if the key-value heads cannot be divided by the group's size.
+        """
+        group = group or mx.distributed.init()
+        if self.n_kv_heads % group.size():
+            raise ValueError(
+                f"Moxin has {self.n_kv_heads} key-value heads, which cannot be divided over "
+                f"{group.size()} processes; start a number that divides {self.n_kv_heads}"
+            )
+        LlamaForCausalLM.shard(self, group)
+
+    @property
+    def layers(self) -> list[nn.Module]:
+        return self.model.layers
+
+    @property
+    def head_dim(self) -> int:
+        return self.config.head_dim
+
+    @property
+    def n_kv_heads(self) -> int:
+        return self.config.num_key_value_heads

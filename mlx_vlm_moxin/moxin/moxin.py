@@ -1,0 +1,132 @@
+"""Moxin-7B VLM: the picture's projected features take the places of its placeholders."""
+
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from ..base import InputEmbeddingsFeatures, LanguageModelOutput
+from .checkpoint import read_sizes
+from .config import ModelConfig
+from .language import LanguageModel
+from .projector import MultiModalProjector
+from .vision import VisionModel
+from .weights import check_weights, convert_weights
+
+
+def merge_image_features(
+    inputs_embeds: mx.array, image_features: mx.array, is_image: mx.array
+) -> mx.array:
+    """Replace the embeddings of image placeholders by image features, in order.
+
+    Args:
+        inputs_embeds: ``[B, T, D]``.
+        image_features: ``[K, N, D]`` for the first ``K`` rows, in mlx-vlm's order.
+        is_image: ``[B, T]``, true at the placeholders (``N`` in each of those rows).
+    """
+    rows = image_features.shape[0]
+    index = mx.maximum(mx.cumsum(is_image[:rows].astype(mx.int32), axis=1) - 1, 0)
+    features = mx.take_along_axis(image_features, index[..., None], axis=1)
+    merged = mx.where(
+        is_image[:rows, :, None], features.astype(inputs_embeds.dtype), inputs_embeds[:rows]
+    )
+    if rows == inputs_embeds.shape[0]:
+        return merged
+    return mx.concatenate([merged, inputs_embeds[rows:]], axis=0)
+
+
+class Model(nn.Module):
+    """Vision towers, projector and decoder behind mlx-vlm's model interface."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        read_sizes(config)
+        self.config = config
+        self.model_type = config.model_type
+        self.vision_tower = VisionModel(config.vision_config)
+        self.multi_modal_projector = MultiModalProjector(config.projector_config)
+        self.language_model = LanguageModel(config.text_config)
+
+    def encode_image(self, pixel_values: mx.array) -> mx.array:
+        """Visual tokens ``[B, num_patches, hidden_size]`` of ``pixel_values`` ``[B, 6, H, W]``."""
+        return self.multi_modal_projector(self.vision_tower(pixel_values))
+
+    def _image_features(
+        self,
+        pixel_values: mx.array,
+        cached_image_features: mx.array | None = None,
+        vision_cache: Any | None = None,
+        _image_key: str | None = None,
+        **kwargs: Any,
+    ) -> mx.array:
+        """``encode_image``, unless one of mlx-vlm's two feature caches has the answer."""
+        if cached_image_features is not None:
+            return cached_image_features
+        if vision_cache is None or _image_key is None:
+            return self.encode_image(pixel_values)
+        features = vision_cache.get(_image_key)
+        if features is None:
+            features = self.encode_image(pixel_values)
+            mx.eval(features)
+            vision_cache.put(_image_key, features)
+        return features
+
+    def get_input_embeddings(
+        self,
+        input_ids: mx.array,
+        pixel_values: mx.array | None = None,
+        mask: mx.array | None = None,
+        **kwargs: Any,
+    ) -> InputEmbeddingsFeatures:
+        """Embeddings ``[B, T, hidden_size]`` of text and, if given, pictures.
+
+        Nothing is checked here: an exception would end every request that the server
+        has in flight. The processor refuses bad input.
+        """
+        inputs_embeds = self.language_model.model.embed_tokens(input_ids)
+        if pixel_values is not None:
+            features = self._image_features(pixel_values, **kwargs)
+            is_image = input_ids >= self.config.image_token_index
+            inputs_embeds = merge_image_features(inputs_embeds, features, is_image)
+        return InputEmbeddingsFeatures(inputs_embeds=inputs_embeds)
+
+    def __call__(
+        self,
+        input_ids: mx.array,
+        pixel_values: mx.array | None = None,
+        mask: mx.array | None = None,
+        cache: list | None = None,
+        **kwargs: Any,
+    ) -> LanguageModelOutput:
+        """Logits ``[B, T, vocab_size]`` for ``input_ids`` ``[B, T]`` with ``mask`` ``[B, T]``."""
+        features = self.get_input_embeddings(input_ids, pixel_values, mask, **kwargs)
+        return self.language_model(
+            input_ids, inputs_embeds=features.inputs_embeds, mask=mask, cache=cache
+        )
+
+    def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
+        """Source or converted weights under this model's names, unused ones dropped.
+
+        Raises:
+            ValueError: naming every tensor that is missing, unknown or of a wrong shape.
+        """
+        weights = convert_weights(weights, self.config.vision_config)
+        check_weights(weights, self)
+        return weights
+
+    def quant_predicate(self, path: str, module: nn.Module) -> bool:
+        """Quantise the decoder's attention, MLP and ``lm_head``; nothing else.
+
+        Token embeddings stay: they are read one row at a time, so quantising them
+        saves size but no time. Towers and projector are 10 % of the weights, run once
+        per picture, and SigLIP's MLP width (4304) fits no group size.
+        """
+        return path.startswith("language_model.") and "embed_tokens" not in path
+
+    def shard(self, group: mx.distributed.Group | None = None) -> None:
+        """Split the decoder over ``group``; every process keeps the towers whole."""
+        self.language_model.shard(group)
+
+    @property
+    def layers(self) -> list[nn.Module]:
+        return self.language_model.layers

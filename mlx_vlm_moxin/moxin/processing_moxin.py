@@ -1,0 +1,228 @@
+"""Text and picture to model inputs, and the hook that hands this processor to mlx-vlm.
+
+``input_ids`` are ``<s>``, one placeholder per visual token, then the text. Placeholders
+are ids of the range above ``<PAD>``, which the tokenizer never yields: all but the last
+are drawn from the picture's hash, so that mlx-vlm's prefix caches, which compare token
+ids, never take one picture for another; the last one is ``image_token_index``, by which
+they know where the picture ends.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+from huggingface_hub import snapshot_download
+from transformers import AutoProcessor, PretrainedConfig
+
+from .config import ModelConfig
+from .image_processing_moxin import CONFIG_FILE, ImageInput, MoxinImageProcessor
+from .tokenization_moxin import MoxinDetokenizer, load_tokenizer
+
+MODEL_TYPES = ("moxin", "prismatic")
+
+
+def image_placeholders(pixels: np.ndarray, count: int, first: int, vocab_size: int) -> list[int]:
+    """``count`` ids for one picture, ``[6, S, S]``: a code of its pixels, then ``first``."""
+    digest = hashlib.shake_256(pixels.tobytes()).digest(count - 1)
+    return [first + 1 + byte % (vocab_size - first - 1) for byte in digest] + [first]
+
+
+class MoxinProcessor:
+    """Tokenizer and image processor behind mlx-vlm's processor interface.
+
+    A plain class: transformers' ``ProcessorMixin`` accepts no image processor that is
+    not its own.
+
+    Args:
+        image_token_index: first id of the placeholder range.
+        vocab_size: end of the placeholder range (the decoder's padded vocabulary).
+        num_image_tokens: visual tokens per picture.
+    """
+
+    def __init__(
+        self,
+        image_processor: MoxinImageProcessor,
+        tokenizer: Any,
+        image_token_index: int,
+        vocab_size: int,
+        num_image_tokens: int,
+    ):
+        self.image_processor = image_processor
+        self.tokenizer = tokenizer
+        self.image_token_index = image_token_index
+        self.vocab_size = vocab_size
+        self.num_image_tokens = num_image_tokens
+        self._detokenizer = MoxinDetokenizer(tokenizer)
+
+    def __call__(
+        self,
+        text: str | Sequence[str],
+        images: ImageInput | Sequence[ImageInput] | None = None,
+        padding: bool = True,
+        padding_side: str = "left",
+        add_special_tokens: bool = True,
+        return_tensors: str = "mlx",
+    ) -> dict[str, mx.array]:
+        """Model inputs for one or more prompts.
+
+        Args:
+            text: prompts, as the chat template makes them.
+            images: pictures for the first ``len(images)`` prompts, one each.
+            padding, add_special_tokens, return_tensors: accepted for mlx-vlm, without
+                effect: rows are always padded to one length, begin with exactly one
+                ``<s>``, and come back as MLX arrays.
+            padding_side: ``"left"`` or ``"right"``.
+
+        Returns:
+            ``input_ids`` and ``attention_mask`` ``[B, T]`` int32 and, with images,
+            ``pixel_values`` ``[len(images), 6, S, S]`` float32.
+
+        Raises:
+            ValueError: more pictures than prompts, or a picture that cannot be used.
+        """
+        prompts = [text] if isinstance(text, str) else list(text)
+        if images is None:
+            images = []
+        elif not isinstance(images, (list, tuple)):
+            images = [images]
+        if len(images) > len(prompts):
+            raise ValueError(
+                f"Moxin takes one image per prompt, got {len(images)} images "
+                f"for {len(prompts)} prompt{'s' if len(prompts) > 1 else ''}"
+            )
+        pixels = self.image_processor(images) if images else []
+        rows = [self._row(prompt, *pixels[i : i + 1]) for i, prompt in enumerate(prompts)]
+        inputs = self._pad(rows, padding_side)
+        if images:
+            inputs["pixel_values"] = mx.array(pixels)
+        return inputs
+
+    def _row(self, prompt: str, pixels: np.ndarray | None = None) -> list[int]:
+        bos = self.tokenizer.bos_token_id
+        ids = self.tokenizer(prompt, add_special_tokens=False)["input_ids"]
+        if ids[:1] == [bos]:
+            ids = ids[1:]
+        image = []
+        if pixels is not None:
+            image = image_placeholders(
+                pixels, self.num_image_tokens, self.image_token_index, self.vocab_size
+            )
+        return [bos, *image, *ids]
+
+    def _pad(self, rows: list[list[int]], side: str) -> dict[str, mx.array]:
+        length = max(map(len, rows))
+        ids, mask = [], []
+        for row in rows:
+            padding = [self.tokenizer.pad_token_id] * (length - len(row))
+            ones, zeros = [1] * len(row), [0] * len(padding)
+            ids.append(padding + row if side == "left" else row + padding)
+            mask.append(zeros + ones if side == "left" else ones + zeros)
+        return {
+            "input_ids": mx.array(ids, dtype=mx.int32),
+            "attention_mask": mx.array(mask, dtype=mx.int32),
+        }
+
+    @property
+    def detokenizer(self) -> MoxinDetokenizer:
+        """The streaming detokenizer that mlx-vlm reads."""
+        return self._detokenizer
+
+    @detokenizer.setter
+    def detokenizer(self, value: Any) -> None:
+        # mlx-vlm assigns one that it picks by tokenizer.json. It would print special
+        # tokens and fail on ids above <PAD>, so the exact one stays.
+        pass
+
+    @property
+    def chat_template(self) -> str:
+        return self.tokenizer.chat_template
+
+    def apply_chat_template(self, conversation: list[dict[str, Any]], **kwargs: Any) -> Any:
+        """The tokenizer's, with its arguments."""
+        return self.tokenizer.apply_chat_template(conversation, **kwargs)
+
+    def decode(self, *args: Any, **kwargs: Any) -> str:
+        """The tokenizer's, with its arguments."""
+        return self.tokenizer.decode(*args, **kwargs)
+
+    def batch_decode(self, *args: Any, **kwargs: Any) -> list[str]:
+        """The tokenizer's, with its arguments."""
+        return self.tokenizer.batch_decode(*args, **kwargs)
+
+    @staticmethod
+    def clean_output(text: str) -> str:
+        """What ``mlx_vlm.generate`` returns: the answer without surrounding space."""
+        return text.strip()
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
+        """Write tokenizer, chat template, image processor and processor class."""
+        directory = Path(save_directory)
+        self.tokenizer.save_pretrained(directory)
+        self.image_processor.save_pretrained(directory)
+        text = json.dumps({"processor_class": type(self).__name__}, indent=2) + "\n"
+        (directory / "processor_config.json").write_text(text, encoding="utf-8")
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> "MoxinProcessor":
+        """From a checkpoint directory or Hub repository.
+
+        Without a preprocessor_config.json, the resize strategy comes from config.json
+        and the constants are timm's.
+
+        Raises:
+            FileNotFoundError, ValueError: naming the file that is missing or wrong.
+        """
+        path = Path(pretrained_model_name_or_path)
+        if not path.is_dir():
+            patterns = ["*.json", "*.jinja"]
+            revision = kwargs.get("revision")
+            path = Path(snapshot_download(str(path), revision=revision, allow_patterns=patterns))
+        raw_config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        config = ModelConfig.from_dict(raw_config)
+        if (path / CONFIG_FILE).is_file():
+            text = (path / CONFIG_FILE).read_text(encoding="utf-8")
+            image_processor = MoxinImageProcessor.from_dict(json.loads(text))
+        else:
+            image_processor = MoxinImageProcessor(
+                image_size=(config.image_sizes or [config.vision_config.image_size])[0],
+                resize_strategy=raw_config.get("image_resize_strategy", "resize-naive"),
+            )
+        return cls(
+            image_processor,
+            load_tokenizer(path, own_template=config.model_type == "moxin"),
+            image_token_index=config.image_token_index,
+            vocab_size=config.text_config.vocab_size,
+            num_image_tokens=(image_processor.image_size // config.vision_config.patch_size) ** 2,
+        )
+
+
+def _model_type(name_or_path: Any, **kwargs: Any) -> str | None:
+    """``model_type`` of a checkpoint's config.json; None if there is none to read."""
+    try:
+        return PretrainedConfig.get_config_dict(name_or_path, **kwargs)[0].get("model_type")
+    except (OSError, ValueError):
+        return None
+
+
+def _register_processor() -> None:
+    """Let ``AutoProcessor`` return :class:`MoxinProcessor` for Moxin checkpoints.
+
+    mlx-vlm's own ``install_auto_processor_patch`` falls back to a bare tokenizer when a
+    processor fails, which would drop the picture without a word: errors pass here.
+    """
+    original = AutoProcessor.from_pretrained.__func__
+
+    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
+        hub = {key: kwargs[key] for key in ("revision", "token", "cache_dir") if key in kwargs}
+        if _model_type(pretrained_model_name_or_path, **hub) in MODEL_TYPES:
+            return MoxinProcessor.from_pretrained(pretrained_model_name_or_path, **kwargs)
+        return original(cls, pretrained_model_name_or_path, **kwargs)
+
+    AutoProcessor.from_pretrained = classmethod(from_pretrained)
+
+
+_register_processor()

@@ -1,0 +1,85 @@
+"""Moxin's tokenizer as mlx-vlm uses it: Llama's, a prompt template, exact detokenizing."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerFast
+
+from ...tokenizer_utils import StreamingDetokenizer
+
+CHAT_TEMPLATE_FILE = Path(__file__).parent / "chat_template.jinja"
+
+
+def load_tokenizer(model_path: Path, own_template: bool) -> PreTrainedTokenizerFast:
+    """The tokenizer of a checkpoint directory, with a chat template.
+
+    ``PreTrainedTokenizerFast`` takes tokenizer.json as it is. ``AutoTokenizer`` would
+    rebuild it as a Llama tokenizer, whose ids differ where text starts with a space.
+
+    Args:
+        model_path: directory with tokenizer.json and tokenizer_config.json.
+        own_template: keep the checkpoint's own chat template. A source checkpoint may
+            carry one of its language model's, which is not the prompt Moxin was
+            trained on.
+
+    Raises:
+        FileNotFoundError: if there is no tokenizer.json.
+        ValueError: if the tokenizer lacks ``<s>``, ``</s>`` or a padding token.
+    """
+    if not (model_path / "tokenizer.json").is_file():
+        raise FileNotFoundError(
+            f"No tokenizer.json in {model_path}; copy the checkpoint's tokenizer files there"
+        )
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(model_path, padding_side="left")
+    for name in ("bos_token", "eos_token", "pad_token"):
+        if getattr(tokenizer, name) is None:
+            raise ValueError(f"The tokenizer in {model_path} has no {name}")
+    if not own_template or tokenizer.chat_template is None:
+        tokenizer.chat_template = CHAT_TEMPLATE_FILE.read_text(encoding="utf-8")
+    return tokenizer
+
+
+class MoxinDetokenizer(StreamingDetokenizer):
+    """Streams text that, put together, equals ``tokenizer.decode`` of all tokens.
+
+    Special tokens and ids above ``<PAD>`` (they have no token) give no text. Bytes wait
+    until their run is complete, since only the whole run decides what it decodes to;
+    text that ends in U+FFFD is given out like any other.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast):
+        self._tokenizer = tokenizer
+        self._silent = frozenset(tokenizer.all_special_ids)
+        self.reset()
+
+    def reset(self) -> None:
+        self.text = ""
+        self.offset = 0
+        self.tokens = []
+        self._pending = []
+        self._last = []
+
+    def add_token(self, token: int, skip_special_token_ids: Sequence[int] = ()) -> None:
+        piece = self._tokenizer.convert_ids_to_tokens(int(token))
+        if piece is None or token in self._silent or token in skip_special_token_ids:
+            return
+        self.tokens.append(token)
+        self._pending.append(token)
+        if not (piece.startswith("<0x") and piece.endswith(">")):
+            self._flush()
+
+    def finalize(self) -> None:
+        self._flush()
+
+    def _flush(self) -> None:
+        # The last token given out comes along: a leading space is lost without it.
+        known = self._tokenizer.decode(self._last)
+        self.text += self._tokenizer.decode(self._last + self._pending)[len(known) :]
+        self._last = self._pending[-1:] or self._last
+        self._pending = []
+
+    @property
+    def last_segment(self) -> str:
+        segment = self.text[self.offset :]
+        self.offset = len(self.text)
+        return segment

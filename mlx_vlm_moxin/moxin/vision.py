@@ -1,0 +1,139 @@
+"""The two vision towers: DINOv2 ViT-L/14 with registers and SigLIP SO400M/14.
+
+Papers: https://arxiv.org/abs/2304.07193, https://arxiv.org/abs/2309.16588 (registers),
+https://arxiv.org/abs/2303.15343. Architecture and parameter names: timm 0.9.16,
+``vision_transformer.py``, models ``vit_large_patch14_reg4_dinov2.lvd142m`` and
+``vit_so400m_patch14_siglip_224``.
+"""
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from .config import TowerConfig, VisionConfig
+
+
+class PatchEmbed(nn.Module):
+    """Non-overlapping patches to tokens, ``[B, H, W, 3] -> [B, (H/P)(W/P), D]``."""
+
+    def __init__(self, hidden_size: int, patch_size: int):
+        super().__init__()
+        self.proj = nn.Conv2d(3, hidden_size, kernel_size=patch_size, stride=patch_size)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return self.proj(x).flatten(1, 2)
+
+
+class Attention(nn.Module):
+    """Bidirectional self-attention; ``qkv`` rows are ``[3, heads, head_dim]``."""
+
+    def __init__(self, config: TowerConfig):
+        super().__init__()
+        self.num_heads = config.num_attention_heads
+        self.scale = (config.hidden_size // config.num_attention_heads) ** -0.5
+        self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size)
+        self.proj = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        B, N, D = x.shape
+        qkv = self.qkv(x).reshape(B, N, 3, self.num_heads, -1)
+        queries, keys, values = qkv.transpose(2, 0, 3, 1, 4)
+        x = mx.fast.scaled_dot_product_attention(queries, keys, values, scale=self.scale)
+        return self.proj(x.transpose(0, 2, 1, 3).reshape(B, N, D))
+
+
+class MLP(nn.Module):
+    """``fc2(gelu(fc1(x)))`` with the exact GELU (SigLIP in transformers uses tanh)."""
+
+    def __init__(self, config: TowerConfig):
+        super().__init__()
+        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return self.fc2(nn.gelu(self.fc1(x)))
+
+
+class LayerScale(nn.Module):
+    """Per-channel scale of a residual branch, ``x * gamma``."""
+
+    def __init__(self, hidden_size: int):
+        super().__init__()
+        self.gamma = mx.ones((hidden_size,))
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return x * self.gamma
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block: ``x + ls1(attn(norm1(x)))``, then the same with the MLP."""
+
+    def __init__(self, config: TowerConfig):
+        super().__init__()
+
+        def layer_scale() -> nn.Module:
+            return LayerScale(config.hidden_size) if config.layer_scale else nn.Identity()
+
+        self.norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.attn = Attention(config)
+        self.ls1 = layer_scale()
+        self.norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mlp = MLP(config)
+        self.ls2 = layer_scale()
+
+    def __call__(self, x: mx.array) -> mx.array:
+        x = x + self.ls1(self.attn(self.norm1(x)))
+        return x + self.ls2(self.mlp(self.norm2(x)))
+
+
+class VisionTransformer(nn.Module):
+    """One tower, up to its second-to-last block and without the final norm.
+
+    Position embeddings cover the patches only; class and register tokens go in front of
+    the patches after they are added (timm's ``no_embed_class``) and are cut off again.
+    """
+
+    def __init__(self, config: TowerConfig, num_patches: int, patch_size: int):
+        super().__init__()
+        self.config = config
+        width = config.hidden_size
+        self.patch_embed = PatchEmbed(width, patch_size)
+        self.pos_embed = mx.zeros((1, num_patches, width))
+        if config.class_token:
+            self.cls_token = mx.zeros((1, 1, width))
+        if config.num_register_tokens:
+            self.reg_token = mx.zeros((1, config.num_register_tokens, width))
+        self.blocks = [Block(config) for _ in range(config.num_blocks)]
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """``[B, H, W, 3]`` normalised pixels to ``[B, num_patches, hidden_size]``."""
+        x = self.patch_embed(x) + self.pos_embed
+        prefix = [self[name] for name in ("cls_token", "reg_token") if name in self]
+        if prefix:
+            tokens = [mx.broadcast_to(t, (x.shape[0], *t.shape[1:])) for t in prefix]
+            x = mx.concatenate([*tokens, x], axis=1)
+        for block in self.blocks:
+            x = block(x)
+        return x[:, self.config.num_prefix_tokens :]
+
+
+class VisionModel(nn.Module):
+    """Both towers on one picture, their features concatenated channel by channel."""
+
+    def __init__(self, config: VisionConfig):
+        super().__init__()
+        self.config = config
+        self.dino = VisionTransformer(config.dino, config.num_patches, config.patch_size)
+        self.siglip = VisionTransformer(config.siglip, config.num_patches, config.patch_size)
+
+    def __call__(self, pixel_values: mx.array) -> mx.array:
+        """Fused patch features.
+
+        Args:
+            pixel_values: ``[B, 6, H, W]``, DINOv2's normalisation in channels 0-2,
+                SigLIP's in 3-5; computed in the dtype of the towers' weights.
+
+        Returns:
+            ``[B, num_patches, dino.hidden_size + siglip.hidden_size]``.
+        """
+        pixels = pixel_values.astype(self.dino.pos_embed.dtype).transpose(0, 2, 3, 1)
+        return mx.concatenate([self.dino(pixels[..., :3]), self.siglip(pixels[..., 3:])], axis=-1)

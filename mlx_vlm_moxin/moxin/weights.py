@@ -1,0 +1,99 @@
+"""Names and layout of Moxin's weights: what a checkpoint calls them, what we call them.
+
+An HF-converted Prismatic checkpoint differs from this model only in prefixes, in the
+name of LayerScale's vector and in the layout of the two patch convolutions. Ours keeps
+timm's names inside the towers, so no other rule is needed.
+"""
+
+import re
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten
+
+from .config import VisionConfig
+
+# Source prefix -> ours. Prefixes end with a dot, so none is a prefix of another.
+PREFIXES = {
+    "vision_backbone.featurizer.": "vision_tower.dino.",
+    "vision_backbone.fused_featurizer.": "vision_tower.siglip.",
+    "projector.": "multi_modal_projector.",
+    "language_model.": "language_model.",
+}
+# Parts of a tower behind the features: final norm and SigLIP's pooling head.
+_UNUSED = re.compile(r"vision_tower\.(dino|siglip)\.(norm|attn_pool)\.")
+_BLOCK = re.compile(r"vision_tower\.(dino|siglip)\.blocks\.(\d+)\.")
+_PATCH_CONV = "patch_embed.proj.weight"
+_QUANTIZED_PARTS = ("scales", "biases")
+
+
+def moxin_name(name: str) -> str:
+    """Our name of a source tensor; names that follow no rule come back unchanged."""
+    for source, ours in PREFIXES.items():
+        if name.startswith(source):
+            return re.sub(r"\.(ls[12])\.scale_factor$", r".\1.gamma", ours + name[len(source) :])
+    return name
+
+
+def is_unused(name: str, config: VisionConfig) -> bool:
+    """Whether tensor ``name`` (ours) lies behind the layer whose features are used."""
+    block = _BLOCK.match(name)
+    if block is None:
+        return _UNUSED.match(name) is not None
+    return int(block[2]) >= getattr(config, block[1]).num_blocks
+
+
+def convert_weights(weights: dict[str, mx.array], config: VisionConfig) -> dict[str, mx.array]:
+    """Rename, drop what is unused, bring patch convolutions from OIHW to OHWI.
+
+    Converted weights come back as they are: only source names are changed.
+    """
+    converted = {}
+    for name, value in weights.items():
+        ours = moxin_name(name)
+        if is_unused(ours, config):
+            continue
+        if ours != name and ours.endswith(_PATCH_CONV):
+            value = value.transpose(0, 2, 3, 1)
+        converted[ours] = value
+    return converted
+
+
+def _some(names: list[str]) -> str:
+    shown = ", ".join(sorted(names)[:5])
+    return f"{shown} and {len(names) - 5} more" if len(names) > 5 else shown
+
+
+def check_weights(weights: dict[str, mx.array], model: nn.Module) -> None:
+    """Compare ``weights`` with the parameters of a not yet quantised ``model``.
+
+    A quantised layer shows as ``weight``, ``scales`` and possibly ``biases``; its packed
+    shapes are left to the loader.
+
+    Raises:
+        ValueError: naming the tensors that are missing, unknown or of a wrong shape.
+    """
+    expected = {name: value.shape for name, value in tree_flatten(model.parameters())}
+
+    def layer(name: str) -> str:
+        return name.rpartition(".")[0]
+
+    def is_known(name: str) -> bool:
+        part = name.rpartition(".")[2]
+        return name in expected or (
+            part in _QUANTIZED_PARTS and f"{layer(name)}.weight" in expected
+        )
+
+    problems = []
+    missing = [name for name in expected if name not in weights]
+    if missing:
+        problems.append(f"{len(missing)} tensors missing ({_some(missing)})")
+    unknown = [name for name in weights if not is_known(name)]
+    if unknown:
+        problems.append(f"{len(unknown)} tensors unknown ({_some(unknown)})")
+    for name, shape in expected.items():
+        is_packed = f"{layer(name)}.scales" in weights
+        if name in weights and not is_packed and weights[name].shape != shape:
+            problems.append(f"{name} has shape {weights[name].shape}, expected {shape}")
+    if problems:
+        raise ValueError("This checkpoint does not fit its config.json: " + "; ".join(problems))
