@@ -12,12 +12,8 @@ import sys
 from types import TracebackType
 
 # Modules whose ValueErrors are checks of input, each with a message for the user.
-_CHECKS = (
-    "mlx_vlm.models.moxin",
-    "mlx_vlm.models.prismatic",
-    "mlx_vlm.utils",
-    "mlx_vlm.prompt_utils",
-)
+_OURS = "mlx_vlm.models.moxin"
+_CHECKS = (_OURS, "mlx_vlm.utils", "mlx_vlm.prompt_utils")
 
 
 def _raised_in(error: BaseException) -> str:

@@ -96,8 +96,16 @@ def read_sizes(config: ModelConfig) -> None:
     if config.model_path is None:
         return
     source_shapes = tensor_shapes(Path(config.model_path))
-    if config.timm_model_ids is None:
-        return
+    if config.timm_model_ids is not None:
+        set_sizes(config, source_shapes)
+
+
+def set_sizes(config: ModelConfig, source_shapes: Shapes) -> None:
+    """Give ``config``, which has ``timm_model_ids``, the sizes of these tensors, in place.
+
+    Raises:
+        ValueError: naming a tensor that is missing.
+    """
     shapes = {moxin_name(name): shape for name, shape in source_shapes.items()}
     converted = "vision_tower.dino.pos_embed" in source_shapes
     dino, siglip = (

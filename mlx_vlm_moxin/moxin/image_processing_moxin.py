@@ -8,7 +8,7 @@ bytes, ``/ 255``, then one normalisation per tower, stacked channel by channel.
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Union
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -21,7 +21,7 @@ RESIZE_STRATEGIES = ("resize-naive", "letterbox", "resize-crop")
 IMAGE_MEAN = ((0.485, 0.456, 0.406), (0.5, 0.5, 0.5))
 IMAGE_STD = ((0.229, 0.224, 0.225), (0.5, 0.5, 0.5))
 
-ImageInput = Union[Image.Image, np.ndarray, str, Path]
+ImageInput = Image.Image | np.ndarray | str | Path
 Colour = Sequence[int]
 
 

@@ -1,0 +1,64 @@
+# Two commands for a newcomer: `make demo` and `make test`. Each makes .venv first.
+PYTHON ?= python3
+# MLX's backend: macOS needs no extra; on Linux one of cpu, cuda12, cuda13.
+BACKEND ?= $(if $(filter Darwin,$(shell uname -s)),,cpu)
+comma := ,
+EXTRAS := test$(if $(BACKEND),$(comma)$(BACKEND))
+BIN := .venv/bin
+CHECKPOINT := tests/reference/tiny28/hf
+PICTURE := tests/reference/images/photo.png
+JOBS ?= auto
+
+.PHONY: help demo test lint format lock newest clean
+
+help:
+	@echo "make demo    convert the bundled checkpoint to 8 bits in ./moxin and ask about a picture"
+	@echo "make test    run the tests (JOBS=n for n processes)"
+	@echo "make lint    ruff"
+	@echo "make lock    pin the newest versions of everything in requirements.txt"
+	@echo "make newest  run the tests on the newest mlx-vlm and other packages"
+	@echo "BACKEND=cuda13 make ... for an NVIDIA GPU, PYTHON=python3.12 make ... for another Python"
+
+demo: .venv/ready moxin/config.json
+	$(BIN)/python -m mlx_vlm.generate --model moxin --image $(PICTURE) \
+		--prompt "What is shown?" --max-tokens 24
+
+moxin/config.json: | .venv/ready
+	$(BIN)/python -m mlx_vlm.convert --hf-path $(CHECKPOINT) --mlx-path moxin -q --q-bits 8
+
+test: .venv/ready
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+
+lint: .venv/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: .venv/ready
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+lock: .venv/ready
+	$(BIN)/python -m pip install -q uv
+	$(BIN)/uv pip compile -q --upgrade --universal --python-version 3.10 --extra cpu --extra test \
+		--no-emit-index-url --no-header pyproject.toml -o requirements.txt
+
+newest:
+	$(MAKE) .venv-newest/ready VENV=.venv-newest CONSTRAINTS=
+	.venv-newest/bin/python -m pytest -n $(JOBS) --dist loadfile
+
+clean:
+	rm -rf .venv .venv-newest moxin
+
+# python3-venv may be missing on Debian; uv, fetched into the environment's folder, needs none.
+VENV ?= .venv
+CONSTRAINTS ?= -c requirements.txt
+$(VENV)/ready: pyproject.toml requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+		{ echo "error: Python 3.10 or newer is needed, $$($(PYTHON) -V) found;" \
+		"run make PYTHON=python3.12" >&2; exit 1; }
+	$(PYTHON) -m venv --clear $(VENV) || { \
+		$(PYTHON) -m pip install -q --target $(VENV)/uv uv && \
+		PYTHONPATH=$(VENV)/uv $(PYTHON) -m uv venv -q --seed --allow-existing -p $(PYTHON) $(VENV); }
+	$(VENV)/bin/python -m pip install -q --upgrade pip
+	$(VENV)/bin/python -m pip install -q $(CONSTRAINTS) -e ".[$(EXTRAS)]"
+	touch $@

@@ -1,0 +1,38 @@
+"""The reference checkpoint, loaded by mlx-vlm, in float32 and as it is stored."""
+
+import mlx.core as mx
+import pytest
+from mlx_vlm import convert, load
+from support import HF_CHECKPOINT
+
+
+@pytest.fixture(scope="session")
+def bf16_model():
+    """Model as stored (bfloat16). Tests must leave it as it is."""
+    return load(str(HF_CHECKPOINT))[0]
+
+
+@pytest.fixture(scope="session")
+def loaded():
+    """(model in float32, processor). Tests must leave both as they are."""
+    model, processor = load(str(HF_CHECKPOINT))
+    model.set_dtype(mx.float32)
+    return model, processor
+
+
+@pytest.fixture(scope="session")
+def model(loaded):
+    return loaded[0]
+
+
+@pytest.fixture(scope="session")
+def processor(loaded):
+    return loaded[1]
+
+
+@pytest.fixture(scope="session")
+def fp32_checkpoint(tmp_path_factory):
+    """The reference checkpoint converted to float32 by stock mlx-vlm."""
+    path = tmp_path_factory.mktemp("fp32") / "checkpoint"
+    convert(str(HF_CHECKPOINT), str(path), dtype="float32", trust_remote_code=False)
+    return path

@@ -1,0 +1,170 @@
+"""The whole model: merging, feature caches, batches, quantisation, memory of its config."""
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mlx_vlm import VisionFeatureCache, batch_generate, generate, load, stream_generate
+from mlx_vlm.models.moxin.moxin import merge_image_features
+from mlx_vlm.vision_cache import processed_image_key
+from support import GOLDENS, IMAGE_NAMES, LOGITS_TOLERANCE, MESSAGES, PROMPTS, image_path
+
+
+@given(data=st.data())
+@settings(max_examples=50, deadline=None)
+def test_features_replace_placeholders_in_order_and_nothing_else(data):
+    patches, width = data.draw(st.integers(1, 5)), 3
+    batch = data.draw(st.integers(1, 3))
+    pictures = data.draw(st.integers(1, batch))
+    before = [data.draw(st.integers(0, 4)) for _ in range(batch)]
+    length = max(before) + patches + data.draw(st.integers(0, 3))
+    is_image = np.zeros((batch, length), bool)
+    for row in range(pictures):
+        is_image[row, before[row] : before[row] + patches] = True
+    embeds = np.arange(batch * length * width, dtype=np.float32).reshape(batch, length, width)
+    features = -1 - np.arange(pictures * patches * width, dtype=np.float32)
+    features = features.reshape(pictures, patches, width)
+    expected = embeds.copy()
+    expected[is_image] = features.reshape(-1, width)
+    merged = merge_image_features(mx.array(embeds), mx.array(features), mx.array(is_image))
+    np.testing.assert_array_equal(merged, expected)
+
+
+def test_features_keep_the_dtype_of_the_embeddings():
+    embeds, features = mx.zeros((1, 2, 4), mx.bfloat16), mx.ones((1, 1, 4), mx.float32)
+    merged = merge_image_features(embeds, features, mx.array([[True, False]]))
+    assert merged.dtype == mx.bfloat16
+
+
+def test_everything_runs_in_the_dtype_of_the_checkpoint(bf16_model, processor):
+    inputs = processor(PROMPTS[0]["prompt"], [image_path("photo")])
+    assert inputs["pixel_values"].dtype == mx.float32
+    assert bf16_model.encode_image(inputs["pixel_values"]).dtype == mx.bfloat16
+    output = bf16_model(inputs["input_ids"], inputs["pixel_values"])
+    assert output.logits.dtype == mx.bfloat16
+
+
+def test_encode_image_gives_one_token_per_patch(model, processor):
+    pixel_values = mx.array(processor.image_processor([image_path("photo"), image_path("tall")]))
+    assert model.encode_image(pixel_values).shape == (2, 4, 128)
+
+
+@pytest.fixture
+def tower_calls(model, monkeypatch):
+    """The number of times the towers ran, as a list that grows."""
+    calls, tower = [], type(model.vision_tower)
+    original = tower.__call__
+
+    def counted(self, pixel_values):
+        calls.append(pixel_values.shape[0])
+        return original(self, pixel_values)
+
+    monkeypatch.setattr(tower, "__call__", counted)
+    return calls
+
+
+def test_a_second_question_about_a_picture_skips_the_towers(model, processor, tower_calls):
+    vision_cache, answers = VisionFeatureCache(), []
+    for name in ("photo", "tall", "photo"):
+        chunks = stream_generate(
+            model,
+            processor,
+            PROMPTS[0]["prompt"],
+            [image_path(name)],
+            max_tokens=8,
+            vision_cache=vision_cache,
+        )
+        answers.append([chunk.token for chunk in chunks][:8])
+    assert len(tower_calls) == 2
+    golden = GOLDENS["generate"]["hf"]
+    assert answers == [golden[n][0]["tokens"][:8] for n in ("photo", "tall", "photo")]
+
+
+def test_the_servers_feature_cache_skips_the_towers(model, processor, tower_calls):
+    vision_cache = VisionFeatureCache()
+    inputs = processor(PROMPTS[0]["prompt"], [image_path("photo")])
+    key = processed_image_key(inputs["pixel_values"])
+    embeddings = [
+        model.get_input_embeddings(
+            inputs["input_ids"], inputs["pixel_values"], vision_cache=vision_cache, _image_key=key
+        ).inputs_embeds
+        for _ in range(2)
+    ]
+    assert len(tower_calls) == 1
+    assert mx.array_equal(*embeddings)
+
+
+def test_a_padded_batch_gives_the_logits_of_its_rows(model, processor):
+    names = IMAGE_NAMES[:3]
+    inputs = processor([p["prompt"] for p in PROMPTS], [image_path(name) for name in names])
+    output = model(inputs["input_ids"], inputs["pixel_values"], mask=inputs["attention_mask"])
+    for row, name in enumerate(names):
+        alone = processor(PROMPTS[row]["prompt"], [image_path(name)])
+        expected = model(alone["input_ids"], alone["pixel_values"]).logits[0]
+        length = expected.shape[0]
+        np.testing.assert_allclose(
+            output.logits[row, -length:], expected, rtol=0, atol=LOGITS_TOLERANCE
+        )
+
+
+@pytest.mark.parametrize("rows", [1, 2, 6])
+def test_batch_generate_gives_each_row_its_own_answer(model, processor, rows):
+    names = IMAGE_NAMES[:rows]
+    messages = [MESSAGES[row % len(MESSAGES)] for row in range(rows)]
+    response = batch_generate(
+        model,
+        processor,
+        images=[image_path(name) for name in names],
+        prompts=messages,
+        max_tokens=GOLDENS["new_tokens"],
+    )
+    for row, name in enumerate(names):
+        golden = GOLDENS["generate"]["hf"][name][row % len(MESSAGES)]
+        assert response.texts[row].strip() == golden["text"]
+
+
+@pytest.mark.parametrize("step", [1, 2, 3, 5, 7, 64])
+def test_chunked_prefill_changes_no_token(model, processor, step):
+    result = generate(
+        model,
+        processor,
+        PROMPTS[1]["prompt"],
+        [image_path("tall")],
+        max_tokens=8,
+        prefill_step_size=step,
+    )
+    assert result.token_ids == GOLDENS["generate"]["hf"]["tall"][1]["tokens"][:8]
+
+
+def test_ids_above_the_padding_token_are_answers_like_any_other(model, processor):
+    golden = GOLDENS["generate"]["hf"]
+    reserved = [t for runs in golden.values() for run in runs for t in run["tokens"] if t > 512]
+    assert reserved
+    name = next(n for n, runs in golden.items() if any(t > 512 for t in runs[0]["tokens"]))
+    prompt = PROMPTS[0]["prompt"]
+    result = generate(model, processor, prompt, [image_path(name)], max_tokens=24)
+    assert any(token > 512 for token in result.token_ids)
+    assert result.text == golden[name][0]["text"]
+
+
+def test_only_the_decoders_linear_layers_and_the_head_are_quantised(bf16_model):
+    names = {
+        name: bf16_model.quant_predicate(name, module)
+        for name, module in bf16_model.named_modules()
+        if hasattr(module, "to_quantized")
+    }
+    quantised = {name for name, chosen in names.items() if chosen}
+    layers = bf16_model.config.text_config.num_hidden_layers
+    projections = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    assert len(quantised) == layers * len(projections) + 1
+    assert "language_model.lm_head" in quantised
+    assert "language_model.model.embed_tokens" in names.keys() - quantised
+
+
+def test_settings_that_mlx_vlm_puts_on_the_config_stay_there(fp32_checkpoint):
+    model, _ = load(str(fp32_checkpoint))
+    assert model.config.model_path == str(fp32_checkpoint)
+    assert model.config.eos_token_id == 2
+    assert isinstance(model.vision_tower, nn.Module)

@@ -1,0 +1,156 @@
+"""Model inputs: one <s>, placeholders, padding, and what the processor refuses."""
+
+import json
+import shutil
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from mlx_vlm.models.moxin.processing_moxin import MoxinProcessor, image_placeholders
+from mlx_vlm.utils import prepare_inputs
+from support import GOLDENS, HF_CHECKPOINT, PROMPTS, image_path, run_python
+from transformers import AutoProcessor
+
+PHOTO, TALL = image_path("photo"), image_path("tall")
+FIRST, VOCAB_SIZE, COUNT = 513, 576, 4
+
+
+def ids_of(inputs) -> list[list[int]]:
+    return inputs["input_ids"].tolist()
+
+
+@pytest.mark.parametrize("case", PROMPTS, ids=lambda case: case["message"])
+def test_ids_are_bos_placeholders_and_the_rest_of_the_prompt(processor, case):
+    (ids,) = ids_of(processor(case["prompt"], [PHOTO]))
+    bos, *text = case["input_ids"]
+    assert ids[0] == bos
+    assert all(FIRST <= token < VOCAB_SIZE for token in ids[1 : 1 + COUNT])
+    assert ids[1 + COUNT :] == text
+
+
+def test_the_last_placeholder_is_the_image_token_and_the_only_one(processor):
+    for name in GOLDENS["images"]:
+        (ids,) = ids_of(processor("In: a\nOut:", [image_path(name)]))
+        assert [i for i, token in enumerate(ids) if token == FIRST] == [COUNT]
+
+
+def test_placeholders_tell_pictures_apart_and_repeat_for_the_same_one():
+    codes = set()
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        pixels = rng.standard_normal((6, 4, 4)).astype(np.float32)
+        code = tuple(image_placeholders(pixels, 256, 32001, 32064))
+        assert code == tuple(image_placeholders(pixels.copy(), 256, 32001, 32064))
+        assert len(code) == 256
+        assert set(code) <= set(range(32001, 32064))
+        codes.add(code[:16])
+    assert len(codes) == 50
+
+
+def test_one_changed_pixel_changes_the_placeholders():
+    pixels = np.zeros((6, 4, 4), np.float32)
+    changed = pixels.copy()
+    changed[5, 3, 3] = 1e-7
+    assert image_placeholders(pixels, 256, 1, 64) != image_placeholders(changed, 256, 1, 64)
+
+
+@pytest.mark.parametrize("add_special_tokens", [True, False])
+@pytest.mark.parametrize("images", [None, [PHOTO]])
+@pytest.mark.parametrize("prompt", ["In: a\nOut:", "<s>In: a\nOut:", ""])
+def test_every_path_yields_exactly_one_bos(processor, prompt, images, add_special_tokens):
+    inputs = processor(prompt, images, add_special_tokens=add_special_tokens)
+    assert ids_of(inputs)[0].count(1) == 1
+    assert ids_of(inputs)[0][0] == 1
+
+
+def test_text_only_calls_of_mlx_vlm_bypass_the_processor_and_still_get_one_bos(processor):
+    inputs = prepare_inputs(processor, prompts=["In: a\nOut:"], add_special_tokens=True)
+    assert ids_of(inputs) == ids_of(processor("In: a\nOut:"))
+
+
+def test_shorter_rows_are_padded_on_the_left_and_masked(processor):
+    prompts = [PROMPTS[1]["prompt"], PROMPTS[0]["prompt"]]
+    inputs = processor(prompts, [PHOTO, TALL])
+    for row, (prompt, image) in enumerate(zip(prompts, (PHOTO, TALL))):
+        (alone,) = ids_of(processor(prompt, [image]))
+        ids, mask = ids_of(inputs)[row], inputs["attention_mask"].tolist()[row]
+        padding = len(ids) - len(alone)
+        assert ids == [512] * padding + alone
+        assert mask == [0] * padding + [1] * len(alone)
+    assert inputs["pixel_values"].shape == (2, 6, 28, 28)
+
+
+def test_rows_can_be_padded_on_the_right(processor):
+    inputs = processor(["In: a\nOut:", "In: a b\nOut:"], padding_side="right")
+    assert ids_of(inputs)[0][0] == 1
+    assert inputs["attention_mask"].tolist()[0][-1] == 0
+
+
+def test_pictures_belong_to_the_first_rows(processor):
+    prompts = ["In: a\nOut:", "In: b\nOut:"]
+    with_image, without = ids_of(processor(prompts, [PHOTO]))
+    assert with_image == ids_of(processor(prompts[0], [PHOTO]))[0]
+    assert [token for token in without if token != 512] == ids_of(processor(prompts[1]))[0]
+
+
+@pytest.mark.parametrize("typed", ["<image>", "<PAD>", "<s>", "[IMG]", "<unk>"])
+def test_typed_marks_never_become_placeholders(processor, typed):
+    (ids,) = ids_of(processor(f"In: a {typed} b\nOut:"))
+    assert all(token < FIRST for token in ids)
+
+
+@pytest.mark.parametrize(("images", "prompts"), [([PHOTO, TALL], "In: a\nOut:"), ([PHOTO] * 3, 2)])
+def test_more_pictures_than_prompts_are_refused(processor, images, prompts):
+    text = prompts if isinstance(prompts, str) else ["In: a\nOut:"] * prompts
+    with pytest.raises(ValueError, match=f"takes one image per prompt, got {len(images)} images"):
+        processor(text, images)
+
+
+def test_a_saved_processor_gives_the_same_inputs(processor, tmp_path):
+    shutil.copy(HF_CHECKPOINT / "config.json", tmp_path)
+    processor.save_pretrained(tmp_path)
+    again = MoxinProcessor.from_pretrained(tmp_path)
+    for key, value in processor(PROMPTS[1]["prompt"], [TALL]).items():
+        assert mx.array_equal(again(PROMPTS[1]["prompt"], [TALL])[key], value)
+    assert again.chat_template == processor.chat_template
+    source = json.loads((HF_CHECKPOINT / "tokenizer.json").read_text(encoding="utf-8"))
+    assert json.loads((tmp_path / "tokenizer.json").read_text(encoding="utf-8")) == source
+
+
+def test_without_a_preprocessor_config_strategy_and_size_come_from_config_json(tmp_path):
+    shutil.copytree(HF_CHECKPOINT, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "preprocessor_config.json").unlink()
+    config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+    config["image_resize_strategy"] = "letterbox"
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    image_processor = MoxinProcessor.from_pretrained(tmp_path).image_processor
+    assert (image_processor.image_size, image_processor.resize_strategy) == (28, "letterbox")
+
+
+def test_auto_processor_returns_ours_and_leaves_other_models_alone(tmp_path):
+    assert isinstance(AutoProcessor.from_pretrained(HF_CHECKPOINT), MoxinProcessor)
+    (tmp_path / "config.json").write_text('{"model_type": "llava"}', encoding="utf-8")
+    with pytest.raises(Exception, match=r"(?i)processor"):
+        AutoProcessor.from_pretrained(tmp_path)
+
+
+def test_an_error_of_our_processor_is_not_swallowed(tmp_path):
+    shutil.copytree(HF_CHECKPOINT, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "tokenizer.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"No tokenizer\.json"):
+        AutoProcessor.from_pretrained(tmp_path, trust_remote_code=True)
+
+
+def test_neither_torch_nor_timm_is_imported_to_answer():
+    code = """
+import sys
+for name in ("torch", "timm", "torchvision"):
+    sys.modules[name] = None
+from mlx_vlm import apply_chat_template, generate, load
+model, processor = load(sys.argv[1])
+prompt = apply_chat_template(processor, model.config, "What is shown?", num_images=1)
+generate(model, processor, prompt, [sys.argv[2]], max_tokens=2)
+print([name for name in sys.modules if name.split(".")[0] in ("torch", "timm", "torchvision")
+       and sys.modules[name] is not None])
+"""
+    assert run_python(code, HF_CHECKPOINT, PHOTO).strip() == "[]"

@@ -1,0 +1,19 @@
+"""The bar: the PyTorch reference's pixels, features, logits, tokens and text, in float32."""
+
+import reference_checks as checks
+
+
+def test_pixels_equal_the_reference_to_the_last_bit():
+    checks.check_pixels()
+
+
+def test_features_equal_the_reference(model, processor):
+    checks.check_features(model, processor)
+
+
+def test_logits_equal_the_reference(model, processor):
+    checks.check_logits(model, processor)
+
+
+def test_greedy_tokens_and_text_equal_the_reference(model, processor):
+    checks.check_answers(model, processor)
