@@ -16,6 +16,7 @@ HF_CHECKPOINT = TINY / "hf"
 
 GOLDENS = json.loads((TINY / "goldens.json").read_text(encoding="utf-8"))
 ARRAYS = np.load(TINY / "goldens.npz")
+BF16_ERRORS = json.loads((TINY / "bf16_errors.json").read_text(encoding="utf-8"))
 IMAGE_NAMES = GOLDENS["images"]
 PROMPTS = GOLDENS["prompts"]
 MESSAGES = [prompt["message"] for prompt in PROMPTS]

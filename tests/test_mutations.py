@@ -151,3 +151,10 @@ def test_constants_that_are_not_rounded_are_caught(monkeypatch):
     unrounded = image_processing_moxin.MoxinImageProcessor(image_size=28)
     with is_caught(checks.check_pixels):
         monkeypatch.setattr(checks, "image_processor", lambda strategy: unrounded)
+
+
+def test_one_norm_off_by_a_tenth_is_caught_in_bfloat16():
+    fresh = load(str(HF_CHECKPOINT))
+    checks.check_bf16(*fresh)
+    with is_caught(checks.check_bf16, *fresh):
+        fresh[0].vision_tower.siglip.blocks[0].norm1.weight *= 1.1

@@ -1,4 +1,4 @@
-"""The bar: the PyTorch reference's pixels, features, logits, tokens and text, in float32."""
+"""The bar: the PyTorch reference's pixels, features, logits, tokens and text, in float32 and bfloat16."""
 
 import reference_checks as checks
 
@@ -17,3 +17,7 @@ def test_logits_equal_the_reference(model, processor):
 
 def test_greedy_tokens_and_text_equal_the_reference(model, processor):
     checks.check_answers(model, processor)
+
+
+def test_bfloat16_is_as_close_to_the_reference_as_pytorch_in_bfloat16(bf16_model, processor):
+    checks.check_bf16(bf16_model, processor)
