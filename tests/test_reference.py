@@ -1,4 +1,4 @@
-"""The bar: the PyTorch reference's pixels, features, logits, tokens and text, in float32 and bfloat16."""
+"""The bar: the PyTorch reference's pixels, features, logits, tokens and text."""
 
 import reference_checks as checks
 

@@ -117,13 +117,22 @@ class VisionTransformer(nn.Module):
 
 
 class VisionModel(nn.Module):
-    """Both towers on one picture, their features concatenated channel by channel."""
+    """Both towers on one picture, their features concatenated channel by channel.
+
+    Outside training the graph is compiled, which fuses what stands between the matrix
+    products: launching those small kernels is what a single picture waits for.
+    """
 
     def __init__(self, config: VisionConfig):
         super().__init__()
         self.config = config
         self.dino = VisionTransformer(config.dino, config.num_patches, config.patch_size)
         self.siglip = VisionTransformer(config.siglip, config.num_patches, config.patch_size)
+        self._compiled = None
+
+    def _features(self, pixel_values: mx.array) -> mx.array:
+        pixels = pixel_values.astype(self.dino.pos_embed.dtype).transpose(0, 2, 3, 1)
+        return mx.concatenate([self.dino(pixels[..., :3]), self.siglip(pixels[..., 3:])], axis=-1)
 
     def __call__(self, pixel_values: mx.array) -> mx.array:
         """Fused patch features.
@@ -135,5 +144,9 @@ class VisionModel(nn.Module):
         Returns:
             ``[B, num_patches, dino.hidden_size + siglip.hidden_size]``.
         """
-        pixels = pixel_values.astype(self.dino.pos_embed.dtype).transpose(0, 2, 3, 1)
-        return mx.concatenate([self.dino(pixels[..., :3]), self.siglip(pixels[..., 3:])], axis=-1)
+        if self.training:
+            return self._features(pixel_values)
+        if self._compiled is None:
+            # As inputs, weights may change after the first call; captured, they may not.
+            self._compiled = mx.compile(self._features, inputs=self.state)
+        return self._compiled(pixel_values)
