@@ -13,7 +13,7 @@ from types import TracebackType
 
 # Modules whose ValueErrors are checks of input, each with a message for the user.
 _OURS = "mlx_vlm.models.moxin"
-_CHECKS = (_OURS, "mlx_vlm.utils", "mlx_vlm.prompt_utils")
+_CHECKS = (_OURS, "mlx_vlm_moxin", "conversion", "mlx_vlm.utils", "mlx_vlm.prompt_utils")
 
 
 def _raised_in(error: BaseException) -> str:

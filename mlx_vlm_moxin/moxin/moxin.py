@@ -104,6 +104,54 @@ class Model(nn.Module):
             input_ids, inputs_embeds=features.inputs_embeds, mask=mask, cache=cache
         )
 
+    def decode_token(self, token: mx.array, cache: list) -> LanguageModelOutput:
+        """One step of a hand-written generation loop: the next token of each row.
+
+        Args:
+            token: ids ``[B]`` or ``[B, 1]``.
+            cache: key-value caches with the prompt, one per layer
+                (``mlx_vlm.models.cache.make_prompt_cache(model.language_model)`` makes
+                them, ``model(input_ids, pixel_values, cache=cache)`` fills them).
+
+        Returns:
+            ``logits`` ``[B, 1, vocab_size]``.
+        """
+        return self.language_model(token.reshape(-1, 1), cache=cache)
+
+    def quantize(self, group_size: int = 64, bits: int = 8, mode: str = "affine") -> "Model":
+        """Quantise the decoder in place: what :meth:`quant_predicate` names and fits.
+
+        A layer's own weights are freed before the next layer is computed. Layers that are
+        quantised already stay as they are, and so does a layer whose input width is no
+        multiple of ``group_size``, as in ``mlx_vlm.convert``.
+
+        Args:
+            group_size: weights that share a scale.
+            bits: width of a weight.
+            mode: one of ``mx.quantize``'s.
+
+        Returns:
+            The model itself.
+
+        Raises:
+            ValueError: if MLX does not have these settings, or if no layer takes them.
+        """
+
+        def takes(path: str, module: nn.Module) -> bool:
+            is_chosen = hasattr(module, "to_quantized") and self.quant_predicate(path, module)
+            return is_chosen and module.weight.shape[-1] % group_size == 0
+
+        if not any(takes(path, module) for path, module in self.named_modules()):
+            raise ValueError(
+                f"No layer can be quantised with group size {group_size}: all are quantised "
+                "already, or their input widths are no multiples of it"
+            )
+        nn.quantize(self, group_size, bits, mode=mode, class_predicate=takes)
+        for part in [*self.layers, self.language_model]:
+            mx.eval(part.parameters())
+            mx.clear_cache()
+        return self
+
     def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
         """Source or converted weights under this model's names, unused ones dropped.
 
