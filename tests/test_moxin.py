@@ -32,6 +32,15 @@ def test_features_replace_placeholders_in_order_and_nothing_else(data):
     np.testing.assert_array_equal(merged, expected)
 
 
+def test_a_reserved_id_in_the_answer_stays_text(model, processor):
+    inputs = processor(PROMPTS[0]["prompt"], [image_path("photo")])
+    ids = mx.concatenate([inputs["input_ids"], mx.array([[575, 530]])], axis=1)
+    whole = model.get_input_embeddings(ids, inputs["pixel_values"]).inputs_embeds
+    prompt = model.get_input_embeddings(**inputs).inputs_embeds
+    answer = model.get_input_embeddings(ids[:, -2:]).inputs_embeds
+    assert mx.array_equal(whole, mx.concatenate([prompt, answer], axis=1))
+
+
 def test_features_keep_the_dtype_of_the_embeddings():
     embeds, features = mx.zeros((1, 2, 4), mx.bfloat16), mx.ones((1, 1, 4), mx.float32)
     merged = merge_image_features(embeds, features, mx.array([[True, False]]))

@@ -38,8 +38,16 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the benchmark; what was measured is reported even after Ctrl-C."""
+    """The command: input that cannot be used ends it with one line."""
     args = parser().parse_args(argv)
+    try:
+        run(args)
+    except (OSError, ValueError, RuntimeError) as error:
+        sys.exit("error: " + " ".join(str(error).split()))
+
+
+def run(args: argparse.Namespace) -> None:
+    """Measure and report; what was measured is reported even after Ctrl-C."""
     plan = Plan(args.contexts, args.batches, args.rounds, args.tokens)
     variants = models.variants(args.model, args.bits)
     results: report.Results = {}

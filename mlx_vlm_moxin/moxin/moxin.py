@@ -22,13 +22,15 @@ def merge_image_features(
     Args:
         inputs_embeds: ``[B, T, D]``.
         image_features: ``[K, N, D]`` for the first ``K`` rows, in mlx-vlm's order.
-        is_image: ``[B, T]``, true at the placeholders (``N`` in each of those rows).
+        is_image: ``[B, T]``, true at the placeholders. The first ``N`` of a row are the
+            picture's; a model may also have answered with such an id later on.
     """
-    rows = image_features.shape[0]
-    index = mx.maximum(mx.cumsum(is_image[:rows].astype(mx.int32), axis=1) - 1, 0)
-    features = mx.take_along_axis(image_features, index[..., None], axis=1)
+    rows, count, _ = image_features.shape
+    index = mx.cumsum(is_image[:rows].astype(mx.int32), axis=1) - 1
+    is_image = is_image[:rows] & (index < count)
+    features = mx.take_along_axis(image_features, mx.clip(index, 0, count - 1)[..., None], axis=1)
     merged = mx.where(
-        is_image[:rows, :, None], features.astype(inputs_embeds.dtype), inputs_embeds[:rows]
+        is_image[..., None], features.astype(inputs_embeds.dtype), inputs_embeds[:rows]
     )
     if rows == inputs_embeds.shape[0]:
         return merged
