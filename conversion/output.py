@@ -1,0 +1,73 @@
+"""The files of a converted model beside its weights, and the check that it is whole."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from mlx_vlm import load
+from mlx_vlm.models.moxin.config import ModelConfig
+from mlx_vlm.models.moxin.processing_moxin import MoxinProcessor
+from mlx_vlm.utils import save_config
+
+# Follow from other settings or from where the model is, or hold for Prismatic configs only.
+_DERIVED = ("model_path", "timm_model_ids", "image_sizes")
+_DERIVED_TEXT = ("layer_types", "rope_parameters")
+# What transformers adds about this machine and its own version.
+_LOCAL_TOKENIZER = ("is_local", "local_files_only", "backend")
+
+
+def complete_config(config: ModelConfig, quantization: dict[str, Any] | None) -> dict[str, Any]:
+    """config.json of a conversion: every setting written out, nothing left to defaults.
+
+    Args:
+        quantization: settings of packed layers; written as ``quantization`` for MLX and as
+            ``quantization_config`` for the Hub, as mlx-vlm does.
+    """
+    content = {k: v for k, v in asdict(config).items() if k not in _DERIVED}
+    content["model_type"] = "moxin"
+    content["text_config"] = {
+        k: v for k, v in content["text_config"].items() if k not in _DERIVED_TEXT
+    }
+    if quantization is not None:
+        content["quantization"] = content["quantization_config"] = quantization
+    return content
+
+
+def _save_processor(processor: MoxinProcessor, directory: Path) -> None:
+    processor.save_pretrained(directory)
+    path = directory / "tokenizer_config.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    content = {k: v for k, v in content.items() if k not in _LOCAL_TOKENIZER}
+    # The class that takes tokenizer.json as it is, under the name all versions know.
+    content["tokenizer_class"] = "PreTrainedTokenizerFast"
+    content["processor_class"] = type(processor).__name__
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def write_settings(
+    directory: Path,
+    config: ModelConfig,
+    quantization: dict[str, Any] | None,
+    processor: MoxinProcessor,
+    generation_config: dict[str, Any],
+) -> None:
+    """Write config.json, generation_config.json, tokenizer and preprocessor files."""
+    save_config(complete_config(config, quantization), directory / "config.json")
+    text = json.dumps(generation_config, indent=2) + "\n"
+    (directory / "generation_config.json").write_text(text, encoding="utf-8")
+    _save_processor(processor, directory)
+
+
+def check_output(directory: Path) -> None:
+    """Load ``directory`` as stock mlx-vlm does, without computing a tensor.
+
+    Raises:
+        RuntimeError: if it cannot be loaded, which only a fault of this package explains.
+    """
+    try:
+        load(str(directory), lazy=True)
+    except Exception as error:
+        raise RuntimeError(
+            f"The conversion came out wrong and was discarded: mlx-vlm says {error!r}"
+        ) from error
