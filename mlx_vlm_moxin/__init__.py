@@ -1,13 +1,15 @@
 """Moxin-7B VLM for stock mlx-vlm.
 
 mlx-vlm finds a model by importing ``mlx_vlm.models.<model_type>``. Installing this
-package adds a finder for two of those names; nothing else happens, and nothing heavy
-is imported, until mlx-vlm asks for one of them:
+package adds a finder for a few such names; nothing else happens, and nothing heavy
+is imported, until one of them is asked for:
 
 - ``mlx_vlm.models.moxin``: the package in ``mlx_vlm_moxin/moxin/``, loaded under the
   name it would have inside mlx-vlm, so that its relative imports work unchanged.
 - ``mlx_vlm.models.prismatic``: the same module object, for checkpoints that still
   carry the model type of the PyTorch code base they come from.
+- ``mlx_lm.models.moxin`` and ``mlx_lm.models.prismatic``: the decoder alone, for mlx-lm
+  (``mlx_vlm_moxin/mlx_lm/decoder.py``).
 
 This file runs at the start of every Python process of the environment (from the
 ``.pth`` or ``.start`` file next to it in site-packages): keep it free of imports.
@@ -16,18 +18,51 @@ This file runs at the start of every Python process of the environment (from the
 import sys
 
 __version__ = "0.1.0"
-__all__ = ["register"]
+__all__ = [
+    "generate",
+    "load",
+    "normalize_dino",
+    "normalize_siglip",
+    "preprocess",
+    "register",
+    "save_quantized",
+    "to_pixel_values",
+]
+
+# What type checkers take for typing.TYPE_CHECKING, without its import.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from mlx_vlm_moxin.generation import generate
+    from mlx_vlm_moxin.images import normalize_dino, normalize_siglip, preprocess, to_pixel_values
+    from mlx_vlm_moxin.loading import load
+    from mlx_vlm_moxin.saving import save_quantized
+
+# The library: name -> the module that is imported when the name is first asked for.
+_LIBRARY = {
+    "generate": "generation",
+    "load": "loading",
+    "normalize_dino": "images",
+    "normalize_siglip": "images",
+    "preprocess": "images",
+    "save_quantized": "saving",
+    "to_pixel_values": "images",
+}
 
 MODEL_MODULE = "mlx_vlm.models.moxin"
-ALIAS_MODULE = "mlx_vlm.models.prismatic"
+DECODER_MODULE = "mlx_vlm_moxin.mlx_lm.decoder"
+ALIASES = {
+    "mlx_vlm.models.prismatic": MODEL_MODULE,
+    "mlx_lm.models.moxin": DECODER_MODULE,
+    "mlx_lm.models.prismatic": DECODER_MODULE,
+}
 
 
 class _MoxinFinder:
-    """Meta path finder for the two module names above."""
+    """Meta path finder for the module names above."""
 
     @staticmethod
     def find_spec(fullname, path=None, target=None):
-        if fullname != MODEL_MODULE and fullname != ALIAS_MODULE:
+        if fullname != MODEL_MODULE and fullname not in ALIASES:
             return None
         from mlx_vlm_moxin.loader import model_spec
 
@@ -35,7 +70,7 @@ class _MoxinFinder:
 
 
 def register() -> None:
-    """Make the model types ``moxin`` and ``prismatic`` known to mlx-vlm.
+    """Make the model types ``moxin`` and ``prismatic`` known to mlx-vlm and mlx-lm.
 
     Called by the installed start-up file; call it yourself only where Python does not
     read those (``python -S``, ``pip install --target``, zipapps). The finder is
@@ -43,3 +78,12 @@ def register() -> None:
     """
     if _MoxinFinder not in sys.meta_path:
         sys.meta_path.append(_MoxinFinder)
+
+
+def __getattr__(name):
+    if name not in _LIBRARY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    register()
+    return getattr(import_module(f"{__name__}.{_LIBRARY[name]}"), name)

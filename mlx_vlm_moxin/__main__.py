@@ -1,19 +1,99 @@
-"""``python -m mlx_vlm_moxin generate ...``: a stock mlx-vlm command, plugin registered.
+"""``python -m mlx_vlm_moxin COMMAND``: mlx-vlm's commands with Moxin surely registered.
 
-For environments where Python reads no ``.pth`` files; elsewhere the stock command does
-the same.
+They need no start-up file, so they also run where Python reads none, and those that load
+a model take ``--quantize`` and ``--group-size``. Two commands are this package's own.
 """
 
-import runpy
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
 
 from mlx_vlm_moxin import register
 
+# Command -> (module whose main() it is, what it does).
+COMMANDS = {
+    "generate": ("mlx_vlm.generate", "answer a question about a picture"),
+    "chat": ("mlx_vlm.chat", "talk in the terminal"),
+    "chat_ui": ("mlx_vlm.chat_ui", "talk in the browser"),
+    "server": ("mlx_vlm.server", "serve OpenAI's and Anthropic's APIs"),
+    "train": ("mlx_vlm.train", "train adapters or all weights"),
+    "convert": ("conversion.__main__", "convert any Moxin checkpoint to MLX"),
+    "bench": ("mlx_vlm_moxin.bench.__main__", "measure speed and memory on this machine"),
+}
+LOADING = ("generate", "chat", "chat_ui", "server")
 
-def main() -> None:
-    """Run ``python -m mlx_vlm`` with the same arguments after registering Moxin."""
+
+def _command_parser() -> argparse.ArgumentParser:
+    lines = "\n".join(f"  {name:<10}{text}" for name, (_, text) in COMMANDS.items())
+    parser = argparse.ArgumentParser(
+        prog="python -m mlx_vlm_moxin",
+        description=f"mlx-vlm with Moxin-7B VLM. Commands:\n{lines}",
+        epilog="python -m mlx_vlm_moxin COMMAND --help: the command's options",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("command", metavar="COMMAND", choices=COMMANDS)
+    return parser
+
+
+def quantize_parser(command: str) -> argparse.ArgumentParser:
+    """The options that this package adds to a stock command."""
+    from conversion.options import AFFINE_BITS, AFFINE_GROUP_SIZES
+
+    parser = argparse.ArgumentParser(
+        prog=f"python -m mlx_vlm_moxin {command}",
+        usage="%(prog)s [--quantize BITS] [--group-size N] [options of mlx_vlm]",
+        description="Quantise Moxin's decoder in memory while it is loaded:",
+        add_help=False,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--quantize",
+        type=int,
+        choices=AFFINE_BITS,
+        metavar="BITS",
+        help=f"bits per weight: {', '.join(map(str, AFFINE_BITS))} (default: as stored)",
+    )
+    parser.add_argument(
+        "--group-size",
+        type=int,
+        choices=AFFINE_GROUP_SIZES,
+        metavar="N",
+        help=f"weights that share a scale: {', '.join(map(str, AFFINE_GROUP_SIZES))} (default: 64)",
+    )
+    return parser
+
+
+def split_arguments(command: str, arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """The added options, and the arguments for the stock command, untouched.
+
+    Exits with a line on standard error if a value does not exist or has no effect.
+    """
+    parser = quantize_parser(command)
+    own, stock = parser.parse_known_args(arguments)
+    if own.quantize is None and own.group_size is not None:
+        parser.error("--group-size would have no effect without --quantize")
+    if own.quantize is not None and "--reload" in stock:
+        parser.error("--quantize has no effect on the process that --reload starts; drop one")
+    if {"-h", "--help"} & {*stock}:
+        parser.print_help()
+        print("\nOptions of mlx_vlm:\n")
+    return own, stock
+
+
+def main() -> int | None:
+    """Run the command named by the first argument with the rest; returns the exit status."""
     register()
-    runpy.run_module("mlx_vlm", run_name="__main__", alter_sys=False)
+    command = _command_parser().parse_args(sys.argv[1:2]).command
+    arguments = sys.argv[2:]
+    if command in LOADING:
+        own, arguments = split_arguments(command, arguments)
+        from mlx_vlm_moxin import loading, on_the_fly
+
+        on_the_fly.install(loading.quantize_options(own.quantize, own.group_size or 64))
+    sys.argv[:] = [f"python -m mlx_vlm_moxin {command}", *arguments]
+    return importlib.import_module(COMMANDS[command][0]).main()
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,0 +1,127 @@
+"""Pictures as arrays: opened, squared and normalised for each of the two towers."""
+
+from io import BytesIO
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+from mlx_vlm.models.moxin.image_processing_moxin import (
+    IMAGE_MEAN,
+    IMAGE_STD,
+    MoxinImageProcessor,
+    open_image,
+)
+from PIL import Image
+
+ImageSource = str | Path | bytes | Image.Image | np.ndarray | mx.array
+_DINO, _SIGLIP = range(2)
+
+
+def open_picture(image: ImageSource) -> Image.Image:
+    """A picture in RGB and upright.
+
+    Args:
+        image: path, ``http(s)`` URL, data URI, the bytes of an image file, a PIL image, or
+            a uint8 array ``[H, W, 3]``.
+
+    Raises:
+        ValueError: saying what cannot be used as a picture, and why.
+    """
+    name = image if isinstance(image, (str, Path)) else f"the given {type(image).__name__}"
+    try:
+        if isinstance(image, bytes):
+            image = Image.open(BytesIO(image))
+        elif isinstance(image, mx.array):
+            image = np.array(image)
+        return open_image(image)
+    except (OSError, Image.DecompressionBombError) as error:
+        raise ValueError(f"Cannot read {name} as a picture: {error}") from error
+
+
+def preprocess(image: ImageSource, image_size: int = 224) -> mx.array:
+    """One picture as the towers want it, not yet normalised.
+
+    This is the ``resize-naive`` strategy of Moxin's published checkpoints: RGB, squashed
+    to the square with Pillow's bicubic filter. ``processor.image_processor`` of a loaded
+    checkpoint has its own strategy and constants.
+
+    Args:
+        image: see :func:`open_picture`.
+        image_size: side of the square, in pixels.
+
+    Returns:
+        ``[1, image_size, image_size, 3]`` float32 in [0, 1].
+
+    Raises:
+        ValueError: see :func:`open_picture`.
+    """
+    only_resize = MoxinImageProcessor(image_size, image_mean=[[0, 0, 0]], image_std=[[1, 1, 1]])
+    return mx.array(only_resize(open_picture(image))).transpose(0, 2, 3, 1)
+
+
+def _check(images: mx.array | np.ndarray) -> mx.array:
+    """``images`` as an MLX array, if they are what the functions below take.
+
+    Raises:
+        ValueError: naming the shape, the dtype or the range that is wrong.
+    """
+    if not isinstance(images, (mx.array, np.ndarray)):
+        raise ValueError(f"images must be an array, got {type(images).__name__}")
+    if images.ndim != 4 or images.shape[-1] != 3 or 0 in images.shape:
+        raise ValueError(f"images must have shape [B, H, W, 3], got {list(images.shape)}")
+    if images.dtype not in (mx.float32, np.float32):
+        dtype = str(images.dtype).removeprefix("mlx.core.")
+        raise ValueError(
+            f"images must be float32 in [0, 1], got {dtype} (bytes are divided by 255 first)"
+        )
+    images = mx.array(images)
+    if not mx.all((images >= 0) & (images <= 1)).item():
+        raise ValueError(
+            f"images must lie in [0, 1], got values from {images.min().item():g} to "
+            f"{images.max().item():g}"
+        )
+    return images
+
+
+def _normalize(images: mx.array | np.ndarray, tower: int) -> mx.array:
+    mean, std = mx.array(IMAGE_MEAN[tower]), mx.array(IMAGE_STD[tower])
+    return (_check(images) - mean) / std
+
+
+def normalize_dino(images: mx.array | np.ndarray) -> mx.array:
+    """Pixels for DINOv2, by ImageNet's mean and standard deviation (timm's constants).
+
+    Args:
+        images: ``[B, H, W, 3]`` float32 in [0, 1], RGB.
+
+    Returns:
+        The same shape, float32.
+
+    Raises:
+        ValueError: if ``images`` has another shape, dtype or range.
+    """
+    return _normalize(images, _DINO)
+
+
+def normalize_siglip(images: mx.array | np.ndarray) -> mx.array:
+    """Pixels for SigLIP, by mean 0.5 and standard deviation 0.5 (timm's constants).
+
+    Arguments, result and errors are those of :func:`normalize_dino`.
+    """
+    return _normalize(images, _SIGLIP)
+
+
+def to_pixel_values(images: mx.array | np.ndarray) -> mx.array:
+    """Both normalisations of ``images``, as the model takes them.
+
+    Args:
+        images: ``[B, H, W, 3]`` float32 in [0, 1], RGB.
+
+    Returns:
+        ``[B, 6, H, W]`` float32, DINOv2's channels first.
+
+    Raises:
+        ValueError: see :func:`normalize_dino`.
+    """
+    channels = [normalize_dino(images), normalize_siglip(images)]
+    return mx.concatenate(channels, axis=-1).transpose(0, 3, 1, 2)
