@@ -8,6 +8,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from mlx_vlm_moxin import __version__
+
 from .machine import Machine
 from .measure import Figure
 
@@ -46,10 +48,13 @@ def to_dict(machine: Machine, results: Results) -> dict:
     """Everything that was measured, with date and versions."""
     from importlib.metadata import version
 
-    packages = ("mlx", "mlx-vlm", "mlx-vlm-moxin")
     return {
         "date": datetime.date.today().isoformat(),
-        "versions": {name: version(name) for name in packages},
+        "versions": {
+            "mlx": version("mlx"),
+            "mlx-vlm": version("mlx-vlm"),
+            "mlx-vlm-moxin": __version__,
+        },
         "machine": asdict(machine),
         "results": {
             name: [{**asdict(figure), "share": figure.share} for figure in figures]

@@ -1,0 +1,29 @@
+"""Structured output where there is no Metal.
+
+mlx-vlm masks the logits that a JSON schema forbids with a Metal kernel, which fails on
+MLX's other backends for every model. The same mask in plain MLX operations serves there.
+"""
+
+import mlx.core as mx
+from mlx_vlm import structured
+
+
+def apply_llguidance_mask(logits: mx.array, mask: mx.array) -> mx.array:
+    """Logits ``[B, V]``, minus infinity where the mask has no bit.
+
+    Args:
+        logits: ``[B, V]`` or ``[V]``.
+        mask: ``[B, W]`` or ``[W]`` int32, the bit of token ``t`` at ``t % 32`` of word
+            ``t // 32``; tokens behind the last word are forbidden.
+    """
+    logits, mask = mx.atleast_2d(logits), mx.atleast_2d(mask)
+    tokens = mx.arange(logits.shape[-1])
+    words = mx.take(mask, mx.minimum(tokens // 32, mask.shape[-1] - 1), axis=1)
+    allowed = ((words >> (tokens % 32)) & 1).astype(mx.bool_) & (tokens < 32 * mask.shape[-1])
+    return mx.where(allowed, logits, -mx.inf)
+
+
+def install() -> None:
+    """Replace mlx-vlm's mask function if Metal, which it needs, is not there. Idempotent."""
+    if not mx.metal.is_available():
+        structured._apply_llguidance_mask = apply_llguidance_mask

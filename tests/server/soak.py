@@ -1,0 +1,238 @@
+"""Load on one server from many clients, good ones, bad ones and impatient ones.
+
+Run it by itself for a long soak: ``python tests/server/soak.py --seconds 300``. It ends
+with exit status 1 if an answer differed from the one that the request gets alone, if a
+request got no answer, or if memory grew.
+"""
+
+import argparse
+import http.client
+import itertools
+import json
+import random
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from bodies import get
+from server_process import Server
+from soak_requests import Request, bad_requests, good_requests, stream_text
+from support import HF_CHECKPOINT
+
+ANSWER_TIMEOUT_S = 120
+SAMPLE_INTERVAL_S = 0.5
+# Part of the time after which the server has seen every kind of request.
+WARM_UP = 0.3
+# Memory after the warm-up may differ by this much between its first and last third.
+GROWTH_MB = 15
+
+
+@dataclass
+class Report:
+    """What happened. ``rss_mb`` are samples of the server process."""
+
+    counts: Counter = field(default_factory=Counter)
+    wrong: list[str] = field(default_factory=list)
+    lost: list[str] = field(default_factory=list)
+    rss_mb: list[float] = field(default_factory=list)
+    summary: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def warm_rss_mb(self) -> list[float]:
+        """Samples after the warm-up."""
+        return self.rss_mb[int(len(self.rss_mb) * WARM_UP) :]
+
+    @property
+    def growth_mb(self) -> float:
+        """Median of the last third of the samples after the warm-up, less the first third's."""
+        third = max(1, len(self.warm_rss_mb) // 3)
+        return median(self.warm_rss_mb[-third:]) - median(self.warm_rss_mb[:third])
+
+    @property
+    def is_good(self) -> bool:
+        """Every answer right, none missing, memory flat."""
+        return not self.wrong and not self.lost and self.growth_mb < GROWTH_MB
+
+    def lines(self) -> list[str]:
+        """For people."""
+        kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(self.counts.items()))
+        tenth = max(1, len(self.rss_mb) // 10)
+        medians = [median(self.rss_mb[i : i + tenth]) for i in range(0, len(self.rss_mb), tenth)]
+        return [
+            f"requests: {self.counts.total()} ({kinds})",
+            f"wrong answers: {len(self.wrong)}; requests without an answer: {len(self.lost)}",
+            *(line[:500] for line in self.wrong[:5]),
+            *self.lost[:5],
+            f"server: {self.summary}",
+            f"memory in MB, by tenths of the time: {', '.join(f'{m:.0f}' for m in medians[:10])}",
+            f"growth after the warm-up: {self.growth_mb:+.1f} MB",
+        ]
+
+
+def rss_mb(pid: int) -> float:
+    """Resident memory of a process."""
+    output = subprocess.run(
+        ["ps", "-o", "rss=", "-p", str(pid)], capture_output=True, text=True, check=True
+    )
+    return int(output.stdout) / 1024
+
+
+class Client(threading.Thread):
+    """Sends one request after the other until ``deadline``."""
+
+    def __init__(self, soak: "Soak", seed: int):
+        super().__init__()
+        self._soak = soak
+        self._random = random.Random(seed)
+
+    def run(self) -> None:
+        actions = (self._answer, self._stream, self._hang_up, self._leave, self._bad)
+        while time.monotonic() < self._soak.deadline:
+            (action,) = self._random.choices(actions, weights=(30, 30, 15, 5, 20))
+            connection = http.client.HTTPConnection(
+                "127.0.0.1", self._soak.server.port, timeout=ANSWER_TIMEOUT_S
+            )
+            kind = action.__name__.strip("_")
+            try:
+                action(connection)
+            except Exception as error:
+                self._soak.lost(f"{kind}: {error!r}")
+            finally:
+                connection.close()
+            self._soak.count(kind)
+
+    def _send(self, connection: http.client.HTTPConnection, request: Request, **more: Any) -> None:
+        data = request.data if request.data is not None else json.dumps({**request.body, **more})
+        connection.request("POST", request.path, data, {"Content-Type": "application/json"})
+
+    def _good(self) -> Request:
+        return self._random.choice(self._soak.good)
+
+    def _answer(self, connection: http.client.HTTPConnection) -> None:
+        """A good request whose answer comes in one piece."""
+        request = self._good()
+        self._send(connection, request)
+        response = connection.getresponse()
+        answer = json.loads(response.read())
+        self._soak.compare(request, response.status, request.text(answer))
+
+    def _stream(self, connection: http.client.HTTPConnection) -> None:
+        """A good request whose answer is streamed."""
+        request = self._good()
+        self._send(connection, request, stream=True)
+        response = connection.getresponse()
+        self._soak.compare(request, response.status, stream_text(request.path, response))
+
+    def _hang_up(self, connection: http.client.HTTPConnection) -> None:
+        """A client that goes away in the middle of a stream."""
+        self._send(connection, self._good(), stream=True)
+        response = connection.getresponse()
+        for _ in itertools.islice(response, self._random.randrange(1, 12)):
+            pass
+        if connection.sock is not None:
+            connection.sock.close()
+        response.close()
+
+    def _leave(self, connection: http.client.HTTPConnection) -> None:
+        """A client that goes away before it has got anything."""
+        self._send(connection, self._good(), stream=self._random.random() < 0.5)
+        time.sleep(self._random.random() / 10)
+
+    def _bad(self, connection: http.client.HTTPConnection) -> None:
+        """A request that cannot be answered."""
+        request = self._random.choice(self._soak.bad)
+        self._send(connection, request)
+        response = connection.getresponse()
+        message = response.read().decode()
+        if not 400 <= response.status < 500 or not json.loads(message):
+            self._soak.wrong(f"{request.name}: HTTP {response.status} {message[:200]}")
+
+
+class Soak:
+    """``clients`` threads against a running ``server`` for ``seconds``."""
+
+    def __init__(self, server: Server, seconds: float, clients: int):
+        self.server = server
+        self.good = good_requests(server.model)
+        self.bad = bad_requests(server.model)
+        self.report = Report()
+        self._lock = threading.Lock()
+        self._seconds, self._clients = seconds, clients
+        self._alone = {request: self._ask_alone(request) for request in self.good}
+
+    def _ask_alone(self, request: Request) -> str:
+        status, answer = self.server.post(request.path, request.body)
+        assert status == 200, answer
+        return request.text(answer)
+
+    def compare(self, request: Request, status: int, text: str) -> None:
+        if (status, text) != (200, self._alone[request]):
+            self.wrong(f"{request.name}: HTTP {status} {text!r}, alone {self._alone[request]!r}")
+
+    def count(self, kind: str) -> None:
+        with self._lock:
+            self.report.counts[kind] += 1
+
+    def wrong(self, message: str) -> None:
+        with self._lock:
+            self.report.wrong.append(message)
+
+    def lost(self, message: str) -> None:
+        with self._lock:
+            self.report.lost.append(message)
+
+    def run(self) -> Report:
+        """Load the server, wait until it is idle, ask once more what was asked alone."""
+        self.deadline = time.monotonic() + self._seconds
+        clients = [Client(self, seed) for seed in range(self._clients)]
+        for client in clients:
+            client.start()
+        while time.monotonic() < self.deadline:
+            self.report.rss_mb.append(rss_mb(self.server.process.pid))
+            time.sleep(SAMPLE_INTERVAL_S)
+        for client in clients:
+            client.join(timeout=2 * ANSWER_TIMEOUT_S)
+            if client.is_alive():
+                self.lost("a client still waits for an answer")
+        self._wait_until_idle()
+        for request in self.good:
+            self.compare(request, 200, self._ask_alone(request))
+        return self.report
+
+    def _wait_until_idle(self) -> None:
+        """Until no request is under way, those of clients that left included."""
+        for _ in range(100):
+            self.report.summary = get(self.server, "/metrics")["summary"]
+            if self.report.summary["in_flight"] == 0:
+                return
+            time.sleep(0.2)
+        self.lost("the server still counts requests as under way")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Load one server from many clients.")
+    parser.add_argument("--seconds", type=float, default=300)
+    parser.add_argument("--clients", type=int, default=16)
+    arguments = parser.parse_args()
+    from mlx_vlm import convert
+
+    with tempfile.TemporaryDirectory() as directory:
+        checkpoint, log = Path(directory) / "checkpoint", Path(directory) / "log.txt"
+        convert(str(HF_CHECKPOINT), str(checkpoint), dtype="float32", trust_remote_code=False)
+        with Server(checkpoint, log) as server:
+            report = Soak(server, arguments.seconds, arguments.clients).run()
+    print(*report.lines(), sep="\n")
+    sys.exit(not report.is_good)
+
+
+if __name__ == "__main__":
+    main()
