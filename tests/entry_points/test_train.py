@@ -1,0 +1,121 @@
+"""LoRA and QLoRA by stock ``mlx_vlm.train``: learned, loaded, fused, converted again."""
+
+import json
+import re
+from pathlib import Path
+
+import mlx.nn as nn
+import pytest
+from datasets import Dataset, Features, Image, Value
+from mlx_vlm import convert, generate, load
+from support import GOLDENS, PROMPTS, image_path, run_module
+
+from mlx_vlm_moxin.fuse import fuse_adapter
+
+PROMPT = PROMPTS[0]
+LEARNED = {"photo": "Yes", "tall": "No"}
+# Adam's steps grow as the losses of two rows vanish, and undo what was learned; SGD's shrink.
+SETTINGS = ["--optimizer", "sgd", "--learning-rate", "0.05", "--iters", "40"]
+SETTINGS += ["--lora-rank", "8", "--lora-alpha", "8", "--batch-size", "2"]
+SETTINGS += ["--train-on-completions", "--steps-per-report", "10"]
+
+
+def train(model: Path, output: Path, *data: str) -> list[float]:
+    """Losses that ``python -m mlx_vlm.train`` reports, one per ten steps."""
+    environment = {"HF_DATASETS_CACHE": str(output.parent / "cache")}
+    options = ["--model", model, *data, "--output-path", output, *SETTINGS]
+    result = run_module("mlx_vlm.train", *options, env=environment)
+    assert result.returncode == 0, result.stderr
+    return [float(loss) for loss in re.findall(r"train_loss=([\d.]+)", result.stdout)]
+
+
+def answers(model, processor) -> dict[str, str]:
+    return {
+        name: generate(model, processor, PROMPT["prompt"], [image_path(name)], max_tokens=8).text
+        for name in LEARNED
+    }
+
+
+def fuse(model: Path, adapter: Path, target: Path, *options: str) -> Path:
+    paths = ["--model", model, "--adapter-path", adapter, "--save-path", target]
+    result = run_module("mlx_vlm_moxin.fuse", *paths, *options)
+    assert result.returncode == 0, result.stderr
+    assert "28 layers fused" in result.stdout
+    return target
+
+
+@pytest.fixture(scope="module")
+def jsonl(tmp_path_factory) -> Path:
+    """mlx-vlm's own format: a folder with ``train.jsonl``, pictures by path."""
+    folder = tmp_path_factory.mktemp("jsonl")
+    rows = [
+        {
+            "images": [image_path(name)],
+            "messages": [
+                {"role": "user", "content": PROMPT["message"]},
+                {"role": "assistant", "content": answer},
+            ],
+        }
+        for name, answer in LEARNED.items()
+    ]
+    text = "\n".join(json.dumps(row) for row in rows)
+    (folder / "train.jsonl").write_text(text, encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def parquet(tmp_path_factory) -> Path:
+    """A data set in Hugging Face's format, pictures inside."""
+    folder = tmp_path_factory.mktemp("parquet")
+    question = PROMPT["message"]
+    rows = [
+        {"image": image_path(name), "question": question, "answer": answer}
+        for name, answer in LEARNED.items()
+    ]
+    text = Value("string")
+    features = Features({"image": Image(), "question": text, "answer": text})
+    Dataset.from_list(rows, features=features).to_parquet(folder / "train.parquet")
+    return folder
+
+
+def test_lora(fp32_checkpoint, jsonl, tmp_path):
+    losses = train(fp32_checkpoint, tmp_path / "adapter", "--data", jsonl)
+    assert losses[-1] < losses[0] / 20
+    options = ["--model", fp32_checkpoint, "--adapter-path", tmp_path / "adapter"]
+    options += ["--image", image_path("photo"), "--prompt", PROMPT["message"]]
+    result = run_module("mlx_vlm", "generate", *options, "--max-tokens", "8")
+    assert result.stdout == "Yes\n", result.stderr
+    adapted = load(str(fp32_checkpoint), adapter_path=str(tmp_path / "adapter"))
+    assert answers(*adapted) == LEARNED
+    base = answers(*load(str(fp32_checkpoint)))
+    assert all(GOLDENS["generate"]["hf"][n][0]["text"].startswith(base[n][:4]) for n in LEARNED)
+    fused = fuse(fp32_checkpoint, tmp_path / "adapter", tmp_path / "fused")
+    assert answers(*load(str(fused))) == LEARNED
+    convert(str(fused), str(tmp_path / "moxin"), quantize=True, trust_remote_code=False)
+    assert answers(*load(str(tmp_path / "moxin"))) == LEARNED
+
+
+def test_qlora(fp32_checkpoint, parquet, tmp_path):
+    base, adapter = tmp_path / "base", tmp_path / "adapter"
+    options = {"quantize": True, "q_bits": 4, "q_group_size": 32, "trust_remote_code": False}
+    convert(str(fp32_checkpoint), str(base), **options)
+    losses = train(base, adapter, "--dataset", parquet)
+    assert losses[-1] < losses[0] / 20
+    model, processor = load(str(base), adapter_path=str(adapter))
+    assert answers(model, processor) == LEARNED
+    assert fuse_adapter(model) == 28
+    assert isinstance(model.layers[0].self_attn.q_proj, nn.QuantizedLinear)
+    fused, processor = load(str(fuse(base, adapter, tmp_path / "fused", "--dequantize")))
+    assert answers(fused, processor) == LEARNED
+    assert isinstance(fused.layers[0].self_attn.q_proj, nn.Linear)
+    assert isinstance(fused.language_model.lm_head, nn.QuantizedLinear)
+
+
+def test_fusing_refuses_what_is_there_and_what_is_not(fp32_checkpoint, tmp_path):
+    for target, part in ((tmp_path, "exists"), (tmp_path / "new", "does not exist")):
+        options = ["--adapter-path", tmp_path / "none", "--save-path", target]
+        result = run_module("mlx_vlm_moxin.fuse", "--model", fp32_checkpoint, *options)
+        assert result.returncode == 1
+        assert "Traceback" not in result.stderr
+        assert part in result.stderr.strip().splitlines()[-1]
+    assert not (tmp_path / "new").exists()
