@@ -9,11 +9,14 @@ CHECKPOINT := tests/reference/tiny28/hf
 PICTURE := tests/reference/images/photo.png
 JOBS ?= auto
 
-.PHONY: help demo test lint format lock newest clean
+.PHONY: help demo test test-ui soak matrix lint format lock newest clean
 
 help:
 	@echo "make demo    convert the bundled checkpoint to 8 bits in ./moxin and ask about a picture"
 	@echo "make test    run the tests (JOBS=n for n processes)"
+	@echo "make test-ui the chat in a browser (needs Chromium and its driver)"
+	@echo "make soak    five minutes of mixed requests from 16 clients against the server"
+	@echo "make matrix  the core tests on the oldest and the newest mlx-vlm"
 	@echo "make lint    ruff"
 	@echo "make lock    pin the newest versions of everything in requirements.txt"
 	@echo "make newest  run the tests on the newest mlx-vlm and other packages"
@@ -28,6 +31,18 @@ moxin/config.json: | .venv/ready
 
 test: .venv/ready
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+
+# gradio needs a Pillow older than the pinned one; Chromium and its driver come from the system.
+test-ui:
+	$(MAKE) .venv-ui/ready VENV=.venv-ui CONSTRAINTS= EXTRAS="$(EXTRAS),ui"
+	.venv-ui/bin/python -m pip install -q selenium
+	.venv-ui/bin/python -m pytest tests/entry_points/test_chat_ui.py
+
+soak: .venv/ready
+	$(BIN)/python tests/server/soak.py --seconds 300
+
+matrix: .venv/ready
+	$(BIN)/python tests/entry_points/version_matrix.py
 
 lint: .venv/ready
 	$(BIN)/ruff check .
@@ -47,7 +62,7 @@ newest:
 	.venv-newest/bin/python -m pytest -n $(JOBS) --dist loadfile
 
 clean:
-	rm -rf .venv .venv-newest moxin
+	rm -rf .venv .venv-newest .venv-ui moxin
 
 # python3-venv may be missing on Debian; uv, fetched into the environment's folder, needs none.
 VENV ?= .venv

@@ -18,6 +18,7 @@ COMMANDS = {
     "chat_ui": ("mlx_vlm.chat_ui", "talk in the browser"),
     "server": ("mlx_vlm.server", "serve OpenAI's and Anthropic's APIs"),
     "train": ("mlx_vlm.train", "train adapters or all weights"),
+    "fuse": ("mlx_vlm_moxin.fuse", "add an adapter's update to the weights"),
     "convert": ("conversion.__main__", "convert any Moxin checkpoint to MLX"),
     "bench": ("mlx_vlm_moxin.bench.__main__", "measure speed and memory on this machine"),
 }

@@ -29,6 +29,8 @@ from soak_requests import Request, bad_requests, good_requests, stream_text
 from support import HF_CHECKPOINT
 
 ANSWER_TIMEOUT_S = 120
+# The server keeps its last responses with their pictures: 1024, a long time's growth.
+ENVIRONMENT = {"MLX_VLM_RESPONSE_STORE_LIMIT": "32"}
 SAMPLE_INTERVAL_S = 0.5
 # Part of the time after which the server has seen every kind of request.
 WARM_UP = 0.3
@@ -228,7 +230,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         checkpoint, log = Path(directory) / "checkpoint", Path(directory) / "log.txt"
         convert(str(HF_CHECKPOINT), str(checkpoint), dtype="float32", trust_remote_code=False)
-        with Server(checkpoint, log) as server:
+        with Server(checkpoint, log, **ENVIRONMENT) as server:
             report = Soak(server, arguments.seconds, arguments.clients).run()
     print(*report.lines(), sep="\n")
     sys.exit(not report.is_good)
