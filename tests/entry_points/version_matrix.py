@@ -26,7 +26,9 @@ OUTCOMES = ("passed", "failed", "skipped")
 
 def oldest() -> str:
     """The lowest mlx-vlm that this package's metadata allows."""
-    (requirement,) = (r for r in map(Requirement, requires("mlx-vlm-moxin")) if r.name == "mlx-vlm")
+    needed = map(Requirement, requires("mlx-vlm-moxin"))
+    # Those with a marker belong to extras.
+    (requirement,) = (r for r in needed if r.name == "mlx-vlm" and r.marker is None)
     (specifier,) = (s for s in requirement.specifier if s.operator == ">=")
     return specifier.version
 
