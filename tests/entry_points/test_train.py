@@ -1,39 +1,17 @@
 """LoRA and QLoRA by stock ``mlx_vlm.train``: learned, loaded, fused, converted again."""
 
-import json
-import re
 from pathlib import Path
 
 import mlx.nn as nn
 import pytest
 from datasets import Dataset, Features, Image, Value
-from mlx_vlm import convert, generate, load
-from support import GOLDENS, PROMPTS, image_path, run_module
+from mlx_vlm import convert, load
+from support import GOLDENS, image_path, run_module
+from training import LEARNED, PROMPT, answers, conversations, losses, train, write_rows
 
 from mlx_vlm_moxin.fuse import fuse_adapter
 
-PROMPT = PROMPTS[0]
-LEARNED = {"photo": "Yes", "tall": "No"}
-# Adam's steps grow as the losses of two rows vanish, and undo what was learned; SGD's shrink.
-SETTINGS = ["--optimizer", "sgd", "--learning-rate", "0.05", "--iters", "40"]
-SETTINGS += ["--lora-rank", "8", "--lora-alpha", "8", "--batch-size", "2"]
-SETTINGS += ["--train-on-completions", "--steps-per-report", "10"]
-
-
-def train(model: Path, output: Path, *data: str) -> list[float]:
-    """Losses that ``python -m mlx_vlm.train`` reports, one per ten steps."""
-    environment = {"HF_DATASETS_CACHE": str(output.parent / "cache")}
-    options = ["--model", model, *data, "--output-path", output, *SETTINGS]
-    result = run_module("mlx_vlm.train", *options, env=environment)
-    assert result.returncode == 0, result.stderr
-    return [float(loss) for loss in re.findall(r"train_loss=([\d.]+)", result.stdout)]
-
-
-def answers(model, processor) -> dict[str, str]:
-    return {
-        name: generate(model, processor, PROMPT["prompt"], [image_path(name)], max_tokens=8).text
-        for name in LEARNED
-    }
+SETTINGS = ("--learning-rate", "0.05", "--iters", "40", "--train-on-completions")
 
 
 def fuse(model: Path, adapter: Path, target: Path, *options: str) -> Path:
@@ -46,21 +24,8 @@ def fuse(model: Path, adapter: Path, target: Path, *options: str) -> Path:
 
 @pytest.fixture(scope="module")
 def jsonl(tmp_path_factory) -> Path:
-    """mlx-vlm's own format: a folder with ``train.jsonl``, pictures by path."""
-    folder = tmp_path_factory.mktemp("jsonl")
-    rows = [
-        {
-            "images": [image_path(name)],
-            "messages": [
-                {"role": "user", "content": PROMPT["message"]},
-                {"role": "assistant", "content": answer},
-            ],
-        }
-        for name, answer in LEARNED.items()
-    ]
-    text = "\n".join(json.dumps(row) for row in rows)
-    (folder / "train.jsonl").write_text(text, encoding="utf-8")
-    return folder
+    """mlx-vlm's own format, pictures by path."""
+    return write_rows(tmp_path_factory.mktemp("jsonl"), conversations())
 
 
 @pytest.fixture(scope="module")
@@ -79,8 +44,8 @@ def parquet(tmp_path_factory) -> Path:
 
 
 def test_lora(fp32_checkpoint, jsonl, tmp_path):
-    losses = train(fp32_checkpoint, tmp_path / "adapter", "--data", jsonl)
-    assert losses[-1] < losses[0] / 20
+    learned = losses(train(fp32_checkpoint, tmp_path / "adapter", "--data", jsonl, *SETTINGS))
+    assert learned[-1] < learned[0] / 20
     options = ["--model", fp32_checkpoint, "--adapter-path", tmp_path / "adapter"]
     options += ["--image", image_path("photo"), "--prompt", PROMPT["message"]]
     result = run_module("mlx_vlm", "generate", *options, "--max-tokens", "8")
@@ -99,8 +64,8 @@ def test_qlora(fp32_checkpoint, parquet, tmp_path):
     base, adapter = tmp_path / "base", tmp_path / "adapter"
     options = {"quantize": True, "q_bits": 4, "q_group_size": 32, "trust_remote_code": False}
     convert(str(fp32_checkpoint), str(base), **options)
-    losses = train(base, adapter, "--dataset", parquet)
-    assert losses[-1] < losses[0] / 20
+    learned = losses(train(base, adapter, "--dataset", parquet, *SETTINGS))
+    assert learned[-1] < learned[0] / 20
     model, processor = load(str(base), adapter_path=str(adapter))
     assert answers(model, processor) == LEARNED
     assert fuse_adapter(model) == 28
