@@ -36,12 +36,6 @@ def wait_until_written(server) -> None:
     raise AssertionError("The disk tier was not written")
 
 
-# Blocks of the prefix cache: the first one ends with the picture.
-BLOCK = PREFIX
-# Full blocks of the first prompt, whose last token is always computed.
-CACHED = (len(PROMPTS[0]["input_ids"]) + GOLDENS["num_patches"] - 1) // BLOCK * BLOCK
-
-
 # Tokens per block of the prefix cache: the first block ends inside the picture.
 BLOCK = GOLDENS["num_patches"]
 

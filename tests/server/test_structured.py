@@ -1,10 +1,12 @@
 """JSON schemas hold, on every backend of MLX, and only for the request that has one."""
 
+import importlib.util
 import json
 from concurrent.futures import ThreadPoolExecutor
 
 import mlx.core as mx
 import numpy as np
+import pytest
 from bodies import CHAT, RESPONSES, answer_text, body, picture_data
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -40,6 +42,19 @@ def test_a_mask_forbids_the_tokens_without_a_bit_and_those_behind_it(data):
     allowed[:, : bits.shape[1]] = bits[:, :width]
     expected = np.where(allowed, np.array(logits.astype(mx.float32)), -np.inf)
     np.testing.assert_array_equal(np.array(masked.astype(mx.float32)), expected)
+
+
+@pytest.mark.xfail(
+    not mx.metal.is_available(), raises=RuntimeError, strict=True, reason="mlx-vlm needs Metal"
+)
+def test_mlx_vlms_own_kernel_masks_alike():
+    spec = importlib.util.find_spec("mlx_vlm.structured")
+    original = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(original)
+    logits = mx.random.normal((2, 100), key=mx.random.key(0))
+    mask = mx.random.randint(-(2**31), 2**31 - 1, (2, 3), key=mx.random.key(1))
+    masked = original._apply_llguidance_mask(logits, mask)
+    assert mx.array_equal(masked, apply_llguidance_mask(logits, mask))
 
 
 def json_schema(endpoint: str) -> dict:
