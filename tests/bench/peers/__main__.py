@@ -1,0 +1,94 @@
+"""The command line of the comparison."""
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from mlx_vlm_moxin import register
+from mlx_vlm_moxin.bench.machine import Machine, probe
+from mlx_vlm_moxin.bench.models import bytes_of
+
+from . import report
+from .measures import all_measures
+from .models import Models
+from .rounds import Measure, measure_rounds
+from .sizes import SMALL, Sizes
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options of ``python -m bench.peers``."""
+    parser = argparse.ArgumentParser("python -m bench.peers", description=__doc__)
+    parser.add_argument("--list", action="store_true", help="print the names of the measures")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="measure these alone")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds that count (default: 5)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything to this file")
+    parser.add_argument("--small", action="store_true", help="tiny models: shows that it runs")
+    return parser
+
+
+def decode_limit(measure: Measure, models: Models, machine: Machine) -> float | None:
+    """Tokens per second if reading weights and key-values were all that takes time."""
+    if measure.decode is None:
+        return None
+    batch, name = measure.decode
+    language_model = models[name].language_model
+    text = models.sizes.config.text_config
+    # A token's embedding is one row; everything else of the decoder is read for every step.
+    weights = bytes_of(language_model) - bytes_of(language_model.model.embed_tokens)
+    row = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim * 2
+    return batch * machine.bandwidth / (weights + batch * models.sizes.context * row)
+
+
+def run(measures: Sequence[Measure], sizes: Sizes, rounds: int, path: Path | None) -> None:
+    """Measure and print one after another; ``path`` always holds what is done so far."""
+    machine = probe()
+    print(
+        f"{machine.name}: {machine.bandwidth / 1e9:.0f} GB/s read, "
+        f"{machine.flops / 1e12:.1f} TFLOP/s in bf16, measured by MLX",
+        flush=True,
+    )
+    models = Models(sizes)
+    done: dict[str, Any] = {}
+    total = sum(len(measure.sides) for measure in measures) * (1 + rounds)
+    with tqdm(total=total, unit="round", disable=None) as bar:
+        for index, measure in enumerate(measures):
+            bar.set_description(measure.name)
+            start = time.perf_counter()
+            models.keep({name for later in measures[index:] for name in later.needs})
+            results = measure_rounds(measure, models, rounds, bar.update)
+            ours_ran = any(result.is_ours and result.values for result in results)
+            limit = decode_limit(measure, models, machine) if ours_ran else None
+            lines = report.text(measure, results, limit)
+            bar.write(f"{lines}\n  ({time.perf_counter() - start:.0f} s)", file=sys.stdout)
+            sys.stdout.flush()
+            done[measure.name] = report.to_dict(measure, results, limit)
+            if path is not None:
+                report.save_json(path, machine, done)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command; what was measured stays on the screen and in the file after Ctrl-C."""
+    options = parser()
+    args = options.parse_args(argv)
+    register()
+    sizes = SMALL if args.small else Sizes()
+    measures = {measure.name: measure for measure in all_measures(sizes)}
+    if args.list:
+        print("\n".join(f"{name:20} {measure.title}" for name, measure in measures.items()))
+        return
+    unknown = set(args.only or ()) - set(measures)
+    if unknown or args.rounds < 1:
+        options.error(f"unknown: {', '.join(sorted(unknown))}" if unknown else "--rounds is 1 up")
+    try:
+        run([measures[name] for name in args.only or measures], sizes, args.rounds, args.json)
+    except KeyboardInterrupt:
+        sys.exit("stopped")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,186 @@
+"""Decoding on MLX: one loop for every model, and the libraries' own generation loops.
+
+All return functions that decode ``tokens`` from a cache of ``context`` tokens and give the
+tokens per second of all rows together.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import mlx.core as mx
+from mlx_vlm.models.cache import make_prompt_cache
+
+from mlx_vlm_moxin.bench.measure import PREFILL_STEP
+
+from .clock import synchronize
+from .models import Models
+from .rounds import Run
+
+Forward = Callable[[mx.array, list], mx.array]
+
+
+def _forward(model: object) -> tuple[object, Forward]:
+    """The decoder and a function from ids ``[B, T]`` and a cache to logits."""
+    decoder = getattr(model, "language_model", model)
+
+    def forward(ids: mx.array, cache: list) -> mx.array:
+        output = decoder(ids, cache=cache)
+        return getattr(output, "logits", output)
+
+    return decoder, forward
+
+
+def _ids(models: Models, batch: int, length: int) -> mx.array:
+    return mx.random.randint(3, models.sizes.config.pad_token_id, (batch, length))
+
+
+def _fill(forward: Forward, cache: list, ids: mx.array) -> None:
+    """Put ``ids`` into the cache, a few at a time, which bounds the size of the logits."""
+    batch, context = ids.shape
+    step = max(1, PREFILL_STEP // batch)
+    for start in range(0, context, step):
+        forward(ids[:, start : start + step], cache)
+        mx.eval([layer.state for layer in cache])
+
+
+def _cut(cache: list, length: int) -> None:
+    """Take back what was decoded, once it is computed."""
+    mx.eval([layer.state for layer in cache])
+    for layer in cache:
+        layer.trim(layer.offset - length)
+
+
+def _rate(steps: Iterator, count: int) -> float:
+    """Steps per second of ``count`` steps after the first, which starts the loop."""
+    synchronize()
+    next(steps)
+    start = time.perf_counter()
+    for _ in range(count):
+        next(steps)
+    return count / (time.perf_counter() - start)
+
+
+def loop(models: Models, model: str, batch: int = 1, tokens: int | None = None) -> Run:
+    """The benchmark's greedy loop, which works ahead by one token."""
+    decoder, forward = _forward(models[model])
+    context = models.sizes.context
+    cache = make_prompt_cache(decoder)
+    _fill(forward, cache, _ids(models, batch, context))
+    first = _ids(models, batch, 1)
+
+    def step(ids: mx.array) -> mx.array:
+        return mx.argmax(forward(ids, cache)[:, -1], axis=-1, keepdims=True)
+
+    def steps() -> Iterator[mx.array]:
+        ids = step(first)
+        while True:
+            following = step(ids)
+            mx.async_eval(following)
+            mx.eval(ids)
+            yield ids
+            ids = following
+
+    def run() -> float:
+        rate = _rate(steps(), tokens or models.sizes.tokens)
+        _cut(cache, context)
+        return batch * rate
+
+    return run
+
+
+def mlx_vlm_step(models: Models, model: str) -> Run:
+    """``mlx_vlm.generate.generate_step``, the loop under every mlx-vlm command."""
+    from mlx_vlm.generate import generate_step
+
+    moxin = models[model]
+    return _own_loop(
+        models,
+        moxin,
+        lambda token, **kwargs: generate_step(token[None], moxin, None, None, **kwargs),
+    )
+
+
+def mlx_lm_step(models: Models, model: str) -> Run:
+    """``mlx_lm.generate.generate_step``, the loop under every mlx-lm command."""
+    from mlx_lm.generate import generate_step
+
+    decoder = models[model]
+    return _own_loop(
+        models, decoder, lambda token, **kwargs: generate_step(token, decoder, **kwargs)
+    )
+
+
+def _own_loop(models: Models, model: object, generate: Callable[..., Iterator]) -> Run:
+    decoder, forward = _forward(model)
+    context, tokens = models.sizes.context, models.sizes.tokens
+    cache = make_prompt_cache(decoder)
+    _fill(forward, cache, _ids(models, 1, context))
+    first = _ids(models, 1, 1)[0]
+
+    def run() -> float:
+        steps = generate(first, prompt_cache=cache, max_tokens=tokens + 1)
+        rate = _rate(steps, tokens)
+        steps.close()
+        _cut(cache, context)
+        return rate
+
+    return run
+
+
+def mlx_vlm_batch(models: Models, model: str, batch: int) -> Run:
+    """mlx-vlm's continuous batching, as its server runs it."""
+    from mlx_vlm.generate import BatchGenerator
+
+    from .questions import processor
+
+    language_model, moxin_processor = models[model].language_model, processor(models)
+    options = {"prefill_batch_size": batch, "completion_batch_size": batch}
+
+    def start(rows: list[list[int]], max_tokens: list[int]) -> BatchGenerator:
+        generator = BatchGenerator(
+            language_model, moxin_processor, compute_logprobs=False, **options
+        )
+        embeddings = [language_model.model.embed_tokens(mx.array([row])) for row in rows]
+        inputs = [{"inputs_embeds": embedding} for embedding in embeddings]
+        generator.insert(rows, max_tokens, prompt_kwargs=inputs)
+        return generator
+
+    return _batch(models, batch, start)
+
+
+def mlx_lm_batch(models: Models, model: str, batch: int) -> Run:
+    """mlx-lm's continuous batching, as its server runs it."""
+    from mlx_lm.generate import BatchGenerator
+
+    decoder = models[model]
+    options = {"prefill_batch_size": batch, "completion_batch_size": batch}
+
+    def start(rows: list[list[int]], max_tokens: list[int]) -> BatchGenerator:
+        generator = BatchGenerator(decoder, **options)
+        generator.insert(rows, max_tokens)
+        return generator
+
+    return _batch(models, batch, start)
+
+
+def _batch(models: Models, batch: int, start: Callable[..., Any]) -> Run:
+    context, tokens = models.sizes.context, models.sizes.tokens
+
+    def steps() -> Iterator[list]:
+        generator = start(_ids(models, batch, context).tolist(), [tokens + 8] * batch)
+        try:
+            while True:
+                _, responses = generator.next()
+                if len(responses) == batch:
+                    yield responses
+        finally:
+            generator.close()
+
+    def run() -> float:
+        running = steps()
+        rate = _rate(running, tokens)
+        running.close()
+        return batch * rate
+
+    return run

@@ -1,0 +1,80 @@
+"""A 12-megapixel JPEG to pixels; functions that give milliseconds."""
+
+import functools
+import io
+import json
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from support import HF_CHECKPOINT
+
+from .clock import seconds
+from .models import Models
+from .rounds import Run
+
+QUALITY = 90
+
+
+@functools.cache
+def jpeg(width: int, height: int) -> bytes:
+    """A JPEG of smooth shapes, texture and some noise, about as large as a photograph's."""
+    generator = np.random.default_rng(0)
+    photo = np.zeros((height, width, 3), np.float32)
+    for cells, contrast in ((4, 90), (40, 40), (400, 12)):
+        shape = (max(1, cells * height // width), cells, 3)
+        noise = generator.integers(0, 256, shape, dtype=np.uint8)
+        octave = Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC)
+        photo += contrast * (np.asarray(octave, np.float32) / 255 - 0.5)
+    photo += generator.normal(128, 3, photo.shape).astype(np.float32)
+    file = io.BytesIO()
+    image = Image.fromarray(photo.clip(0, 255).astype(np.uint8))
+    image.save(file, "JPEG", quality=QUALITY)
+    return file.getvalue()
+
+
+def reference_config(image_size: int) -> dict[str, Any]:
+    """The HF image processor's configuration for squares of ``image_size``."""
+    text = (HF_CHECKPOINT / "preprocessor_config.json").read_text(encoding="utf-8")
+    config = json.loads(text)
+    square = [image_size, image_size]
+    config["input_sizes"] = [[3, *square]] * 2
+    for resize, crop in zip(config["tvf_resize_params"], config["tvf_crop_params"]):
+        resize["size"] = square
+        crop["output_size"] = square
+    return config
+
+
+def _source(models: Models, decoded: bool) -> Any:
+    """A function that gives the photo: opened from its bytes, or already decoded."""
+    data = jpeg(*models.sizes.photo)
+    if not decoded:
+        return lambda: Image.open(io.BytesIO(data))
+    image = Image.open(io.BytesIO(data))
+    image.load()
+    return lambda: image
+
+
+def ours(models: Models, decoded: bool) -> Run:
+    """This package's image processor."""
+    from mlx_vlm.models.moxin.image_processing_moxin import MoxinImageProcessor
+
+    size = models.sizes.config.vision_config.image_size
+    image_processor = MoxinImageProcessor.from_dict(reference_config(size))
+    source = _source(models, decoded)
+    return lambda: 1e3 * seconds(lambda: image_processor(source()))
+
+
+def torchvision(models: Models, decoded: bool) -> Run:
+    """The reference processor's steps: each tower resizes, converts and normalises."""
+    from reference.generate.pixels import hf_pixels
+
+    config = reference_config(models.sizes.config.vision_config.image_size)
+    source = _source(models, decoded)
+    return lambda: 1e3 * seconds(lambda: hf_pixels(source(), config))
+
+
+def decode(models: Models) -> Run:
+    """Pillow's JPEG decoder alone, which both sides need."""
+    source = _source(models, decoded=False)
+    return lambda: 1e3 * seconds(lambda: source().load())

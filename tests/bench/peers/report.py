@@ -1,0 +1,77 @@
+"""A run's results as text and as JSON."""
+
+import datetime
+import json
+import sys
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from mlx_vlm_moxin.bench.machine import Machine
+
+from .rounds import Measure, Result
+
+PACKAGES = ("mlx", "mlx-vlm", "mlx-lm", "torch", "torchvision", "timm", "transformers", "pillow")
+
+
+def ratios(results: list[Result], peer: Result) -> list[float]:
+    """Medians of our sides over the peer's, in the order of our sides."""
+    ours = [result.median for result in results if result.is_ours]
+    return [median / peer.median for median in ours if median is not None]
+
+
+def text(measure: Measure, results: list[Result], limit: float | None) -> str:
+    """One line per side: median, smallest and largest value, and our medians over a peer's."""
+    lines = [f"{measure.title} [{measure.unit}]"]
+    for result in results:
+        line = f"  {result.side:34}"
+        if result.median is not None:
+            values = result.values
+            line += f" {result.median:9.2f} ({min(values):.2f} to {max(values):.2f})"
+            if limit is not None:
+                line += f", {result.median / limit:.0%} of the limit"
+            if not result.is_ours and ratios(results, result):
+                shown = " and ".join(f"{ratio:.2f}" for ratio in ratios(results, result))
+                line += f"; ours are {shown} of it"
+        if result.error is not None:
+            line += f" {result.error}"
+        lines.append(line)
+    if limit is not None:
+        lines.append(f"  {'limit of the memory bandwidth':34} {limit:9.2f}")
+    return "\n".join(lines)
+
+
+def to_dict(measure: Measure, results: list[Result], limit: float | None) -> dict[str, Any]:
+    """The same with every value."""
+    sides = []
+    for result in results:
+        side = {**asdict(result), "median": result.median}
+        if not result.is_ours and result.median is not None:
+            side["ours_over_it"] = ratios(results, result)
+        sides.append(side)
+    return {"title": measure.title, "unit": measure.unit, "limit": limit, "sides": sides}
+
+
+def _versions() -> dict[str, str | None]:
+    found: dict[str, str | None] = {}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def save_json(path: Path, machine: Machine, measures: dict[str, Any]) -> None:
+    """Write what was measured so far, with machine, date and versions."""
+    torch = sys.modules.get("torch")
+    on_gpu = torch is not None and torch.cuda.is_available()
+    content = {
+        "date": datetime.date.today().isoformat(),
+        "machine": asdict(machine),
+        "torch_device": torch.cuda.get_device_name() if on_gpu else "cpu",
+        "versions": _versions(),
+        "measures": measures,
+    }
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

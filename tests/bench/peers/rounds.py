@@ -1,0 +1,125 @@
+"""Measures, their sides, and the interleaved rounds in which they are timed."""
+
+import importlib
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from .models import Models
+
+Run = Callable[[], float]
+
+
+@dataclass(frozen=True)
+class Side:
+    """One way of doing a measure's work.
+
+    Attributes:
+        name: as the table shows it; ours begin with ``ours``.
+        entry: ``module:function`` of this package. ``function(models, **options)`` prepares
+            the work and returns a function that does one round and returns its value. It is
+            imported when the side's turn comes, so that its packages may be missing.
+        needs: models that it uses, by their names in :mod:`.models`.
+        options: keyword arguments of the function.
+    """
+
+    name: str
+    entry: str
+    needs: tuple[str, ...] = ()
+    options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_ours(self) -> bool:
+        return self.name.startswith("ours")
+
+    def prepare(self, models: Models) -> Run:
+        """Build what the side needs."""
+        module, function = self.entry.split(":")
+        entry = getattr(importlib.import_module(f"{__package__}.{module}"), function)
+        return entry(models, **self.options)
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A quantity and the sides that are compared by it.
+
+    Attributes:
+        name: as ``--only`` takes it.
+        title: as the table shows it.
+        unit: ``tokens/s`` or ``ms``.
+        sides: in the order of a round.
+        decode: batch size and model whose weights one step reads, if the measure has a limit.
+    """
+
+    name: str
+    title: str
+    unit: str
+    sides: tuple[Side, ...]
+    decode: tuple[int, str] | None = None
+
+    @property
+    def needs(self) -> set[str]:
+        """Names of all models that the sides use."""
+        return {name for side in self.sides for name in side.needs}
+
+
+@dataclass
+class Result:
+    """What one side gave.
+
+    Attributes:
+        side: its name.
+        is_ours: whether it is Moxin in this package.
+        values: one per round, in the measure's unit.
+        error: why it was skipped or stopped, in one line.
+    """
+
+    side: str
+    is_ours: bool
+    values: list[float] = field(default_factory=list)
+    error: str | None = None
+
+    @property
+    def median(self) -> float | None:
+        return statistics.median(self.values) if self.values else None
+
+
+def _reason(error: Exception) -> str:
+    """One line; a missing package is no failure."""
+    if isinstance(error, ImportError):
+        return f"skipped: {error}"
+    text = " ".join(str(error).split())
+    return f"failed: {type(error).__name__}: {text}"[:300]
+
+
+def measure_rounds(
+    measure: Measure, models: Models, rounds: int, tick: Callable[[], None]
+) -> list[Result]:
+    """Time all sides of ``measure``: one round that warms up, then ``rounds`` that count.
+
+    A side that raises is left out from then on; the rest goes on without it.
+
+    Args:
+        tick: called after every round of a side.
+    """
+    results = [Result(side.name, side.is_ours) for side in measure.sides]
+    runs: list[Run | None] = []
+    for side, result in zip(measure.sides, results):
+        try:
+            runs.append(side.prepare(models))
+        except Exception as error:
+            runs.append(None)
+            result.error = _reason(error)
+    for number in range(1 + rounds):
+        for index, result in enumerate(results):
+            if runs[index] is not None:
+                try:
+                    value = runs[index]()
+                except Exception as error:
+                    runs[index] = None
+                    result.error = _reason(error)
+                else:
+                    result.values += [value] if number else []
+            tick()
+    return results

@@ -1,0 +1,81 @@
+"""What is compared: Moxin-7B VLM in its real sizes, or a small one that shows it all runs."""
+
+from dataclasses import dataclass
+
+from mlx_vlm_moxin.bench import models as bench_models
+
+SMALL_TEXT = {
+    "hidden_size": 128,
+    "num_hidden_layers": 2,
+    "intermediate_size": 256,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+    "vocab_size": 576,
+}
+# timm's ratios of MLP and width: 4 for DINOv2, 3.7362 for SigLIP.
+SMALL_VISION = {
+    "image_size": 28,
+    "dino": {
+        "hidden_size": 64,
+        "num_hidden_layers": 3,
+        "intermediate_size": 256,
+        "num_register_tokens": 4,
+        "class_token": True,
+        "layer_scale": True,
+    },
+    "siglip": {"hidden_size": 64, "num_hidden_layers": 3, "intermediate_size": 239},
+}
+SMALL_PROJECTOR = {"input_size": 128, "intermediate_size": 512, "output_size": 128}
+
+
+def small_config():
+    """Moxin's configuration in the sizes of the bundled checkpoint."""
+    from mlx_vlm.models.moxin import ModelConfig
+
+    return ModelConfig(
+        text_config=SMALL_TEXT,
+        vision_config=SMALL_VISION,
+        projector_config=SMALL_PROJECTOR,
+        pad_token_id=512,
+    )
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Sizes of a run.
+
+    Attributes:
+        small: tiny random models instead of Moxin's real sizes.
+        context: tokens in the cache when decoding starts.
+        tokens: tokens decoded per round.
+        tokens_quantised_batch: the same for a batch at 8 bits, which is slow on CUDA.
+        batch: rows that are decoded together.
+        text_tokens: length of a question.
+        picture: width and height of the picture that is asked about.
+        photo: width and height of the JPEG whose preprocessing is measured.
+    """
+
+    small: bool = False
+    context: int = 300
+    tokens: int = 64
+    tokens_quantised_batch: int = 16
+    batch: int = 32
+    text_tokens: int = 32
+    picture: tuple[int, int] = (640, 480)
+    photo: tuple[int, int] = (4000, 3000)
+
+    @property
+    def config(self):
+        """The model's configuration."""
+        return small_config() if self.small else bench_models.real_config()
+
+
+SMALL = Sizes(
+    small=True,
+    context=20,
+    tokens=6,
+    tokens_quantised_batch=3,
+    batch=3,
+    picture=(64, 48),
+    photo=(400, 300),
+)

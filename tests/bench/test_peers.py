@@ -1,0 +1,124 @@
+"""The comparison with other software: its rounds, its order, and a small run as a process."""
+
+import json
+from pathlib import Path
+
+import pytest
+from support import run_module
+
+from bench.peers import models as peer_models
+from bench.peers import report
+from bench.peers.measures import all_measures
+from bench.peers.models import Models
+from bench.peers.rounds import Measure, Result, Side, measure_rounds
+from bench.peers.sizes import SMALL, Sizes
+
+TESTS = Path(__file__).parent.parent
+MLX_MEASURES = ("preprocess-jpeg", "decode", "decode-batch", "second-question", "decode-8bit")
+
+
+@pytest.fixture
+def log(monkeypatch):
+    """Sides that write down their rounds; ``fails`` and ``missing`` raise."""
+    calls = []
+
+    def prepare(side, models):
+        if side.name == "missing":
+            raise ModuleNotFoundError("No module named 'torch'")
+
+        def run():
+            calls.append(side.name)
+            if side.name == "fails" and calls.count("fails") == 3:
+                raise ValueError("out of\nmemory")
+            return float(len(calls))
+
+        return run
+
+    monkeypatch.setattr(Side, "prepare", prepare)
+    return calls
+
+
+def _measure(*names: str) -> Measure:
+    return Measure("m", "a measure", "ms", tuple(Side(name, "x:y") for name in names))
+
+
+def test_rounds_are_interleaved_and_the_first_one_does_not_count(log):
+    ticks = []
+    ours, peer = measure_rounds(_measure("ours", "peer"), Models(SMALL), 2, lambda: ticks.append(0))
+    assert log == ["ours", "peer"] * 3
+    assert (ours.values, peer.values) == ([3.0, 5.0], [4.0, 6.0])
+    assert len(ticks) == 6
+
+
+def test_a_failing_or_missing_side_leaves_the_others_alone(log):
+    names = ("ours", "fails", "missing")
+    ours, fails, missing = measure_rounds(_measure(*names), Models(SMALL), 3, lambda: None)
+    assert len(ours.values) == 3
+    assert len(fails.values) == 1
+    assert fails.error == "failed: ValueError: out of memory"
+    assert missing.error == "skipped: No module named 'torch'"
+
+
+def test_ratios_are_our_medians_over_a_peers():
+    results = [Result("ours, a", True, [30.0, 10.0, 20.0]), Result("ours, b", True, [8.0])]
+    results += [Result("ours, c", True, error="failed"), Result("peer", False, [10.0])]
+    assert report.ratios(results, results[-1]) == [2.0, 0.8]
+    text = report.text(_measure("ours, a"), results, limit=40.0)
+    assert "20.00 (10.00 to 30.00), 50% of the limit" in text
+    assert "ours are 2.00 and 0.80 of it" in text
+    assert "failed" in text
+    assert report.to_dict(_measure(), results, None)["sides"][-1]["ours_over_it"] == [2.0, 0.8]
+
+
+@pytest.mark.parametrize("sizes", [Sizes(), SMALL])
+def test_at_most_three_large_models_are_held_at_a_time(sizes):
+    measures = all_measures(sizes)
+    assert {name for measure in measures for name in measure.needs} == set(peer_models.BUILDERS)
+    built = set()
+    for index, measure in enumerate(measures):
+        built &= {name for later in measures[index:] for name in later.needs}
+        built |= measure.needs
+        assert len(built - {"torch towers"}) <= 3
+
+
+def test_models_are_built_once_and_freed(monkeypatch):
+    built = []
+    monkeypatch.setattr(
+        peer_models, "BUILDERS", {name: lambda sizes: built.append(sizes) or [] for name in "ab"}
+    )
+    models = Models(SMALL)
+    assert models["a"] is models["a"]
+    assert models["b"] is not models["a"]
+    models.keep(["b"])
+    assert models["b"] is not models["a"]
+    assert built == [SMALL] * 3
+
+
+@pytest.mark.parametrize(("sizes", "layers"), [(Sizes(), 36), (SMALL, 2)])
+def test_moxin_is_built_in_the_sizes_of_the_run(sizes, layers, monkeypatch):
+    bench_models = peer_models.bench_models
+    monkeypatch.setattr(bench_models, "random_model", lambda *_: bench_models.real_config())
+    assert peer_models.ours(sizes).text_config.num_hidden_layers == layers
+
+
+def test_a_small_run_gives_a_value_for_every_side_of_mlx(tmp_path):
+    file = tmp_path / "peers.json"
+    options = ["--small", "--rounds", "1", "--json", file, "--only", *MLX_MEASURES]
+    result = run_module("bench.peers", *options, cwd=TESTS)
+    assert result.returncode == 0, result.stderr
+    saved = json.loads(file.read_text(encoding="utf-8"))
+    assert list(saved["measures"]) == list(MLX_MEASURES)
+    for measure in saved["measures"].values():
+        assert measure["title"] in result.stdout
+        for side in measure["sides"]:
+            if side["error"] is not None:
+                assert side["error"].startswith("skipped: No module named"), side
+                assert not side["side"].startswith(("ours", "mlx-lm"))
+            else:
+                assert side["median"] > 0
+
+
+def test_an_unknown_measure_is_refused():
+    result = run_module("bench.peers", "--only", "speed", cwd=TESTS)
+    assert result.returncode == 2
+    assert "unknown: speed" in result.stderr
