@@ -16,6 +16,7 @@ from jinja2 import TemplateError
 from mlx_vlm.models.moxin.processing_moxin import MoxinProcessor
 from mlx_vlm.server import anthropic, app, openai
 from mlx_vlm.server.runtime import runtime
+from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -52,10 +53,18 @@ def sentence(error: BaseException) -> str:
     return " ".join(message.split()) or repr(error)
 
 
+def _first_fault(error: ValidationError | RequestValidationError) -> str:
+    """The first of the fields that do not fit, in one line."""
+    first = error.errors()[0]
+    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+
+
 def _better_answer(error: BaseException | None) -> tuple[int, Any] | None:
     """Status and detail for ``error`` if it is the client's; None to leave the answer."""
     if not serves_moxin():
         return None
+    if isinstance(error, HTTPException) and isinstance(error.__cause__, ValidationError):
+        return error.status_code, _first_fault(error.__cause__)
     if isinstance(error, HTTPException) and 400 <= error.status_code < 500:
         return error.status_code, error.detail
     found = client_error(error)
@@ -87,9 +96,7 @@ def install() -> None:
     async def invalid(request: Request, error: RequestValidationError) -> Response:
         if not serves_moxin():
             return await answer_invalid(request, error)
-        first = error.errors()[0]
-        message = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
-        return _answer(422, message, jsonable_encoder(error.errors()))
+        return _answer(422, _first_fault(error), jsonable_encoder(error.errors()))
 
     async def no_json(request: Request, error: ValueError) -> Response:
         if not serves_moxin():
@@ -104,7 +111,10 @@ def install() -> None:
 
     def anthropic_error(status_code: int, message: str, *args: Any) -> Response:
         # Called in except blocks: the endpoint turns exceptions into answers itself.
-        better = _better_answer(sys.exc_info()[1]) if status_code >= 500 else None
+        error = sys.exc_info()[1]
+        if isinstance(error, ValidationError) and serves_moxin():
+            return answer_anthropic_error(status_code, _first_fault(error), *args)
+        better = _better_answer(error) if status_code >= 500 else None
         if better is None:
             return answer_anthropic_error(status_code, message, *args)
         kind = "not_found_error" if better[0] == 404 else "invalid_request_error"

@@ -17,6 +17,15 @@ from mlx_vlm_moxin.server.errors import BadRequestError
 from mlx_vlm_moxin.server.generator import adopt
 
 _LENGTHS = ("max_tokens", "max_output_tokens", "max_completion_tokens")
+_RANGES = {"temperature": (0, 2), "top_p": (0, 1), "min_p": (0, 1)}
+# Parameters of OpenAI's APIs: the values that ask for what every answer is, and what it is.
+_FIXED = {
+    "n": ((None, 1), "a request gets one answer, so send it several times"),
+    "best_of": ((None, 1), "a request gets one answer, so send it several times"),
+    "modalities": ((None, [], ["text"]), "Moxin answers in text"),
+    "audio": ((None,), "Moxin answers in text"),
+    "background": ((None, False), "an answer comes with its request"),
+}
 
 
 def _refuse(name: str, value: Any, reason: str) -> None:
@@ -61,14 +70,19 @@ def check(request: Any, vocab_size: int) -> None:
             _refuse(name, value, "it must be a finite number")
     if values.get("messages") == []:
         _refuse("messages", [], "at least one message is needed")
-    if values.get("n") not in (None, 1):
-        _refuse("n", values["n"], "a request gets one answer, so send it several times")
+    for name, (usual, reason) in _FIXED.items():
+        if values.get(name) not in usual:
+            _refuse(name, values[name], reason)
     tools = values.get("tools") or values.get("functions")
     if tools and values.get("tool_choice") != "none":
         raise BadRequestError("Moxin calls no tools: leave out tools and functions")
     for name in _LENGTHS:
-        if values.get(name) is not None and values[name] < 1:
-            _refuse(name, values[name], "it must be at least 1")
+        value = values.get(name)
+        if value is not None and not (isinstance(value, int) and value >= 1):
+            _refuse(name, value, "it must be a whole number, at least 1")
+    for name, (low, high) in _RANGES.items():
+        if values.get(name) is not None and not low <= values[name] <= high:
+            _refuse(name, values[name], f"it must be from {low} to {high}")
     if (values.get("top_k") or 0) >= vocab_size:
         _refuse("top_k", values["top_k"], f"it must be less than the vocabulary's {vocab_size}")
     penalty = values.get("repetition_penalty")

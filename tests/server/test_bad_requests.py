@@ -99,6 +99,9 @@ def test_a_body_that_is_no_json_object(server, endpoint, data):
     ("parameters", "part"),
     [
         ({"n": 2}, "n=2"),
+        ({"best_of": 3}, "best_of=3"),
+        ({"modalities": ["text", "audio"]}, "modalities"),
+        ({"audio": {"voice": "alloy", "format": "wav"}}, "audio"),
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
         ({"functions": [{"name": "f"}]}, "functions"),
         ({"stop": 5}, "stop=5"),
@@ -109,6 +112,8 @@ def test_a_body_that_is_no_json_object(server, endpoint, data):
         ({"resize_shape": [0]}, "resize_shape"),
         ({"top_k": 576}, "top_k=576"),
         ({"temperature": float("nan")}, "temperature"),
+        ({"temperature": -1}, "temperature=-1"),
+        ({"min_p": 5}, "min_p=5"),
         ({"presence_penalty": float("inf")}, "presence_penalty"),
         # Each of these would write outside the logits or end the server's batch.
         ({"logit_bias": {"576": 5}}, "logit_bias"),
@@ -126,15 +131,39 @@ def test_a_parameter_that_cannot_be_used(server, parameters, part):
     assert_refused(server, CHAT, {**request, **parameters}, part)
 
 
+@pytest.mark.parametrize(
+    ("parameters", "part"),
+    [
+        ({"n": 2}, "n=2"),
+        ({"tools": [{"type": "function", "name": "f", "input_schema": {}}]}, "tools"),
+        ({"background": True}, "background=True"),
+        ({"top_k": 576}, "top_k=576"),
+        # Each of these ended in an answer without a message, or in nonsense.
+        ({"temperature": -1}, "temperature=-1"),
+        ({"top_p": 2}, "top_p=2"),
+        ({"max_completion_tokens": "many"}, "max_completion_tokens='many'"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("endpoint", ENDPOINTS)
+def test_a_parameter_that_no_endpoint_can_use(server, endpoint, parameters, part):
+    request = body(endpoint, server.model, QUESTION, picture_data("photo"))
+    assert_refused(server, endpoint, {**request, **parameters}, part)
+
+
 def test_parameters_at_the_ends_of_their_ranges_are_taken(server):
-    request = body(CHAT, server.model, QUESTION, max_tokens=1, top_k=575, temperature=1, n=1)
+    request = body(CHAT, server.model, QUESTION, max_tokens=1, top_k=575, temperature=2, n=1)
     request.update(logit_bias={"575": -5, "0": 1.5}, stop=[], tools=[], repetition_penalty=0.5)
+    request.update(top_p=1, min_p=1, modalities=["text"])
     assert server.post(CHAT, request)[0] == 200
 
 
-def test_a_parameter_of_a_wrong_type(server):
-    request = body(CHAT, server.model, QUESTION, top_p="much")
-    assert_refused(server, CHAT, request, "top_p", status=422)
+@pytest.mark.parametrize(
+    ("endpoint", "status"), [(CHAT, 422), (RESPONSES, 422), (MESSAGES_API, 400)]
+)
+def test_a_parameter_of_a_wrong_type(server, endpoint, status):
+    request = body(endpoint, server.model, QUESTION, top_p="much")
+    assert_refused(server, endpoint, request, "top_p: Input should be", status=status)
 
 
 def test_tools_that_must_not_be_called_are_no_obstacle(server):
