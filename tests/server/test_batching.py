@@ -1,6 +1,8 @@
 """Rows of a batch do not influence each other, whatever their pictures and lengths."""
 
+from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
 
 import numpy as np
 import pytest
@@ -14,8 +16,30 @@ TOKENS = GOLDENS["new_tokens"]
 CASES = [(IMAGE_NAMES[n % 6], (n + n // 6) % 3) for n in range(18)]
 
 
+@pytest.fixture
+def batches(monkeypatch) -> list[dict[int, list[int]]]:
+    """The tokens of each row, in order, of every batch that is run."""
+    batches = []
+    ar = import_module("mlx_vlm.generate.ar")
+
+    class Recorder(ar.BatchGenerator):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            self.rows = defaultdict(list)
+            batches.append(self.rows)
+
+        def next(self):
+            prompts, responses = super().next()
+            for response in responses:
+                self.rows[response.uid].append(response.token)
+            return prompts, responses
+
+    monkeypatch.setattr(ar, "BatchGenerator", Recorder)
+    return batches
+
+
 @pytest.mark.parametrize("rows", range(1, 17))
-def test_each_row_gets_the_tokens_that_it_gets_alone(model, processor, rows):
+def test_each_row_gets_the_tokens_that_it_gets_alone(model, processor, batches, rows):
     cases = CASES[:rows] if rows % 2 else CASES[-rows:]
     response = batch_generate(
         model,
@@ -23,9 +47,24 @@ def test_each_row_gets_the_tokens_that_it_gets_alone(model, processor, rows):
         images=[image_path(name) for name, _ in cases],
         prompts=[MESSAGES[index] for _, index in cases],
         max_tokens=TOKENS,
+        # Pictures of different sizes would be batches of their own.
+        group_by_shape=False,
     )
-    expected = [GOLDEN[name][index]["text"] for name, index in cases]
-    assert [text.strip() for text in response.texts] == expected
+    (batch,) = batches
+    assert [batch[uid] for uid in sorted(batch)] == [GOLDEN[n][i]["tokens"] for n, i in cases]
+    assert [text.strip() for text in response.texts] == [GOLDEN[n][i]["text"] for n, i in cases]
+
+
+def test_pictures_grouped_by_size_come_back_in_order(model, processor, batches):
+    response = batch_generate(
+        model,
+        processor,
+        images=[image_path(name) for name, _ in CASES],
+        prompts=[MESSAGES[index] for _, index in CASES],
+        max_tokens=TOKENS,
+    )
+    assert len(batches) > 1
+    assert [text.strip() for text in response.texts] == [GOLDEN[n][i]["text"] for n, i in CASES]
 
 
 def test_rows_without_a_picture_may_follow_those_with_one(model, processor):
