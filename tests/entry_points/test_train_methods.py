@@ -6,7 +6,8 @@ import mlx.core as mx
 import mlx.nn as nn
 import pytest
 from mlx_vlm import load
-from support import image_path, run_module
+from mlx_vlm.trainer.common.model import prepare_model_for_training
+from support import HF_CHECKPOINT, image_path, run_module
 from training import (
     LEARNED,
     PROMPT,
@@ -46,6 +47,32 @@ def test_dora(fp32_checkpoint, data, tmp_path):
     assert fuse_adapter(model) == 28
     assert isinstance(model.layers[0].self_attn.q_proj, nn.Linear)
     assert answers(model, processor) == LEARNED
+
+
+@pytest.mark.parametrize(
+    "bits",
+    [
+        pytest.param(
+            bits,
+            marks=pytest.mark.xfail(
+                32 % bits != 0,
+                raises=ValueError,
+                strict=True,
+                reason="mlx-vlm's DoRA takes a word of 32 bits for 32 // bits whole weights",
+            ),
+        )
+        for bits in (8, 6, 4, 3)
+    ],
+)
+def test_dora_on_a_quantised_model(bits):
+    model, _ = load(str(HF_CHECKPOINT))
+    model.set_dtype(mx.float32)
+    model.quantize(group_size=32, bits=bits)
+    ids = mx.array([[1, 5, 9]])
+    expected = model(ids).logits
+    prepare_model_for_training(model, train_type="dora", verbose=False)
+    # A new adapter changes nothing.
+    assert mx.allclose(model(ids).logits, expected, atol=1e-3)
 
 
 def changed_parts(checkpoint, trained: dict[str, mx.array]) -> set[str]:
