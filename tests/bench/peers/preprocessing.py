@@ -21,12 +21,12 @@ def jpeg(width: int, height: int) -> bytes:
     """A JPEG of smooth shapes, texture and some noise, about as large as a photograph's."""
     generator = np.random.default_rng(0)
     photo = np.zeros((height, width, 3), np.float32)
-    for cells, contrast in ((4, 90), (40, 40), (400, 12)):
+    for cells, contrast in ((4, 90), (40, 40), (400, 20)):
         shape = (max(1, cells * height // width), cells, 3)
         noise = generator.integers(0, 256, shape, dtype=np.uint8)
         octave = Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC)
         photo += contrast * (np.asarray(octave, np.float32) / 255 - 0.5)
-    photo += generator.normal(128, 3, photo.shape).astype(np.float32)
+    photo += generator.normal(128, 8, photo.shape).astype(np.float32)
     file = io.BytesIO()
     image = Image.fromarray(photo.clip(0, 255).astype(np.uint8))
     image.save(file, "JPEG", quality=QUALITY)
