@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mlx_vlm import VisionFeatureCache, batch_generate, generate, load, stream_generate
+from mlx_vlm.generate.ar import generate_step
 from mlx_vlm.models.moxin.moxin import merge_image_features
 from mlx_vlm.vision_cache import processed_image_key
 from support import GOLDENS, IMAGE_NAMES, LOGITS_TOLERANCE, MESSAGES, PROMPTS, image_path
@@ -179,3 +180,19 @@ def test_settings_that_mlx_vlm_puts_on_the_config_stay_there(fp32_checkpoint):
     assert model.config.model_path == str(fp32_checkpoint)
     assert model.config.eos_token_id == 2
     assert isinstance(model.vision_tower, nn.Module)
+
+
+@pytest.mark.parametrize(("length", "passes"), [(40, 1), (512, 1), (513, 2)])
+def test_a_short_prompt_takes_one_pass_to_the_first_token(model, monkeypatch, length, passes):
+    lengths = []
+    decoder = type(model.language_model)
+    call = decoder.__call__
+
+    def spy(self, inputs, **kwargs):
+        lengths.append(inputs.shape[1])
+        return call(self, inputs, **kwargs)
+
+    monkeypatch.setattr(decoder, "__call__", spy)
+    ids = mx.full((1, length), 5)
+    next(generate_step(ids, model, None, None, temperature=0.0, max_tokens=1))
+    assert lengths[:passes] == ([length] if passes == 1 else [length - 1, 1])

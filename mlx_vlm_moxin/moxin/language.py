@@ -12,6 +12,7 @@ from ..base import LanguageModelOutput, cache_position_offset, create_attention_
 from ..llama.language import LlamaModel
 from ..llama.language import Model as LlamaForCausalLM
 from .config import TextConfig
+from .linear import replace_linears
 
 
 def _padding_mask(mask: mx.array, window: int | None) -> mx.array:
@@ -73,6 +74,7 @@ class LanguageModel(nn.Module):
         self.model_type = config.model_type
         self.model = MistralModel(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        replace_linears(self)
 
     def __call__(
         self,

@@ -37,6 +37,10 @@ def merge_image_features(
     return mx.concatenate([merged, inputs_embeds[rows:]], axis=0)
 
 
+# Prompts up to this length are computed in one pass: steps would save no memory worth it.
+ONE_PASS_TOKENS = 512
+
+
 class Model(nn.Module):
     """Vision towers, projector and decoder behind mlx-vlm's model interface."""
 
@@ -105,6 +109,23 @@ class Model(nn.Module):
         return self.language_model(
             input_ids, inputs_embeds=features.inputs_embeds, mask=mask, cache=cache
         )
+
+    def chunked_prefill_policy(
+        self,
+        *,
+        inputs_embeds: mx.array,
+        prompt_cache: list | None = None,
+        draft_model: nn.Module | None = None,
+        **kwargs: Any,
+    ) -> bool:
+        """Whether mlx-vlm computes a prompt in steps, and then its last token by itself.
+
+        That token costs one more pass over all weights before an answer can start; a
+        picture and a question are short enough to be computed with it at once. Batches
+        (no ``prompt_cache`` yet) keep their steps.
+        """
+        is_short = prompt_cache is not None and inputs_embeds.shape[1] <= ONE_PASS_TOKENS
+        return draft_model is None and not is_short
 
     def decode_token(self, token: mx.array, cache: list) -> LanguageModelOutput:
         """One step of a hand-written generation loop: the next token of each row.

@@ -27,7 +27,8 @@ MODEL_TYPES = ("moxin", "prismatic")
 
 def image_placeholders(pixels: np.ndarray, count: int, first: int, vocab_size: int) -> list[int]:
     """``count`` ids for one picture, ``[6, S, S]``: a code of its pixels, then ``first``."""
-    digest = hashlib.shake_256(pixels.tobytes()).digest(count - 1)
+    # SHA-256 reads the pixels, as processors have instructions for it; SHAKE only extends it.
+    digest = hashlib.shake_256(hashlib.sha256(pixels.tobytes()).digest()).digest(count - 1)
     return [first + 1 + byte % (vocab_size - first - 1) for byte in digest] + [first]
 
 
