@@ -5,8 +5,8 @@ BACKEND ?= $(if $(filter Darwin,$(shell uname -s)),,cpu)
 comma := ,
 EXTRAS := test$(if $(BACKEND),$(comma)$(BACKEND))
 BIN := .venv/bin
-CHECKPOINT := tests/reference/tiny28/hf
-PICTURE := tests/reference/images/photo.png
+CHECKPOINT := tests/moxin_tiny/checkpoint
+PICTURE := tests/moxin_tiny/demo.png
 JOBS ?= auto
 
 .PHONY: help demo test test-ui soak matrix lint format lock newest clean
@@ -24,7 +24,7 @@ help:
 
 demo: .venv/ready moxin/config.json
 	$(BIN)/python -m mlx_vlm.generate --model moxin --image $(PICTURE) \
-		--prompt "What is shown?" --max-tokens 24
+		--prompt "What colour is the circle?"
 
 moxin/config.json: | .venv/ready
 	$(BIN)/python -m mlx_vlm.convert --hf-path $(CHECKPOINT) --mlx-path moxin -q --q-bits 8

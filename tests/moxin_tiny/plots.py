@@ -1,0 +1,81 @@
+"""Draw the figures: ``python -m moxin_tiny.plots``, run in the folder ``tests``.
+
+Needs matplotlib, which nothing else of the project's own tests does.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from . import FIGURES, RESULTS, TRAINING
+
+DPI = 110
+
+
+def _save(figure: Any, path: Path) -> None:
+    path.parent.mkdir(exist_ok=True)
+    figure.savefig(path, dpi=DPI, metadata={"Software": None})
+
+
+def plot_training(log: dict[str, Any], path: Path) -> None:
+    """The loss of the answers' tokens over the steps, and validation answers that are right."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.add_subplot()
+    axes.plot(
+        *zip(*[row[:2] for row in log["step_answer_loss_patch_loss"]]),
+        linewidth=1,
+        label="training loss",
+    )
+    steps, losses, right = zip(*log["step_validation_loss_exact_match"])
+    axes.plot(steps, losses, "o-", markersize=3, label="validation loss")
+    axes.set(xlabel="step", ylabel="cross entropy of answer tokens (nats)", yscale="log")
+    other = axes.twinx()
+    other.plot(steps, [100 * share for share in right], "s--", color="tab:green", markersize=3)
+    other.set(ylabel="validation answers right (%, dashed)", ylim=(0, 101))
+    axes.legend(loc="center right")
+    _save(figure, path)
+
+
+def plot_formats(results: dict[str, Any], path: Path) -> None:
+    """Right answers and KL divergence of every format over its size."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 6.5), layout="constrained")
+    top, bottom = figure.subplots(2, sharex=True)
+    rows = results["formats"]
+    affine = [row for row in rows if row["mode"] == "affine"]
+    series = {f"group {g}": [r for r in affine if r["group_size"] == g] for g in (32, 64, 128)}
+    series["mxfp8, mxfp4, nvfp4"] = [r for r in rows if r["mode"] != "affine"]
+    series["bf16"] = [r for r in rows if r["name"] == "bf16"]
+    for name, line in series.items():
+        line = sorted(line, key=lambda row: row["bytes"])
+        sizes = [row["bytes"] / 1e6 for row in line]
+        style = "o-" if name.startswith("group") else "D"
+        top.plot(sizes, [100 * row["exact_match"] for row in line], style, label=name, markersize=4)
+        if name == "bf16":
+            continue
+        bottom.plot(sizes, [row["kl"] for row in line], style, label=name, markersize=4)
+        for row, size in zip(line, sizes):
+            if row["group_size"] == 64 or row["mode"] != "affine":
+                text = f"{row['bits']} bits" if row["mode"] == "affine" else row["name"]
+                bottom.annotate(text, (size, row["kl"]), xytext=(5, 4),
+                                textcoords="offset points", fontsize=8)  # fmt: skip
+    top.set(ylabel="test answers right (%)")
+    bottom.set(ylabel="mean KL from bf16 (nats per token)", yscale="log")
+    bottom.set(xlabel="weights (MB; towers, projector and embeddings stay bf16)")
+    top.legend(fontsize=8)
+    for axes in (top, bottom):
+        axes.grid(alpha=0.3)
+    _save(figure, path)
+
+
+def main() -> None:
+    """Draw both figures from the two JSON files."""
+    plot_training(json.loads(TRAINING.read_text(encoding="utf-8")), FIGURES / "training.png")
+    plot_formats(json.loads(RESULTS.read_text(encoding="utf-8")), FIGURES / "formats.png")
+
+
+if __name__ == "__main__":
+    main()
