@@ -3,7 +3,7 @@
 import mlx.core as mx
 import mlx.nn as nn
 import pytest
-from mlx_vlm.models.moxin.linear import Linear, QuantizedLinear
+from mlx_vlm.models.moxin.linear import UNPACKED_ROWS, Linear, QuantizedLinear
 
 SETTINGS = [(64, 8, "affine"), (32, 4, "affine"), (32, 4, "mxfp4"), (32, 8, "mxfp8")]
 
@@ -30,6 +30,21 @@ def test_a_batch_is_one_product(shape, monkeypatch):
     monkeypatch.setattr(mx, "quantized_matmul", spy)
     assert Linear(128, 96).to_quantized(64, 8)(mx.zeros(shape)).shape == (*shape[:-1], 96)
     assert seen == [2]
+
+
+@pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float16])
+@pytest.mark.parametrize("rows", [1, UNPACKED_ROWS - 1, UNPACKED_ROWS])
+@pytest.mark.parametrize("setting", [*SETTINGS, (64, 3, "affine"), (64, 6, "affine")])
+def test_half_precision_is_exact_to_its_rounding(setting, rows, dtype):
+    linear = Linear(2048, 64)
+    linear.set_dtype(dtype)
+    quantised = linear.to_quantized(*setting)
+    x = mx.random.normal((rows, 2048)).astype(dtype)
+    y = quantised(x)
+    weight = mx.dequantize(quantised.weight, quantised.scales, quantised.get("biases"), *setting)
+    expected = x.astype(mx.float32) @ weight.astype(mx.float32).T + linear.bias
+    assert y.dtype == dtype
+    assert mx.linalg.norm(y - expected) < 0.01 * mx.linalg.norm(expected)
 
 
 def test_quantised_activations_stay_mlxs():

@@ -15,6 +15,7 @@ from mlx_lm.models.llama import Model as LlamaForCausalLM
 from mlx_lm.models.llama import ModelArgs as LlamaArgs
 from mlx_vlm.models.base import cache_position_offset
 from mlx_vlm.models.moxin.config import ModelConfig
+from mlx_vlm.models.moxin.linear import replace_linears
 
 from mlx_vlm_moxin.mlx_lm import tokenizer
 
@@ -82,6 +83,7 @@ class Decoder(LlamaForCausalLM):
     def __init__(self, args: LlamaArgs):
         super().__init__(args)
         self.model = MistralModel(args)
+        replace_linears(self)
 
 
 class Model(nn.Module):

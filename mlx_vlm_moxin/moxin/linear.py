@@ -1,8 +1,11 @@
-"""The decoder's linear layers, which read their quantised weights once for a whole batch."""
+"""The decoder's linear layers: MLX's, with quantised products arranged for its backends."""
 
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_map
+
+# On CPUs, from about this many rows on it is faster to unpack a weight than to multiply packed.
+UNPACKED_ROWS = 32
 
 
 class QuantizedLinear(nn.QuantizedLinear):
@@ -14,7 +17,30 @@ class QuantizedLinear(nn.QuantizedLinear):
 
     def __call__(self, x: mx.array) -> mx.array:
         """``[..., D]`` to ``[..., D']``."""
-        return super().__call__(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], -1)
+        rows = x.reshape(-1, x.shape[-1])
+        if x.dtype != mx.float32 and mx.default_device() == mx.cpu:
+            rows = self._half_precision_on_cpu(rows)
+        else:
+            rows = super().__call__(rows)
+        return rows.reshape(*x.shape[:-1], -1)
+
+    def _half_precision_on_cpu(self, x: mx.array) -> mx.array:
+        """The product for ``x`` ``[R, D]`` in bfloat16 or float16.
+
+        MLX's own kernel adds up in that dtype: of 4,096 products the sum is 7 % off, and
+        takes 7 times as long as in float32. So few rows are multiplied in float32, and
+        many with the unpacked weight.
+        """
+        packing = {"group_size": self.group_size, "bits": self.bits, "mode": self.mode}
+        dtype, scales, biases = x.dtype, self.scales, self.get("biases")
+        if len(x) < UNPACKED_ROWS:
+            x = x.astype(mx.float32)
+            if biases is not None:
+                scales, biases = scales.astype(mx.float32), biases.astype(mx.float32)
+            y = mx.quantized_matmul(x, self.weight, scales, biases, **packing).astype(dtype)
+        else:
+            y = x @ mx.dequantize(self.weight, scales, biases, **packing).astype(dtype).T
+        return y + self.bias if "bias" in self else y
 
 
 class Linear(nn.Linear):
@@ -34,13 +60,16 @@ class Linear(nn.Linear):
 
 
 def replace_linears(module: nn.Module) -> None:
-    """Make every ``nn.Linear`` in ``module`` a :class:`Linear`, before weights are loaded."""
+    """Make every ``nn.Linear`` in ``module`` a :class:`Linear`; its weights stay."""
 
     def replaced(layer: nn.Module) -> nn.Module:
         if not isinstance(layer, nn.Linear):
             return layer
-        output_dims, input_dims = layer.weight.shape
-        return Linear(input_dims, output_dims, bias="bias" in layer)
+        linear = Linear.__new__(Linear)
+        nn.Module.__init__(linear)  # Linear's own would draw random weights
+        for name, value in layer.items():
+            linear[name] = value
+        return linear
 
     leaves = module.leaf_modules()
     module.update_modules(tree_map(replaced, leaves, is_leaf=nn.Module.is_module))

@@ -13,6 +13,9 @@ from .projector import MultiModalProjector
 from .vision import VisionModel
 from .weights import check_weights, convert_weights
 
+# Prompts up to this length are computed in one pass: steps would save no memory worth it.
+ONE_PASS_TOKENS = 512
+
 
 def merge_image_features(
     inputs_embeds: mx.array, image_features: mx.array, is_image: mx.array
@@ -35,10 +38,6 @@ def merge_image_features(
     if rows == inputs_embeds.shape[0]:
         return merged
     return mx.concatenate([merged, inputs_embeds[rows:]], axis=0)
-
-
-# Prompts up to this length are computed in one pass: steps would save no memory worth it.
-ONE_PASS_TOKENS = 512
 
 
 class Model(nn.Module):

@@ -159,9 +159,9 @@ class MoxinServer(Server):
 
 def test_the_server_serves_what_it_quantised_on_the_fly(converted, tmp_path):
     question = user_message(MESSAGES[0], image_path("photo"))
-    with MoxinServer(HF_CHECKPOINT, tmp_path / "server.log", "--quantize", "8") as server:
+    with MoxinServer(HF_CHECKPOINT, tmp_path / "server.log", "--quantize", "4") as server:
         content = server.answer(question, max_tokens=MAX_TOKENS)
-    assert content.strip() == stock_answer(converted(8)) != stock_answer(HF_CHECKPOINT)
+    assert content.strip() == stock_answer(converted(4)) != stock_answer(HF_CHECKPOINT)
 
 
 def test_a_failed_conversion_ends_with_its_exit_status(tmp_path):

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 from tqdm import tqdm
 
 from mlx_vlm_moxin import register
@@ -18,6 +19,8 @@ from .measures import all_measures
 from .models import Models
 from .rounds import Measure, measure_rounds
 from .sizes import SMALL, Sizes
+
+CACHE_LIMIT = 2 << 30
 
 
 def parser() -> argparse.ArgumentParser:
@@ -47,6 +50,8 @@ def decode_limit(measure: Measure, models: Models, machine: Machine) -> float | 
 def run(measures: Sequence[Measure], sizes: Sizes, rounds: int, path: Path | None) -> None:
     """Measure and print one after another; ``path`` always holds what is done so far."""
     machine = probe()
+    # PyTorch allocates from the same memory: MLX may not keep what it has freed.
+    mx.set_cache_limit(CACHE_LIMIT)
     print(
         f"{machine.name}: {machine.bandwidth / 1e9:.0f} GB/s read, "
         f"{machine.flops / 1e12:.1f} TFLOP/s in bf16, measured by MLX",
