@@ -8,15 +8,14 @@ from: an HF-converted Prismatic checkpoint in bfloat16. One module per step:
 - ``drawing``: a scene as a picture; ``questions``: what can be asked about it;
 - ``texts``: the tokenizer; ``dataset``: pictures and texts as arrays;
 - ``architecture``: the sizes; ``checkpoint``: writing the model;
-- ``train``, ``evaluate``, ``plots``: the commands ``python -m moxin_tiny.<name>``, run
-  in the folder ``tests``.
+- ``train``, ``evaluate``, ``demo``: the commands ``python -m moxin_tiny.<name>``, run
+  in the folder ``tests``; ``objective``, ``answering`` and ``plots`` serve them.
 """
 
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
 CHECKPOINT = FOLDER / "checkpoint"
-FIGURES = FOLDER / "figures"
 RESULTS = FOLDER / "results.json"
 TRAINING = FOLDER / "training.json"
 STATE = FOLDER / "state.safetensors"

@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from . import CHECKPOINT, RESULTS
 from .answering import ask_split, score
+from .plots import plot_formats
 from .questions import KINDS
 from .train import TEST_PER_KIND
 
@@ -98,7 +99,7 @@ def evaluate(
 
 
 def main() -> None:
-    """Evaluate and write results.json."""
+    """Evaluate, write results.json and draw results.png."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT)
     parser.add_argument("--results", type=Path, default=RESULTS)
@@ -107,6 +108,8 @@ def main() -> None:
     args = parser.parse_args()
     formats = [form for form in FORMATS if not args.only or form.name in args.only]
     evaluate(args.checkpoint, formats, args.per_kind, args.results)
+    results = json.loads(args.results.read_text(encoding="utf-8"))
+    plot_formats(results, args.results.with_suffix(".png"))
 
 
 if __name__ == "__main__":

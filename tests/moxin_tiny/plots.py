@@ -1,19 +1,12 @@
-"""Draw the figures: ``python -m moxin_tiny.plots``, run in the folder ``tests``.
+"""The figures beside training.json and results.json; they need matplotlib."""
 
-Needs matplotlib, which nothing else of the project's own tests does.
-"""
-
-import json
 from pathlib import Path
 from typing import Any
-
-from . import FIGURES, RESULTS, TRAINING
 
 DPI = 110
 
 
 def _save(figure: Any, path: Path) -> None:
-    path.parent.mkdir(exist_ok=True)
     figure.savefig(path, dpi=DPI, metadata={"Software": None})
 
 
@@ -34,7 +27,7 @@ def plot_training(log: dict[str, Any], path: Path) -> None:
     other = axes.twinx()
     other.plot(steps, [100 * share for share in right], "s--", color="tab:green", markersize=3)
     other.set(ylabel="validation answers right (%, dashed)", ylim=(0, 101))
-    axes.legend(loc="center right")
+    axes.legend(loc="lower left")
     _save(figure, path)
 
 
@@ -69,13 +62,3 @@ def plot_formats(results: dict[str, Any], path: Path) -> None:
     for axes in (top, bottom):
         axes.grid(alpha=0.3)
     _save(figure, path)
-
-
-def main() -> None:
-    """Draw both figures from the two JSON files."""
-    plot_training(json.loads(TRAINING.read_text(encoding="utf-8")), FIGURES / "training.png")
-    plot_formats(json.loads(RESULTS.read_text(encoding="utf-8")), FIGURES / "formats.png")
-
-
-if __name__ == "__main__":
-    main()

@@ -28,6 +28,7 @@ from .checkpoint import save_checkpoint
 from .dataset import Batch, balanced_questions, batches, picture_hash
 from .drawing import draw
 from .objective import PATCH_WEIGHT, Learner, answers_right
+from .plots import plot_training
 from .scenes import draw_scene
 from .texts import PAD, train_tokenizer
 
@@ -167,7 +168,7 @@ def main() -> None:
     """Parse the command line and train."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--output", type=Path, default=CHECKPOINT, help="checkpoint folder")
-    parser.add_argument("--log", type=Path, default=TRAINING)
+    parser.add_argument("--log", type=Path, default=TRAINING, help="JSON file; a PNG beside it")
     parser.add_argument(
         "--state", type=Path, default=STATE, help="a run that was interrupted goes on from here"
     )
@@ -181,6 +182,7 @@ def main() -> None:
     args = parser.parse_args()
     log = train(args)
     args.log.write_text(json.dumps(log) + "\n", encoding="utf-8")
+    plot_training(log, args.log.with_suffix(".png"))
 
 
 if __name__ == "__main__":
