@@ -1,5 +1,6 @@
 """Paths and reference data that the tests share."""
 
+import gc
 import json
 import os
 import subprocess
@@ -7,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import mlx.core as mx
 import numpy as np
 
 REFERENCE = Path(__file__).parent / "reference"
@@ -51,3 +53,10 @@ def run_python(code: str, *arguments: str, options: Sequence[str] = (), **kwargs
     result = subprocess.run(command, capture_output=True, text=True, timeout=600, **kwargs)
     assert result.returncode == 0, result.stderr
     return result.stdout
+
+
+def active_memory() -> int:
+    """Bytes in use, without models of earlier tests that nobody has collected yet."""
+    gc.collect()
+    mx.reset_peak_memory()
+    return mx.get_active_memory()

@@ -9,6 +9,7 @@ import pytest
 from mlx.utils import tree_flatten
 from mlx_vlm import utils
 from safetensors import safe_open
+from support import active_memory
 
 from conversion.writer import write_weights
 
@@ -71,8 +72,7 @@ def test_views_are_written_in_row_order(tmp_path):
 def test_only_one_tensor_is_in_memory_at_a_time(tmp_path):
     size = 1 << 20
     outputs = {str(i): mx.zeros((size,)) for i in range(16)}
-    before = mx.get_active_memory()
-    mx.reset_peak_memory()
+    before = active_memory()
     write_weights(tmp_path, outputs, lambda name: mx.full((size,), float(name)))
     assert mx.get_peak_memory() - before < 3 * 4 * size
 

@@ -1,7 +1,6 @@
 """``load``: what mlx-vlm's own gives, quantised as its converter would."""
 
 import json
-import gc
 import logging
 import sys
 from pathlib import Path
@@ -13,7 +12,7 @@ from comparing import assert_same_parameters, size, tokens
 from mlx.utils import tree_flatten
 from mlx_vlm.trainer.peft import get_peft_model
 from mlx_vlm.trainer.peft.utils import save_adapter
-from support import HF_CHECKPOINT, TINY, run_python
+from support import HF_CHECKPOINT, TINY, active_memory, run_python
 
 import mlx_vlm_moxin
 from mlx_vlm_moxin import load
@@ -45,13 +44,6 @@ def test_quantised_on_the_fly_is_what_stock_convert_writes(converted, bits, grou
     head = model.language_model.lm_head
     assert (head.bits, head.group_size, head.mode) == (bits, group_size, mode)
     assert tokens(model, processor) == tokens(stock_model, stock_processor)
-
-
-def active_memory() -> int:
-    """Bytes in use, without models of earlier tests that nobody has collected yet."""
-    gc.collect()
-    mx.reset_peak_memory()
-    return mx.get_active_memory()
 
 
 @pytest.mark.parametrize("bits", [8, 4])

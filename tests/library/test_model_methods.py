@@ -5,7 +5,15 @@ import mlx_vlm
 import pytest
 from comparing import assert_same_parameters, size, tokens
 from mlx_vlm.models.cache import make_prompt_cache
-from support import ARRAYS, GOLDENS, HF_CHECKPOINT, LOGITS_TOLERANCE, PROMPTS, image_path
+from support import (
+    ARRAYS,
+    GOLDENS,
+    HF_CHECKPOINT,
+    LOGITS_TOLERANCE,
+    PROMPTS,
+    active_memory,
+    image_path,
+)
 
 from mlx_vlm_moxin import load
 
@@ -50,8 +58,7 @@ def test_quantising_in_place_holds_at_most_a_layer_twice():
     model, _ = load(HF_CHECKPOINT)
     mx.eval(model.parameters())
     whole, layer = size(model), size(model.layers[0])
-    before = mx.get_active_memory()
-    mx.reset_peak_memory()
+    before = active_memory()
     model.quantize(64, 8)
     assert mx.get_peak_memory() - before < layer
     # Freed, but for what the allocator rounds up.
@@ -59,8 +66,7 @@ def test_quantising_in_place_holds_at_most_a_layer_twice():
 
 
 def test_quantising_a_lazily_loaded_model_never_holds_it_unquantised():
-    before = mx.get_active_memory()
-    mx.reset_peak_memory()
+    before = active_memory()
     model, _ = load(HF_CHECKPOINT, lazy=True)
     whole = size(model)
     model.quantize(64, 4)
