@@ -71,9 +71,10 @@ def _draw(sampler: Callable, logprobs: mx.array, position: int) -> mx.array:
 
 
 class StoppingTokens:
-    """The tokens of an answer up to the first stop string.
+    """The tokens of an answer up to the stop string that is complete first.
 
-    Text that may be the beginning of a stop string is held back until it is known.
+    Of two that are complete at once, the longer one counts. Text that may be the beginning
+    of a stop string is held back until it is known.
 
     Args:
         tokens: the iterator that ``ResponseGenerator.generate`` returns.
@@ -96,12 +97,13 @@ class StoppingTokens:
             raise StopIteration
         token = next(self._tokens)
         text = self._held + token.text
-        found = [(text.index(stop), stop) for stop in self._stop if stop in text]
+        starts = [(text.index(stop), len(stop)) for stop in self._stop if stop in text]
+        found = [(start + length, start) for start, length in starts]
         if found:
             self._ended = True
             self._tokens.close()
-            end, stop = min(found)
-            text = text[: end + len(stop)] if self._include_stop else text[:end]
+            end, start = min(found)
+            text = text[: end if self._include_stop else start]
             return replace(token, text=text, finish_reason="stop")
         held = 0 if token.finish_reason else self._possible_start(text)
         self._held = text[len(text) - held :]
