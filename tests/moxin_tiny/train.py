@@ -36,6 +36,7 @@ VALIDATION_PICTURES = 256
 TEST_PER_KIND = 300
 MAX_NORM = 1.0
 WARMUP = 300
+# In floats: every weight starts at a multiple of 128 bytes.
 ALIGN = 32
 
 
