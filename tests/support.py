@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -30,6 +31,21 @@ FEATURES_TOLERANCE = 5e-5
 
 def image_path(name: str) -> str:
     return str(IMAGES / f"{name}.png")
+
+
+def preprocessor_config(image_size: int) -> dict[str, Any]:
+    """preprocessor_config.json of an HF-converted checkpoint, for squares of ``image_size``.
+
+    Its constants are rounded to bfloat16, as in published checkpoints.
+    """
+    text = (HF_CHECKPOINT / "preprocessor_config.json").read_text(encoding="utf-8")
+    config = json.loads(text)
+    square = [image_size, image_size]
+    config["input_sizes"] = [[3, *square]] * 2
+    for resize, crop in zip(config["tvf_resize_params"], config["tvf_crop_params"]):
+        resize["size"] = square
+        crop["output_size"] = square
+    return config
 
 
 def run_module(

@@ -100,7 +100,7 @@ def test_full_fine_tuning(fp32_checkpoint, data, tmp_path):
 def test_an_adapter_with_the_towers_and_the_projector(fp32_checkpoint, data, tmp_path):
     options = ["--train-vision", "--data", data, *SUPERVISED, "0.02"]
     learned = losses(train(fp32_checkpoint, tmp_path / "adapter", *options))
-    assert learned[-1] < learned[0] / 10
+    assert learned[-1] < learned[0] / 20
     trained = mx.load(str(tmp_path / "adapter" / "adapters.safetensors"))
     parts = {"vision_tower", "multi_modal_projector"}
     assert changed_parts(fp32_checkpoint, trained) == parts
@@ -157,8 +157,8 @@ def test_grpo(fp32_checkpoint, data, tmp_path):
     options += ["--temperature", "1", "--top-p", "1", "--top-k", "0", "--beta", "0.01"]
     reports = train(fp32_checkpoint, tmp_path / "adapter", *options)
     assert all(0 < report["train_reward_mean"] <= 1 for report in reports)
-    before, after = (
-        sum(log_probability(*loaded, name, LEARNED[name]) for name in LEARNED)
+    right = [
+        [log_probability(*loaded, name, LEARNED[name]) for name in LEARNED]
         for loaded in (adapted(fp32_checkpoint, tmp_path / path) for path in ("first", "adapter"))
-    )
-    assert after > before
+    ]
+    assert all(new > old for old, new in zip(*right))

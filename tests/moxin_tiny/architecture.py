@@ -1,4 +1,4 @@
-"""Moxin's architecture in small sizes, and the source checkpoint's JSON files.
+"""Moxin's architecture in small sizes, and the source checkpoint's config.json.
 
 Sizes: 112-pixel pictures make 64 visual tokens. Both towers keep the real ones' 16
 heads, one unused block behind the features and, for SigLIP, timm's MLP ratio. The
@@ -91,30 +91,4 @@ def source_config(pad_token_id: int) -> dict[str, Any]:
         "torch_dtype": "bfloat16",
         "use_fused_vision_backbone": True,
         "vision_backbone_id": "dinosiglip-vit-so-224px",
-    }
-
-
-def source_preprocessor_config() -> dict[str, Any]:
-    """preprocessor_config.json of such a checkpoint; its constants are rounded to bfloat16."""
-    size = [IMAGE_SIZE, IMAGE_SIZE]
-    mean, std = [0.484375, 0.455078125, 0.40625], [0.228515625, 0.2236328125, 0.224609375]
-    half = [0.5, 0.5, 0.5]
-    resize = {"antialias": True, "interpolation": 3, "max_size": None, "size": size}
-    return {
-        "image_processor_type": "PrismaticImageProcessor",
-        "image_resize_strategy": "resize-naive",
-        "input_sizes": [[3, *size], [3, *size]],
-        "interpolations": ["bicubic", "bicubic"],
-        "means": [[0.485, 0.456, 0.406], half],
-        "processor_class": "PrismaticProcessor",
-        "stds": [[0.229, 0.224, 0.225], half],
-        "tvf_crop_params": [{"output_size": size}, {"output_size": size}],
-        "tvf_do_letterbox": False,
-        "tvf_letterbox_fill": None,
-        "tvf_normalize_params": [
-            {"inplace": False, "mean": mean, "std": std},
-            {"inplace": False, "mean": half, "std": half},
-        ],
-        "tvf_resize_params": [resize, resize],
-        "use_fused_vision_backbone": True,
     }

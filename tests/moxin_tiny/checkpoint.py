@@ -9,9 +9,10 @@ from mlx.utils import tree_flatten
 from mlx_vlm.models.moxin import Model
 from mlx_vlm.models.moxin.vision import Block
 from mlx_vlm.models.moxin.weights import PREFIXES
+from support import preprocessor_config
 from tokenizers import Tokenizer
 
-from .architecture import source_config, source_preprocessor_config
+from .architecture import IMAGE_SIZE, source_config
 from .texts import BOS_ID, EOS_ID, PAD, tokenizer_files
 
 
@@ -48,7 +49,7 @@ def save_checkpoint(model: Model, tokenizer: Tokenizer, folder: Path) -> None:
     pad = tokenizer.token_to_id(PAD)
     files = {
         "config.json": source_config(pad),
-        "preprocessor_config.json": source_preprocessor_config(),
+        "preprocessor_config.json": preprocessor_config(IMAGE_SIZE),
         "processor_config.json": {"processor_class": "PrismaticProcessor"},
         "generation_config.json": {
             "bos_token_id": BOS_ID,

@@ -17,15 +17,16 @@ import mlx.core as mx
 import numpy as np
 from mlx_vlm.models.moxin.image_processing_moxin import MoxinImageProcessor
 from PIL import Image
+from support import preprocessor_config
 from tokenizers import Tokenizer
 
-from .architecture import IMAGE_SIZE, NUM_PATCHES, PATCH_SIZE, source_preprocessor_config
+from .architecture import IMAGE_SIZE, NUM_PATCHES, PATCH_SIZE
 from .drawing import draw
 from .questions import KINDS, Question, ask, prompt
 from .scenes import COLOURS, SHAPES, Scene, draw_scene
 from .texts import BOS_ID, EOS_ID
 
-PROCESSOR = MoxinImageProcessor.from_dict(source_preprocessor_config())
+PROCESSOR = MoxinImageProcessor.from_dict(preprocessor_config(IMAGE_SIZE))
 # Rows are padded to a multiple of it: a GPU is set up anew for every new length.
 LENGTH_MULTIPLE = 32
 # The same resizing without normalisation.

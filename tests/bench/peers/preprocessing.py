@@ -2,12 +2,11 @@
 
 import functools
 import io
-import json
 from typing import Any
 
 import numpy as np
 from PIL import Image
-from support import HF_CHECKPOINT
+from support import preprocessor_config
 
 from .clock import seconds
 from .models import Models
@@ -33,18 +32,6 @@ def jpeg(width: int, height: int) -> bytes:
     return file.getvalue()
 
 
-def reference_config(image_size: int) -> dict[str, Any]:
-    """The HF image processor's configuration for squares of ``image_size``."""
-    text = (HF_CHECKPOINT / "preprocessor_config.json").read_text(encoding="utf-8")
-    config = json.loads(text)
-    square = [image_size, image_size]
-    config["input_sizes"] = [[3, *square]] * 2
-    for resize, crop in zip(config["tvf_resize_params"], config["tvf_crop_params"]):
-        resize["size"] = square
-        crop["output_size"] = square
-    return config
-
-
 def _source(models: Models, decoded: bool) -> Any:
     """A function that gives the photo: opened from its bytes, or already decoded."""
     data = jpeg(*models.sizes.photo)
@@ -60,7 +47,7 @@ def ours(models: Models, decoded: bool) -> Run:
     from mlx_vlm.models.moxin.image_processing_moxin import MoxinImageProcessor
 
     size = models.sizes.config.vision_config.image_size
-    image_processor = MoxinImageProcessor.from_dict(reference_config(size))
+    image_processor = MoxinImageProcessor.from_dict(preprocessor_config(size))
     source = _source(models, decoded)
     return lambda: 1e3 * seconds(lambda: image_processor(source()))
 
@@ -69,7 +56,7 @@ def torchvision(models: Models, decoded: bool) -> Run:
     """The reference processor's steps: each tower resizes, converts and normalises."""
     from reference.generate.pixels import hf_pixels
 
-    config = reference_config(models.sizes.config.vision_config.image_size)
+    config = preprocessor_config(models.sizes.config.vision_config.image_size)
     source = _source(models, decoded)
     return lambda: 1e3 * seconds(lambda: hf_pixels(source(), config))
 
