@@ -6,8 +6,10 @@ import shutil
 import mlx.core as mx
 import numpy as np
 import pytest
+from mlx_vlm.models.moxin import processing_moxin
 from mlx_vlm.models.moxin.processing_moxin import MoxinProcessor, image_placeholders
 from mlx_vlm.utils import prepare_inputs
+from PIL import Image
 from support import GOLDENS, HF_CHECKPOINT, PROMPTS, image_path, run_python
 from transformers import AutoProcessor
 
@@ -52,6 +54,53 @@ def test_one_changed_pixel_changes_the_placeholders():
     changed = pixels.copy()
     changed[5, 3, 3] = 1e-7
     assert image_placeholders(pixels, 256, 1, 64) != image_placeholders(changed, 256, 1, 64)
+
+
+def same_inputs(left, right) -> bool:
+    assert set(left) == set(right)
+    return all(mx.array_equal(left[name], right[name]).item() for name in left)
+
+
+def test_the_picture_of_the_last_call_is_computed_once(monkeypatch):
+    processor = MoxinProcessor.from_pretrained(HF_CHECKPOINT)
+    computed = []
+    original = processor.image_processor.preprocess
+    monkeypatch.setattr(
+        type(processor.image_processor),
+        "__call__",
+        lambda self, image: computed.append(image.size) or original(image),
+    )
+    first = processor("In: a\nOut:", [PHOTO])
+    assert same_inputs(processor("In: a\nOut:", [PHOTO]), first)
+    assert len(computed) == 1
+    processor("In: a\nOut:", [TALL])
+    assert same_inputs(processor("In: a\nOut:", [PHOTO]), first)
+    assert len(computed) == 3
+
+
+@pytest.mark.parametrize("limit", [0, 2**22])
+def test_a_remembered_picture_is_never_taken_for_another(limit, monkeypatch):
+    monkeypatch.setattr(processing_moxin, "MAX_REMEMBERED", limit)
+    processor = MoxinProcessor.from_pretrained(HF_CHECKPOINT)
+    image = Image.new("RGB", (28, 40), (10, 20, 30))
+
+    def is_fresh() -> bool:
+        fresh = MoxinProcessor.from_pretrained(HF_CHECKPOINT)
+        fresh.image_processor = processor.image_processor
+        fresh.vocab_size = processor.vocab_size
+        return same_inputs(processor("In: a\nOut:", [image]), fresh("In: a\nOut:", [image]))
+
+    assert is_fresh()
+    image.putpixel((27, 39), (11, 20, 30))
+    assert is_fresh()
+    image = image.resize((40, 28), Image.Resampling.NEAREST)
+    assert is_fresh()
+    image = Image.frombytes("RGB", (28, 40), image.tobytes())
+    assert is_fresh()
+    processor.image_processor.image_mean[1][2] += 2**-20
+    assert is_fresh()
+    processor.vocab_size -= 1
+    assert is_fresh()
 
 
 @pytest.mark.parametrize("add_special_tokens", [True, False])

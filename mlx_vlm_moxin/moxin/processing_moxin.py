@@ -16,19 +16,23 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 from huggingface_hub import snapshot_download
+from PIL import Image
 from transformers import AutoProcessor, PretrainedConfig
 
 from .config import ModelConfig
-from .image_processing_moxin import CONFIG_FILE, ImageInput, MoxinImageProcessor
+from .image_processing_moxin import CONFIG_FILE, ImageInput, MoxinImageProcessor, open_image
 from .tokenization_moxin import MoxinDetokenizer, load_tokenizer
 
 MODEL_TYPES = ("moxin", "prismatic")
+# The last picture is remembered up to this many pixels, three bytes each.
+MAX_REMEMBERED = 2**22
 
 
 def image_placeholders(pixels: np.ndarray, count: int, first: int, vocab_size: int) -> list[int]:
     """``count`` ids for one picture, ``[6, S, S]``: a code of its pixels, then ``first``."""
     # SHA-256 reads the pixels, as processors have instructions for it; SHAKE only extends it.
-    digest = hashlib.shake_256(hashlib.sha256(pixels.tobytes()).digest()).digest(count - 1)
+    code = hashlib.sha256(np.ascontiguousarray(pixels)).digest()
+    digest = hashlib.shake_256(code).digest(count - 1)
     return [first + 1 + byte % (vocab_size - first - 1) for byte in digest] + [first]
 
 
@@ -58,6 +62,7 @@ class MoxinProcessor:
         self.vocab_size = vocab_size
         self.num_image_tokens = num_image_tokens
         self._detokenizer = MoxinDetokenizer(tokenizer)
+        self._last_picture: tuple = (None, None)
 
     def __call__(
         self,
@@ -95,24 +100,46 @@ class MoxinProcessor:
                 f"Moxin takes one image per prompt, got {len(images)} images "
                 f"for {len(prompts)} prompt{'s' if len(prompts) > 1 else ''}"
             )
-        pixels = self.image_processor(images) if images else []
-        rows = [self._row(prompt, *pixels[i : i + 1]) for i, prompt in enumerate(prompts)]
+        pictures = [self._picture(image) for image in images]
+        placeholders = [ids for _, ids in pictures] + [[]] * (len(prompts) - len(pictures))
+        rows = [self._row(prompt, ids) for prompt, ids in zip(prompts, placeholders)]
         inputs = self._pad(rows, padding_side)
-        if images:
-            inputs["pixel_values"] = mx.array(pixels)
+        if pictures:
+            inputs["pixel_values"] = mx.array(np.concatenate([pixels for pixels, _ in pictures]))
         return inputs
 
-    def _row(self, prompt: str, pixels: np.ndarray | None = None) -> list[int]:
+    def _picture(self, image: ImageInput) -> tuple[np.ndarray, list[int]]:
+        """Pixels ``[1, 6, S, S]`` and placeholders of a picture.
+
+        The next question is often about the same picture, which comes along again: it
+        takes a tenth of the time to compare all of it with the last one.
+        """
+        image = open_image(image)
+        if image.width * image.height > MAX_REMEMBERED:
+            return self._computed(image)
+        # With everything else that the result depends on.
+        key = image.tobytes(), image.size, repr([vars(self.image_processor), *self._range])
+        last_key, result = self._last_picture
+        if key != last_key:
+            result = self._computed(image)
+            self._last_picture = key, result
+        return result
+
+    def _computed(self, image: Image.Image) -> tuple[np.ndarray, list[int]]:
+        pixels = self.image_processor(image)
+        return pixels, image_placeholders(pixels[0], *self._range)
+
+    @property
+    def _range(self) -> tuple[int, int, int]:
+        """How many placeholders a picture has, and the ids that they are drawn from."""
+        return self.num_image_tokens, self.image_token_index, self.vocab_size
+
+    def _row(self, prompt: str, placeholders: list[int]) -> list[int]:
         bos = self.tokenizer.bos_token_id
         ids = self.tokenizer(prompt, add_special_tokens=False)["input_ids"]
         if ids[:1] == [bos]:
             ids = ids[1:]
-        image = []
-        if pixels is not None:
-            image = image_placeholders(
-                pixels, self.num_image_tokens, self.image_token_index, self.vocab_size
-            )
-        return [bos, *image, *ids]
+        return [bos, *placeholders, *ids]
 
     def _pad(self, rows: list[list[int]], side: str) -> dict[str, mx.array]:
         length = max(map(len, rows))
