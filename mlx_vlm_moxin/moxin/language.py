@@ -12,6 +12,7 @@ from ..base import LanguageModelOutput, cache_position_offset, create_attention_
 from ..llama.language import LlamaModel
 from ..llama.language import Model as LlamaForCausalLM
 from .config import TextConfig
+from .cuda_decode import DecodeStep, supports
 from .linear import replace_linears
 
 
@@ -75,6 +76,20 @@ class LanguageModel(nn.Module):
         self.model = MistralModel(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         replace_linears(self)
+        self._decode_step = None
+        self._was_asked = False
+
+    def _fast_step(self, inputs: mx.array, cache: list | None) -> DecodeStep | None:
+        """The step of our own kernels, if it can take ``inputs`` ``[B, T]``.
+
+        Whether it computes what the modules do is asked with each prompt, in front of which
+        they may have been changed (quantised, given adapters), and not with each token.
+        """
+        if inputs.shape[1] > 1 or not self._was_asked:
+            self._decode_step = (self._decode_step or DecodeStep(self)) if supports(self) else None
+            self._was_asked = True
+        step = self._decode_step
+        return step if step is not None and step.takes(inputs, cache) else None
 
     def __call__(
         self,
@@ -101,6 +116,9 @@ class LanguageModel(nn.Module):
         Returns:
             ``logits`` ``[B, T or logits_to_keep, vocab_size]`` and ``hidden_states``.
         """
+        step = self._fast_step(inputs, cache)
+        if step is not None and inputs_embeds is None and capture_layer_ids is None:
+            return LanguageModelOutput(logits=step(inputs, cache))
         hidden_states = [] if capture_layer_ids is not None else None
         h = self.model(inputs, cache, inputs_embeds, mask, capture_layer_ids, hidden_states)
         logits = self.lm_head(h[:, -logits_to_keep:])

@@ -1,0 +1,141 @@
+"""CUDA kernels of our own, from ``kernels/``: compiled by NVRTC, launched by MLX.
+
+``mx.fast.cuda_kernel`` puts MLX's headers in front of every kernel, and each process reads
+them anew, 1 to 2 s per kernel. Compiled here, a kernel takes 0.1 to 0.2 s.
+"""
+
+import ctypes
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+
+import mlx.core as mx
+
+KERNELS = Path(__file__).with_name("kernels")
+C_TYPES = {
+    mx.bfloat16: "moxin::bfloat16",
+    mx.float16: "moxin::float16",
+    mx.float32: "float",
+    mx.int32: "int",
+    mx.uint32: "unsigned int",
+}
+# bfloat16 conversion in one instruction.
+MIN_COMPUTE_CAPABILITY = 8
+NVRTC_VERSIONS = (13, 12)
+
+
+@functools.cache
+def _nvrtc() -> ctypes.CDLL | None:
+    """The compiler that MLX's CUDA backend has loaded already."""
+    for version in NVRTC_VERSIONS:
+        try:
+            return ctypes.CDLL(f"libnvrtc.so.{version}")
+        except OSError:
+            continue
+    return None
+
+
+@functools.cache
+def _architecture() -> str | None:
+    """The GPU's, such as ``sm_90``, if kernels can be compiled for it."""
+    if not mx.cuda.is_available() or _nvrtc() is None:
+        return None
+    info = mx.device_info()  # also asks for the free memory, which takes a while
+    is_new = info["compute_capability_major"] >= MIN_COMPUTE_CAPABILITY
+    return info["architecture"] if is_new else None
+
+
+def is_available() -> bool:
+    """Whether arrays are on an NVIDIA GPU by default and kernels can be compiled for it."""
+    return mx.default_device() == mx.gpu and _architecture() is not None
+
+
+def _strings(texts: Sequence[str]) -> ctypes.Array:
+    return (ctypes.c_char_p * len(texts))(*(text.encode() for text in texts))
+
+
+def _read(function: str, program: ctypes.c_void_p) -> bytes:
+    """What ``nvrtcGet<function>`` gives."""
+    size = ctypes.c_size_t()
+    getattr(_nvrtc(), f"nvrtcGet{function}Size")(program, ctypes.byref(size))
+    buffer = ctypes.create_string_buffer(size.value)
+    getattr(_nvrtc(), f"nvrtcGet{function}")(program, buffer)
+    return buffer.raw
+
+
+@functools.cache
+def compile_source(source: str, architecture: str) -> bytes:
+    """Machine code of CUDA ``source``, which may include the files in ``kernels/``.
+
+    Args:
+        architecture: as MLX names it, such as ``sm_90``.
+
+    Raises:
+        RuntimeError: with the compiler's messages.
+    """
+    nvrtc, program = _nvrtc(), ctypes.c_void_p()
+    files = sorted(KERNELS.glob("*.cu"))
+    texts = _strings([file.read_text(encoding="utf-8") for file in files])
+    names = _strings([file.name for file in files])
+    nvrtc.nvrtcCreateProgram(
+        ctypes.byref(program), source.encode(), b"moxin.cu", len(files), texts, names
+    )
+    options = _strings([f"--gpu-architecture={architecture}", "--std=c++17"])
+    try:
+        if nvrtc.nvrtcCompileProgram(program, len(options), options):
+            log = _read("ProgramLog", program).rstrip(b"\0").decode()
+            raise RuntimeError(f"A CUDA kernel does not compile for {architecture}:\n{log}")
+        return _read("CUBIN", program)
+    finally:
+        nvrtc.nvrtcDestroyProgram(ctypes.byref(program))
+
+
+def run(
+    call: str,
+    arguments: Sequence[str],
+    inputs: dict[str, mx.array],
+    outputs: dict[str, tuple[tuple[int, ...], mx.Dtype]],
+    *,
+    file: str,
+    dtype: mx.Dtype,
+    blocks: int,
+    threads: int,
+    scalars: dict[str, int] | None = None,
+    shared_memory: int = 0,
+) -> list[mx.array]:
+    """Outputs of one kernel, which is ``moxin::call(arguments)``.
+
+    Args:
+        call: a device function of ``file`` with its template arguments.
+        arguments: C++ expressions of the names of ``inputs``, ``outputs`` and ``scalars``.
+        inputs: arrays in row-major order.
+        outputs: shapes and dtypes.
+        dtype: what ``T`` stands for.
+        scalars: integers that the kernel need not be compiled for.
+        shared_memory: dynamic, in bytes.
+
+    Raises:
+        RuntimeError: if the kernel does not compile.
+    """
+    name = f"moxin_{call.partition('<')[0]}"
+    parameters = [f"const {C_TYPES[array.dtype]}* {key}" for key, array in inputs.items()]
+    parameters += [f"{C_TYPES[kind]}* {key}" for key, (_, kind) in outputs.items()]
+    parameters += [f"int {key}" for key in scalars or {}]
+    source = (
+        f'#include "{file}"\n'
+        f"using T = {C_TYPES[dtype]};\n"
+        f'extern "C" __global__ void __launch_bounds__({threads}) {name}({", ".join(parameters)}) '
+        f"{{\n  moxin::{call}({', '.join(arguments)});\n}}\n"
+    )
+    return mx.fast.precompiled_cuda_kernel(
+        name=name,
+        compiled_source=compile_source(source, _architecture()),
+        inputs=list(inputs.values()),
+        output_shapes=[shape for shape, _ in outputs.values()],
+        output_dtypes=[kind for _, kind in outputs.values()],
+        scalars=list((scalars or {}).values()),
+        grid=(blocks * threads, 1, 1),
+        threadgroup=(threads, 1, 1),
+        shared_memory=shared_memory,
+        ensure_row_contiguous=True,
+    )

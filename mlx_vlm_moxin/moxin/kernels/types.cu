@@ -1,0 +1,75 @@
+// The two 16-bit dtypes, without CUDA's headers: reading those takes longer than compiling.
+//
+// T below is bfloat16 or float16.
+
+#pragma once
+
+namespace moxin {
+
+constexpr int LANES = 32;
+constexpr unsigned int ALL_LANES = 0xffffffffu;
+
+struct bfloat16 {
+  unsigned short bits;
+};
+
+struct float16 {
+  unsigned short bits;
+};
+
+template <typename T>
+__device__ inline float to_float(T x);
+
+template <>
+__device__ inline float to_float(bfloat16 x) {
+  return __uint_as_float(static_cast<unsigned int>(x.bits) << 16);
+}
+
+template <>
+__device__ inline float to_float(float16 x) {
+  float y;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(y) : "h"(x.bits));
+  return y;
+}
+
+// Rounds to nearest even.
+template <typename T>
+__device__ inline T round_to(float x);
+
+template <>
+__device__ inline bfloat16 round_to(float x) {
+  bfloat16 y;
+  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(y.bits) : "f"(x));
+  return y;
+}
+
+template <>
+__device__ inline float16 round_to(float x) {
+  float16 y;
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(y.bits) : "f"(x));
+  return y;
+}
+
+template <>
+__device__ inline float round_to(float x) {
+  return x;
+}
+
+// Eight values of T, 16 bytes.
+template <typename T>
+__device__ inline void unpack(const uint4& v, float* x) {
+  const unsigned int words[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    x[2 * i] = to_float(T{static_cast<unsigned short>(words[i] & 0xffffu)});
+    x[2 * i + 1] = to_float(T{static_cast<unsigned short>(words[i] >> 16)});
+  }
+}
+
+__device__ inline float warp_sum(float x) {
+#pragma unroll
+  for (int lanes = LANES / 2; lanes > 0; lanes /= 2) x += __shfl_xor_sync(ALL_LANES, x, lanes);
+  return x;
+}
+
+}  // namespace moxin
