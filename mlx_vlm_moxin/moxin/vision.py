@@ -9,6 +9,7 @@ https://arxiv.org/abs/2303.15343. Architecture and parameter names: timm 0.9.16,
 import mlx.core as mx
 import mlx.nn as nn
 
+from . import cuda_towers
 from .config import TowerConfig, VisionConfig
 
 
@@ -104,16 +105,25 @@ class VisionTransformer(nn.Module):
             self.reg_token = mx.zeros((1, config.num_register_tokens, width))
         self.blocks = [Block(config) for _ in range(config.num_blocks)]
 
-    def __call__(self, x: mx.array) -> mx.array:
-        """``[B, H, W, 3]`` normalised pixels to ``[B, num_patches, hidden_size]``."""
+    def embed(self, x: mx.array) -> mx.array:
+        """``[B, H, W, 3]`` normalised pixels to the first block's input ``[B, N, hidden_size]``."""
         x = self.patch_embed(x) + self.pos_embed
         prefix = [self[name] for name in ("cls_token", "reg_token") if name in self]
         if prefix:
             tokens = [mx.broadcast_to(t, (x.shape[0], *t.shape[1:])) for t in prefix]
             x = mx.concatenate([*tokens, x], axis=1)
+        return x
+
+    def patches(self, x: mx.array) -> mx.array:
+        """The patches among all tokens ``[B, N, hidden_size]``."""
+        return x[:, self.config.num_prefix_tokens :]
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """``[B, H, W, 3]`` normalised pixels to ``[B, num_patches, hidden_size]``."""
+        x = self.embed(x)
         for block in self.blocks:
             x = block(x)
-        return x[:, self.config.num_prefix_tokens :]
+        return self.patches(x)
 
 
 class VisionModel(nn.Module):
@@ -132,7 +142,14 @@ class VisionModel(nn.Module):
 
     def _features(self, pixel_values: mx.array) -> mx.array:
         pixels = pixel_values.astype(self.dino.pos_embed.dtype).transpose(0, 2, 3, 1)
-        return mx.concatenate([self.dino(pixels[..., :3]), self.siglip(pixels[..., 3:])], axis=-1)
+        towers, inputs = (self.dino, self.siglip), (pixels[..., :3], pixels[..., 3:])
+        if cuda_towers.supports(towers):
+            x = [tower.embed(pixels) for tower, pixels in zip(towers, inputs)]
+            x = cuda_towers.run_blocks(towers, x)
+            features = [tower.patches(tokens) for tower, tokens in zip(towers, x)]
+        else:
+            features = [tower(pixels) for tower, pixels in zip(towers, inputs)]
+        return mx.concatenate(features, axis=-1)
 
     def __call__(self, pixel_values: mx.array) -> mx.array:
         """Fused patch features.

@@ -1,0 +1,62 @@
+// The vision towers' layer norms; one launch does the same step of both towers.
+
+#include "types.cu"
+
+namespace moxin {
+
+template <typename T>
+struct Norm {
+  const T* x;
+  const T* weight;
+  const T* bias;
+  T* out;
+  int rows, width;
+};
+
+// A warp per row of at most WIDTH values; the first rows are the first tower's.
+template <typename T, int WIDTH, int THREADS>
+__device__ void layer_norms(const Norm<T>& first, const Norm<T>& second, float eps) {
+  constexpr int ROUNDS = (WIDTH / 8 + LANES - 1) / LANES;
+  int row = blockIdx.x * (THREADS / LANES) + threadIdx.x / LANES;
+  bool is_first = row < first.rows;
+  Norm<T> own = is_first ? first : second;
+  if (!is_first) row -= first.rows;
+  if (row >= own.rows) return;
+  int lane = threadIdx.x % LANES, count = own.width / 8;
+  const uint4* x = reinterpret_cast<const uint4*>(own.x + row * own.width);
+  uint4* out = reinterpret_cast<uint4*>(own.out + row * own.width);
+  float values[ROUNDS][8] = {};
+  float sum = 0;
+#pragma unroll
+  for (int round = 0; round < ROUNDS; ++round) {
+    int i = round * LANES + lane;
+    if (i < count) unpack<T>(x[i], values[round]);
+#pragma unroll
+    for (float value : values[round]) sum += value;
+  }
+  float mean = warp_sum(sum) / own.width, squares = 0;
+#pragma unroll
+  for (int round = 0; round < ROUNDS; ++round) {
+    if (round * LANES + lane >= count) continue;
+#pragma unroll
+    for (float value : values[round]) squares += (value - mean) * (value - mean);
+  }
+  float scale = rsqrtf(warp_sum(squares) / own.width + eps);
+#pragma unroll
+  for (int round = 0; round < ROUNDS; ++round) {
+    int i = round * LANES + lane;
+    if (i >= count) continue;
+    float weights[8], biases[8];
+    unpack<T>(reinterpret_cast<const uint4*>(own.weight)[i], weights);
+    unpack<T>(reinterpret_cast<const uint4*>(own.bias)[i], biases);
+    unsigned int words[4] = {};
+#pragma unroll
+    for (int k = 0; k < 8; ++k) {
+      float y = (values[round][k] - mean) * scale * weights[k] + biases[k];
+      words[k / 2] |= static_cast<unsigned int>(round_to<T>(y).bits) << 16 * (k % 2);
+    }
+    out[i] = uint4{words[0], words[1], words[2], words[3]};
+  }
+}
+
+}  // namespace moxin

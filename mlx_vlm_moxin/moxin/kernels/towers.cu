@@ -1,0 +1,229 @@
+// The vision towers' products; one launch does the same step of both towers.
+//
+// A product is x [rows, K] times weight [N, K] transposed, on tensor cores (mma m16n8k16 with
+// float sums), in tiles of 96 rows (neither
+// tower's 256 or 261 tokens leave much of a third one empty). Tiles go through shared memory in STAGES, filled by cp.async;
+// whatever lies outside of the matrices is filled with zeros.
+
+#include "types.cu"
+
+namespace moxin {
+
+constexpr int TILE_ROWS = 96;
+constexpr int TILE_K = 64;       // 128 bytes of a row: eight vectors of 16 bytes
+constexpr int VECTORS = TILE_K / 8;
+constexpr int WARPS = 4;  // of a tile, two by two
+
+enum Epilogue { BIAS, BIAS_GELU, BIAS_SCALE_ADD };
+
+// x is [rows, K], weight [N, K], out and residual [rows, N]. gamma may be null; gamma and residual
+// matter to BIAS_SCALE_ADD only. Sizes are no constants, so that towers share machine code.
+template <typename T>
+struct Product {
+  const T* x;
+  const T* weight;
+  const T* bias;
+  const T* gamma;
+  const T* residual;
+  T* out;
+  int rows, K, N;
+};
+
+// Vector `vector` of row `row` of a tile; the exclusive or spreads a column over all banks.
+__device__ inline unsigned int tile_address(unsigned int tile, int row, int vector) {
+  return tile + row * (TILE_K * 2) + ((vector ^ (row & 7)) * 16);
+}
+
+__device__ inline void copy_async(unsigned int to, const void* from, bool inside) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
+               :
+               : "r"(to), "l"(from), "r"(inside ? 16 : 0));
+}
+
+__device__ inline void load_matrices(unsigned int* registers, unsigned int address) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(registers[0]), "=r"(registers[1]), "=r"(registers[2]), "=r"(registers[3])
+               : "r"(address));
+}
+
+template <typename T>
+__device__ inline void multiply_add(
+    float* sums, const unsigned int* a, const unsigned int* b);
+
+template <>
+__device__ inline void multiply_add<bfloat16>(
+    float* sums, const unsigned int* a, const unsigned int* b) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+      "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+      : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+template <>
+__device__ inline void multiply_add<float16>(
+    float* sums, const unsigned int* a, const unsigned int* b) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
+      "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+      : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+// A thread's share of copying ROWS rows of K values of `matrix` [limit, K] into tiles. Its rows are
+// a multiple of 8 apart, so that they all have the same place in a row of the tile.
+template <typename T, int ROWS, int THREADS>
+struct Copy {
+  static constexpr int COUNT = ROWS * VECTORS / THREADS, APART = THREADS / VECTORS;
+  static_assert(ROWS * VECTORS % THREADS == 0 && APART % 8 == 0, "threads share the rows evenly");
+  const T* matrix;
+  const T* from;
+  int row, column, limit, K;
+
+  __device__ Copy(const T* matrix, int first, int limit, int K)
+      : matrix(matrix),
+        row(threadIdx.x / VECTORS),
+        column(threadIdx.x % VECTORS * 8),
+        limit(limit - first),
+        K(K) {
+    from = matrix + static_cast<long long>(first + row) * K + column;
+  }
+
+  __device__ void start(unsigned int tile, int k) const {
+    unsigned int to = tile_address(tile, row, column / 8);
+    bool inside = k + column < K;
+#pragma unroll
+    for (int i = 0; i < COUNT; ++i) {
+      bool exists = inside && row + i * APART < limit;
+      copy_async(to + i * APART * TILE_K * 2, exists ? from + i * APART * K + k : matrix, exists);
+    }
+  }
+};
+
+// Exact, not the tanh approximation.
+__device__ __noinline__ float gelu(float x) { return x * 0.5f * (1 + erff(x * 0.70710678f)); }
+
+// What the epilogue makes of eight sums of one row, from `column` on.
+template <typename T, Epilogue EPILOGUE>
+__device__ void finish(const Product<T>& product, int row, int column, const float* sums) {
+  long long at = static_cast<long long>(row) * product.N + column;
+  float bias[8], gamma[8], residual[8];
+  unpack<T>(*reinterpret_cast<const uint4*>(product.bias + column), bias);
+  if constexpr (EPILOGUE == BIAS_SCALE_ADD) {
+    unpack<T>(*reinterpret_cast<const uint4*>(product.residual + at), residual);
+    if (product.gamma) unpack<T>(*reinterpret_cast<const uint4*>(product.gamma + column), gamma);
+  }
+  unsigned int words[4] = {};
+#pragma unroll
+  for (int i = 0; i < 8; ++i) {
+    float y = sums[i] + bias[i];
+    if constexpr (EPILOGUE == BIAS_GELU) y = gelu(y);
+    if constexpr (EPILOGUE == BIAS_SCALE_ADD) {
+      y = (product.gamma ? y * gamma[i] : y) + residual[i];
+    }
+    words[i / 2] |= static_cast<unsigned int>(round_to<T>(y).bits) << 16 * (i % 2);
+  }
+  *reinterpret_cast<uint4*>(product.out + at) = uint4{words[0], words[1], words[2], words[3]};
+}
+
+// GROUPS groups of warps share a tile; each takes its part of every stage's K, and their sums are
+// added up at the end. That keeps a multiprocessor busy that has one tile only.
+template <typename T, Epilogue EPILOGUE, int TILE_N, int STAGES, int GROUPS>
+__device__ void multiply_tile(const Product<T>& product, int tile) {
+  constexpr int THREADS = GROUPS * WARPS * LANES;
+  constexpr int STAGE_BYTES = (TILE_ROWS + TILE_N) * TILE_K * 2;
+  constexpr int ROWS = TILE_ROWS / 2, COLUMNS = TILE_N / 2;  // of a warp
+  extern __shared__ __align__(128) unsigned char shared[];
+  unsigned int stages = static_cast<unsigned int>(__cvta_generic_to_shared(shared));
+  int steps = (product.K + TILE_K - 1) / TILE_K;
+  // Neighbouring blocks share a tile of the weight.
+  int row_tiles = (product.rows + TILE_ROWS - 1) / TILE_ROWS;
+  int first_row = tile % row_tiles * TILE_ROWS, first_column = tile / row_tiles * TILE_N;
+  int lane = threadIdx.x % LANES, warp = threadIdx.x / LANES;
+  int warp_row = warp % 2 * ROWS, warp_column = warp / 2 % 2 * COLUMNS, group = warp / WARPS;
+
+  Copy<T, TILE_ROWS, THREADS> x(product.x, first_row, product.rows, product.K);
+  Copy<T, TILE_N, THREADS> weight(product.weight, first_column, product.N, product.K);
+  auto start = [&](int step) {
+    unsigned int stage = stages + step % STAGES * STAGE_BYTES;
+    if (step < steps) {
+      x.start(stage, step * TILE_K);
+      weight.start(stage + TILE_ROWS * TILE_K * 2, step * TILE_K);
+    }
+    asm volatile("cp.async.commit_group;");
+  };
+  for (int step = 0; step < STAGES - 1; ++step) start(step);
+
+  float sums[ROWS / 16][COLUMNS / 8][4] = {};
+  for (int step = 0; step < steps; ++step) {
+    asm volatile("cp.async.wait_group %0;" : : "n"(STAGES - 2));
+    __syncthreads();
+    start(step + STAGES - 1);
+    unsigned int x_tile = stages + step % STAGES * STAGE_BYTES;
+    unsigned int weight_tile = x_tile + TILE_ROWS * TILE_K * 2;
+#pragma unroll
+    for (int i = 0; i < VECTORS / GROUPS; i += 2) {
+      int k = group * (VECTORS / GROUPS) + i;
+      unsigned int a[ROWS / 16][4], b[COLUMNS / 16][4];
+#pragma unroll
+      for (int m = 0; m < ROWS / 16; ++m) {
+        int row = warp_row + m * 16 + lane % 16;
+        load_matrices(a[m], tile_address(x_tile, row, k + lane / 16));
+      }
+#pragma unroll
+      for (int n = 0; n < COLUMNS / 16; ++n) {
+        int row = warp_column + n * 16 + lane % 8 + lane / 16 * 8;
+        load_matrices(b[n], tile_address(weight_tile, row, k + lane / 8 % 2));
+      }
+#pragma unroll
+      for (int m = 0; m < ROWS / 16; ++m) {
+#pragma unroll
+        for (int n = 0; n < COLUMNS / 8; ++n) {
+          multiply_add<T>(sums[m][n], a[m], b[n / 2] + n % 2 * 2);
+        }
+      }
+    }
+  }
+  // Through shared memory, so that a thread finishes eight neighbours.
+  constexpr int PITCH = TILE_N + 4;
+  float* results = reinterpret_cast<float*>(shared);
+  asm volatile("cp.async.wait_group 0;");
+#pragma unroll
+  for (int turn = 0; turn < GROUPS; ++turn) {
+    __syncthreads();
+    if (turn != group) continue;
+#pragma unroll
+    for (int m = 0; m < ROWS / 16; ++m) {
+#pragma unroll
+      for (int n = 0; n < COLUMNS / 8; ++n) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          int row = warp_row + m * 16 + lane / 4 + half * 8;
+          float2* to = reinterpret_cast<float2*>(
+              results + row * PITCH + warp_column + n * 8 + lane % 4 * 2);
+          float2 before = turn ? *to : float2{0, 0};
+          *to = float2{before.x + sums[m][n][2 * half], before.y + sums[m][n][2 * half + 1]};
+        }
+      }
+    }
+  }
+  __syncthreads();
+#pragma unroll 1
+  for (int i = threadIdx.x; i < TILE_ROWS * TILE_N / 8; i += THREADS) {
+    int row = i / (TILE_N / 8), column = i % (TILE_N / 8) * 8;
+    if (first_row + row < product.rows && first_column + column < product.N) {
+      finish<T, EPILOGUE>(
+          product, first_row + row, first_column + column, results + row * PITCH + column);
+    }
+  }
+}
+
+// The first tiles are the first product's.
+template <typename T, Epilogue EPILOGUE, int TILE_N, int STAGES, int GROUPS>
+__device__ void products(const Product<T>& first, const Product<T>& second) {
+  int rows = (first.rows + TILE_ROWS - 1) / TILE_ROWS;
+  int count = rows * ((first.N + TILE_N - 1) / TILE_N), tile = blockIdx.x;
+  bool is_first = tile < count;
+  Product<T> own = is_first ? first : second;
+  multiply_tile<T, EPILOGUE, TILE_N, STAGES, GROUPS>(own, is_first ? tile : tile - count);
+}
+
+}  // namespace moxin
