@@ -11,8 +11,6 @@ from typing import Any
 import mlx.core as mx
 from mlx_vlm.models.cache import make_prompt_cache
 
-from mlx_vlm_moxin.bench.measure import PREFILL_STEP
-
 from .clock import synchronize
 from .models import Models
 from .rounds import Run
@@ -35,13 +33,15 @@ def _ids(models: Models, batch: int, length: int) -> mx.array:
     return mx.random.randint(3, models.sizes.config.pad_token_id, (batch, length))
 
 
-def _fill(forward: Forward, cache: list, ids: mx.array) -> None:
-    """Put ``ids`` into the cache, a few at a time, which bounds the size of the logits."""
-    batch, context = ids.shape
-    step = max(1, PREFILL_STEP // batch)
-    for start in range(0, context, step):
-        forward(ids[:, start : start + step], cache)
-        mx.eval([layer.state for layer in cache])
+def _filled_cache(models: Models, decoder: object, batch: int) -> list:
+    """A cache of random key-values: a step takes as long with them as with a prompt's."""
+    text = models.sizes.config.text_config
+    shape = (batch, text.num_key_value_heads, models.sizes.context, text.head_dim)
+    cache = make_prompt_cache(decoder)
+    for layer in cache:
+        layer.update_and_fetch(*(mx.random.normal(shape, mx.bfloat16) for _ in range(2)))
+    mx.eval([layer.state for layer in cache])
+    return cache
 
 
 def _cut(cache: list, length: int) -> None:
@@ -65,8 +65,7 @@ def loop(models: Models, model: str, batch: int = 1, tokens: int | None = None) 
     """The benchmark's greedy loop, which works ahead by one token."""
     decoder, forward = _forward(models[model])
     context = models.sizes.context
-    cache = make_prompt_cache(decoder)
-    _fill(forward, cache, _ids(models, batch, context))
+    cache = _filled_cache(models, decoder, batch)
     first = _ids(models, batch, 1)
 
     def step(ids: mx.array) -> mx.array:
@@ -112,10 +111,9 @@ def mlx_lm_step(models: Models, model: str) -> Run:
 
 
 def _own_loop(models: Models, model: object, generate: Callable[..., Iterator]) -> Run:
-    decoder, forward = _forward(model)
+    decoder, _ = _forward(model)
     context, tokens = models.sizes.context, models.sizes.tokens
-    cache = make_prompt_cache(decoder)
-    _fill(forward, cache, _ids(models, 1, context))
+    cache = _filled_cache(models, decoder, 1)
     first = _ids(models, 1, 1)[0]
 
     def run() -> float:

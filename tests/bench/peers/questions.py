@@ -22,10 +22,10 @@ from .models import Models
 from .rounds import Run
 
 
-def picture(models: Models) -> Image.Image:
+def picture(models: Models, seed: int = 0) -> Image.Image:
     """A picture of noise."""
     width, height = models.sizes.picture
-    noise = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    noise = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     return Image.fromarray(noise)
 
 
@@ -86,16 +86,19 @@ def ask(models: Models, reuse: str | None = None) -> Run:
     Raises:
         RuntimeError: if mlx-vlm did not reuse the picture's key-values.
     """
-    model, image, moxin = models["ours"], picture(models), processor(models)
+    model, moxin = models["ours"], processor(models)
+    # A first question is about another picture than the question before it.
+    images = [picture(models, seed) for seed in ((0, 0) if reuse else (0, 1))]
     length = models.sizes.text_tokens
     questions = [_question(moxin.tokenizer, word, length) for word in "ab"]
+    asked = list(zip(questions, images))
     kept: dict[str, Any] = {}
     if reuse == "features":
         kept["vision_cache"] = VisionFeatureCache()
     elif reuse == "prefix":
         kept["prompt_cache_state"] = PromptCacheState()
 
-    def answer(question: str) -> tuple[float, int]:
+    def answer(question: str, image: Image.Image) -> tuple[float, int]:
         """Milliseconds to the first token, and tokens that were not computed again."""
         synchronize()
         start = time.perf_counter()
@@ -106,11 +109,11 @@ def ask(models: Models, reuse: str | None = None) -> Run:
             pass
         return 1e3 * elapsed, first.cached_tokens
 
-    answer(questions[1])
+    answer(*asked[1])
 
     def run() -> float:
-        questions.reverse()
-        elapsed, cached = answer(questions[1])
+        asked.reverse()
+        elapsed, cached = answer(*asked[1])
         if reuse == "prefix" and cached <= models.sizes.config.vision_config.num_patches:
             raise RuntimeError(f"only {cached} tokens of the prompt were reused")
         return elapsed

@@ -1,10 +1,10 @@
 """The PyTorch side of towers and first token; functions that give milliseconds."""
 
 import torch
+from support import preprocessor_config
 
 from .clock import seconds
 from .models import Models
-from .preprocessing import reference_config
 from .questions import picture
 from .rounds import Run
 from .torch_models import DEVICE, DTYPE
@@ -29,7 +29,7 @@ def first_token(models: Models) -> Run:
 
     towers, decoder = models["torch towers"], models["torch decoder"]
     sizes = models.sizes
-    config = reference_config(sizes.config.vision_config.image_size)
+    config = preprocessor_config(sizes.config.vision_config.image_size)
     image = picture(models)
     text = torch.randint(3, sizes.config.pad_token_id, (1, 1 + sizes.text_tokens))
 
