@@ -1,8 +1,9 @@
-"""The reference checkpoint, loaded by mlx-vlm, in float32 and as it is stored."""
+"""Fixtures of many tests, such as the reference checkpoint loaded by mlx-vlm."""
 
 import mlx.core as mx
 import pytest
 from mlx_vlm import convert, load
+from mlx_vlm.models.moxin import cuda_kernels
 from support import HF_CHECKPOINT
 
 
@@ -36,3 +37,9 @@ def fp32_checkpoint(tmp_path_factory):
     path = tmp_path_factory.mktemp("fp32") / "checkpoint"
     convert(str(HF_CHECKPOINT), str(path), dtype="float32", trust_remote_code=False)
     return path
+
+
+@pytest.fixture
+def kernels_everywhere(monkeypatch):
+    """As if this were an NVIDIA GPU, for what does not run a kernel."""
+    monkeypatch.setattr(cuda_kernels, "is_available", lambda: True)

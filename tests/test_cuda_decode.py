@@ -3,15 +3,13 @@
 import mlx.core as mx
 import mlx.nn as nn
 import pytest
+from cuda_support import MAX_ERROR_RATIO, needs_gpu, relative_error
 from mlx.utils import tree_flatten, tree_map_with_path
 from mlx_lm.tuner.lora import LoRALinear
 from mlx_vlm.models.cache import BatchKVCache, KVCache
 from mlx_vlm.models.moxin import cuda_decode, cuda_kernels, language
 from mlx_vlm.models.moxin.config import TextConfig
 
-needs_gpu = pytest.mark.skipif(
-    not mx.cuda.is_available(), reason="the kernels run on NVIDIA GPUs only"
-)
 CONFIG = {
     "num_hidden_layers": 2,
     "hidden_size": 256,
@@ -22,8 +20,6 @@ CONFIG = {
     "vocab_size": 300,
     "sliding_window": 1024,
 }
-# The kernels round less often than the modules do; the modules' own error is the measure.
-MAX_ERROR_RATIO = 1.5
 
 
 def random_parameter(path, parameter):
@@ -67,12 +63,6 @@ def filled_cache(length, dtype=mx.bfloat16, batch=1):
         cache.append(KVCache())
         cache[-1].update_and_fetch(*(mx.random.normal(shape).astype(dtype) for _ in range(2)))
     return cache
-
-
-@pytest.fixture
-def kernels_everywhere(monkeypatch):
-    """As if this were an NVIDIA GPU, for what does not run a kernel."""
-    monkeypatch.setattr(cuda_kernels, "is_available", lambda: True)
 
 
 def test_other_devices_use_the_modules():
@@ -185,10 +175,6 @@ def test_a_change_within_an_answer_is_one_clear_error(kernels_everywhere):
 def decode(model, cache, tokens):
     logits = [model(mx.array([[token]]), cache=cache).logits for token in tokens]
     return mx.concatenate(logits, axis=1).astype(mx.float32)
-
-
-def relative_error(actual, expected):
-    return (mx.linalg.norm(actual - expected) / mx.linalg.norm(expected)).item()
 
 
 @needs_gpu

@@ -3,15 +3,13 @@
 import mlx.core as mx
 import mlx.nn as nn
 import pytest
+from cuda_support import MAX_ERROR_RATIO, needs_gpu, relative_error
 from mlx.utils import tree_flatten, tree_map_with_path
 from mlx_lm.tuner.lora import LoRALinear
-from mlx_vlm.models.moxin import cuda_kernels, cuda_towers
+from mlx_vlm.models.moxin import cuda_towers
 from mlx_vlm.models.moxin.config import VisionConfig
 from mlx_vlm.models.moxin.vision import VisionModel
 
-needs_gpu = pytest.mark.skipif(
-    not mx.cuda.is_available(), reason="the kernels run on NVIDIA GPUs only"
-)
 # Widths that fill no tile, different depths, and a head of 72 as SigLIP's.
 DINO = {
     "hidden_size": 128,
@@ -28,8 +26,6 @@ SIGLIP = {
     "num_hidden_layers": 5,
     "intermediate_size": 2152,
 }
-# The kernels round less often than the modules do; the modules' own error is the measure.
-MAX_ERROR_RATIO = 1.5
 
 
 def random_parameter(path, parameter):
@@ -50,12 +46,6 @@ def make_model(dtype=mx.bfloat16):
 
 def is_supported(model):
     return cuda_towers.supports((model.dino, model.siglip))
-
-
-@pytest.fixture
-def kernels_everywhere(monkeypatch):
-    """As if this were an NVIDIA GPU, for what does not run a kernel."""
-    monkeypatch.setattr(cuda_kernels, "is_available", lambda: True)
 
 
 def test_other_devices_use_the_modules():
@@ -109,11 +99,6 @@ def test_the_deeper_tower_goes_on_alone(monkeypatch):
     assert [blocks[1] for blocks, _ in steps] == model.siglip.blocks
     assert mx.all(dino == shallow).item()
     assert mx.all(siglip == deep).item()
-
-
-def relative_error(actual, expected):
-    difference = actual.astype(mx.float32) - expected
-    return (mx.linalg.norm(difference) / mx.linalg.norm(expected)).item()
 
 
 @needs_gpu

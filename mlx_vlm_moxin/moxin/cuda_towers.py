@@ -9,6 +9,7 @@ import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -74,6 +75,40 @@ def supports(towers: Sequence[nn.Module]) -> bool:
     )
 
 
+def _launch(
+    call: str,
+    arrays: Sequence[dict[str, mx.array | None]],
+    widths: Sequence[int],
+    sizes: Sequence[dict[str, int]],
+    constants: Sequence[str] = ("", ""),
+    arguments: Sequence[str] = (),
+    **options: Any,
+) -> list[mx.array]:
+    """A kernel that takes one struct for each tower.
+
+    Args:
+        call: as :func:`cuda_kernels.run` takes it.
+        arrays: a struct's first members, of which the first array has the output's shape but
+            for the width; None for a null pointer.
+        widths: of the outputs, which are the next members.
+        sizes: the integers that follow.
+        constants: a last member, if it is not empty.
+        arguments: what follows the structs.
+        options: the rest of :func:`cuda_kernels.run`'s.
+    """
+    inputs, outputs, scalars, structs = {}, {}, {}, []
+    for index, (members, width, numbers, last) in enumerate(zip(arrays, widths, sizes, constants)):
+        names = [f"{name}_{index}" if a is not None else "nullptr" for name, a in members.items()]
+        inputs |= {f"{name}_{index}": a for name, a in members.items() if a is not None}
+        x = next(iter(members.values()))
+        outputs[f"out_{index}"] = ((*x.shape[:-1], width), x.dtype)
+        own = {f"{name}_{index}": number for name, number in numbers.items()}
+        scalars |= own
+        structs.append(f"{{{', '.join([*names, f'out_{index}', *own, *filter(None, [last])])}}}")
+    options |= {"scalars": scalars, "dtype": x.dtype}
+    return cuda_kernels.run(call, [*structs, *arguments], inputs, outputs, **options)
+
+
 def _products(
     epilogue: str,
     xs: Sequence[mx.array],
@@ -83,29 +118,22 @@ def _products(
     residuals: Sequence[mx.array | None] = (None, None),
 ) -> list[mx.array]:
     """``linear(x)`` and what the epilogue makes of it, for ``rows`` rows of each tower."""
-    is_wide = max(linear.weight.shape[0] for linear in linears) > WIDE
-    tile = WIDE_TILE if is_wide else NARROW_TILE
-    inputs, outputs, scalars, products, blocks = {}, {}, {}, [], 0
-    for index, (x, linear) in enumerate(zip(xs, linears)):
-        n, k = linear.weight.shape
-        arrays = {"x": x, "weight": linear.weight, "bias": linear.bias}
-        arrays |= {"gamma": gammas[index], "residual": residuals[index]}
-        members = [f"{name}_{index}" if arrays[name] is not None else "nullptr" for name in arrays]
-        inputs |= {f"{name}_{index}": a for name, a in arrays.items() if a is not None}
-        outputs[f"out_{index}"] = ((*x.shape[:-1], n), x.dtype)
-        sizes = {f"rows_{index}": rows[index], f"k_{index}": k, f"n_{index}": n}
-        scalars |= sizes
-        products.append(f"{{{', '.join([*members, f'out_{index}', *sizes])}}}")
-        blocks += math.ceil(rows[index] / TILE_ROWS) * math.ceil(n / tile.width)
-    return cuda_kernels.run(
+    widths = [linear.weight.shape[0] for linear in linears]
+    tile = WIDE_TILE if max(widths) > WIDE else NARROW_TILE
+    arrays = [
+        {"x": x, "weight": linear.weight, "bias": linear.bias, "gamma": gamma, "residual": residual}
+        for x, linear, gamma, residual in zip(xs, linears, gammas, residuals)
+    ]
+    sizes = [{"rows": r, "k": x.shape[-1], "n": n} for r, x, n in zip(rows, xs, widths)]
+    return _launch(
         f"products<T, moxin::{epilogue}, {tile.width}, {tile.stages}, {tile.groups}>",
-        products,
-        inputs,
-        outputs,
-        scalars=scalars,
+        arrays,
+        widths,
+        sizes,
         file="towers.cu",
-        dtype=xs[0].dtype,
-        blocks=blocks,
+        blocks=sum(
+            math.ceil(r / TILE_ROWS) * math.ceil(n / tile.width) for r, n in zip(rows, widths)
+        ),
         threads=tile.groups * GROUP_THREADS,
         shared_memory=tile.shared_memory,
     )
@@ -114,23 +142,14 @@ def _products(
 def _layer_norms(
     xs: Sequence[mx.array], norms: Sequence[nn.LayerNorm], rows: Sequence[int]
 ) -> list[mx.array]:
-    inputs, outputs, scalars, arguments = {}, {}, {}, []
-    for index, (x, norm) in enumerate(zip(xs, norms)):
-        arrays = {"x": x, "weight": norm.weight, "bias": norm.bias}
-        inputs |= {f"{name}_{index}": array for name, array in arrays.items()}
-        outputs[f"out_{index}"] = (x.shape, x.dtype)
-        sizes = {f"rows_{index}": rows[index], f"width_{index}": x.shape[-1]}
-        scalars |= sizes
-        members = [f"{name}_{index}" for name in (*arrays, "out")]
-        arguments.append(f"{{{', '.join([*members, *sizes])}}}")
-    return cuda_kernels.run(
-        f"layer_norms<T, {max(x.shape[-1] for x in xs)}, {NORM_THREADS}>",
-        [*arguments, f"{norms[0].eps}f"],
-        inputs,
-        outputs,
-        scalars=scalars,
+    widths = [x.shape[-1] for x in xs]
+    return _launch(
+        f"layer_norms<T, {max(widths)}, {NORM_THREADS}>",
+        [{"x": x, "weight": norm.weight, "bias": norm.bias} for x, norm in zip(xs, norms)],
+        widths,
+        [{"rows": r, "width": width} for r, width in zip(rows, widths)],
+        arguments=[f"{norms[0].eps}f"],
         file="tower_norm.cu",
-        dtype=xs[0].dtype,
         blocks=math.ceil(sum(rows) / (NORM_THREADS // 32)),
         threads=NORM_THREADS,
     )
@@ -140,29 +159,25 @@ def _attention(
     qkvs: Sequence[mx.array], attentions: Sequence[nn.Module], rows: Sequence[int]
 ) -> list[mx.array]:
     """``[B, N, 3 D]`` to ``[B, N, D]``."""
-    inputs, outputs, scalars, arguments, blocks, widths = {}, {}, {}, [], 0, []
-    for index, (qkv, attention) in enumerate(zip(qkvs, attentions)):
-        batch, tokens, width = qkv.shape
-        batch, heads = batch if rows[index] else 0, attention.num_heads
-        inputs[f"qkv_{index}"] = qkv
-        outputs[f"out_{index}"] = ((*qkv.shape[:-1], width // 3), qkv.dtype)
-        numbers = {"batch": batch, "tokens": tokens, "heads": heads, "width": width // 3 // heads}
-        sizes = {f"{name}_{index}": number for name, number in numbers.items()}
-        scalars |= sizes
-        members = [f"qkv_{index}", f"out_{index}", *sizes, f"{attention.scale}f"]
-        arguments.append(f"{{{', '.join(members)}}}")
-        blocks += batch * heads * math.ceil(tokens / QUERIES)
-        widths.append(numbers["width"])
-    head = math.ceil(max(widths) / 16) * 16
-    return cuda_kernels.run(
+    widths = [qkv.shape[-1] // 3 for qkv in qkvs]
+    sizes = [
+        {
+            "batch": qkv.shape[0] if r else 0,
+            "tokens": qkv.shape[1],
+            "heads": attention.num_heads,
+            "width": width // attention.num_heads,
+        }
+        for qkv, attention, r, width in zip(qkvs, attentions, rows, widths)
+    ]
+    head = math.ceil(max(size["width"] for size in sizes) / 16) * 16
+    return _launch(
         f"attention<T, {head}>",
-        arguments,
-        inputs,
-        outputs,
-        scalars=scalars,
+        [{"qkv": qkv} for qkv in qkvs],
+        widths,
+        sizes,
+        [f"{attention.scale}f" for attention in attentions],
         file="tower_attention.cu",
-        dtype=qkvs[0].dtype,
-        blocks=blocks,
+        blocks=sum(s["batch"] * s["heads"] * math.ceil(s["tokens"] / QUERIES) for s in sizes),
         threads=ATTENTION_THREADS,
         shared_memory=3 * QUERIES * (2 * head + 16),
     )

@@ -50,11 +50,6 @@ __device__ inline float16 round_to(float x) {
   return y;
 }
 
-template <>
-__device__ inline float round_to(float x) {
-  return x;
-}
-
 // Eight values of T, 16 bytes.
 template <typename T>
 __device__ inline void unpack(const uint4& v, float* x) {
