@@ -6,7 +6,7 @@ import pytest
 from cuda_support import MAX_ERROR_RATIO, needs_gpu, relative_error
 from mlx.utils import tree_flatten, tree_map_with_path
 from mlx_lm.tuner.lora import LoRALinear
-from mlx_vlm.models.moxin import cuda_towers
+from mlx_vlm.models.moxin import cuda_kernels, cuda_tower_kernels, cuda_towers
 from mlx_vlm.models.moxin.config import VisionConfig
 from mlx_vlm.models.moxin.vision import VisionModel
 
@@ -45,7 +45,7 @@ def make_model(dtype=mx.bfloat16):
 
 
 def is_supported(model):
-    return cuda_towers.supports((model.dino, model.siglip))
+    return cuda_towers.supports(cuda_towers.make_pairs((model.dino, model.siglip)))
 
 
 def test_other_devices_use_the_modules():
@@ -87,18 +87,42 @@ def test_the_deeper_tower_goes_on_alone(monkeypatch):
     model = make_model()
     steps = []
 
-    def step(xs, blocks, rows):
-        steps.append((blocks, rows))
+    def step(xs, blocks, tokens):
+        steps.append((blocks, [own.rows for own in tokens]))
         return [x + 1 for x in xs]
 
+    monkeypatch.setattr(cuda_towers, "supports", lambda pairs: True)
     monkeypatch.setattr(cuda_towers, "_step", step)
     xs = [mx.zeros((2, 105, 128)), mx.zeros((2, 100, 144))]
-    dino, siglip = cuda_towers.run_blocks((model.dino, model.siglip), xs)
+    dino, siglip = cuda_towers.Stages((model.dino, model.siglip))(xs)
     shallow, deep = len(model.dino.blocks), len(model.siglip.blocks)
     assert [rows for _, rows in steps] == [[210, 200]] * shallow + [[0, 200]] * (deep - shallow)
     assert [blocks[1] for blocks, _ in steps] == model.siglip.blocks
     assert mx.all(dino == shallow).item()
     assert mx.all(siglip == deep).item()
+
+
+def test_in_stages_the_modules_give_the_same(kernels_everywhere, monkeypatch):
+    monkeypatch.setattr(cuda_towers, "BLOCKS_AT_ONCE", 2)
+    model, pixels = make_model(mx.float32), mx.random.normal((2, 6, 140, 140))
+    in_stages = model(pixels)
+    monkeypatch.setattr(cuda_kernels, "is_available", lambda: False)
+    assert mx.allclose(in_stages, model(pixels), atol=1e-5).item()
+
+
+def test_a_tower_that_is_changed_is_asked_about_again(kernels_everywhere, monkeypatch):
+    asked, original = [], cuda_towers.supports
+    monkeypatch.setattr(
+        cuda_towers, "supports", lambda pairs: asked.append(original(pairs)) or False
+    )
+    model, pixels = make_model(), mx.random.normal((1, 6, 140, 140))
+    before = model(pixels)
+    assert all(asked)
+    asked.clear()
+    layer = adapter(model).siglip.blocks[1].attn.proj
+    layer.lora_b = mx.ones_like(layer.lora_b)
+    assert not mx.array_equal(before, model(pixels)).item()
+    assert not all(asked)
 
 
 @needs_gpu
@@ -114,7 +138,7 @@ def test_features_are_as_close_to_float32_as_the_modules(dtype, batch, monkeypat
     exact.eval()
     expected, actual = exact(pixels), model(pixels)
     mx.eval(actual)
-    monkeypatch.setattr(cuda_towers, "supports", lambda towers: False)
+    monkeypatch.setattr(cuda_towers, "supports", lambda pairs: False)
     allowed = make_model(dtype)(pixels)
     width = DINO["hidden_size"]
     for tower in (slice(width), slice(width, None)):
@@ -128,21 +152,31 @@ def test_features_are_as_close_to_float32_as_the_modules(dtype, batch, monkeypat
     "sizes", [((261, 1024, 3072), (256, 1152, 3456)), ((5, 512, 8), (97, 264, 72))]
 )
 def test_products_are_as_exact_as_their_dtype(epilogue, sizes):
-    layers, xs, gammas, residuals = [], [], [mx.random.normal((sizes[0][2],)), None], []
-    for rows, inputs, outputs in sizes:
+    is_scaled = epilogue == "BIAS_SCALE_ADD"
+    layers, xs, arrays = [], [], []
+    gammas, residuals = [mx.random.normal((sizes[0][2],)).astype(mx.bfloat16), None], []
+    for gamma, (rows, inputs, outputs) in zip(gammas, sizes):
         layers.append(nn.Linear(inputs, outputs))
         layers[-1].set_dtype(mx.bfloat16)
         xs.append(mx.random.normal((1, rows, inputs)).astype(mx.bfloat16))
         residuals.append(mx.random.normal((1, rows, outputs)).astype(mx.bfloat16))
-    gammas[0] = gammas[0].astype(mx.bfloat16)
-    scaled = (gammas, residuals) if epilogue == "BIAS_SCALE_ADD" else ()
-    outputs = cuda_towers._products(epilogue, xs, layers, [size[0] for size in sizes], *scaled)
+        arrays += [xs[-1], layers[-1].weight, layers[-1].bias]
+        arrays += [gamma] if is_scaled and gamma is not None else []
+        arrays += [residuals[-1]] if is_scaled else []
+    kernel = cuda_tower_kernels.products(
+        epilogue,
+        mx.bfloat16,
+        tuple(cuda_tower_kernels.Tokens(1, rows, rows) for rows, _, _ in sizes),
+        tuple(layer.weight.shape for layer in layers),
+        (is_scaled, False),
+    )
+    outputs = kernel(*arrays)
     for x, layer, gamma, residual, output in zip(xs, layers, gammas, residuals, outputs):
         weight, bias = (layer[name].astype(mx.float32) for name in ("weight", "bias"))
         with mx.stream(mx.cpu):  # GPUs shorten float32 products
             expected = x.astype(mx.float32) @ weight.T + bias
         if epilogue == "BIAS_GELU":
             expected = nn.gelu(expected)
-        elif epilogue == "BIAS_SCALE_ADD":
+        elif is_scaled:
             expected = (expected if gamma is None else expected * gamma) + residual
         assert relative_error(output, expected) < 2**-8

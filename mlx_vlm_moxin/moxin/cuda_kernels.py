@@ -8,6 +8,7 @@ import ctypes
 import functools
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 
@@ -90,10 +91,25 @@ def compile_source(source: str, architecture: str) -> bytes:
         nvrtc.nvrtcDestroyProgram(ctypes.byref(program))
 
 
-def run(
+class Kernel:
+    """A compiled kernel with everything but its input arrays."""
+
+    def __init__(self, **options: Any):
+        self._options = options
+
+    def __call__(self, *inputs: mx.array) -> list[mx.array]:
+        """Its outputs.
+
+        Args:
+            inputs: in the order and of the dtypes with which it was prepared.
+        """
+        return mx.fast.precompiled_cuda_kernel(inputs=inputs, **self._options)
+
+
+def prepare(
     call: str,
     arguments: Sequence[str],
-    inputs: dict[str, mx.array],
+    inputs: dict[str, mx.Dtype],
     outputs: dict[str, tuple[tuple[int, ...], mx.Dtype]],
     *,
     file: str,
@@ -102,35 +118,38 @@ def run(
     threads: int,
     scalars: dict[str, int] | None = None,
     shared_memory: int = 0,
-) -> list[mx.array]:
-    """Outputs of one kernel, which is ``moxin::call(arguments)``.
+    min_blocks: int = 1,
+) -> Kernel:
+    """A kernel that is ``moxin::call(arguments)``.
+
+    It takes some 50 us of Python: what launches a kernel many times keeps what this returns.
 
     Args:
         call: a device function of ``file`` with its template arguments.
         arguments: C++ expressions of the names of ``inputs``, ``outputs`` and ``scalars``.
-        inputs: arrays in row-major order.
+        inputs: names and dtypes of arrays in row-major order.
         outputs: shapes and dtypes.
         dtype: what ``T`` stands for.
         scalars: integers that the kernel need not be compiled for.
         shared_memory: dynamic, in bytes.
+        min_blocks: for as many on a multiprocessor registers are rationed.
 
     Raises:
         RuntimeError: if the kernel does not compile.
     """
     name = f"moxin_{call.partition('<')[0]}"
-    parameters = [f"const {C_TYPES[array.dtype]}* {key}" for key, array in inputs.items()]
+    parameters = [f"const {C_TYPES[kind]}* {key}" for key, kind in inputs.items()]
     parameters += [f"{C_TYPES[kind]}* {key}" for key, (_, kind) in outputs.items()]
     parameters += [f"int {key}" for key in scalars or {}]
     source = (
         f'#include "{file}"\n'
         f"using T = {C_TYPES[dtype]};\n"
-        f'extern "C" __global__ void __launch_bounds__({threads}) {name}({", ".join(parameters)}) '
-        f"{{\n  moxin::{call}({', '.join(arguments)});\n}}\n"
+        f'extern "C" __global__ void __launch_bounds__({threads}, {min_blocks}) '
+        f"{name}({', '.join(parameters)}) {{\n  moxin::{call}({', '.join(arguments)});\n}}\n"
     )
-    return mx.fast.precompiled_cuda_kernel(
+    return Kernel(
         name=name,
         compiled_source=compile_source(source, _architecture()),
-        inputs=list(inputs.values()),
         output_shapes=[shape for shape, _ in outputs.values()],
         output_dtypes=[kind for _, kind in outputs.values()],
         scalars=list((scalars or {}).values()),
@@ -139,3 +158,11 @@ def run(
         shared_memory=shared_memory,
         ensure_row_contiguous=True,
     )
+
+
+def run(
+    call: str, arguments: Sequence[str], inputs: dict[str, mx.array], *outputs: Any, **options: Any
+) -> list[mx.array]:
+    """Outputs of a kernel for the arrays ``inputs``; the rest is as :func:`prepare` takes it."""
+    dtypes = {name: array.dtype for name, array in inputs.items()}
+    return prepare(call, arguments, dtypes, *outputs, **options)(*inputs.values())

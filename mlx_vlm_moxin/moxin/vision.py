@@ -9,7 +9,7 @@ https://arxiv.org/abs/2303.15343. Architecture and parameter names: timm 0.9.16,
 import mlx.core as mx
 import mlx.nn as nn
 
-from . import cuda_towers
+from . import cuda_kernels, cuda_towers
 from .config import TowerConfig, VisionConfig
 
 
@@ -139,13 +139,14 @@ class VisionModel(nn.Module):
         self.dino = VisionTransformer(config.dino, config.num_patches, config.patch_size)
         self.siglip = VisionTransformer(config.siglip, config.num_patches, config.patch_size)
         self._compiled = None
+        self._stages = None
 
-    def _features(self, pixel_values: mx.array) -> mx.array:
+    def _features(self, pixel_values: mx.array, in_stages: bool = False) -> mx.array:
         pixels = pixel_values.astype(self.dino.pos_embed.dtype).transpose(0, 2, 3, 1)
         towers, inputs = (self.dino, self.siglip), (pixels[..., :3], pixels[..., 3:])
-        if cuda_towers.supports(towers):
+        if in_stages:
             x = [tower.embed(pixels) for tower, pixels in zip(towers, inputs)]
-            x = cuda_towers.run_blocks(towers, x)
+            x = self._stages(x)
             features = [tower.patches(tokens) for tower, tokens in zip(towers, x)]
         else:
             features = [tower(pixels) for tower, pixels in zip(towers, inputs)]
@@ -166,4 +167,7 @@ class VisionModel(nn.Module):
         if self._compiled is None:
             # As inputs, weights may change after the first call; captured, they may not.
             self._compiled = mx.compile(self._features, inputs=self.state)
+            self._stages = cuda_towers.Stages((self.dino, self.siglip))
+        if cuda_kernels.is_available():
+            return self._features(pixel_values, in_stages=True)
         return self._compiled(pixel_values)

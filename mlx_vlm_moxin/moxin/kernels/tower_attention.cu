@@ -21,17 +21,6 @@ struct Attention {
   float scale;
 };
 
-__device__ inline void load_matrices_transposed(unsigned int* registers, unsigned int address) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
-               : "=r"(registers[0]), "=r"(registers[1]), "=r"(registers[2]), "=r"(registers[3])
-               : "r"(address));
-}
-
-template <typename T>
-__device__ inline unsigned int pack(float low, float high) {
-  return round_to<T>(low).bits | static_cast<unsigned int>(round_to<T>(high).bits) << 16;
-}
-
 template <typename T, int HEAD>
 __device__ void attend_head(const Attention<T>& own, int block) {
   constexpr int PITCH = HEAD * 2 + 16;  // bytes; shifts neighbouring rows by four banks at least
@@ -47,6 +36,7 @@ __device__ void attend_head(const Attention<T>& own, int block) {
 
   // 64 rows from token `first` on; part 0, 1, 2 are queries, keys, values.
   auto copy = [&](unsigned int to, int part, int first) {
+#pragma unroll 2
     for (int i = threadIdx.x; i < 64 * (HEAD / 8); i += ATTENTION_THREADS) {
       int row = i / (HEAD / 8), column = i % (HEAD / 8) * 8, token = first + row;
       bool inside = token < own.tokens && column < own.width;
@@ -69,7 +59,7 @@ __device__ void attend_head(const Attention<T>& own, int block) {
     copy(values, 2, first);
     wait();
     float scores[KEYS / 8][4] = {};
-#pragma unroll
+#pragma unroll 2
     for (int k = 0; k < HEAD / 16; ++k) {
       unsigned int a[4];
       load_matrices(a, queries + (warp * 16 + lane % 16) * PITCH + (k * 16 + lane / 16 * 8) * 2);

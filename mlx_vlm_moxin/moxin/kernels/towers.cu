@@ -1,11 +1,10 @@
 // The vision towers' products; one launch does the same step of both towers.
 //
-// A product is x [rows, K] times weight [N, K] transposed, on tensor cores (mma m16n8k16 with
-// float sums), in tiles of 96 rows (neither
-// tower's 256 or 261 tokens leave much of a third one empty). Tiles go through shared memory in STAGES, filled by cp.async;
-// whatever lies outside of the matrices is filled with zeros.
+// A product is x [rows, K] times weight [N, K] transposed, on tensor cores, in tiles of 96 rows
+// (neither tower's 256 or 261 tokens leave much of a third one empty). Tiles go through shared
+// memory in STAGES, filled by cp.async; what lies outside of the matrices is filled with zeros.
 
-#include "types.cu"
+#include "tensor_cores.cu"
 
 namespace moxin {
 
@@ -32,40 +31,6 @@ struct Product {
 // Vector `vector` of row `row` of a tile; the exclusive or spreads a column over all banks.
 __device__ inline unsigned int tile_address(unsigned int tile, int row, int vector) {
   return tile + row * (TILE_K * 2) + ((vector ^ (row & 7)) * 16);
-}
-
-__device__ inline void copy_async(unsigned int to, const void* from, bool inside) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
-               :
-               : "r"(to), "l"(from), "r"(inside ? 16 : 0));
-}
-
-__device__ inline void load_matrices(unsigned int* registers, unsigned int address) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
-               : "=r"(registers[0]), "=r"(registers[1]), "=r"(registers[2]), "=r"(registers[3])
-               : "r"(address));
-}
-
-template <typename T>
-__device__ inline void multiply_add(
-    float* sums, const unsigned int* a, const unsigned int* b);
-
-template <>
-__device__ inline void multiply_add<bfloat16>(
-    float* sums, const unsigned int* a, const unsigned int* b) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
-      "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-      : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
-}
-
-template <>
-__device__ inline void multiply_add<float16>(
-    float* sums, const unsigned int* a, const unsigned int* b) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
-      "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-      : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
 // A thread's share of copying ROWS rows of K values of `matrix` [limit, K] into tiles. Its rows are

@@ -50,6 +50,24 @@ __device__ inline float16 round_to(float x) {
   return y;
 }
 
+// Two values, rounded, in one register, the first one in the lower half.
+template <typename T>
+__device__ inline unsigned int pack(float low, float high);
+
+template <>
+__device__ inline unsigned int pack<bfloat16>(float low, float high) {
+  unsigned int word;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
+  return word;
+}
+
+template <>
+__device__ inline unsigned int pack<float16>(float low, float high) {
+  unsigned int word;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
+  return word;
+}
+
 // Eight values of T, 16 bytes.
 template <typename T>
 __device__ inline void unpack(const uint4& v, float* x) {
