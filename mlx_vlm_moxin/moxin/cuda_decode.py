@@ -15,9 +15,8 @@ import mlx.nn as nn
 
 from ..cache import KVCache
 from . import cuda_kernels
+from .cuda_decoder import CHANGED, Block, Part, read_blocks
 
-DTYPES = (mx.bfloat16, mx.float16)
-BITS = (4, 8)
 THREADS = 256
 WARPS = THREADS // 32
 ATTENTION_THREADS = 512
@@ -28,64 +27,13 @@ GATE_UP_PAIRS = 4
 KEYS_PER_SPLIT = 512
 MAX_SPLITS = 8
 POSITION_SIZE = 4
-# Lanes read 16 bytes, of 4 bits each at the least, and eight of them share a key.
-WIDTH_MULTIPLE = 64
-
-
-def _format(layers: Sequence[nn.Module]) -> tuple[int, int] | None:
-    """Bits and group size that all ``layers`` have in common, None if no kernel takes them."""
-    first = layers[0]
-    if isinstance(first, nn.QuantizedLinear):
-        common = first.bits, first.group_size
-        for layer in layers:
-            is_same = isinstance(layer, nn.QuantizedLinear) and "bias" not in layer
-            if not is_same or layer.mode != "affine" or (layer.bits, layer.group_size) != common:
-                return None
-        return common if common[0] in BITS else None
-    # Adapters and shards are other classes or have other parameters.
-    is_plain = all(isinstance(layer, nn.Linear) and set(layer) == {"weight"} for layer in layers)
-    return (16, 0) if is_plain else None
-
-
-def _parts(layer: nn.Module) -> list[list[nn.Module]]:
-    """The linear layers that one kernel takes together."""
-    attention, mlp = layer.self_attn, layer.mlp
-    return [
-        [attention.q_proj, attention.k_proj, attention.v_proj],
-        [attention.o_proj],
-        [mlp.gate_proj, mlp.up_proj],
-        [mlp.down_proj],
-    ]
-
-
-def supports(model: nn.Module) -> bool:
-    """Whether the kernels compute what ``model``, a ``LanguageModel``, computes.
-
-    They do for bfloat16 and float16 on an NVIDIA GPU, with plain matrices and with 8 and 4
-    bits in groups; not for adapters, shards and other packings.
-    """
-    if model.training or not cuda_kernels.is_available():
-        return False
-    config = model.config
-    parts = [part for layer in model.layers for part in _parts(layer)]
-    dtype = model.model.norm.weight.dtype
-    widths = (config.hidden_size, config.intermediate_size, config.head_dim)
-    return (
-        dtype in DTYPES
-        and all(width % WIDTH_MULTIPLE == 0 for width in widths)
-        and all(type(layer.self_attn.rope) is nn.RoPE for layer in model.layers)
-        and not config.rope_traditional
-        and model.layers[0].self_attn.n_heads == config.num_attention_heads
-        and all(_format(part) is not None for part in parts)
-        and all(layer.get("scales", layer.weight).dtype == dtype for p in parts for layer in p)
-    )
 
 
 class DecodeStep:
     """A ``LanguageModel``'s step of one token of one row, compiled into one graph.
 
     Args:
-        model: for which :func:`supports` holds, also later when the graph is made.
+        model: of which :func:`cuda_decoder.read_blocks` gives the blocks.
     """
 
     def __init__(self, model: nn.Module):
@@ -104,7 +52,11 @@ class DecodeStep:
         )
 
     def __call__(self, inputs: mx.array, cache: Sequence[KVCache]) -> mx.array:
-        """Logits ``[1, 1, vocab_size]`` after the token ``inputs`` ``[1, 1]``; fills ``cache``."""
+        """Logits ``[1, 1, vocab_size]`` after the token ``inputs`` ``[1, 1]``; fills ``cache``.
+
+        Raises:
+            ValueError: if no kernel takes the model any more.
+        """
         if cache[0].keys.shape[2] != self._capacity:
             # MLX keeps a graph for each shape that it has seen: drop the last one.
             self._capacity = cache[0].keys.shape[2]
@@ -124,47 +76,31 @@ class DecodeStep:
     def _forward(
         self, inputs: mx.array, position: mx.array, keys: list[mx.array], values: list[mx.array]
     ) -> tuple[mx.array, list[mx.array], list[mx.array]]:
-        model = self.model.model
+        model, blocks = self.model.model, read_blocks(self.model)
+        if blocks is None:
+            raise ValueError(CHANGED)
         x = model.embed_tokens(inputs).reshape(-1)
         new_keys, new_values = [], []
-        for layer, layer_keys, layer_values in zip(model.layers, keys, values):
-            queries, key, value = self._qkv(layer, x, position)
+        for block, layer_keys, layer_values in zip(blocks, keys, values):
+            queries, key, value = self._qkv(block, x, position)
             attended = self._attend(queries, layer_keys, layer_values, key, value, position)
-            x = self._project(layer.self_attn.o_proj, attended, x)
-            x = self._project(layer.mlp.down_proj, self._gate_up(layer, x), x)
+            x = self._project(block.output, attended, x)
+            x = self._project(block.down, self._gate_up(block, x), x)
             new_keys.append(key)
             new_values.append(value)
         logits = self.model.lm_head(model.norm(x.reshape(1, 1, -1)))
         return logits, new_keys, new_values
 
-    def _matrices(self, **layers: nn.Module) -> tuple[str, list[str], dict[str, mx.array]]:
-        """Template and function arguments and input arrays of matrices of one format."""
-        common = _format(list(layers.values()))
-        if common is None:
-            raise ValueError("The decoder was changed within an answer; start again with a prompt")
-        bits, group_size = common
-        names = ("weight",) if bits == 16 else ("weight", "scales", "biases")
-        arguments, inputs = [], {}
-        for prefix, layer in layers.items():
-            own = [f"{prefix}_{name}" for name in names]
-            inputs.update(zip(own, (layer[name] for name in names)))
-            members = own + ["nullptr"] * (3 - len(own))
-            arguments.append(f"moxin::Matrix<T>{{{', '.join(members)}}}")
-        return f"T, {bits}, {group_size}", arguments, inputs
-
-    def _qkv(self, layer: nn.Module, x: mx.array, position: mx.array) -> list[mx.array]:
-        config, attention = self.model.config, layer.self_attn
+    def _qkv(self, block: Block, x: mx.array, position: mx.array) -> list[mx.array]:
+        config, part = self.model.config, block.qkv
         heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
         width = config.head_dim
-        template, matrices, weights = self._matrices(
-            q=attention.q_proj, k=attention.k_proj, v=attention.v_proj
-        )
         numbers = [f"{config.rms_norm_eps}f", f"{math.log2(config.rope_theta)}f"]
         return cuda_kernels.run(
-            f"qkv<{template}, {config.hidden_size}, {width}, {heads}, {kv_heads}, {THREADS}, "
+            f"qkv<{part.template}, {config.hidden_size}, {width}, {heads}, {kv_heads}, {THREADS}, "
             f"{QKV_PAIRS}>",
-            ["x", "norm", *matrices, "position", *numbers, "queries", "keys", "values"],
-            {"x": x, "norm": layer.input_layernorm.weight, **weights, "position": position},
+            ["x", "norm", *part.matrices, "position", *numbers, "queries", "keys", "values"],
+            {"x": x, "norm": block.input_norm, **part.inputs, "position": position},
             {
                 "queries": ((heads * width,), x.dtype),
                 "keys": ((1, kv_heads, 1, width), x.dtype),
@@ -218,12 +154,11 @@ class DecodeStep:
             )
         return attended
 
-    def _project(self, projection: nn.Module, x: mx.array, residual: mx.array) -> mx.array:
-        template, matrices, weights = self._matrices(proj=projection)
+    def _project(self, part: Part, x: mx.array, residual: mx.array) -> mx.array:
         return cuda_kernels.run(
-            f"project<{template}, {x.size}, {residual.size}, {THREADS}>",
-            ["x", *matrices, "residual", "out"],
-            {"x": x, **weights, "residual": residual},
+            f"project<{part.template}, {x.size}, {residual.size}, {THREADS}>",
+            ["x", *part.matrices, "residual", "out"],
+            {"x": x, **part.inputs, "residual": residual},
             {"out": (residual.shape, x.dtype)},
             file="decode.cu",
             dtype=x.dtype,
@@ -231,14 +166,13 @@ class DecodeStep:
             threads=THREADS,
         )[0]
 
-    def _gate_up(self, layer: nn.Module, x: mx.array) -> mx.array:
-        config, mlp = self.model.config, layer.mlp
-        template, matrices, weights = self._matrices(gate=mlp.gate_proj, up=mlp.up_proj)
+    def _gate_up(self, block: Block, x: mx.array) -> mx.array:
+        config, part = self.model.config, block.gate_up
         rows = config.intermediate_size
         return cuda_kernels.run(
-            f"gate_up<{template}, {config.hidden_size}, {rows}, {THREADS}, {GATE_UP_PAIRS}>",
-            ["x", "norm", *matrices, f"{config.rms_norm_eps}f", "out"],
-            {"x": x, "norm": layer.post_attention_layernorm.weight, **weights},
+            f"gate_up<{part.template}, {config.hidden_size}, {rows}, {THREADS}, {GATE_UP_PAIRS}>",
+            ["x", "norm", *part.matrices, f"{config.rms_norm_eps}f", "out"],
+            {"x": x, "norm": block.post_norm, **part.inputs},
             {"out": ((rows,), x.dtype)},
             file="decode.cu",
             dtype=x.dtype,

@@ -12,7 +12,9 @@ from ..base import LanguageModelOutput, cache_position_offset, create_attention_
 from ..llama.language import LlamaModel
 from ..llama.language import Model as LlamaForCausalLM
 from .config import TextConfig
-from .cuda_decode import DecodeStep, supports
+from .cuda_decode import DecodeStep
+from .cuda_decoder import read_blocks
+from .cuda_rows import RowsPass
 from .linear import replace_linears
 
 
@@ -77,19 +79,34 @@ class LanguageModel(nn.Module):
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         replace_linears(self)
         self._decode_step = None
-        self._was_asked = False
+        self._rows_pass = None
+        self._has_kernels = None
 
-    def _fast_step(self, inputs: mx.array, cache: list | None) -> DecodeStep | None:
-        """The step of our own kernels, if it can take ``inputs`` ``[B, T]``.
+    def _kernel_logits(
+        self,
+        inputs: mx.array,
+        inputs_embeds: mx.array | None,
+        cache: list | None,
+        logits_to_keep: int,
+    ) -> mx.array | None:
+        """What our own CUDA kernels give, None if they do not take this pass.
 
-        Whether it computes what the modules do is asked with each prompt, in front of which
-        they may have been changed (quantised, given adapters), and not with each token.
+        Whether they compute what the modules do is asked with each prompt, in front of which
+        the modules may have been changed (quantised, given adapters), and not with each token.
         """
-        if inputs.shape[1] > 1 or not self._was_asked:
-            self._decode_step = (self._decode_step or DecodeStep(self)) if supports(self) else None
-            self._was_asked = True
-        step = self._decode_step
-        return step if step is not None and step.takes(inputs, cache) else None
+        blocks = None
+        if inputs.shape[1] > 1 or self._has_kernels is None:
+            blocks = read_blocks(self)
+            self._has_kernels = blocks is not None
+        if not self._has_kernels:
+            return None
+        if self._decode_step is None:
+            self._decode_step, self._rows_pass = DecodeStep(self), RowsPass(self)
+        if inputs_embeds is None and self._decode_step.takes(inputs, cache):
+            return self._decode_step(inputs, cache)
+        if self._rows_pass.takes(inputs, inputs_embeds, cache):
+            return self._rows_pass(inputs, inputs_embeds, cache, logits_to_keep, blocks)
+        return None
 
     def __call__(
         self,
@@ -116,9 +133,10 @@ class LanguageModel(nn.Module):
         Returns:
             ``logits`` ``[B, T or logits_to_keep, vocab_size]`` and ``hidden_states``.
         """
-        step = self._fast_step(inputs, cache)
-        if step is not None and inputs_embeds is None and capture_layer_ids is None:
-            return LanguageModelOutput(logits=step(inputs, cache))
+        if capture_layer_ids is None:
+            logits = self._kernel_logits(inputs, inputs_embeds, cache, logits_to_keep)
+            if logits is not None:
+                return LanguageModelOutput(logits=logits)
         hidden_states = [] if capture_layer_ids is not None else None
         h = self.model(inputs, cache, inputs_embeds, mask, capture_layer_ids, hidden_states)
         logits = self.lm_head(h[:, -logits_to_keep:])

@@ -1,24 +1,13 @@
 // Kernels of one decoding step of a single row: what the step reads is nearly all weights,
 // so each kernel streams its matrices once and does everything that stands between two of them.
 //
-// T is the model's dtype; sums are float. A matrix is plain (BITS 16) or packed as mx.quantize
-// packs it in its affine mode (BITS 8 or 4, GROUP weights share a scale and a bias).
+// T is the model's dtype; sums are float.
 
 #pragma once
 
-#include "types.cu"
+#include "matrix.cu"
 
 namespace moxin {
-
-__device__ inline uint4 load_once(const void* address) {
-  uint4 v;
-  // Volatile keeps it in front of the barriers below: the first weights are on their way while
-  // the input is being normalised.
-  asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0,%1,%2,%3}, [%4];"
-               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-               : "l"(address));
-  return v;
-}
 
 // How a matrix with rows of K weights is read: 16 bytes, that is PACK weights, per lane.
 template <typename T, int BITS, int GROUP, int K>
@@ -114,13 +103,6 @@ __device__ void stage(Input<F>& input, const T* x, const T* norm_weight, float e
   }
   __syncthreads();
 }
-
-template <typename T>
-struct Matrix {
-  const void* weight;
-  const T* scales;
-  const T* biases;
-};
 
 // R rows of matrices times the staged input, by one warp.
 template <typename T, int BITS, int GROUP, int K, int R>

@@ -1,0 +1,133 @@
+"""What of the decoder the CUDA kernels take: formats of its matrices, and which models."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from . import cuda_kernels
+
+DTYPES = (mx.bfloat16, mx.float16)
+BITS = (4, 8)
+# Lanes read 16 bytes, of 4 bits each at the least, and eight of them share a key.
+WIDTH_MULTIPLE = 64
+CHANGED = "The decoder was changed within an answer; start again with a prompt"
+
+
+def matrix_format(layers: Sequence[nn.Module]) -> tuple[int, int] | None:
+    """Bits and group size that all ``layers`` have in common, None if no kernel takes them."""
+    first = layers[0]
+    if isinstance(first, nn.QuantizedLinear):
+        common = first.bits, first.group_size
+        for layer in layers:
+            is_same = isinstance(layer, nn.QuantizedLinear) and "bias" not in layer
+            if not is_same or layer.mode != "affine" or (layer.bits, layer.group_size) != common:
+                return None
+        return common if common[0] in BITS else None
+    # Adapters and shards are other classes or have other parameters.
+    is_plain = all(isinstance(layer, nn.Linear) and set(layer) == {"weight"} for layer in layers)
+    return (16, 0) if is_plain else None
+
+
+def matrix_names(bits: int, count: int) -> list[list[str]]:
+    """Names for the arrays of ``count`` matrices."""
+    names = ("weight",) if bits == 16 else ("weight", "scales", "biases")
+    return [[f"{name}_{index}" for name in names] for index in range(count)]
+
+
+class Part(NamedTuple):
+    """Linear layers of one format that a kernel takes together.
+
+    Attributes:
+        layers: the layers.
+        bits: 16 for plain matrices.
+        group_size: weights that share a scale.
+        sizes: rows of each matrix.
+        arrays: weights, and scales and biases, of one layer after the other.
+    """
+
+    layers: tuple[nn.Module, ...]
+    bits: int
+    group_size: int
+    sizes: tuple[int, ...]
+    arrays: list[mx.array]
+
+    @property
+    def template(self) -> str:
+        """The first template arguments of the kernels that take it."""
+        return f"T, {self.bits}, {self.group_size}"
+
+    @property
+    def matrices(self) -> list[str]:
+        """Its matrices as the kernels' arguments."""
+        names = matrix_names(self.bits, len(self.layers))
+        return [f"moxin::Matrix<T>{{{', '.join(own)}}}" for own in names]
+
+    @property
+    def inputs(self) -> dict[str, mx.array]:
+        """Its arrays by the names that :attr:`matrices` gives them."""
+        names = matrix_names(self.bits, len(self.layers))
+        return dict(zip((name for own in names for name in own), self.arrays))
+
+
+class Block(NamedTuple):
+    """One of the decoder's blocks as the kernels read it."""
+
+    input_norm: mx.array
+    qkv: Part
+    output: Part
+    post_norm: mx.array
+    gate_up: Part
+    down: Part
+
+    @property
+    def parts(self) -> tuple[Part, Part, Part, Part]:
+        return self.qkv, self.output, self.gate_up, self.down
+
+
+def read_part(*layers: nn.Module) -> Part | None:
+    """``layers`` as one part, None if no kernel takes them."""
+    common = matrix_format(layers)
+    if common is None:
+        return None
+    names = ("weight",) if common[0] == 16 else ("weight", "scales", "biases")
+    sizes = tuple(layer["weight"].shape[0] for layer in layers)
+    return Part(layers, *common, sizes, [layer[name] for layer in layers for name in names])
+
+
+def read_blocks(model: nn.Module) -> list[Block] | None:
+    """The blocks of ``model``, a ``LanguageModel``; None if the kernels do not compute the same.
+
+    They do for bfloat16 and float16 on an NVIDIA GPU, with plain matrices and with 8 and 4
+    bits in groups; not for adapters, shards and other packings.
+    """
+    if model.training or not cuda_kernels.is_available():
+        return None
+    config, dtype = model.config, model.model.norm.weight.dtype
+    widths = (config.hidden_size, config.intermediate_size, config.head_dim)
+    is_known = (
+        dtype in DTYPES
+        and all(width % WIDTH_MULTIPLE == 0 for width in widths)
+        and not config.rope_traditional
+        and model.layers[0].self_attn.n_heads == config.num_attention_heads
+        and all(type(layer.self_attn.rope) is nn.RoPE for layer in model.layers)
+    )
+    if not is_known:
+        return None
+    blocks = []
+    for layer in model.layers:
+        attention, mlp = layer["self_attn"], layer["mlp"]
+        block = Block(
+            layer["input_layernorm"]["weight"],
+            read_part(*(attention[f"{name}_proj"] for name in "qkv")),
+            read_part(attention["o_proj"]),
+            layer["post_attention_layernorm"]["weight"],
+            read_part(mlp["gate_proj"], mlp["up_proj"]),
+            read_part(mlp["down_proj"]),
+        )
+        # Of packed matrices the scales are of the model's dtype.
+        if any(part is None or part.arrays[-1].dtype != dtype for part in block.parts):
+            return None
+        blocks.append(block)
+    return blocks

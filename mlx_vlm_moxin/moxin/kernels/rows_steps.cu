@@ -1,0 +1,130 @@
+// What stands between the products of a few rows. Products come as P: float, in `splits` parts
+// [splits, rows, N] whose sum they are, or the model's dtype T, whole.
+
+#include "types.cu"
+
+namespace moxin {
+
+// The next eight values of a row, all parts summed.
+template <typename T>
+__device__ inline void sum_parts(const float* from, long long apart, int splits, float* values) {
+#pragma unroll
+  for (int i = 0; i < 8; ++i) values[i] = 0;
+#pragma unroll 4
+  for (int split = 0; split < splits; ++split) {
+    const float4* part = reinterpret_cast<const float4*>(from + split * apart);
+    float4 low = part[0], high = part[1];
+    const float own[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
+#pragma unroll
+    for (int i = 0; i < 8; ++i) values[i] += own[i];
+  }
+}
+
+template <typename T>
+__device__ inline void sum_parts(const T* from, long long, int, float* values) {
+  unpack<T>(*reinterpret_cast<const uint4*>(from), values);
+}
+
+template <typename T>
+__device__ inline uint4 pack_eight(const float* values) {
+  return {pack<T>(values[0], values[1]), pack<T>(values[2], values[3]),
+          pack<T>(values[4], values[5]), pack<T>(values[6], values[7])};
+}
+
+// sum = residual + product and normed = RMS norm(sum), [rows, WIDTH] each; a block per row.
+template <typename T, int WIDTH, int THREADS, typename P>
+__device__ void add_norm(
+    const P* product, const T* residual, const T* weight, int splits, int rows, float eps, T* sum,
+    T* normed) {
+  constexpr int COUNT = WIDTH / 8, ROUNDS = (COUNT + THREADS - 1) / THREADS;
+  long long row = static_cast<long long>(blockIdx.x) * WIDTH;
+  float values[ROUNDS][8] = {}, squares = 0;
+#pragma unroll
+  for (int round = 0; round < ROUNDS; ++round) {
+    int at = (round * THREADS + threadIdx.x) * 8;
+    if (at >= WIDTH) continue;
+    float own[8];
+    sum_parts<T>(product + row + at, static_cast<long long>(rows) * WIDTH, splits, own);
+    unpack<T>(*reinterpret_cast<const uint4*>(residual + row + at), values[round]);
+#pragma unroll
+    for (int i = 0; i < 8; ++i) values[round][i] += own[i];
+    uint4 rounded = pack_eight<T>(values[round]);
+    *reinterpret_cast<uint4*>(sum + row + at) = rounded;
+    unpack<T>(rounded, values[round]);
+#pragma unroll
+    for (float value : values[round]) squares += value * value;
+  }
+  __shared__ float partial[THREADS / LANES];
+  squares = warp_sum(squares);
+  if (threadIdx.x % LANES == 0) partial[threadIdx.x / LANES] = squares;
+  __syncthreads();
+  float total = 0;
+#pragma unroll
+  for (float part : partial) total += part;
+  float scale = rsqrtf(total / WIDTH + eps);
+#pragma unroll
+  for (int round = 0; round < ROUNDS; ++round) {
+    int at = (round * THREADS + threadIdx.x) * 8;
+    if (at >= WIDTH) continue;
+    float weights[8];
+    unpack<T>(*reinterpret_cast<const uint4*>(weight + at), weights);
+#pragma unroll
+    for (int i = 0; i < 8; ++i) values[round][i] *= scale * weights[i];
+    *reinterpret_cast<uint4*>(normed + row + at) = pack_eight<T>(values[round]);
+  }
+}
+
+// Cosine and sine.
+__device__ __noinline__ float2 rotation(float angle) {
+  float2 r;
+  sincosf(angle, &r.y, &r.x);
+  return r;
+}
+
+// Products of q_proj, k_proj and v_proj, their rows `stride` values apart.
+template <typename P>
+struct Projected {
+  const P* queries;
+  const P* keys;
+  const P* values;
+  int query_stride, key_stride;
+};
+
+// Queries [B, tokens, HEADS, HEAD_DIM] and keys, rotated, and values [B, KV_HEADS, tokens,
+// HEAD_DIM] of the products of row b * tokens + t. Its position is *filled + t - padding[b].
+template <typename T, int HEAD_DIM, int HEADS, int KV_HEADS, int THREADS, typename P>
+__device__ void rotate(
+    const Projected<P>& from, const int* filled, const int* padding, int splits, int rows,
+    int tokens, float log2_theta, T* queries, T* keys, T* values) {
+  constexpr int HALF = HEAD_DIM / 2, UNITS = HALF / 8, ALL_HEADS = HEADS + 2 * KV_HEADS;
+  int unit = blockIdx.x * THREADS + threadIdx.x;
+  int row = unit / (UNITS * ALL_HEADS), head = unit / UNITS % ALL_HEADS, dim = unit % UNITS * 8;
+  if (row >= rows) return;
+  bool is_query = head < HEADS, is_key = !is_query && head < HEADS + KV_HEADS;
+  int stride = is_query ? from.query_stride : from.key_stride;
+  int own = is_query ? head : is_key ? head - HEADS : head - HEADS - KV_HEADS;
+  const P* products = is_query ? from.queries : is_key ? from.keys : from.values;
+  products += static_cast<long long>(row) * stride + own * HEAD_DIM + dim;
+  long long apart = static_cast<long long>(rows) * stride;
+  float low[8], high[8];
+  sum_parts<T>(products, apart, splits, low);
+  sum_parts<T>(products + HALF, apart, splits, high);
+  int batch = row / tokens, token = row % tokens;
+  if (is_query || is_key) {
+    int position = *filled + token - padding[batch];
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      float2 r = rotation(position * exp2f(-log2_theta * (dim + i) / HALF));
+      float first = low[i], second = high[i];
+      low[i] = first * r.x - second * r.y;
+      high[i] = first * r.y + second * r.x;
+    }
+  }
+  T* out = is_query ? queries : is_key ? keys : values;
+  long long to = is_query ? static_cast<long long>(row) * HEADS + own
+                          : (static_cast<long long>(batch) * KV_HEADS + own) * tokens + token;
+  *reinterpret_cast<uint4*>(out + to * HEAD_DIM + dim) = pack_eight<T>(low);
+  *reinterpret_cast<uint4*>(out + to * HEAD_DIM + dim + HALF) = pack_eight<T>(high);
+}
+
+}  // namespace moxin

@@ -1,0 +1,202 @@
+"""Passes over a few rows in CUDA kernels: when they are taken, and what they compute on a GPU."""
+
+import mlx.core as mx
+import pytest
+from cuda_support import (
+    CONFIG,
+    MAX_ERROR_RATIO,
+    filled_cache,
+    make_decoder,
+    needs_gpu,
+    relative_error,
+    unpacked,
+)
+from mlx_vlm.models.cache import BatchKVCache, KVCache, QuantizedKVCache, RotatingKVCache
+from mlx_vlm.models.moxin import cuda_rows, language
+
+
+def batch_cache(length, padding, dtype=mx.bfloat16):
+    """A batch's cache whose rows begin with ``padding`` hidden tokens."""
+    cache = []
+    for layer in filled_cache(length, dtype, len(padding)):
+        cache.append(BatchKVCache(padding))
+        cache[-1].update_and_fetch(*(x[..., :length, :] for x in (layer.keys, layer.values)))
+    return cache
+
+
+@pytest.fixture
+def passes(monkeypatch):
+    """Passes that the kernels took; they give no logits."""
+    calls = []
+
+    def call(self, inputs, inputs_embeds, cache, logits_to_keep, blocks):
+        calls.append(inputs.shape)
+        return mx.zeros((*inputs.shape, 1))
+
+    monkeypatch.setattr(language, "read_blocks", lambda model: [])
+    monkeypatch.setattr(cuda_rows.RowsPass, "__call__", call)
+    return calls
+
+
+def empty(kind=KVCache):
+    return [kind() for _ in range(CONFIG["num_hidden_layers"])]
+
+
+@pytest.mark.parametrize(
+    ("shape", "cache"),
+    [
+        ((1, 2), lambda: filled_cache(10)),
+        ((1, 512), empty),
+        ((3, 1), lambda: filled_cache(10, batch=3)),
+        ((3, 1), lambda: batch_cache(10, [0, 4, 2])),
+        ((1, 1), lambda: batch_cache(10, [0])),
+        ((2, 30), lambda: empty(lambda: BatchKVCache([0, 3]))),
+    ],
+    ids=["question", "prompt", "rows", "batch", "batch of one", "batch of prompts"],
+)
+def test_new_tokens_of_plain_and_batch_caches_take_the_kernels(shape, cache, passes):
+    make_decoder()(mx.ones(shape, mx.int32), cache=cache())
+    assert passes == [shape]
+
+
+def test_embeddings_take_the_kernels(passes):
+    inputs_embeds = mx.zeros((1, 5, CONFIG["hidden_size"]), mx.bfloat16)
+    make_decoder()(mx.ones((1, 5), mx.int32), inputs_embeds, cache=empty())
+    assert passes == [(1, 5)]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        lambda: {"inputs": mx.ones((1, 513), mx.int32), "cache": empty()},
+        lambda: {"inputs": mx.ones((1, 5), mx.int32), "cache": empty(lambda: RotatingKVCache(64))},
+        lambda: {"inputs": mx.ones((1, 5), mx.int32), "cache": empty(QuantizedKVCache)},
+        lambda: {"inputs": mx.ones((2, 5), mx.int32), "cache": filled_cache(10, mx.float32, 2)},
+        lambda: {"inputs": mx.ones((1, 5), mx.int32)},
+        lambda: {
+            "inputs": mx.ones((1, 5), mx.int32),
+            "inputs_embeds": mx.zeros((1, 5, CONFIG["hidden_size"])),
+            "cache": empty(),
+        },
+        lambda: {
+            "inputs": mx.ones((1, 5), mx.int32),
+            "cache": empty(),
+            "capture_layer_ids": [0],
+        },
+    ],
+    ids=["long", "rotating", "quantised", "dtype", "no cache", "embeddings' dtype", "taps"],
+)
+def test_everything_else_goes_through_the_modules(arguments, passes):
+    output = make_decoder()(**arguments())
+    assert output.logits.shape[-1] == CONFIG["vocab_size"]
+    assert passes == []
+
+
+def exact_copy(cache):
+    for layer in cache:
+        if layer.keys is not None:
+            layer.keys, layer.values = (x.astype(mx.float32) for x in (layer.keys, layer.values))
+    return cache
+
+
+def run(model, cache, shapes, logits_to_keep=0):
+    """Logits of random tokens in passes of these shapes, ``[sum, vocab_size]``."""
+    mx.random.seed(7)
+    logits = []
+    for shape in shapes:
+        inputs = mx.random.randint(0, CONFIG["vocab_size"], shape)
+        logits.append(model(inputs, cache=cache, logits_to_keep=logits_to_keep).logits)
+    return mx.concatenate([part.reshape(-1, CONFIG["vocab_size"]) for part in logits])
+
+
+def filled(layer, name):
+    return getattr(layer, name)[..., : layer.size(), :]
+
+
+def check(dtype, bits, group_size, make_cache, shapes, monkeypatch, **config):
+    model = make_decoder(dtype, bits, group_size, **config)
+    exact, ours, modules = exact_copy(make_cache(dtype)), make_cache(dtype), make_cache(dtype)
+    expected, actual = run(unpacked(model), exact, shapes), run(model, ours, shapes)
+    assert model._has_kernels
+    monkeypatch.setattr(language, "read_blocks", lambda model: None)
+    plain = unpacked(model)  # MLX takes a minute to compile its packed product for each size
+    plain.set_dtype(dtype)
+    allowed = run(plain, modules, shapes)
+    limit = MAX_ERROR_RATIO * relative_error(allowed, expected)
+    assert relative_error(actual, expected) <= limit
+    for layer, other, true in zip(ours, modules, exact):
+        assert layer.size() == other.size() == true.size()
+        for name in ("keys", "values"):
+            actual, allowed, expected = (filled(cache, name) for cache in (layer, other, true))
+            limit = MAX_ERROR_RATIO * relative_error(allowed, expected)
+            assert relative_error(actual, expected) <= limit
+
+
+@needs_gpu
+@pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float16])
+@pytest.mark.parametrize(("bits", "group_size"), [(16, 64), (8, 64), (8, 32), (4, 64), (4, 128)])
+# Few rows and no full tile; two tiles of queries; beyond what our products take.
+@pytest.mark.parametrize("length", [5, 30, 64, 100])
+def test_a_question_after_others_is_as_close_to_float32_as_the_modules(
+    dtype, bits, group_size, length, monkeypatch
+):
+    def cache(dtype):
+        return filled_cache(90, dtype)
+
+    config = {"intermediate_size": 640}
+    check(dtype, bits, group_size, cache, [(1, length), (1, 1)], monkeypatch, **config)
+
+
+@needs_gpu
+@pytest.mark.parametrize("batch", [2, 8, 33])
+@pytest.mark.parametrize(("bits", "group_size"), [(16, 64), (8, 64), (4, 64)])
+def test_steps_of_a_batch_are_as_close_to_float32_as_the_modules(
+    bits, group_size, batch, monkeypatch
+):
+    padding = [7 * row % 50 for row in range(batch)]
+
+    def cache(dtype):
+        return batch_cache(255, padding, dtype)
+
+    config = {"intermediate_size": 640}
+    check(mx.bfloat16, bits, group_size, cache, 3 * [(batch, 1)], monkeypatch, **config)
+
+
+@needs_gpu
+@pytest.mark.parametrize("shape", [(1, 40), (3, 1)])
+def test_the_window_hides_older_keys(shape, monkeypatch):
+    def cache(dtype):
+        return filled_cache(300, dtype, shape[0])
+
+    check(mx.bfloat16, 16, 64, cache, [shape], monkeypatch, sliding_window=100)
+
+
+@needs_gpu
+def test_a_first_prompt_and_widths_that_our_products_do_not_take(monkeypatch):
+    def cache(dtype):
+        return empty()
+
+    check(mx.bfloat16, 16, 64, cache, [(1, 20), (1, 300)], monkeypatch, intermediate_size=576)
+
+
+@needs_gpu
+def test_padded_prompts_of_a_batch_are_the_prompts_alone():
+    model = make_decoder(intermediate_size=640)
+    prompts = [[5, 6, 7, 8, 9, 10, 11], [12, 13]]
+    padded = mx.array([prompts[0], [0] * 5 + prompts[1]])
+    cache = empty(lambda: BatchKVCache([0, 5]))
+    together = model(padded, cache=cache).logits[:, -1]
+    following = model(mx.array([[3], [4]]), cache=cache).logits[:, -1]
+    for row, (prompt, token) in enumerate(zip(prompts, (3, 4))):
+        own = empty()
+        alone = model(mx.array([prompt]), cache=own).logits[0, -1]
+        assert relative_error(together[row], alone.astype(mx.float32)) < 2**-6
+        alone = model(mx.array([[token]]), cache=own).logits[0, -1]
+        assert relative_error(following[row], alone.astype(mx.float32)) < 2**-6
+
+
+@needs_gpu
+def test_logits_of_the_last_positions_only():
+    model, shapes = make_decoder(intermediate_size=640), [(1, 30)]
+    every, last = (run(model, filled_cache(90), shapes, keep) for keep in (0, 2))
+    assert mx.array_equal(every[-2:], last).item()
