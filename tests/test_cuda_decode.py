@@ -3,6 +3,7 @@
 import mlx.core as mx
 import pytest
 from cuda_support import (
+    CONFIG,
     MAX_ERROR_RATIO,
     filled_cache,
     make_decoder,
@@ -57,6 +58,21 @@ def test_everything_else_goes_through_the_modules(arguments, steps):
     output = make_decoder()(**arguments())
     assert output.logits.size
     assert steps == []
+
+
+def test_a_step_is_five_kernels_a_layer(kernels_everywhere, monkeypatch):
+    calls = []
+
+    def prepare(call, arguments, inputs, outputs, **options):
+        calls.append(call.partition("<")[0])
+        return lambda *arrays: [mx.zeros(shape, dtype) for shape, dtype in outputs.values()]
+
+    monkeypatch.setattr(cuda_kernels, "prepare", prepare)
+    model, cache = make_decoder(), filled_cache(10)
+    logits = model(mx.array([[5]]), cache=cache).logits
+    assert calls == CONFIG["num_hidden_layers"] * ["qkv", "attend", "project", "gate_up", "project"]
+    assert logits.shape == (1, 1, CONFIG["vocab_size"])
+    assert [layer.offset for layer in cache] == [11, 11]
 
 
 def decode(model, cache, tokens):

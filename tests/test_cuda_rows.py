@@ -1,6 +1,7 @@
 """Passes over a few rows in CUDA kernels: when they are taken, and what they compute on a GPU."""
 
 import mlx.core as mx
+import plain_row_kernels
 import pytest
 from cuda_support import (
     CONFIG,
@@ -12,7 +13,13 @@ from cuda_support import (
     unpacked,
 )
 from mlx_vlm.models.cache import BatchKVCache, KVCache, QuantizedKVCache, RotatingKVCache
-from mlx_vlm.models.moxin import cuda_rows, language
+from mlx_vlm.models.moxin import (
+    cuda_decode,
+    cuda_decoder,
+    cuda_row_kernels,
+    cuda_rows,
+    language,
+)
 
 
 def batch_cache(length, padding, dtype=mx.bfloat16):
@@ -130,6 +137,60 @@ def check(dtype, bits, group_size, make_cache, shapes, monkeypatch, **config):
             actual, allowed, expected = (filled(cache, name) for cache in (layer, other, true))
             limit = MAX_ERROR_RATIO * relative_error(allowed, expected)
             assert relative_error(actual, expected) <= limit
+
+
+@pytest.fixture
+def plain_kernels(kernels_everywhere, monkeypatch):
+    """The kernels in MLX, in float32 too: so that everything around them can be compared."""
+    for name in ("multiply", "add_norm", "rotate", "attend"):
+        monkeypatch.setattr(cuda_row_kernels, name, getattr(plain_row_kernels, name))
+    monkeypatch.setattr(cuda_decoder, "DTYPES", (mx.float32,))
+    monkeypatch.setattr(cuda_decode.DecodeStep, "takes", lambda *arguments: False)
+
+
+PASSES = {
+    "question": (lambda dtype: filled_cache(90, dtype), [(1, 30), (1, 1), (1, 1)]),
+    "long question": (lambda dtype: filled_cache(90, dtype), [(1, 100), (1, 5)]),
+    "first prompt": (lambda dtype: empty(), [(1, 300), (1, 20), (1, 1)]),
+    "rows": (lambda dtype: filled_cache(255, dtype, 3), 3 * [(3, 1)]),
+    "batch": (lambda dtype: batch_cache(254, [0, 7, 100], dtype), [(3, 1), (3, 1), (3, 4), (3, 1)]),
+    "beyond the window": (lambda dtype: filled_cache(1100, dtype), [(1, 30), (1, 1)]),
+}
+
+
+@pytest.mark.parametrize("intermediate_size", [640, 576])
+@pytest.mark.parametrize("bits", [16, 8])
+@pytest.mark.parametrize("name", PASSES)
+def test_around_the_kernels_everything_is_as_in_the_modules(
+    name, bits, intermediate_size, plain_kernels, monkeypatch
+):
+    make_cache, shapes = PASSES[name]
+    model = make_decoder(mx.float32, bits, intermediate_size=intermediate_size)
+    ours, modules = make_cache(mx.float32), make_cache(mx.float32)
+    actual = run(model, ours, shapes)
+    assert model._has_kernels
+    monkeypatch.setattr(language, "read_blocks", lambda model: None)
+    plain = unpacked(model)
+    expected = run(plain, modules, shapes)
+    assert relative_error(actual, expected) < 1e-5
+    for layer, other in zip(ours, modules):
+        for name in ("keys", "values"):
+            assert relative_error(filled(layer, name), filled(other, name)) < 1e-5
+
+
+def test_weights_may_change_between_passes(plain_kernels):
+    model = make_decoder(mx.float32)
+    before = run(model, filled_cache(9, mx.float32), [(1, 5)])
+    layer = model.model.layers[1].mlp
+    layer.up_proj.weight = 2 * layer.up_proj.weight
+    after = run(model, filled_cache(9, mx.float32), [(1, 5)])
+    assert relative_error(after, before) > 0.1
+
+
+def test_logits_of_the_last_positions(plain_kernels):
+    model = make_decoder(mx.float32)
+    every, last = (run(model, filled_cache(9, mx.float32), [(1, 6)], keep) for keep in (0, 2))
+    assert mx.allclose(every[-2:], last, atol=1e-5).item()
 
 
 @needs_gpu

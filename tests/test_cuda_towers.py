@@ -102,6 +102,29 @@ def test_the_deeper_tower_goes_on_alone(monkeypatch):
     assert mx.all(siglip == deep).item()
 
 
+def test_a_pair_of_blocks_is_seven_kernels(kernels_everywhere, monkeypatch):
+    calls = []
+
+    def prepare(call, arguments, inputs, outputs, **options):
+        def kernel(*arrays):
+            calls.append(call.partition("<")[0])
+            assert [array.dtype for array in arrays] == list(inputs.values())
+            return [mx.zeros(shape, dtype) for shape, dtype in outputs.values()]
+
+        return kernel
+
+    monkeypatch.setattr(cuda_tower_kernels, "prepare", prepare)
+    for name in ("products", "layer_norms", "attention"):  # not the kept ones
+        uncached = getattr(cuda_tower_kernels, name).__wrapped__
+        monkeypatch.setattr(cuda_tower_kernels, name, uncached)
+    model = make_model()
+    features = model(mx.random.normal((1, 6, 140, 140)))
+    assert features.shape == (1, 100, DINO["hidden_size"] + SIGLIP["hidden_size"])
+    step = ["layer_norms", "products", "attention", "products"]
+    step += ["layer_norms", "products", "products"]
+    assert calls == len(model.siglip.blocks) * step
+
+
 def test_in_stages_the_modules_give_the_same(kernels_everywhere, monkeypatch):
     monkeypatch.setattr(cuda_towers, "BLOCKS_AT_ONCE", 2)
     model, pixels = make_model(mx.float32), mx.random.normal((2, 6, 140, 140))

@@ -92,15 +92,15 @@ class DecodeStep:
         return logits, new_keys, new_values
 
     def _qkv(self, block: Block, x: mx.array, position: mx.array) -> list[mx.array]:
-        config, part = self.model.config, block.qkv
+        config, packing = self.model.config, block.qkv.packing
         heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
         width = config.head_dim
         numbers = [f"{config.rms_norm_eps}f", f"{math.log2(config.rope_theta)}f"]
         return cuda_kernels.run(
-            f"qkv<{part.template}, {config.hidden_size}, {width}, {heads}, {kv_heads}, {THREADS}, "
-            f"{QKV_PAIRS}>",
-            ["x", "norm", *part.matrices, "position", *numbers, "queries", "keys", "values"],
-            {"x": x, "norm": block.input_norm, **part.inputs, "position": position},
+            f"qkv<{packing.template}, {config.hidden_size}, {width}, {heads}, {kv_heads}, "
+            f"{THREADS}, {QKV_PAIRS}>",
+            ["x", "norm", *packing.matrices, "position", *numbers, "queries", "keys", "values"],
+            {"x": x, "norm": block.input_norm, **block.qkv.inputs, "position": position},
             {
                 "queries": ((heads * width,), x.dtype),
                 "keys": ((1, kv_heads, 1, width), x.dtype),
@@ -156,8 +156,8 @@ class DecodeStep:
 
     def _project(self, part: Part, x: mx.array, residual: mx.array) -> mx.array:
         return cuda_kernels.run(
-            f"project<{part.template}, {x.size}, {residual.size}, {THREADS}>",
-            ["x", *part.matrices, "residual", "out"],
+            f"project<{part.packing.template}, {x.size}, {residual.size}, {THREADS}>",
+            ["x", *part.packing.matrices, "residual", "out"],
             {"x": x, **part.inputs, "residual": residual},
             {"out": (residual.shape, x.dtype)},
             file="decode.cu",
@@ -167,12 +167,12 @@ class DecodeStep:
         )[0]
 
     def _gate_up(self, block: Block, x: mx.array) -> mx.array:
-        config, part = self.model.config, block.gate_up
-        rows = config.intermediate_size
+        config, packing = self.model.config, block.gate_up.packing
+        rows, sizes = config.intermediate_size, f"{config.hidden_size}, {config.intermediate_size}"
         return cuda_kernels.run(
-            f"gate_up<{part.template}, {config.hidden_size}, {rows}, {THREADS}, {GATE_UP_PAIRS}>",
-            ["x", "norm", *part.matrices, f"{config.rms_norm_eps}f", "out"],
-            {"x": x, "norm": block.post_norm, **part.inputs},
+            f"gate_up<{packing.template}, {sizes}, {THREADS}, {GATE_UP_PAIRS}>",
+            ["x", "norm", *packing.matrices, f"{config.rms_norm_eps}f", "out"],
+            {"x": x, "norm": block.post_norm, **block.gate_up.inputs},
             {"out": ((rows,), x.dtype)},
             file="decode.cu",
             dtype=x.dtype,

@@ -30,45 +30,46 @@ def matrix_format(layers: Sequence[nn.Module]) -> tuple[int, int] | None:
     return (16, 0) if is_plain else None
 
 
-def matrix_names(bits: int, count: int) -> list[list[str]]:
-    """Names for the arrays of ``count`` matrices."""
-    names = ("weight",) if bits == 16 else ("weight", "scales", "biases")
-    return [[f"{name}_{index}" for name in names] for index in range(count)]
-
-
-class Part(NamedTuple):
-    """Linear layers of one format that a kernel takes together.
+class Packing(NamedTuple):
+    """How matrices that a kernel takes together are stored.
 
     Attributes:
-        layers: the layers.
         bits: 16 for plain matrices.
         group_size: weights that share a scale.
         sizes: rows of each matrix.
-        arrays: weights, and scales and biases, of one layer after the other.
     """
 
-    layers: tuple[nn.Module, ...]
     bits: int
     group_size: int
     sizes: tuple[int, ...]
-    arrays: list[mx.array]
 
     @property
     def template(self) -> str:
-        """The first template arguments of the kernels that take it."""
+        """The first template arguments of the kernels that take them."""
         return f"T, {self.bits}, {self.group_size}"
 
     @property
+    def names(self) -> list[list[str]]:
+        """Names for the arrays of each matrix."""
+        names = ("weight",) if self.bits == 16 else ("weight", "scales", "biases")
+        return [[f"{name}_{index}" for name in names] for index in range(len(self.sizes))]
+
+    @property
     def matrices(self) -> list[str]:
-        """Its matrices as the kernels' arguments."""
-        names = matrix_names(self.bits, len(self.layers))
-        return [f"moxin::Matrix<T>{{{', '.join(own)}}}" for own in names]
+        """The matrices as the kernels' arguments."""
+        return [f"moxin::Matrix<T>{{{', '.join(own)}}}" for own in self.names]
+
+
+class Part(NamedTuple):
+    """Matrices that a kernel takes together: weights, scales and biases of one after the other."""
+
+    packing: Packing
+    arrays: list[mx.array]
 
     @property
     def inputs(self) -> dict[str, mx.array]:
-        """Its arrays by the names that :attr:`matrices` gives them."""
-        names = matrix_names(self.bits, len(self.layers))
-        return dict(zip((name for own in names for name in own), self.arrays))
+        """The arrays by their names."""
+        return dict(zip((name for own in self.packing.names for name in own), self.arrays))
 
 
 class Block(NamedTuple):
@@ -93,7 +94,8 @@ def read_part(*layers: nn.Module) -> Part | None:
         return None
     names = ("weight",) if common[0] == 16 else ("weight", "scales", "biases")
     sizes = tuple(layer["weight"].shape[0] for layer in layers)
-    return Part(layers, *common, sizes, [layer[name] for layer in layers for name in names])
+    arrays = [layer[name] for layer in layers for name in names]
+    return Part(Packing(*common, sizes), arrays)
 
 
 def read_blocks(model: nn.Module) -> list[Block] | None:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
-from .cuda_decoder import matrix_names
+from .cuda_decoder import Packing
 from .cuda_kernels import Kernel, prepare
 
 # Rows of a product's tile, weights of a row that it takes at a time, rows of weights of a block,
@@ -55,24 +55,18 @@ class Tokens(NamedTuple):
 
 @functools.lru_cache
 def multiply(
-    dtype: mx.Dtype,
-    bits: int,
-    group_size: int,
-    sizes: tuple[int, ...],
-    rows: int,
-    width: int,
-    is_gated: bool = False,
+    dtype: mx.Dtype, packing: Packing, rows: int, width: int, is_gated: bool = False
 ) -> tuple[Kernel, int] | None:
-    """``x`` ``[rows, width]`` and up to three matrices (weights, scales, biases) to the product
-    with all of them, one on top of the other, and its number of parts.
+    """``x`` ``[rows, width]`` and up to three matrices to the product with all of them, one on
+    top of the other, and its number of parts.
 
     Args:
-        sizes: rows of each matrix.
         is_gated: to ``silu`` of the first product times the second one, ``[rows, N]``.
 
     Returns:
         None if no kernel takes so many rows or such a width.
     """
+    sizes = packing.sizes
     tile = next((tile for tile in ROW_TILES if rows <= tile), None)
     if tile is None or width % TILE_K:
         return None
@@ -81,13 +75,13 @@ def multiply(
     splits = max(1, min(TARGET_BLOCKS // blocks, MAX_SPLITS, width // TILE_K))
     splits = 1 if is_gated else splits
     inputs, stack = {"x": dtype}, []
-    for own in matrix_names(bits, len(sizes)):
+    for own in packing.names:
         inputs |= dict.fromkeys(own, dtype)
-        inputs[own[0]] = dtype if bits == 16 else mx.uint32
+        inputs[own[0]] = dtype if packing.bits == 16 else mx.uint32
         stack.append(f"{{{', '.join(own)}}}")
     ends = {f"end_{index}": sum(sizes[: index + 1]) for index in range(3)}
     kernel = prepare(
-        f"multiply<T, {bits}, {group_size}, {tile}, {str(is_gated).lower()}>",
+        f"multiply<{packing.template}, {tile}, {str(is_gated).lower()}>",
         [
             "x",
             f"moxin::Stack<T>{{{{{', '.join(stack)}}}, {{{', '.join(ends)}}}}}",

@@ -6,7 +6,7 @@ What stands between them is one kernel each, in place of some ten of MLX's. A pr
 layers are computed while the later ones are still being put together.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -15,22 +15,14 @@ import mlx.nn as nn
 from ..activations import swiglu
 from ..cache import BatchKVCache, KVCache
 from . import cuda_row_kernels as kernels
-from .cuda_decoder import CHANGED, Block, Part, read_blocks, read_part
-from .cuda_kernels import Kernel
+from .config import TextConfig
+from .cuda_decoder import CHANGED, Block, Packing, read_blocks, read_part
 
 MAX_TOKENS = 512
 # Layers that are handed to the GPU at a time.
 LAYERS_AT_ONCE = 2
 # MLX puts arrays of up to 8 bytes into host memory, which a kernel reads in 10 us.
 MIN_SIZE = 4
-
-
-def _linear(layer: nn.Module, x: mx.array) -> mx.array:
-    """``layer(x)``; MLX takes a minute to compile its packed product for a prompt's size."""
-    if not isinstance(layer, nn.QuantizedLinear) or layer.mode != "affine":
-        return layer(x)
-    packing = layer.group_size, layer.bits
-    return x @ mx.dequantize(layer.weight, layer.scales, layer.biases, *packing).T
 
 
 class RowsPass:
@@ -42,7 +34,8 @@ class RowsPass:
 
     def __init__(self, model: nn.Module):
         self.model = model
-        self._shape = None
+        self._sizes = None
+        self._blocks: dict[tuple[Packing, ...], Callable] = {}
 
     def takes(
         self, inputs: mx.array, inputs_embeds: mx.array | None, cache: Sequence[Any] | None
@@ -78,16 +71,19 @@ class RowsPass:
         else:
             padding = mx.zeros(inputs.shape[0] + MIN_SIZE, mx.int32)
         keys, values = [layer.keys for layer in cache], [layer.values for layer in cache]
-        if inputs.shape[1] == 1 and inputs_embeds is None and keys[0] is not None:
-            if keys[0].shape != self._shape:
-                # MLX keeps a graph for each shape that it has seen: drop the last one.
-                self._shape = keys[0].shape
-                self._compiled = mx.compile(self._step, inputs=self.model.state)
-            logits, keys, values = self._compiled(inputs, filled, padding, keys, values)
+        is_step = inputs.shape[1] == 1 and inputs_embeds is None and keys[0] is not None
+        sizes = inputs.shape, None if keys[0] is None else keys[0].shape
+        if sizes != self._sizes:
+            # MLX keeps a graph for each shape that it has seen: drop the last one.
+            self._sizes, self._blocks = sizes, {}
+            self._compiled_step = mx.compile(self._step, inputs=self.model.state)
+        if is_step:
+            logits, keys, values = self._compiled_step(inputs, filled, padding, keys, values)
         else:
             x = self.model.model.embed_tokens(inputs) if inputs_embeds is None else inputs_embeds
-            run = _Run(self.model, blocks, x, filled, padding)
-            logits, keys, values = run(x, keys, values, logits_to_keep, starts_early=True)
+            blocks = blocks or read_blocks(self.model)
+            h, keys, values = self._hidden(blocks, x, (filled, padding), keys, values, True)
+            logits = self._logits(h, logits_to_keep)
         for layer, key, value in zip(cache, keys, values):
             layer.update_and_fetch(key, value)
         return logits
@@ -100,129 +96,139 @@ class RowsPass:
         keys: list[mx.array],
         values: list[mx.array],
     ) -> tuple[mx.array, list[mx.array], list[mx.array]]:
-        x = self.model.model.embed_tokens(inputs)
-        return _Run(self.model, None, x, filled, padding)(x, keys, values)
-
-
-class _Run:
-    """One pass, with the kernels for its sizes.
-
-    Args:
-        blocks: those of ``model``; None to read them.
-        x: embeddings ``[B, T, hidden_size]``.
-        filled: int32, the number of cached tokens; what follows it is ignored.
-        padding: int32, for each sequence how many of them are hidden.
-
-    Raises:
-        ValueError: if no kernel takes the model any more.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        blocks: Sequence[Block] | None,
-        x: mx.array,
-        filled: mx.array,
-        padding: mx.array,
-    ):
-        self.model, self.blocks = model, blocks or read_blocks(model)
-        if self.blocks is None:
+        blocks, x = read_blocks(self.model), self.model.model.embed_tokens(inputs)
+        if blocks is None:
             raise ValueError(CHANGED)
-        config = model.config
-        self.dtype, self.eps = x.dtype, config.rms_norm_eps
-        self.tokens, self.width = kernels.Tokens(*x.shape[:2]), config.hidden_size
-        self.heads = kernels.Heads(
-            config.num_attention_heads, config.num_key_value_heads, config.head_dim
-        )
-        self.theta, self.window = config.rope_theta, config.sliding_window or 0
-        self.places = filled, padding
-        self._prepared: dict[tuple, tuple[Kernel, int] | None] = {}
+        h, keys, values = self._hidden(blocks, x, (filled, padding), keys, values)
+        return self._logits(h), keys, values
 
-    def __call__(
+    def _hidden(
         self,
+        blocks: Sequence[Block],
         x: mx.array,
+        places: tuple[mx.array, mx.array],
         keys: Sequence[mx.array | None],
         values: Sequence[mx.array | None],
-        logits_to_keep: int = 0,
         starts_early: bool = False,
     ) -> tuple[mx.array, list[mx.array], list[mx.array]]:
-        """Logits ``[B, T or logits_to_keep, vocab_size]``, new keys and values of all layers.
+        """Normed hidden states of ``x`` ``[B, T, hidden_size]``, new keys and values of all layers.
 
         Args:
-            x: embeddings ``[B, T, hidden_size]``.
+            places: int32 arrays of the number of cached tokens (what follows it is ignored) and,
+                for each sequence, of how many of them are hidden.
             keys: of the cache, ``[B, KV, capacity, head_dim]`` for each layer.
             values: the same.
             starts_early: hand layers to the GPU as soon as they are recorded.
         """
-        norms = [block.input_norm for block in self.blocks[1:]] + [self.model.model.norm.weight]
-        h = x.reshape(-1, self.width)
-        normed = mx.fast.rms_norm(h, self.blocks[0].input_norm, self.eps)
+        norms = [block.input_norm for block in blocks[1:]] + [self.model.model.norm.weight]
+        h = x.flatten(0, 1)
+        normed = mx.fast.rms_norm(h, blocks[0].input_norm, self.model.config.rms_norm_eps)
         new_keys, new_values = [], []
-        for index, (block, norm) in enumerate(zip(self.blocks, norms)):
-            queries, key, value = self._qkv(block.qkv, normed)
-            attended = self._attend(queries, keys[index], values[index], key, value)
-            h, normed = self._project(block.output, attended, h, block.post_norm)
-            h, normed = self._project(block.down, self._gate(block.gate_up, normed), h, norm)
+        for index, (block, norm) in enumerate(zip(blocks, norms)):
+            packings = tuple(part.packing for part in block.parts)
+            if packings not in self._blocks:
+                made = _Block(self.model.config, x.shape[:2], packings)
+                self._blocks[packings] = mx.compile(made)
+            h, normed, key, value = self._blocks[packings](
+                h,
+                normed,
+                [part.arrays for part in block.parts],
+                [block.post_norm, norm],
+                [] if keys[index] is None else [keys[index], values[index]],
+                places,
+            )
             new_keys.append(key)
             new_values.append(value)
             if starts_early and index % LAYERS_AT_ONCE == 0:
                 mx.async_eval(h, normed)
-        return self._logits(normed, logits_to_keep), new_keys, new_values
+        return normed.reshape(x.shape), new_keys, new_values
 
-    def _logits(self, x: mx.array, logits_to_keep: int) -> mx.array:
-        last = x.reshape(*self.tokens, -1)[:, -logits_to_keep:]
-        head, flat = self.model.lm_head, last.flatten(0, 1)
-        part = read_part(head)
-        if part is None:
-            return head(last)
-        (product, *_), splits = self._multiply(part, flat)
-        logits = product.sum(axis=0).astype(self.dtype) if splits else product
-        return logits.reshape(*last.shape[:2], -1)
+    def _logits(self, h: mx.array, logits_to_keep: int = 0) -> mx.array:
+        h, head = h[:, -logits_to_keep:], self.model.lm_head
+        part, rows = read_part(head), h.flatten(0, 1)
+        found = part and kernels.multiply(h.dtype, part.packing, *rows.shape)
+        if not found:
+            return head(h)
+        (product,) = found[0](rows, *part.arrays)
+        return product.sum(axis=0).astype(h.dtype).reshape(*h.shape[:2], -1)
 
-    def _multiply(
-        self, part: Part, x: mx.array, is_gated: bool = False
-    ) -> tuple[list[mx.array], int]:
-        """``x`` ``[rows, K]`` times all layers of ``part``, and the number of parts of the product.
 
-        If no kernel does it, one product for each layer and 0 parts.
-        """
-        shape = part.bits, part.group_size, part.sizes, *x.shape, is_gated
-        if shape not in self._prepared:
-            self._prepared[shape] = kernels.multiply(self.dtype, *shape)
-        prepared = self._prepared[shape]
-        if prepared is None:
-            return [_linear(layer, x) for layer in part.layers], 0
-        kernel, splits = prepared
-        return kernel(x, *part.arrays), splits
+class _Block:
+    """A block's pass over tokens of one size; of arrays alone, so that a graph serves all blocks.
 
-    def _qkv(self, part: Part, x: mx.array) -> list[mx.array]:
-        products, splits = self._multiply(part, x)
-        rotate = kernels.rotate(self.dtype, self.heads, self.theta, self.tokens, splits)
-        return rotate(*products, *self.places)
+    Args:
+        config: the decoder's.
+        shape: batch size and number of new tokens.
+        packings: of q/k/v, output, gate/up and down projection.
+    """
 
-    def _attend(
+    def __init__(self, config: TextConfig, shape: tuple[int, int], packings: tuple[Packing, ...]):
+        self.config, self.packings = config, packings
+        self.tokens = kernels.Tokens(*shape)
+        self.heads = kernels.Heads(
+            config.num_attention_heads, config.num_key_value_heads, config.head_dim
+        )
+
+    def __call__(
         self,
-        queries: mx.array,
-        keys: mx.array | None,
-        values: mx.array | None,
-        key: mx.array,
-        value: mx.array,
-    ) -> mx.array:
-        if keys is None:
-            keys, values = key, value
-        capacity = keys.shape[2]
-        attend = kernels.attend(self.dtype, self.heads, self.window, self.tokens, capacity)
-        return attend(queries, keys, values, key, value, *self.places)[0]
+        h: mx.array,
+        normed: mx.array,
+        arrays: Sequence[Sequence[mx.array]],
+        norms: Sequence[mx.array],
+        cached: Sequence[mx.array],
+        places: tuple[mx.array, mx.array],
+    ) -> tuple[mx.array, mx.array, mx.array, mx.array]:
+        """Hidden states, their norm, new keys and new values.
 
-    def _gate(self, part: Part, x: mx.array) -> mx.array:
-        """``silu(gate_proj(x)) * up_proj(x)``."""
-        products, splits = self._multiply(part, x, is_gated=True)
-        return products[0] if splits else swiglu(*products)
+        Args:
+            h: hidden states ``[rows, hidden_size]``.
+            normed: their norm.
+            arrays: those of ``packings``.
+            norms: weights of the norms behind attention and MLP.
+            cached: keys and values of the cache, nothing if it is empty.
+            places: as :meth:`RowsPass._hidden` takes them.
+        """
+        qkv, output, gate_up, down = zip(self.packings, arrays)
+        products, splits = self._multiply(*qkv, normed)
+        theta, window = self.config.rope_theta, self.config.sliding_window or 0
+        rotate = kernels.rotate(h.dtype, self.heads, theta, self.tokens, splits)
+        queries, key, value = rotate(*products, *places)
+        keys, values = cached or (key, value)
+        attend = kernels.attend(h.dtype, self.heads, window, self.tokens, keys.shape[2])
+        (attended,) = attend(queries, keys, values, key, value, *places)
+        h, normed = self._project(*output, attended, h, norms[0])
+        products, splits = self._multiply(*gate_up, normed, is_gated=True)
+        gated = products[0] if splits else swiglu(*products)
+        h, normed = self._project(*down, gated, h, norms[1])
+        return h, normed, key, value
 
     def _project(
-        self, part: Part, x: mx.array, residual: mx.array, norm: mx.array
+        self,
+        packing: Packing,
+        arrays: Sequence[mx.array],
+        x: mx.array,
+        residual: mx.array,
+        norm: mx.array,
     ) -> list[mx.array]:
-        """``residual + projection(x)`` and its norm."""
-        (product, *_), splits = self._multiply(part, x)
-        add_norm = kernels.add_norm(self.dtype, self.tokens.rows, self.width, self.eps, splits)
+        """``residual`` plus the product, and its norm."""
+        (product,), splits = self._multiply(packing, arrays, x)
+        add_norm = kernels.add_norm(x.dtype, *residual.shape, self.config.rms_norm_eps, splits)
         return add_norm(product, residual, norm)
+
+    def _multiply(
+        self, packing: Packing, arrays: Sequence[mx.array], x: mx.array, is_gated: bool = False
+    ) -> tuple[list[mx.array], int]:
+        """``x`` ``[rows, K]`` times all matrices, and the number of parts of the product.
+
+        If no kernel does it, one product for each matrix and 0 parts.
+        """
+        found = kernels.multiply(x.dtype, packing, *x.shape, is_gated)
+        if found is not None:
+            kernel, splits = found
+            return kernel(x, *arrays), splits
+        if packing.bits < 16:
+            # MLX takes a minute to compile its packed product for a prompt's size.
+            options = {"group_size": packing.group_size, "bits": packing.bits}
+            triples = zip(*(arrays[first::3] for first in range(3)))
+            arrays = [mx.dequantize(*triple, **options) for triple in triples]
+        return [x @ array.T for array in arrays], 0

@@ -1,0 +1,78 @@
+"""What the kernels of a pass over a few rows compute, in MLX: tests of all that is around them."""
+
+import mlx.core as mx
+import mlx.nn as nn
+
+SPLITS = 2
+
+
+def _weights(packing, arrays):
+    if packing.bits == 16:
+        return arrays
+    options = {"group_size": packing.group_size, "bits": packing.bits}
+    return [mx.dequantize(*arrays[i : i + 3], **options) for i in range(0, len(arrays), 3)]
+
+
+def multiply(dtype, packing, rows, width, is_gated=False):
+    def kernel(x, *arrays):
+        products = [x @ weight.T for weight in _weights(packing, arrays)]
+        if is_gated:
+            return [nn.silu(products[0]) * products[1]]
+        product = mx.concatenate(products, axis=-1).astype(mx.float32)
+        return [mx.stack([0.25 * product, 0.75 * product])]
+
+    return (kernel, 1 if is_gated else SPLITS) if rows <= 64 and width % 128 == 0 else None
+
+
+def _whole(product, splits):
+    return product.sum(axis=0) if splits else product
+
+
+def add_norm(dtype, rows, width, eps, splits):
+    def kernel(product, residual, weight):
+        total = (residual + _whole(product, splits)).astype(dtype)
+        return total, mx.fast.rms_norm(total, weight, eps)
+
+    return kernel
+
+
+def rotate(dtype, heads, theta, tokens, splits):
+    counts = heads.queries, heads.keys, heads.keys
+
+    def kernel(*inputs):
+        *products, filled, padding = inputs
+        if splits:
+            ends = [heads.queries * heads.width, (heads.queries + heads.keys) * heads.width]
+            products = mx.split(_whole(products[0], splits), ends, axis=-1)
+        parts = [
+            product.reshape(*tokens, count, heads.width).swapaxes(1, 2).astype(dtype)
+            for product, count in zip(products, counts)
+        ]
+        offset = filled[0] - padding[: tokens.batch]
+        rope = {"traditional": False, "base": theta, "scale": 1.0, "offset": offset}
+        queries, keys = (mx.fast.rope(part, heads.width, **rope) for part in parts[:2])
+        return queries.swapaxes(1, 2), keys, parts[2]
+
+    return kernel
+
+
+def attend(dtype, heads, window, tokens, capacity):
+    def kernel(queries, keys, values, new_keys, new_values, filled, padding):
+        filled, padding = filled[0], padding[: tokens.batch, None, None, None]
+        cached, new = mx.arange(capacity), mx.arange(tokens.length)
+        # Places of the keys in the sequence; of empty ones in the cache, behind everything.
+        place = mx.concatenate([mx.where(cached < filled, cached, 2**30), filled + new])
+        own = (filled + new)[:, None]
+        mask = (place <= own) & (place >= padding)
+        if window:
+            mask = mask & (place > own - window)
+        out = mx.fast.scaled_dot_product_attention(
+            queries.swapaxes(1, 2),
+            mx.concatenate([keys, new_keys], axis=2),
+            mx.concatenate([values, new_values], axis=2),
+            scale=heads.width**-0.5,
+            mask=mask,
+        )
+        return [out.swapaxes(1, 2).reshape(tokens.rows, -1)]
+
+    return kernel
