@@ -12,7 +12,13 @@ from cuda_support import (
     relative_error,
     unpacked,
 )
-from mlx_vlm.models.cache import BatchKVCache, KVCache, QuantizedKVCache, RotatingKVCache
+from mlx_vlm.models.cache import (
+    BatchKVCache,
+    CacheList,
+    KVCache,
+    QuantizedKVCache,
+    RotatingKVCache,
+)
 from mlx_vlm.models.moxin import (
     cuda_decode,
     cuda_decoder,
@@ -97,6 +103,12 @@ def test_everything_else_goes_through_the_modules(arguments, passes):
     output = make_decoder()(**arguments())
     assert output.logits.shape[-1] == CONFIG["vocab_size"]
     assert passes == []
+
+
+def test_caches_of_other_kinds_are_not_looked_into():
+    rows = cuda_rows.RowsPass(make_decoder())
+    assert not rows.takes(mx.ones((1, 5), mx.int32), None, [CacheList(KVCache())])
+    assert not rows.takes(mx.ones((1, 5), mx.int32), None, [KVCache(), RotatingKVCache(64)])
 
 
 def exact_copy(cache):

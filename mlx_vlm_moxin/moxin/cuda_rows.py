@@ -43,13 +43,12 @@ class RowsPass:
         """Whether the caches are plain or a batch's and fit the new tokens ``[B, T]``."""
         if cache is None or inputs.shape[1] > MAX_TOKENS:
             return False
-        if any(type(layer) is not type(cache[0]) for layer in cache):
+        kind, dtype = type(cache[0]), self.model.model.norm.weight.dtype
+        if kind not in (KVCache, BatchKVCache) or any(type(layer) is not kind for layer in cache):
             return False
-        dtype, keys = self.model.model.norm.weight.dtype, cache[0].keys
-        return (
-            type(cache[0]) in (KVCache, BatchKVCache)
-            and (keys is None or (keys.dtype == dtype and keys.shape[0] == inputs.shape[0]))
-            and (inputs_embeds is None or inputs_embeds.dtype == dtype)
+        keys = cache[0].keys
+        return (keys is None or (keys.dtype == dtype and keys.shape[0] == inputs.shape[0])) and (
+            inputs_embeds is None or inputs_embeds.dtype == dtype
         )
 
     def __call__(
