@@ -1,18 +1,16 @@
 // Attention of new tokens of each sequence to its key-value cache and to one another.
 //
 // The heads that share keys are rows of one product: packed row r stands for token r / GROUP and
-// head r % GROUP of its group. A block goes through the keys 64 at a time, with a running softmax.
+// head r % GROUP of its group. A block goes through the keys 64 at a time.
 // Its four warps have 16 rows each (KEY_WARPS 1), or share 16 rows and divide the keys between
 // them (KEY_WARPS 4, for single tokens).
 
-#include "tensor_cores.cu"
+#include "flash.cu"
 
 namespace moxin {
 
 constexpr int WARPS = 4;
 constexpr int KEYS = 64;
-// In place of -infinity, which would give NaN where all keys are hidden.
-constexpr float LOWEST = -1e30f;
 
 // The cache is [B, KV_HEADS, capacity, HEAD_DIM], filled up to *filled; the first padding[b] keys
 // are hidden. The new keys and values are [B, KV_HEADS, tokens, HEAD_DIM].
@@ -35,7 +33,6 @@ __device__ void attend(const T* queries, const Cache<T>& cache, int tiles, float
   constexpr int QUERIES = 16 * WARPS / KEY_WARPS, OWN_KEYS = KEYS / KEY_WARPS;
   constexpr int PITCH = HEAD_DIM * 2 + 16;  // bytes; shifts neighbouring rows by four banks
   constexpr int STAGE_BYTES = 2 * KEYS * PITCH;
-  constexpr float LOG2_E = 1.4426950408889634f;
   extern __shared__ __align__(128) unsigned char shared[];
   unsigned int query_tile = static_cast<unsigned int>(__cvta_generic_to_shared(shared));
   unsigned int stages = query_tile + QUERIES * PITCH;
@@ -77,8 +74,7 @@ __device__ void attend(const T* queries, const Cache<T>& cache, int tiles, float
   };
   copy_keys(0, start);
 
-  float outputs[HEAD_DIM / 8][4] = {};
-  float highest[2] = {LOWEST, LOWEST}, weight[2] = {};
+  Flash<T, HEAD_DIM, OWN_KEYS, PITCH> flash;
   int stage = 0;
 #pragma unroll 1
   for (int first = start; first < end; first += KEYS, stage ^= 1) {
@@ -86,81 +82,15 @@ __device__ void attend(const T* queries, const Cache<T>& cache, int tiles, float
     asm volatile("cp.async.wait_group 1;");
     __syncthreads();
     unsigned int keys = stages + stage * STAGE_BYTES + own_key * PITCH;
-    unsigned int values = keys + KEYS * PITCH;
-    float scores[OWN_KEYS / 8][4] = {};
-#pragma unroll 2
-    for (int k = 0; k < HEAD_DIM / 16; ++k) {
-      unsigned int a[4];
-      int row = own_row + lane % 16;
-      load_matrices(a, query_tile + row * PITCH + (k * 16 + lane / 16 * 8) * 2);
-#pragma unroll
-      for (int j = 0; j < OWN_KEYS / 16; ++j) {
-        unsigned int b[4];
-        int key = j * 16 + lane % 8 + lane / 16 * 8;
-        load_matrices(b, keys + key * PITCH + (k * 16 + lane / 8 % 2 * 8) * 2);
-        multiply_add<T>(scores[2 * j], a, b);
-        multiply_add<T>(scores[2 * j + 1], a, b + 2);
-      }
-    }
-    // Registers 0 and 1 belong to row lane / 4, 2 and 3 to the row eight further on.
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
+    auto is_valid = [&](int half, int own) {
       int at = filled + (first_row + own_row + lane / 4 + 8 * half) / GROUP;
-      float top = highest[half];
-#pragma unroll
-      for (int j = 0; j < OWN_KEYS / 8; ++j) {
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          float& score = scores[j][2 * half + i];
-          int key = first + own_key + j * 8 + lane % 4 * 2 + i;
-          bool valid = key <= at && key < end && (WINDOW == 0 || key > at - WINDOW);
-          score = valid ? score * scale * LOG2_E : LOWEST;
-          top = fmaxf(top, score);
-        }
-      }
-      top = fmaxf(top, __shfl_xor_sync(ALL_LANES, top, 1));
-      top = fmaxf(top, __shfl_xor_sync(ALL_LANES, top, 2));
-      float factor = exp2f(highest[half] - top), sum = 0;
-      highest[half] = top;
-#pragma unroll
-      for (int j = 0; j < OWN_KEYS / 8; ++j) {
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          float& score = scores[j][2 * half + i];
-          score = exp2f(score - top);
-          sum += score;
-        }
-      }
-      weight[half] = weight[half] * factor + sum;
-#pragma unroll
-      for (int j = 0; j < HEAD_DIM / 8; ++j) {
-        outputs[j][2 * half] *= factor;
-        outputs[j][2 * half + 1] *= factor;
-      }
-    }
-#pragma unroll
-    for (int k = 0; k < OWN_KEYS / 16; ++k) {
-      unsigned int a[4] = {
-          pack<T>(scores[2 * k][0], scores[2 * k][1]), pack<T>(scores[2 * k][2], scores[2 * k][3]),
-          pack<T>(scores[2 * k + 1][0], scores[2 * k + 1][1]),
-          pack<T>(scores[2 * k + 1][2], scores[2 * k + 1][3])};
-#pragma unroll
-      for (int j = 0; j < HEAD_DIM / 16; ++j) {
-        unsigned int b[4];
-        load_matrices_transposed(
-            b, values + (k * 16 + lane % 16) * PITCH + (j * 16 + lane / 16 * 8) * 2);
-        multiply_add<T>(outputs[2 * j], a, b);
-        multiply_add<T>(outputs[2 * j + 1], a, b + 2);
-      }
-    }
+      int key = first + own_key + own;
+      return key <= at && key < end && (WINDOW == 0 || key > at - WINDOW);
+    };
+    flash.add(query_tile + own_row * PITCH, keys, keys + KEYS * PITCH, scale, is_valid);
     __syncthreads();
   }
-
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    weight[half] += __shfl_xor_sync(ALL_LANES, weight[half], 1);
-    weight[half] += __shfl_xor_sync(ALL_LANES, weight[half], 2);
-  }
+  flash.finish();
   if constexpr (KEY_WARPS > 1) {
     // The other warps hand theirs to the first one through shared memory.
     float* handed = reinterpret_cast<float*>(shared);
@@ -170,11 +100,11 @@ __device__ void attend(const T* queries, const Cache<T>& cache, int tiles, float
     float* own = handed + threadIdx.x;
     if (warp > 0) {
 #pragma unroll
-      for (int i = 0; i < HEAD_DIM / 2; ++i) own[i * THREADS] = outputs[i / 4][i % 4];
+      for (int i = 0; i < HEAD_DIM / 2; ++i) own[i * THREADS] = flash.outputs[i / 4][i % 4];
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        own[(HEAD_DIM / 2 + half) * THREADS] = highest[half];
-        own[(HEAD_DIM / 2 + 2 + half) * THREADS] = weight[half];
+        own[(HEAD_DIM / 2 + half) * THREADS] = flash.highest[half];
+        own[(HEAD_DIM / 2 + 2 + half) * THREADS] = flash.weight[half];
       }
     }
     static_assert(COUNT * THREADS * 4 <= QUERIES * PITCH + 2 * STAGE_BYTES, "they fit");
@@ -185,16 +115,17 @@ __device__ void attend(const T* queries, const Cache<T>& cache, int tiles, float
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         float their_highest = from[(HEAD_DIM / 2 + half) * THREADS];
-        float top = fmaxf(highest[half], their_highest);
-        float factor = exp2f(highest[half] - top), their_factor = exp2f(their_highest - top);
-        highest[half] = top;
-        weight[half] = weight[half] * factor
+        float top = fmaxf(flash.highest[half], their_highest);
+        float factor = exp2f(flash.highest[half] - top), their_factor = exp2f(their_highest - top);
+        flash.highest[half] = top;
+        flash.weight[half] = flash.weight[half] * factor
             + from[(HEAD_DIM / 2 + 2 + half) * THREADS] * their_factor;
 #pragma unroll
         for (int j = 0; j < HEAD_DIM / 8; ++j) {
 #pragma unroll
           for (int i = 2 * half; i < 2 * half + 2; ++i) {
-            outputs[j][i] = outputs[j][i] * factor + from[(j * 4 + i) * THREADS] * their_factor;
+            float theirs = from[(j * 4 + i) * THREADS] * their_factor;
+            flash.outputs[j][i] = flash.outputs[j][i] * factor + theirs;
           }
         }
       }
@@ -206,11 +137,11 @@ __device__ void attend(const T* queries, const Cache<T>& cache, int tiles, float
     if (packed >= rows) continue;
     long long token = static_cast<long long>(batch) * cache.tokens + packed / GROUP;
     T* to = out + (token * HEADS + kv_head * GROUP + packed % GROUP) * HEAD_DIM;
-    float factor = weight[half] > 0 ? 1 / weight[half] : 0;  // 0: all keys are padding
+    float factor = flash.weight[half] > 0 ? 1 / flash.weight[half] : 0;  // 0: all keys are padding
 #pragma unroll
     for (int j = 0; j < HEAD_DIM / 8; ++j) {
       *reinterpret_cast<unsigned int*>(to + j * 8 + lane % 4 * 2) =
-          pack<T>(outputs[j][2 * half] * factor, outputs[j][2 * half + 1] * factor);
+          pack<T>(flash.outputs[j][2 * half] * factor, flash.outputs[j][2 * half + 1] * factor);
     }
   }
 }

@@ -1,10 +1,9 @@
 // Attention of all tokens of a picture to each other, both towers in one launch.
 //
-// A block has 64 queries of one head and goes through the keys 64 at a time, with a running
-// softmax. Products are mma m16n8k16, as in towers.cu; a warp has 16 queries. HEAD is at least the
+// A block has 64 queries of one head and goes through the keys 64 at a time. HEAD is at least the
 // heads' width and a multiple of 16; the rest is filled with zeros.
 
-#include "towers.cu"
+#include "flash.cu"
 
 namespace moxin {
 
@@ -24,7 +23,6 @@ struct Attention {
 template <typename T, int HEAD>
 __device__ void attend_head(const Attention<T>& own, int block) {
   constexpr int PITCH = HEAD * 2 + 16;  // bytes; shifts neighbouring rows by four banks at least
-  constexpr float LOWEST = -1e30f, LOG2_E = 1.4426950408889634f;
   extern __shared__ __align__(128) unsigned char shared[];
   unsigned int queries = static_cast<unsigned int>(__cvta_generic_to_shared(shared));
   unsigned int keys = queries + QUERIES * PITCH, values = keys + KEYS * PITCH;
@@ -51,82 +49,18 @@ __device__ void attend_head(const Attention<T>& own, int block) {
   };
 
   copy(queries, 0, first_query);
-  float outputs[HEAD / 8][4] = {};
-  float highest[2] = {LOWEST, LOWEST}, weight[2] = {};
+  Flash<T, HEAD, KEYS, PITCH> flash;
   for (int first = 0; first < own.tokens; first += KEYS) {
     __syncthreads();
     copy(keys, 1, first);
     copy(values, 2, first);
     wait();
-    float scores[KEYS / 8][4] = {};
-#pragma unroll 2
-    for (int k = 0; k < HEAD / 16; ++k) {
-      unsigned int a[4];
-      load_matrices(a, queries + (warp * 16 + lane % 16) * PITCH + (k * 16 + lane / 16 * 8) * 2);
-#pragma unroll
-      for (int j = 0; j < KEYS / 16; ++j) {
-        unsigned int b[4];
-        int row = j * 16 + lane % 8 + lane / 16 * 8;
-        load_matrices(b, keys + row * PITCH + (k * 16 + lane / 8 % 2 * 8) * 2);
-        multiply_add<T>(scores[2 * j], a, b);
-        multiply_add<T>(scores[2 * j + 1], a, b + 2);
-      }
-    }
-    // Registers 0 and 1 belong to row lane / 4, 2 and 3 to the row eight further on.
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      float top = highest[half];
-#pragma unroll
-      for (int j = 0; j < KEYS / 8; ++j) {
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          float& score = scores[j][2 * half + i];
-          bool valid = first + j * 8 + lane % 4 * 2 + i < own.tokens;
-          score = valid ? score * own.scale * LOG2_E : LOWEST;
-          top = fmaxf(top, score);
-        }
-      }
-      top = fmaxf(top, __shfl_xor_sync(ALL_LANES, top, 1));
-      top = fmaxf(top, __shfl_xor_sync(ALL_LANES, top, 2));
-      float factor = exp2f(highest[half] - top), sum = 0;
-      highest[half] = top;
-#pragma unroll
-      for (int j = 0; j < KEYS / 8; ++j) {
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          float& score = scores[j][2 * half + i];
-          score = exp2f(score - top);
-          sum += score;
-        }
-      }
-      weight[half] = weight[half] * factor + sum;
-#pragma unroll
-      for (int j = 0; j < HEAD / 8; ++j) {
-        outputs[j][2 * half] *= factor;
-        outputs[j][2 * half + 1] *= factor;
-      }
-    }
-#pragma unroll
-    for (int k = 0; k < KEYS / 16; ++k) {
-      unsigned int a[4] = {
-          pack<T>(scores[2 * k][0], scores[2 * k][1]), pack<T>(scores[2 * k][2], scores[2 * k][3]),
-          pack<T>(scores[2 * k + 1][0], scores[2 * k + 1][1]),
-          pack<T>(scores[2 * k + 1][2], scores[2 * k + 1][3])};
-#pragma unroll
-      for (int j = 0; j < HEAD / 16; ++j) {
-        unsigned int b[4];
-        int row = k * 16 + lane % 16;
-        load_matrices_transposed(b, values + row * PITCH + (j * 16 + lane / 16 * 8) * 2);
-        multiply_add<T>(outputs[2 * j], a, b);
-        multiply_add<T>(outputs[2 * j + 1], a, b + 2);
-      }
-    }
+    auto is_valid = [&](int, int key) { return first + key < own.tokens; };
+    flash.add(queries + warp * 16 * PITCH, keys, values, own.scale, is_valid);
   }
+  flash.finish();
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    float sum = weight[half];
-    sum += __shfl_xor_sync(ALL_LANES, sum, 1);
-    sum += __shfl_xor_sync(ALL_LANES, sum, 2);
     int token = first_query + warp * 16 + lane / 4 + 8 * half;
     if (token >= own.tokens) continue;
     T* out = own.out + (static_cast<long long>(first_token + token) * own.heads + head) * own.width;
@@ -134,8 +68,9 @@ __device__ void attend_head(const Attention<T>& own, int block) {
     for (int j = 0; j < HEAD / 8; ++j) {
       int column = j * 8 + lane % 4 * 2;
       if (column < own.width) {
+        const float* sums = flash.outputs[j] + 2 * half;
         *reinterpret_cast<unsigned int*>(out + column) =
-            pack<T>(outputs[j][2 * half] / sum, outputs[j][2 * half + 1] / sum);
+            pack<T>(sums[0] / flash.weight[half], sums[1] / flash.weight[half]);
       }
     }
   }
