@@ -2,8 +2,8 @@
 
 Such a step reads every weight once and computes little. MLX takes some 13 kernels a layer for
 it, which its host code cannot launch as fast as they run, and its packed product reads at half
-of the memory's speed. Here a layer is five kernels. Everything else (prompts, batches,
-training, other formats, other devices) goes through the modules themselves.
+of the memory's speed. Here a layer is five kernels. Prompts and batches are in ``cuda_rows``;
+everything else (training, other formats, other devices) goes through the modules themselves.
 """
 
 import math

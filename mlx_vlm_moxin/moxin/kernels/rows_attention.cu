@@ -1,9 +1,9 @@
 // Attention of new tokens of each sequence to its key-value cache and to one another.
 //
 // The heads that share keys are rows of one product: packed row r stands for token r / GROUP and
-// head r % GROUP of its group. A block goes through the keys 64 at a time.
-// Its four warps have 16 rows each (KEY_WARPS 1), or share 16 rows and divide the keys between
-// them (KEY_WARPS 4, for single tokens).
+// head r % GROUP of its group. A block goes through the keys 64 at a time. Its four warps have 16
+// rows each (KEY_WARPS 1), or share 16 rows and divide the keys between them (KEY_WARPS 4, where
+// there would be few blocks otherwise).
 
 #include "flash.cu"
 
