@@ -1,6 +1,7 @@
 // The products of one decoding step, each with what stands in front of and behind it.
 
 #include "matvec.cu"
+#include "rotary.cu"
 
 namespace moxin {
 
@@ -30,10 +31,9 @@ __device__ void qkv(
     T* out = is_query ? queries + head * HEAD_DIM
         : is_key      ? keys + (head - HEADS) * HEAD_DIM
                       : values + (head - HEADS - KV_HEADS) * HEAD_DIM;
-    float sine = 0, cosine = 1;
-    if (is_query || is_key) sincosf(at * exp2f(-log2_theta * dim / HALF), &sine, &cosine);
-    out[dim] = round_to<T>(totals[0] * cosine - totals[1] * sine);
-    out[dim + HALF] = round_to<T>(totals[0] * sine + totals[1] * cosine);
+    float2 r = is_query || is_key ? rotation<HALF>(at, dim, log2_theta) : float2{1, 0};
+    out[dim] = round_to<T>(totals[0] * r.x - totals[1] * r.y);
+    out[dim + HALF] = round_to<T>(totals[0] * r.y + totals[1] * r.x);
   };
   auto prepare = [&] {
     at = *position;

@@ -14,6 +14,20 @@ struct Matrix {
   const T* biases;
 };
 
+// Byte k of a word. As the low mantissa bits of 2^23 it is 2^23 + q.
+__device__ inline float byte_value(unsigned int word, int k) {
+  unsigned int bits = __byte_perm(word, 0x4b000000u, 0x7440u | k);
+  return __uint_as_float(bits) - 8388608.0f;
+}
+
+constexpr float NIBBLE_RAISE = 128;
+
+// Nibble k of a word plus NIBBLE_RAISE, which it is in the upper mantissa bits of 128.
+__device__ inline float raised_nibble(unsigned int word, int k) {
+  unsigned int nibbles = (k % 2 ? word >> 4 : word) & 0x0f0f0f0fu;
+  return __uint_as_float(__byte_perm(nibbles, 0x43000000u, 0x7044u | (k / 2) << 8));
+}
+
 __device__ inline uint4 load_once(const void* address) {
   uint4 v;
   // Volatile keeps it in front of barriers: the first weights are on their way while the input

@@ -65,14 +65,7 @@ __device__ void stage(Input<F>& input, const T* x, const T* norm_weight, float e
         for (float value : values) squares += value * value;
       }
     }
-    __shared__ float partial[THREADS / LANES];
-    squares = warp_sum(squares);
-    if (threadIdx.x % LANES == 0) partial[threadIdx.x / LANES] = squares;
-    __syncthreads();
-    float total = 0;
-#pragma unroll
-    for (int warp = 0; warp < THREADS / LANES; ++warp) total += partial[warp];
-    scale = rsqrtf(total / K + eps);
+    scale = rsqrtf(block_sum<THREADS>(squares) / K + eps);
   }
 #pragma unroll
   for (int round = 0; round < ROUNDS; ++round) {
@@ -86,14 +79,10 @@ __device__ void stage(Input<F>& input, const T* x, const T* norm_weight, float e
       if constexpr (NORM) {
         float weights[8];
         unpack<T>(norm[round][plane], weights);
-        unsigned int words[4] = {};
 #pragma unroll
-        for (int i = 0; i < 8; ++i) {
-          T rounded = round_to<T>(values[i] * scale * weights[i]);
-          values[i] = to_float(rounded);
-          words[i / 2] |= static_cast<unsigned int>(rounded.bits) << 16 * (i % 2);
-        }
-        own[round][plane] = uint4{words[0], words[1], words[2], words[3]};
+        for (int i = 0; i < 8; ++i) values[i] = values[i] * scale * weights[i];
+        own[round][plane] = pack_eight<T>(values);
+        unpack<T>(own[round][plane], values);
       }
 #pragma unroll
       for (float value : values) sum += value;
@@ -159,23 +148,13 @@ struct Rows {
 #pragma unroll
             for (int k = 0; k < 8; ++k) totals[r] += w[k] * x[k];
           } else if constexpr (BITS == 8) {
-            // A byte as the low mantissa bits of 2^23 is 2^23 + q.
 #pragma unroll
             for (int k = 0; k < 8; ++k) {
-              unsigned int bits =
-                  __byte_perm(words[2 * plane + k / 4], 0x4b000000u, 0x7440u | (k % 4));
-              products[r] += (__uint_as_float(bits) - 8388608.0f) * x[k];
+              products[r] += byte_value(words[2 * plane + k / 4], k % 4) * x[k];
             }
           } else {
-            // A nibble in the upper mantissa bits of 128 is 128 + q.
-            unsigned int even = words[plane] & 0x0f0f0f0fu;
-            unsigned int odd = (words[plane] >> 4) & 0x0f0f0f0fu;
 #pragma unroll
-            for (int k = 0; k < 8; ++k) {
-              unsigned int bits =
-                  __byte_perm(k % 2 ? odd : even, 0x43000000u, 0x7044u | (k / 2) << 8);
-              products[r] += __uint_as_float(bits) * x[k];
-            }
+            for (int k = 0; k < 8; ++k) products[r] += raised_nibble(words[plane], k) * x[k];
           }
         }
       }
@@ -183,7 +162,7 @@ struct Rows {
         float sum = input.sums[unit];
 #pragma unroll
         for (int r = 0; r < R; ++r) {
-          float product = BITS == 4 ? products[r] - 128.0f * sum : products[r];
+          float product = BITS == 4 ? products[r] - NIBBLE_RAISE * sum : products[r];
           totals[r] += affine[r][i].x * product + affine[r][i].y * sum;
         }
       }

@@ -73,14 +73,9 @@ struct Weights {
 #pragma unroll
       for (int k = 0; k < 8; ++k) {
         if constexpr (BITS == 8) {
-          // A byte as the low mantissa bits of 2^23 is 2^23 + q.
-          unsigned int bits = __byte_perm(k < 4 ? unit.x : unit.y, 0x4b000000u, 0x7440u | (k % 4));
-          values[k] = (__uint_as_float(bits) - 8388608.0f) * scale + bias;
+          values[k] = byte_value(k < 4 ? unit.x : unit.y, k % 4) * scale + bias;
         } else {
-          // A nibble in the upper mantissa bits of 128 is 128 + q.
-          unsigned int nibbles = (k % 2 ? unit.x >> 4 : unit.x) & 0x0f0f0f0fu;
-          unsigned int bits = __byte_perm(nibbles, 0x43000000u, 0x7044u | (k / 2) << 8);
-          values[k] = __uint_as_float(bits) * scale + (bias - 128.0f * scale);
+          values[k] = raised_nibble(unit.x, k) * scale + (bias - NIBBLE_RAISE * scale);
         }
       }
 #pragma unroll

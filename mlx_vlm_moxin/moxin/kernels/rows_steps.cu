@@ -1,6 +1,7 @@
 // What stands between the products of a few rows. Products come as P: float, in `splits` parts
 // [splits, rows, N] whose sum they are, or the model's dtype T, whole.
 
+#include "rotary.cu"
 #include "types.cu"
 
 namespace moxin {
@@ -23,12 +24,6 @@ __device__ inline void sum_parts(const float* from, long long apart, int splits,
 template <typename T>
 __device__ inline void sum_parts(const T* from, long long, int, float* values) {
   unpack<T>(*reinterpret_cast<const uint4*>(from), values);
-}
-
-template <typename T>
-__device__ inline uint4 pack_eight(const float* values) {
-  return {pack<T>(values[0], values[1]), pack<T>(values[2], values[3]),
-          pack<T>(values[4], values[5]), pack<T>(values[6], values[7])};
 }
 
 // sum = residual + product and normed = RMS norm(sum), [rows, WIDTH] each; a block per row.
@@ -54,14 +49,7 @@ __device__ void add_norm(
 #pragma unroll
     for (float value : values[round]) squares += value * value;
   }
-  __shared__ float partial[THREADS / LANES];
-  squares = warp_sum(squares);
-  if (threadIdx.x % LANES == 0) partial[threadIdx.x / LANES] = squares;
-  __syncthreads();
-  float total = 0;
-#pragma unroll
-  for (float part : partial) total += part;
-  float scale = rsqrtf(total / WIDTH + eps);
+  float scale = rsqrtf(block_sum<THREADS>(squares) / WIDTH + eps);
 #pragma unroll
   for (int round = 0; round < ROUNDS; ++round) {
     int at = (round * THREADS + threadIdx.x) * 8;
@@ -72,13 +60,6 @@ __device__ void add_norm(
     for (int i = 0; i < 8; ++i) values[round][i] *= scale * weights[i];
     *reinterpret_cast<uint4*>(normed + row + at) = pack_eight<T>(values[round]);
   }
-}
-
-// Cosine and sine.
-__device__ __noinline__ float2 rotation(float angle) {
-  float2 r;
-  sincosf(angle, &r.y, &r.x);
-  return r;
 }
 
 // Products of q_proj, k_proj and v_proj, their rows `stride` values apart.
@@ -114,7 +95,7 @@ __device__ void rotate(
     int position = *filled + token - padding[batch];
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
-      float2 r = rotation(position * exp2f(-log2_theta * (dim + i) / HALF));
+      float2 r = rotation<HALF>(position, dim + i, log2_theta);
       float first = low[i], second = high[i];
       low[i] = first * r.x - second * r.y;
       high[i] = first * r.y + second * r.x;

@@ -49,13 +49,11 @@ __device__ void layer_norms(const Norm<T>& first, const Norm<T>& second, float e
     float weights[8], biases[8];
     unpack<T>(reinterpret_cast<const uint4*>(own.weight)[i], weights);
     unpack<T>(reinterpret_cast<const uint4*>(own.bias)[i], biases);
-    unsigned int words[4] = {};
 #pragma unroll
     for (int k = 0; k < 8; ++k) {
-      float y = (values[round][k] - mean) * scale * weights[k] + biases[k];
-      words[k / 2] |= static_cast<unsigned int>(round_to<T>(y).bits) << 16 * (k % 2);
+      values[round][k] = (values[round][k] - mean) * scale * weights[k] + biases[k];
     }
-    out[i] = uint4{words[0], words[1], words[2], words[3]};
+    out[i] = pack_eight<T>(values[round]);
   }
 }
 

@@ -76,7 +76,7 @@ __device__ void finish(const Product<T>& product, int row, int column, const flo
     unpack<T>(*reinterpret_cast<const uint4*>(product.residual + at), residual);
     if (product.gamma) unpack<T>(*reinterpret_cast<const uint4*>(product.gamma + column), gamma);
   }
-  unsigned int words[4] = {};
+  float values[8];
 #pragma unroll
   for (int i = 0; i < 8; ++i) {
     float y = sums[i] + bias[i];
@@ -84,9 +84,9 @@ __device__ void finish(const Product<T>& product, int row, int column, const flo
     if constexpr (EPILOGUE == BIAS_SCALE_ADD) {
       y = (product.gamma ? y * gamma[i] : y) + residual[i];
     }
-    words[i / 2] |= static_cast<unsigned int>(round_to<T>(y).bits) << 16 * (i % 2);
+    values[i] = y;
   }
-  *reinterpret_cast<uint4*>(product.out + at) = uint4{words[0], words[1], words[2], words[3]};
+  *reinterpret_cast<uint4*>(product.out + at) = pack_eight<T>(values);
 }
 
 // GROUPS groups of warps share a tile; each takes its part of every stage's K, and their sums are

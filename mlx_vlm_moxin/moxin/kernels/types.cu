@@ -79,10 +79,28 @@ __device__ inline void unpack(const uint4& v, float* x) {
   }
 }
 
+template <typename T>
+__device__ inline uint4 pack_eight(const float* x) {
+  return {pack<T>(x[0], x[1]), pack<T>(x[2], x[3]), pack<T>(x[4], x[5]), pack<T>(x[6], x[7])};
+}
+
 __device__ inline float warp_sum(float x) {
 #pragma unroll
   for (int lanes = LANES / 2; lanes > 0; lanes /= 2) x += __shfl_xor_sync(ALL_LANES, x, lanes);
   return x;
+}
+
+// The sum over a block, in every thread; once in a kernel.
+template <int THREADS>
+__device__ inline float block_sum(float x) {
+  __shared__ float partial[THREADS / LANES];
+  x = warp_sum(x);
+  if (threadIdx.x % LANES == 0) partial[threadIdx.x / LANES] = x;
+  __syncthreads();
+  float total = 0;
+#pragma unroll
+  for (float part : partial) total += part;
+  return total;
 }
 
 }  // namespace moxin
