@@ -21,6 +21,46 @@ def relative_error(actual: mx.array, expected: mx.array) -> float:
     return (mx.linalg.norm(difference) / mx.linalg.norm(expected)).item()
 
 
+def assert_as_close(actual: mx.array, allowed: mx.array, expected: mx.array) -> None:
+    """``actual`` has at most ``MAX_ERROR_RATIO`` times the error of ``allowed``."""
+    limit = MAX_ERROR_RATIO * relative_error(allowed, expected)
+    assert relative_error(actual, expected) <= limit
+
+
+def assert_caches_as_close(ours: list, modules: list, exact: list) -> None:
+    for layer, other, true in zip(ours, modules, exact):
+        assert layer.size() == other.size() == true.size()
+        for name in ("keys", "values"):
+            assert_as_close(*(filled(cache, name) for cache in (layer, other, true)))
+
+
+def filled(cache, name: str) -> mx.array:
+    """Keys or values that a layer's cache holds."""
+    return getattr(cache, name)[..., : cache.size(), :]
+
+
+def in_float32(cache: list) -> list:
+    """The caches themselves, their keys and values converted."""
+    for layer in cache:
+        if layer.keys is not None:
+            layer.keys, layer.values = (x.astype(mx.float32) for x in (layer.keys, layer.values))
+    return cache
+
+
+def recording(calls: list[str]):
+    """In place of ``cuda_kernels.prepare``: kernels that give zeros and note their names."""
+
+    def prepare(call, arguments, inputs, outputs, **options):
+        def kernel(*arrays):
+            calls.append(call.partition("<")[0])
+            assert [array.dtype for array in arrays] == list(inputs.values())
+            return [mx.zeros(shape, dtype) for shape, dtype in outputs.values()]
+
+        return kernel
+
+    return prepare
+
+
 CONFIG = {
     "num_hidden_layers": 2,
     "hidden_size": 256,
@@ -35,14 +75,23 @@ CONFIG = {
 
 def random_parameter(path, parameter):
     noise = mx.random.normal(parameter.shape)
-    return 1 + 0.2 * noise if "norm" in path else noise / parameter.shape[-1] ** 0.5
+    if "norm" in path or "gamma" in path:
+        return 1 + 0.2 * noise if path.endswith(("weight", "gamma")) else 0.2 * noise
+    return noise / parameter[0].size ** 0.5 if parameter.ndim > 1 else 0.2 * noise
+
+
+def randomised(make, dtype):
+    """The module that ``make`` gives, with random parameters, always the same ones."""
+    mx.random.seed(0)
+    module = make()
+    module.update(tree_map_with_path(random_parameter, module.parameters()))
+    module.set_dtype(dtype)
+    module.eval()
+    return module
 
 
 def make_decoder(dtype=mx.bfloat16, bits=16, group_size=64, mode="affine", **config):
-    mx.random.seed(0)
-    model = language.LanguageModel(TextConfig(**CONFIG | config))
-    model.update(tree_map_with_path(random_parameter, model.parameters()))
-    model.set_dtype(dtype)
+    model = randomised(lambda: language.LanguageModel(TextConfig(**CONFIG | config)), dtype)
     if bits < 16:
         is_linear = {"class_predicate": lambda path, layer: isinstance(layer, nn.Linear)}
         nn.quantize(model, group_size, bits, mode=mode, **is_linear)

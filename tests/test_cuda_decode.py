@@ -4,11 +4,13 @@ import mlx.core as mx
 import pytest
 from cuda_support import (
     CONFIG,
-    MAX_ERROR_RATIO,
+    assert_as_close,
+    assert_caches_as_close,
     filled_cache,
+    in_float32,
     make_decoder,
     needs_gpu,
-    relative_error,
+    recording,
     unpacked,
 )
 from mlx_vlm.models.cache import BatchKVCache, KVCache
@@ -62,12 +64,7 @@ def test_everything_else_goes_through_the_modules(arguments, steps):
 
 def test_a_step_is_five_kernels_a_layer(kernels_everywhere, monkeypatch):
     calls = []
-
-    def prepare(call, arguments, inputs, outputs, **options):
-        calls.append(call.partition("<")[0])
-        return lambda *arrays: [mx.zeros(shape, dtype) for shape, dtype in outputs.values()]
-
-    monkeypatch.setattr(cuda_kernels, "prepare", prepare)
+    monkeypatch.setattr(cuda_kernels, "prepare", recording(calls))
     model, cache = make_decoder(), filled_cache(10)
     logits = model(mx.array([[5]]), cache=cache).logits
     assert calls == CONFIG["num_hidden_layers"] * ["qkv", "attend", "project", "gate_up", "project"]
@@ -89,25 +86,16 @@ def test_logits_and_cache_are_as_close_to_float32_as_the_modules(
     dtype, bits, group_size, length, monkeypatch
 ):
     model, tokens = make_decoder(dtype, bits, group_size), [7, 8, 9]
-    exact = filled_cache(length, dtype)
-    for layer in exact:
-        layer.keys, layer.values = (x.astype(mx.float32) for x in (layer.keys, layer.values))
+    exact = in_float32(filled_cache(length, dtype))
     ours, modules = filled_cache(length, dtype), filled_cache(length, dtype)
     expected = decode(unpacked(model), exact, tokens)
     actual = decode(model, ours, tokens)
     assert model._has_kernels
     monkeypatch.setattr(language, "read_blocks", lambda model: None)
     allowed = decode(make_decoder(dtype, bits, group_size), modules, tokens)
-    limit = MAX_ERROR_RATIO * relative_error(allowed, expected)
-    assert relative_error(actual, expected) <= limit
-    for layer, other, true in zip(ours, modules, exact):
-        assert layer.offset == other.offset == length + len(tokens)
-        for name in ("keys", "values"):
-            actual, allowed, expected = (
-                getattr(cache, name)[..., : cache.offset, :] for cache in (layer, other, true)
-            )
-            limit = MAX_ERROR_RATIO * relative_error(allowed, expected)
-            assert relative_error(actual, expected) <= limit
+    assert_as_close(actual, allowed, expected)
+    assert [layer.offset for layer in ours] == 2 * [length + len(tokens)]
+    assert_caches_as_close(ours, modules, exact)
 
 
 @needs_gpu

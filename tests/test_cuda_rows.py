@@ -1,12 +1,17 @@
 """Passes over a few rows in CUDA kernels: when they are taken, and what they compute on a GPU."""
 
+from unittest import mock
+
 import mlx.core as mx
 import plain_row_kernels
 import pytest
 from cuda_support import (
     CONFIG,
-    MAX_ERROR_RATIO,
+    assert_as_close,
+    assert_caches_as_close,
+    filled,
     filled_cache,
+    in_float32,
     make_decoder,
     needs_gpu,
     relative_error,
@@ -111,13 +116,6 @@ def test_caches_of_other_kinds_are_not_looked_into():
     assert not rows.takes(mx.ones((1, 5), mx.int32), None, [KVCache(), RotatingKVCache(64)])
 
 
-def exact_copy(cache):
-    for layer in cache:
-        if layer.keys is not None:
-            layer.keys, layer.values = (x.astype(mx.float32) for x in (layer.keys, layer.values))
-    return cache
-
-
 def run(model, cache, shapes, logits_to_keep=0):
     """Logits of random tokens in passes of these shapes, ``[sum, vocab_size]``."""
     mx.random.seed(7)
@@ -128,27 +126,17 @@ def run(model, cache, shapes, logits_to_keep=0):
     return mx.concatenate([part.reshape(-1, CONFIG["vocab_size"]) for part in logits])
 
 
-def filled(layer, name):
-    return getattr(layer, name)[..., : layer.size(), :]
-
-
 def check(dtype, bits, group_size, make_cache, shapes, monkeypatch, **config):
     model = make_decoder(dtype, bits, group_size, **config)
-    exact, ours, modules = exact_copy(make_cache(dtype)), make_cache(dtype), make_cache(dtype)
+    exact, ours, modules = in_float32(make_cache(dtype)), make_cache(dtype), make_cache(dtype)
     expected, actual = run(unpacked(model), exact, shapes), run(model, ours, shapes)
     assert model._has_kernels
     monkeypatch.setattr(language, "read_blocks", lambda model: None)
     plain = unpacked(model)  # MLX takes a minute to compile its packed product for each size
     plain.set_dtype(dtype)
     allowed = run(plain, modules, shapes)
-    limit = MAX_ERROR_RATIO * relative_error(allowed, expected)
-    assert relative_error(actual, expected) <= limit
-    for layer, other, true in zip(ours, modules, exact):
-        assert layer.size() == other.size() == true.size()
-        for name in ("keys", "values"):
-            actual, allowed, expected = (filled(cache, name) for cache in (layer, other, true))
-            limit = MAX_ERROR_RATIO * relative_error(allowed, expected)
-            assert relative_error(actual, expected) <= limit
+    assert_as_close(actual, allowed, expected)
+    assert_caches_as_close(ours, modules, exact)
 
 
 @pytest.fixture
@@ -203,6 +191,19 @@ def test_logits_of_the_last_positions(plain_kernels):
     model = make_decoder(mx.float32)
     every, last = (run(model, filled_cache(9, mx.float32), [(1, 6)], keep) for keep in (0, 2))
     assert mx.allclose(every[-2:], last, atol=1e-5).item()
+
+
+def test_prompts_between_the_steps_of_a_batch_leave_its_graph(plain_kernels, monkeypatch):
+    compile = mock.Mock(wraps=mx.compile)
+    monkeypatch.setattr(mx, "compile", compile)
+    model, cache = make_decoder(mx.float32), filled_cache(9, mx.float32, 3)
+    run(model, cache, [(3, 1)])
+    run(model, filled_cache(9, mx.float32), [(1, 5)])
+    assert compile.called
+    compile.reset_mock()
+    run(model, cache, [(3, 1)])
+    run(model, filled_cache(9, mx.float32), [(1, 5)])
+    assert not compile.called
 
 
 @needs_gpu

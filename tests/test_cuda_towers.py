@@ -3,8 +3,8 @@
 import mlx.core as mx
 import mlx.nn as nn
 import pytest
-from cuda_support import MAX_ERROR_RATIO, needs_gpu, relative_error
-from mlx.utils import tree_flatten, tree_map_with_path
+from cuda_support import assert_as_close, needs_gpu, randomised, recording, relative_error
+from mlx.utils import tree_flatten
 from mlx_lm.tuner.lora import LoRALinear
 from mlx_vlm.models.moxin import cuda_kernels, cuda_tower_kernels, cuda_towers
 from mlx_vlm.models.moxin.config import VisionConfig
@@ -28,20 +28,9 @@ SIGLIP = {
 }
 
 
-def random_parameter(path, parameter):
-    noise = mx.random.normal(parameter.shape)
-    if "norm" in path or "gamma" in path:
-        return 1 + 0.2 * noise if path.endswith(("weight", "gamma")) else 0.2 * noise
-    return noise / parameter[0].size ** 0.5 if parameter.ndim > 1 else 0.2 * noise
-
-
 def make_model(dtype=mx.bfloat16):
-    mx.random.seed(0)
-    model = VisionModel(VisionConfig(image_size=140, dino=DINO, siglip=SIGLIP))
-    model.update(tree_map_with_path(random_parameter, model.parameters()))
-    model.set_dtype(dtype)
-    model.eval()
-    return model
+    config = VisionConfig(image_size=140, dino=DINO, siglip=SIGLIP)
+    return randomised(lambda: VisionModel(config), dtype)
 
 
 def is_supported(model):
@@ -104,16 +93,7 @@ def test_the_deeper_tower_goes_on_alone(monkeypatch):
 
 def test_a_pair_of_blocks_is_seven_kernels(kernels_everywhere, monkeypatch):
     calls = []
-
-    def prepare(call, arguments, inputs, outputs, **options):
-        def kernel(*arrays):
-            calls.append(call.partition("<")[0])
-            assert [array.dtype for array in arrays] == list(inputs.values())
-            return [mx.zeros(shape, dtype) for shape, dtype in outputs.values()]
-
-        return kernel
-
-    monkeypatch.setattr(cuda_tower_kernels, "prepare", prepare)
+    monkeypatch.setattr(cuda_tower_kernels, "prepare", recording(calls))
     for name in ("products", "layer_norms", "attention"):  # not the kept ones
         uncached = getattr(cuda_tower_kernels, name).__wrapped__
         monkeypatch.setattr(cuda_tower_kernels, name, uncached)
@@ -165,8 +145,7 @@ def test_features_are_as_close_to_float32_as_the_modules(dtype, batch, monkeypat
     allowed = make_model(dtype)(pixels)
     width = DINO["hidden_size"]
     for tower in (slice(width), slice(width, None)):
-        limit = MAX_ERROR_RATIO * relative_error(allowed[..., tower], expected[..., tower])
-        assert relative_error(actual[..., tower], expected[..., tower]) <= limit
+        assert_as_close(*(features[..., tower] for features in (actual, allowed, expected)))
 
 
 @needs_gpu

@@ -15,7 +15,7 @@ import mlx.nn as nn
 
 from ..cache import KVCache
 from . import cuda_kernels
-from .cuda_decoder import CHANGED, Block, Part, read_blocks
+from .cuda_decoder import Block, LastGraph, Part, count_array, require_blocks
 
 THREADS = 256
 WARPS = THREADS // 32
@@ -26,7 +26,6 @@ GATE_UP_PAIRS = 4
 # Keys that a block of the attention kernel goes through before a head is split over several.
 KEYS_PER_SPLIT = 512
 MAX_SPLITS = 8
-POSITION_SIZE = 4
 
 
 class DecodeStep:
@@ -38,7 +37,7 @@ class DecodeStep:
 
     def __init__(self, model: nn.Module):
         self.model = model
-        self._capacity = 0
+        self._graph = LastGraph(lambda: mx.compile(self._forward, inputs=model.state))
 
     def takes(self, inputs: mx.array, cache: Sequence[Any] | None) -> bool:
         """Whether ``inputs`` is one token of one row that follows others in plain caches."""
@@ -57,18 +56,9 @@ class DecodeStep:
         Raises:
             ValueError: if no kernel takes the model any more.
         """
-        if cache[0].keys.shape[2] != self._capacity:
-            # MLX keeps a graph for each shape that it has seen: drop the last one.
-            self._capacity = cache[0].keys.shape[2]
-            self._compiled = mx.compile(self._forward, inputs=self.model.state)
-        # MLX puts arrays of up to 8 bytes into host memory, which a kernel reads in 10 us.
-        position = mx.arange(cache[0].offset, cache[0].offset + POSITION_SIZE)
-        logits, keys, values = self._compiled(
-            inputs,
-            position,
-            [layer.keys for layer in cache],
-            [layer.values for layer in cache],
-        )
+        keys, values = [layer.keys for layer in cache], [layer.values for layer in cache]
+        step = self._graph(keys[0].shape)
+        logits, keys, values = step(inputs, count_array(cache[0].offset), keys, values)
         for layer, key, value in zip(cache, keys, values):
             layer.update_and_fetch(key, value)
         return logits
@@ -76,9 +66,7 @@ class DecodeStep:
     def _forward(
         self, inputs: mx.array, position: mx.array, keys: list[mx.array], values: list[mx.array]
     ) -> tuple[mx.array, list[mx.array], list[mx.array]]:
-        model, blocks = self.model.model, read_blocks(self.model)
-        if blocks is None:
-            raise ValueError(CHANGED)
+        model, blocks = self.model.model, require_blocks(self.model)
         x = model.embed_tokens(inputs).reshape(-1)
         new_keys, new_values = [], []
         for block, layer_keys, layer_values in zip(blocks, keys, values):

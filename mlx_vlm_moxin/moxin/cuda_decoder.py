@@ -1,18 +1,49 @@
 """What of the decoder the CUDA kernels take: formats of its matrices, and which models."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from . import cuda_kernels
+from .cuda_kernels import DTYPES
 
-DTYPES = (mx.bfloat16, mx.float16)
 BITS = (4, 8)
 # Lanes read 16 bytes, of 4 bits each at the least, and eight of them share a key.
 WIDTH_MULTIPLE = 64
-CHANGED = "The decoder was changed within an answer; start again with a prompt"
+# MLX puts arrays of up to 8 bytes into host memory, which a kernel reads in 10 us.
+MIN_SIZE = 4
+
+
+class LastGraph:
+    """A compiled function for the sizes of the last call.
+
+    MLX keeps a graph for each shape that it has seen; this drops the one before.
+
+    Args:
+        make: compiles the function anew.
+    """
+
+    def __init__(self, make: Callable[[], Any]):
+        self._make = make
+        self._sizes = None
+
+    def __call__(self, *sizes: Any) -> Any:
+        """What ``make`` gave when ``sizes`` were last new."""
+        if sizes != self._sizes:
+            self._sizes, self._made = sizes, self._make()
+        return self._made
+
+
+def count_array(count: int) -> mx.array:
+    """An int32 array that begins with ``count``; what follows is ignored."""
+    return mx.arange(count, count + MIN_SIZE)
+
+
+def array_names(bits: int) -> tuple[str, ...]:
+    """Names of the arrays of a matrix."""
+    return ("weight",) if bits == 16 else ("weight", "scales", "biases")
 
 
 def matrix_format(layers: Sequence[nn.Module]) -> tuple[int, int] | None:
@@ -51,8 +82,8 @@ class Packing(NamedTuple):
     @property
     def names(self) -> list[list[str]]:
         """Names for the arrays of each matrix."""
-        names = ("weight",) if self.bits == 16 else ("weight", "scales", "biases")
-        return [[f"{name}_{index}" for name in names] for index in range(len(self.sizes))]
+        count = len(self.sizes)
+        return [[f"{name}_{index}" for name in array_names(self.bits)] for index in range(count)]
 
     @property
     def matrices(self) -> list[str]:
@@ -92,9 +123,8 @@ def read_part(*layers: nn.Module) -> Part | None:
     common = matrix_format(layers)
     if common is None:
         return None
-    names = ("weight",) if common[0] == 16 else ("weight", "scales", "biases")
     sizes = tuple(layer["weight"].shape[0] for layer in layers)
-    arrays = [layer[name] for layer in layers for name in names]
+    arrays = [layer[name] for layer in layers for name in array_names(common[0])]
     return Part(Packing(*common, sizes), arrays)
 
 
@@ -132,4 +162,16 @@ def read_blocks(model: nn.Module) -> list[Block] | None:
         if any(part is None or part.arrays[-1].dtype != dtype for part in block.parts):
             return None
         blocks.append(block)
+    return blocks
+
+
+def require_blocks(model: nn.Module) -> list[Block]:
+    """:func:`read_blocks` of a model that kernels took before.
+
+    Raises:
+        ValueError: if no kernel takes the model any more.
+    """
+    blocks = read_blocks(model)
+    if blocks is None:
+        raise ValueError("The decoder was changed within an answer; start again with a prompt")
     return blocks

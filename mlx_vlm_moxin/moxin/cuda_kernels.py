@@ -20,6 +20,8 @@ C_TYPES = {
     mx.int32: "int",
     mx.uint32: "unsigned int",
 }
+# What T stands for in kernels.
+DTYPES = (mx.bfloat16, mx.float16)
 # bfloat16 conversion in one instruction.
 MIN_COMPUTE_CAPABILITY = 8
 NVRTC_VERSIONS = (13, 12)

@@ -16,13 +16,19 @@ from ..activations import swiglu
 from ..cache import BatchKVCache, KVCache
 from . import cuda_row_kernels as kernels
 from .config import TextConfig
-from .cuda_decoder import CHANGED, Block, Packing, read_blocks, read_part
+from .cuda_decoder import (
+    MIN_SIZE,
+    Block,
+    LastGraph,
+    Packing,
+    count_array,
+    read_part,
+    require_blocks,
+)
 
 MAX_TOKENS = 512
 # Layers that are handed to the GPU at a time.
 LAYERS_AT_ONCE = 2
-# MLX puts arrays of up to 8 bytes into host memory, which a kernel reads in 10 us.
-MIN_SIZE = 4
 
 
 class RowsPass:
@@ -34,8 +40,9 @@ class RowsPass:
 
     def __init__(self, model: nn.Module):
         self.model = model
-        self._sizes = None
-        self._blocks: dict[tuple[Packing, ...], Callable] = {}
+        # Prompts may come between the steps of a batch: each keep their own.
+        self._step_graph = LastGraph(lambda: mx.compile(self._step, inputs=model.state))
+        self._block_graphs = LastGraph(dict[tuple[Packing, ...], Callable])
 
     def takes(
         self, inputs: mx.array, inputs_embeds: mx.array | None, cache: Sequence[Any] | None
@@ -63,25 +70,23 @@ class RowsPass:
 
         ``blocks``: the model's, if they have just been read.
         """
-        filled = cache[0].size()
-        filled = mx.arange(filled, filled + MIN_SIZE)
+        filled = count_array(cache[0].size())
         if isinstance(cache[0], BatchKVCache):
             padding = mx.pad(cache[0].left_padding, (0, MIN_SIZE))
         else:
             padding = mx.zeros(inputs.shape[0] + MIN_SIZE, mx.int32)
         keys, values = [layer.keys for layer in cache], [layer.values for layer in cache]
         is_step = inputs.shape[1] == 1 and inputs_embeds is None and keys[0] is not None
-        sizes = inputs.shape, None if keys[0] is None else keys[0].shape
-        if sizes != self._sizes:
-            # MLX keeps a graph for each shape that it has seen: drop the last one.
-            self._sizes, self._blocks = sizes, {}
-            self._compiled_step = mx.compile(self._step, inputs=self.model.state)
         if is_step:
-            logits, keys, values = self._compiled_step(inputs, filled, padding, keys, values)
+            step = self._step_graph(keys[0].shape)
+            logits, keys, values = step(inputs, filled, padding, keys, values)
         else:
             x = self.model.model.embed_tokens(inputs) if inputs_embeds is None else inputs_embeds
-            blocks = blocks or read_blocks(self.model)
-            h, keys, values = self._hidden(blocks, x, (filled, padding), keys, values, True)
+            blocks = blocks or require_blocks(self.model)
+            graphs = self._block_graphs(inputs.shape, None if keys[0] is None else keys[0].shape)
+            h, keys, values = self._hidden(
+                blocks, x, (filled, padding), keys, values, graphs, starts_early=True
+            )
             logits = self._logits(h, logits_to_keep)
         for layer, key, value in zip(cache, keys, values):
             layer.update_and_fetch(key, value)
@@ -95,10 +100,8 @@ class RowsPass:
         keys: list[mx.array],
         values: list[mx.array],
     ) -> tuple[mx.array, list[mx.array], list[mx.array]]:
-        blocks, x = read_blocks(self.model), self.model.model.embed_tokens(inputs)
-        if blocks is None:
-            raise ValueError(CHANGED)
-        h, keys, values = self._hidden(blocks, x, (filled, padding), keys, values)
+        blocks, x = require_blocks(self.model), self.model.model.embed_tokens(inputs)
+        h, keys, values = self._hidden(blocks, x, (filled, padding), keys, values, {})
         return self._logits(h), keys, values
 
     def _hidden(
@@ -108,6 +111,7 @@ class RowsPass:
         places: tuple[mx.array, mx.array],
         keys: Sequence[mx.array | None],
         values: Sequence[mx.array | None],
+        graphs: dict[tuple[Packing, ...], Callable],
         starts_early: bool = False,
     ) -> tuple[mx.array, list[mx.array], list[mx.array]]:
         """Normed hidden states of ``x`` ``[B, T, hidden_size]``, new keys and values of all layers.
@@ -117,6 +121,7 @@ class RowsPass:
                 for each sequence, of how many of them are hidden.
             keys: of the cache, ``[B, KV, capacity, head_dim]`` for each layer.
             values: the same.
+            graphs: of blocks of these sizes, by their packings; missing ones are added.
             starts_early: hand layers to the GPU as soon as they are recorded.
         """
         norms = [block.input_norm for block in blocks[1:]] + [self.model.model.norm.weight]
@@ -125,10 +130,9 @@ class RowsPass:
         new_keys, new_values = [], []
         for index, (block, norm) in enumerate(zip(blocks, norms)):
             packings = tuple(part.packing for part in block.parts)
-            if packings not in self._blocks:
-                made = _Block(self.model.config, x.shape[:2], packings)
-                self._blocks[packings] = mx.compile(made)
-            h, normed, key, value = self._blocks[packings](
+            if packings not in graphs:
+                graphs[packings] = mx.compile(_Block(self.model.config, x.shape[:2], packings))
+            h, normed, key, value = graphs[packings](
                 h,
                 normed,
                 [part.arrays for part in block.parts],

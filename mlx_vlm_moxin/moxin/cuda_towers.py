@@ -15,8 +15,8 @@ import mlx.nn as nn
 
 from . import cuda_kernels
 from . import cuda_tower_kernels as kernels
+from .cuda_kernels import DTYPES
 
-DTYPES = (mx.bfloat16, mx.float16)
 # Blocks of each tower that are handed to the GPU at a time.
 BLOCKS_AT_ONCE = 4
 # Tensor cores read 16 bytes at a time.

@@ -164,10 +164,11 @@ class VisionModel(nn.Module):
         """
         if self.training:
             return self._features(pixel_values)
+        if cuda_kernels.is_available():
+            if self._stages is None:
+                self._stages = cuda_towers.Stages((self.dino, self.siglip))
+            return self._features(pixel_values, in_stages=True)
         if self._compiled is None:
             # As inputs, weights may change after the first call; captured, they may not.
             self._compiled = mx.compile(self._features, inputs=self.state)
-            self._stages = cuda_towers.Stages((self.dino, self.siglip))
-        if cuda_kernels.is_available():
-            return self._features(pixel_values, in_stages=True)
         return self._compiled(pixel_values)
