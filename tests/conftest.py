@@ -43,3 +43,4 @@ def fp32_checkpoint(tmp_path_factory):
 def kernels_everywhere(monkeypatch):
     """As if this were an NVIDIA GPU, for what does not run a kernel."""
     monkeypatch.setattr(cuda_kernels, "is_available", lambda: True)
+    monkeypatch.setattr(cuda_kernels, "multiprocessors", lambda: 132)

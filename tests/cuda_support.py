@@ -115,9 +115,9 @@ def unpacked(model):
     return model
 
 
-def filled_cache(length, dtype=mx.bfloat16, batch=1):
+def filled_cache(length, dtype=mx.bfloat16, batch=1, layers=CONFIG["num_hidden_layers"]):
     cache = []
-    for layer in range(CONFIG["num_hidden_layers"]):
+    for layer in range(layers):
         mx.random.seed(layer + 1)
         shape = (batch, CONFIG["num_key_value_heads"], length, CONFIG["head_dim"])
         cache.append(KVCache())

@@ -62,14 +62,17 @@ def test_everything_else_goes_through_the_modules(arguments, steps):
     assert steps == []
 
 
-def test_a_step_is_five_kernels_a_layer(kernels_everywhere, monkeypatch):
+def test_layers_that_are_packed_alike_are_one_kernel(kernels_everywhere, monkeypatch):
     calls = []
     monkeypatch.setattr(cuda_kernels, "prepare", recording(calls))
-    model, cache = make_decoder(), filled_cache(10)
+    model, cache = make_decoder(num_hidden_layers=15), filled_cache(10, layers=15)
+    mlp = model.layers[1].mlp
+    mlp.down_proj = mlp.down_proj.to_quantized(64, 8)
     logits = model(mx.array([[5]]), cache=cache).logits
-    assert calls == CONFIG["num_hidden_layers"] * ["qkv", "attend", "project", "gate_up", "project"]
+    # One layer, the one with another packing, and 13 more, of which 12 go into a launch.
+    assert calls == ["decode", "decode", "decode", "decode"]
     assert logits.shape == (1, 1, CONFIG["vocab_size"])
-    assert [layer.offset for layer in cache] == [11, 11]
+    assert [layer.offset for layer in cache] == 15 * [11]
 
 
 def decode(model, cache, tokens):

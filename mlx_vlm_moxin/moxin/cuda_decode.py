@@ -1,13 +1,14 @@
-"""One decoding step of a single row on NVIDIA GPUs, in kernels of our own.
+"""One decoding step of a single row on NVIDIA GPUs, in a kernel of our own.
 
 Such a step reads every weight once and computes little. MLX takes some 13 kernels a layer for
 it, which its host code cannot launch as fast as they run, and its packed product reads at half
-of the memory's speed. Here a layer is five kernels. Prompts and batches are in ``cuda_rows``;
-everything else (training, other formats, other devices) goes through the modules themselves.
+of the memory's speed. Here one launch does many layers. Prompts and batches are in
+``cuda_rows``; everything else (training, other formats, other devices) goes through the modules.
 """
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -15,16 +16,13 @@ import mlx.nn as nn
 
 from ..cache import KVCache
 from . import cuda_kernels
-from .cuda_decoder import Block, LastGraph, Part, count_array, require_blocks
+from .config import TextConfig
+from .cuda_decoder import MIN_SIZE, Block, LastGraph, Packing, Part, count_array, require_blocks
 
-THREADS = 256
-WARPS = THREADS // 32
-ATTENTION_THREADS = 512
-# Pairs of rows that a warp computes, of q_proj, k_proj, v_proj and of gate_proj and up_proj.
-QKV_PAIRS = 1
-GATE_UP_PAIRS = 4
-# Keys that a block of the attention kernel goes through before a head is split over several.
-KEYS_PER_SPLIT = 512
+THREADS = 512
+# A kernel takes 4 KB of arguments, and a layer has up to 27 arrays.
+LAYERS_AT_ONCE = 12
+# Of a head's keys.
 MAX_SPLITS = 8
 
 
@@ -69,101 +67,97 @@ class DecodeStep:
         model, blocks = self.model.model, require_blocks(self.model)
         x = model.embed_tokens(inputs).reshape(-1)
         new_keys, new_values = [], []
-        for block, layer_keys, layer_values in zip(blocks, keys, values):
-            queries, key, value = self._qkv(block, x, position)
-            attended = self._attend(queries, layer_keys, layer_values, key, value, position)
-            x = self._project(block.output, attended, x)
-            x = self._project(block.down, self._gate_up(block, x), x)
-            new_keys.append(key)
-            new_values.append(value)
+        for taken in _groups(blocks):
+            x, *made = self._layers(blocks[taken], x, position, keys[taken], values[taken])
+            new_keys += made[::2]
+            new_values += made[1::2]
         logits = self.model.lm_head(model.norm(x.reshape(1, 1, -1)))
         return logits, new_keys, new_values
 
-    def _qkv(self, block: Block, x: mx.array, position: mx.array) -> list[mx.array]:
-        config, packing = self.model.config, block.qkv.packing
+    def _layers(
+        self,
+        blocks: Sequence[Block],
+        x: mx.array,
+        position: mx.array,
+        keys: Sequence[mx.array],
+        values: Sequence[mx.array],
+    ) -> list[mx.array]:
+        """``x`` ``[hidden_size]`` behind ``blocks``, and the new key and value of each."""
+        config, dtype = self.model.config, x.dtype
         heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
         width = config.head_dim
-        numbers = [f"{config.rms_norm_eps}f", f"{math.log2(config.rope_theta)}f"]
-        return cuda_kernels.run(
-            f"qkv<{packing.template}, {config.hidden_size}, {width}, {heads}, {kv_heads}, "
-            f"{THREADS}, {QKV_PAIRS}>",
-            ["x", "norm", *packing.matrices, "position", *numbers, "queries", "keys", "values"],
-            {"x": x, "norm": block.input_norm, **block.qkv.inputs, "position": position},
-            {
-                "queries": ((heads * width,), x.dtype),
-                "keys": ((1, kv_heads, 1, width), x.dtype),
-                "values": ((1, kv_heads, 1, width), x.dtype),
-            },
-            file="decode.cu",
-            dtype=x.dtype,
-            blocks=math.ceil((heads + 2 * kv_heads) * width / (2 * WARPS * QKV_PAIRS)),
-            threads=THREADS,
-        )
+        # What the kernel's blocks count is its own, to begin with whatever it is.
+        arrivals = mx.zeros(MIN_SIZE, mx.uint32)
+        inputs = {"x": x, "position": position, "arrivals": arrivals}
+        outputs = {"out": (x.shape, dtype)}
 
-    def _attend(
-        self,
-        queries: mx.array,
-        keys: mx.array,
-        values: mx.array,
-        key: mx.array,
-        value: mx.array,
-        position: mx.array,
-    ) -> mx.array:
-        config, dtype = self.model.config, queries.dtype
-        heads, width, capacity = config.num_attention_heads, config.head_dim, keys.shape[2]
-        window = config.sliding_window or 0
-        splits = math.ceil(min(capacity, window or capacity) / KEYS_PER_SPLIT)
-        splits = min(splits, MAX_SPLITS)
-        arrays = {"queries": queries, "keys": keys, "values": values}
-        arrays |= {"new_key": key, "new_value": value, "position": position}
-        template = f"T, {width}, {heads}, {config.num_key_value_heads}, {splits}, {window}"
-        result = ((heads * width,), dtype)
-        partial = ((heads, splits, width + 2), mx.float32)
-        (attended,) = cuda_kernels.run(
-            f"attend<{template}, {ATTENTION_THREADS}>",
-            [*arrays, str(capacity), f"{width**-0.5}f", "out"],
-            arrays,
-            {"out": result if splits == 1 else partial},
-            file="attention.cu",
+        def names(arrays: Sequence[mx.array]) -> list[str]:
+            own = [f"in_{len(inputs) + index}" for index in range(len(arrays))]
+            inputs.update(zip(own, arrays))
+            return own
+
+        def matrices(part: Part) -> list[str]:
+            own, count = names(part.arrays), len(part.arrays) // len(part.packing.sizes)
+            return [f"{{{', '.join(own[i : i + count])}}}" for i in range(0, len(own), count)]
+
+        layers = []
+        for index, (block, *cached) in enumerate(zip(blocks, keys, values)):
+            members = [*names([block.input_norm]), *matrices(block.qkv), *matrices(block.output)]
+            members += [*names([block.post_norm]), *matrices(block.gate_up), *matrices(block.down)]
+            members += [*names(cached), f"key_{index}", f"value_{index}"]
+            # By a warp for each layer.
+            layer = f"own[{index}] = {{{', '.join(members)}}};"
+            layers.append(f"if (threadIdx.x == {32 * index}) {layer}")
+            outputs |= dict.fromkeys(members[-2:], ((1, kv_heads, 1, width), dtype))
+        splits = max(1, min(cuda_kernels.multiprocessors() // heads, MAX_SPLITS))
+        scratch = {
+            "queries": ((heads * width,), dtype),
+            "sums": ((heads * splits * (width + 2),), mx.float32),
+            "gated": ((config.intermediate_size,), dtype),
+        }
+        packings = [part.packing for part in blocks[0].parts]
+        sizes = (config.hidden_size, config.intermediate_size, width, heads, kv_heads)
+        sizes = ", ".join(map(str, (*sizes, config.sliding_window or 0)))
+        formats = ", ".join(f"moxin::Packing<{p.bits}, {p.group_size}>" for p in packings)
+        numbers = f"{config.rms_norm_eps}f, {math.log2(config.rope_theta)}f, {width**-0.5}f"
+        results = cuda_kernels.run(
+            f"decode<T, moxin::Sizes<{sizes}>, {formats}, {len(layers)}, {splits}, {THREADS}>",
+            [
+                f"[&](moxin::Layer<T>* own) {{ {' '.join(layers)} }}",
+                *("x", "position", "const_cast<unsigned int*>(arrivals)"),
+                f"moxin::Numbers{{capacity, {numbers}}}",
+                *("out", *scratch),
+            ],
+            inputs,
+            outputs | scratch,
+            file="decode.cu",
             dtype=dtype,
-            blocks=heads * splits,
-            threads=ATTENTION_THREADS,
+            blocks=cuda_kernels.multiprocessors(),
+            threads=THREADS,
+            scalars={"capacity": keys[0].shape[2]},
+            shared_memory=_shared_memory(config, packings),
         )
-        if splits > 1:
-            (attended,) = cuda_kernels.run(
-                f"merge<T, {width}, {splits}>",
-                ["partial", "out"],
-                {"partial": attended},
-                {"out": result},
-                file="attention.cu",
-                dtype=dtype,
-                blocks=heads,
-                threads=width,
-            )
-        return attended
+        return results[: len(outputs)]
 
-    def _project(self, part: Part, x: mx.array, residual: mx.array) -> mx.array:
-        return cuda_kernels.run(
-            f"project<{part.packing.template}, {x.size}, {residual.size}, {THREADS}>",
-            ["x", *part.packing.matrices, "residual", "out"],
-            {"x": x, **part.inputs, "residual": residual},
-            {"out": (residual.shape, x.dtype)},
-            file="decode.cu",
-            dtype=x.dtype,
-            blocks=math.ceil(residual.size / WARPS),
-            threads=THREADS,
-        )[0]
 
-    def _gate_up(self, block: Block, x: mx.array) -> mx.array:
-        config, packing = self.model.config, block.gate_up.packing
-        rows, sizes = config.intermediate_size, f"{config.hidden_size}, {config.intermediate_size}"
-        return cuda_kernels.run(
-            f"gate_up<{packing.template}, {sizes}, {THREADS}, {GATE_UP_PAIRS}>",
-            ["x", "norm", *packing.matrices, f"{config.rms_norm_eps}f", "out"],
-            {"x": x, "norm": block.post_norm, **block.gate_up.inputs},
-            {"out": ((rows,), x.dtype)},
-            file="decode.cu",
-            dtype=x.dtype,
-            blocks=math.ceil(rows / (WARPS * GATE_UP_PAIRS)),
-            threads=THREADS,
-        )[0]
+def _groups(blocks: Sequence[Block]) -> Iterator[slice]:
+    """Layers that one launch takes: as many as fit of those that are packed alike."""
+
+    def packings(index: int) -> list[Packing]:
+        return [part.packing for part in blocks[index].parts]
+
+    for _, alike in itertools.groupby(range(len(blocks)), packings):
+        first, *_, last = 2 * list(alike)
+        for start in range(first, last + 1, LAYERS_AT_ONCE):
+            yield slice(start, min(start + LAYERS_AT_ONCE, last + 1))
+
+
+def _shared_memory(config: TextConfig, packings: Sequence[Packing]) -> int:
+    """Bytes that a step of the kernel needs at most, as in kernels/matvec.cu and attention.cu."""
+    attended = config.num_attention_heads * config.head_dim
+    widths = (config.hidden_size, attended, config.hidden_size, config.intermediate_size)
+    inputs = [
+        2 * width + (width * packing.bits // 32 if packing.bits < 16 else 16)
+        for width, packing in zip(widths, packings)
+    ]
+    return max(*inputs, THREADS // 32 * 4 * (config.head_dim + 2))

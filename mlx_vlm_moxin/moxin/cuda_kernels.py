@@ -25,6 +25,8 @@ DTYPES = (mx.bfloat16, mx.float16)
 # bfloat16 conversion in one instruction.
 MIN_COMPUTE_CAPABILITY = 8
 NVRTC_VERSIONS = (13, 12)
+# Of the driver's CUdevice_attribute.
+MULTIPROCESSOR_COUNT = 16
 
 
 @functools.cache
@@ -46,6 +48,16 @@ def _architecture() -> str | None:
     info = mx.device_info()  # also asks for the free memory, which takes a while
     is_new = info["compute_capability_major"] >= MIN_COMPUTE_CAPABILITY
     return info["architecture"] if is_new else None
+
+
+@functools.cache
+def multiprocessors() -> int:
+    """How many the GPU has: as many blocks of a kernel certainly run at the same time."""
+    driver, device, count = ctypes.CDLL("libcuda.so.1"), ctypes.c_int(), ctypes.c_int()
+    address = mx.device_info()["pci_bus_id"].encode()
+    driver.cuDeviceGetByPCIBusId(ctypes.byref(device), address)
+    driver.cuDeviceGetAttribute(ctypes.byref(count), MULTIPROCESSOR_COUNT, device)
+    return count.value
 
 
 def is_available() -> bool:

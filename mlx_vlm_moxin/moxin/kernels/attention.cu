@@ -2,9 +2,11 @@
 //
 // A head's keys are divided over SPLITS blocks. In a warp eight lanes share a key, and each such
 // group keeps a running softmax of its own; they are merged at the end of the block, and the
-// blocks of a head by `merge`.
+// blocks of a head by whoever reads the result.
 
-#include "types.cu"
+#pragma once
+
+#include "grid.cu"
 
 namespace moxin {
 
@@ -36,38 +38,81 @@ struct Softmax {
   }
 };
 
-// Block `blockIdx.x` is split number blockIdx.x % SPLITS of head blockIdx.x / SPLITS.
+// The result of all heads, divided: softmax-weighted sums [HEADS, SPLITS, HEAD_DIM], then maximum
+// and weight of each. As a function it gives the i-th eight values of [HEADS, HEAD_DIM].
+template <typename T, int HEAD_DIM, int HEADS, int SPLITS>
+struct Attended {
+  float* sums;
+
+  static constexpr int SIZE = HEADS * SPLITS * (HEAD_DIM + 2);
+
+  __device__ float2* extent(int part) const {
+    return reinterpret_cast<float2*>(sums + HEADS * SPLITS * HEAD_DIM) + part;
+  }
+
+  __device__ uint4 operator()(int i) const {
+    int head = i / (HEAD_DIM / 8), first = i % (HEAD_DIM / 8) * 8;
+    float top = LOWEST, weight = 0, values[8] = {};
+#pragma unroll
+    for (int split = 0; split < SPLITS; ++split) {
+      top = fmaxf(top, extent(head * SPLITS + split)->x);
+    }
+#pragma unroll
+    for (int split = 0; split < SPLITS; ++split) {
+      int part = head * SPLITS + split;
+      float factor = exp2f(extent(part)->x - top);
+      weight += factor * extent(part)->y;
+      const float4* from = reinterpret_cast<const float4*>(sums + part * HEAD_DIM + first);
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        float4 v = from[half];
+        values[4 * half] += factor * v.x;
+        values[4 * half + 1] += factor * v.y;
+        values[4 * half + 2] += factor * v.z;
+        values[4 * half + 3] += factor * v.w;
+      }
+    }
+#pragma unroll
+    for (float& value : values) value /= weight;
+    return pack_eight<T>(values);
+  }
+};
+
+// What the warps of a block leave to each other, in shared memory.
+template <int HEAD_DIM, int WARPS>
+struct Gathered {
+  float highest[WARPS], weights[WARPS], sums[WARPS][HEAD_DIM];
+};
+
+// Split number part % SPLITS of head part / SPLITS, by a block.
 //
-// keys and values are [KV_HEADS, capacity, HEAD_DIM], filled up to *position; new_key and
-// new_value [KV_HEADS, HEAD_DIM] stand at *position. Of longer sequences the last WINDOW count
-// (0: all). With one split `out` is the result [HEADS, HEAD_DIM], otherwise `partial` is
-// [HEADS, SPLITS, HEAD_DIM + 2]: the sums, then maximum and weight.
-template <typename T, int HEAD_DIM, int HEADS, int KV_HEADS, int SPLITS, int WINDOW, int THREADS,
-          typename O>
+// keys and values are [KV_HEADS, capacity, HEAD_DIM], filled up to `last`; new_key and new_value
+// [KV_HEADS, HEAD_DIM] stand at `last`. Of longer sequences the last WINDOW count (0: all).
+template <typename T, int HEAD_DIM, int HEADS, int KV_HEADS, int SPLITS, int WINDOW, int THREADS>
 __device__ void attend(
-    const T* queries, const T* keys, const T* values, const T* new_key, const T* new_value,
-    const int* position, int capacity, float scale, O* out) {
+    Gathered<HEAD_DIM, THREADS / LANES>& gathered, int part, const T* queries, const T* keys,
+    const T* values, const T* new_key, const T* new_value, int last, int capacity, float scale,
+    Attended<T, HEAD_DIM, HEADS, SPLITS> attended) {
   constexpr int WARPS = THREADS / LANES;
   constexpr int GROUPS = LANES / KEY_LANES;
   constexpr int DIMS = HEAD_DIM / KEY_LANES;
   constexpr int VECTORS = DIMS / 8;
   static_assert(HEAD_DIM % (8 * KEY_LANES) == 0, "a lane reads 16 bytes of a key at a time");
-  int head = blockIdx.x / SPLITS, split = blockIdx.x % SPLITS;
+  int head = part / SPLITS, split = part % SPLITS;
   int kv_head = head / (HEADS / KV_HEADS);
-  int warp = threadIdx.x / LANES, lane = threadIdx.x % LANES;
-  int group = lane / KEY_LANES, part = lane % KEY_LANES;
+  int thread = thread_of_step(), warp = thread / LANES, lane = thread % LANES;
+  int group = lane / KEY_LANES, share = lane % KEY_LANES;
 
   float query[DIMS];
 #pragma unroll
   for (int v = 0; v < VECTORS; ++v) {
     const uint4* from = reinterpret_cast<const uint4*>(queries + head * HEAD_DIM);
-    unpack<T>(from[v * KEY_LANES + part], query + 8 * v);
+    unpack<T>(from[v * KEY_LANES + share], query + 8 * v);
   }
   constexpr float LOG2_E = 1.4426950408889634f;
 #pragma unroll
   for (float& q : query) q *= scale * LOG2_E;
 
-  int last = *position;
   int start = WINDOW > 0 ? max(0, last + 1 - WINDOW) : 0;
   int per_split = (last + 1 - start + SPLITS - 1) / SPLITS;
   start += split * per_split;
@@ -86,8 +131,8 @@ __device__ void attend(
     uint4 key_vectors[VECTORS], value_vectors[VECTORS];
 #pragma unroll
     for (int v = 0; v < VECTORS; ++v) {
-      key_vectors[v] = from_key[v * KEY_LANES + part];
-      value_vectors[v] = from_value[v * KEY_LANES + part];
+      key_vectors[v] = from_key[v * KEY_LANES + share];
+      value_vectors[v] = from_value[v * KEY_LANES + share];
     }
     float score = 0;
 #pragma unroll
@@ -116,56 +161,30 @@ __device__ void attend(
 #pragma unroll
   for (int lanes = KEY_LANES; lanes < LANES; lanes *= 2) own.merge_lane(lanes);
 
-  __shared__ float highest[WARPS], weights[WARPS], sums[WARPS][HEAD_DIM];
   if (group == 0) {
-    if (part == 0) {
-      highest[warp] = own.highest;
-      weights[warp] = own.weight;
+    if (share == 0) {
+      gathered.highest[warp] = own.highest;
+      gathered.weights[warp] = own.weight;
     }
 #pragma unroll
     for (int i = 0; i < DIMS; ++i) {
-      sums[warp][(i / 8 * KEY_LANES + part) * 8 + i % 8] = own.sums[i];
+      gathered.sums[warp][(i / 8 * KEY_LANES + share) * 8 + i % 8] = own.sums[i];
     }
   }
   __syncthreads();
-  for (int dim = threadIdx.x; dim < HEAD_DIM; dim += THREADS) {
+  for (int dim = thread; dim < HEAD_DIM; dim += THREADS) {
     float top = LOWEST, weight = 0, sum = 0;
 #pragma unroll
-    for (int w = 0; w < WARPS; ++w) top = fmaxf(top, highest[w]);
+    for (int w = 0; w < WARPS; ++w) top = fmaxf(top, gathered.highest[w]);
 #pragma unroll
     for (int w = 0; w < WARPS; ++w) {
-      float factor = exp2f(highest[w] - top);
-      weight += factor * weights[w];
-      sum += factor * sums[w][dim];
+      float factor = exp2f(gathered.highest[w] - top);
+      weight += factor * gathered.weights[w];
+      sum += factor * gathered.sums[w][dim];
     }
-    if constexpr (SPLITS == 1) {
-      out[head * HEAD_DIM + dim] = round_to<O>(sum / weight);
-    } else {
-      float* to = reinterpret_cast<float*>(out) + size_t(blockIdx.x) * (HEAD_DIM + 2);
-      to[dim] = sum;
-      if (dim == 0) {
-        to[HEAD_DIM] = top;
-        to[HEAD_DIM + 1] = weight;
-      }
-    }
+    attended.sums[part * HEAD_DIM + dim] = sum;
+    if (dim == 0) *attended.extent(part) = float2{top, weight};
   }
-}
-
-// The splits of head blockIdx.x, one thread per dimension.
-template <typename T, int HEAD_DIM, int SPLITS>
-__device__ void merge(const float* partial, T* out) {
-  partial += blockIdx.x * SPLITS * (HEAD_DIM + 2);
-  float top = LOWEST, weight = 0, sum = 0;
-#pragma unroll
-  for (int s = 0; s < SPLITS; ++s) top = fmaxf(top, partial[s * (HEAD_DIM + 2) + HEAD_DIM]);
-#pragma unroll
-  for (int s = 0; s < SPLITS; ++s) {
-    const float* from = partial + s * (HEAD_DIM + 2);
-    float factor = exp2f(from[HEAD_DIM] - top);
-    weight += factor * from[HEAD_DIM + 1];
-    sum += factor * from[threadIdx.x];
-  }
-  out[blockIdx.x * HEAD_DIM + threadIdx.x] = round_to<T>(sum / weight);
 }
 
 }  // namespace moxin

@@ -1,90 +1,164 @@
-// The products of one decoding step, each with what stands in front of and behind it.
+// A token's way through layers of the decoder, in one launch.
+//
+// A layer is five steps of all blocks, each with what stands in front of and behind its product.
+// While a block waits for the others, the first weights of its next step are on their way.
 
+#include "attention.cu"
 #include "matvec.cu"
 #include "rotary.cu"
 
 namespace moxin {
 
+// keys and values are the cache's, [KV_HEADS, capacity, HEAD_DIM], the new ones
+// [KV_HEADS, HEAD_DIM].
+template <typename T>
+struct Layer {
+  const T* input_norm;
+  Matrix<T> q_proj, k_proj, v_proj, o_proj;
+  const T* post_norm;
+  Matrix<T> gate_proj, up_proj, down_proj;
+  const T *keys, *values;
+  T *new_keys, *new_values;
+};
+
+template <int HIDDEN_, int INTERMEDIATE_, int HEAD_DIM_, int HEADS_, int KV_HEADS_, int WINDOW_>
+struct Sizes {
+  static constexpr int HIDDEN = HIDDEN_, INTERMEDIATE = INTERMEDIATE_, HEAD_DIM = HEAD_DIM_;
+  static constexpr int HEADS = HEADS_, KV_HEADS = KV_HEADS_, WINDOW = WINDOW_;
+};
+
+struct Numbers {
+  int capacity;
+  float eps, log2_theta, scale;
+};
+
+extern __shared__ __align__(16) unsigned char shared[];
+
+template <typename T>
+struct Vector {
+  const T* values;
+
+  __device__ uint4 operator()(int i) const { return reinterpret_cast<const uint4*>(values)[i]; }
+};
+
 // Queries, keys and values of RMS norm(x), queries and keys rotated.
-template <typename T, int BITS, int GROUP, int K, int HEAD_DIM, int HEADS, int KV_HEADS,
-          int THREADS, int PER_WARP>
+template <typename T, typename S, typename P, int THREADS>
 __device__ void qkv(
-    const T* x, const T* norm_weight, Matrix<T> q_proj, Matrix<T> k_proj, Matrix<T> v_proj,
-    const int* position, float eps, float log2_theta, T* queries, T* keys, T* values) {
-  constexpr int HALF = HEAD_DIM / 2;
-  constexpr int TOTAL = (HEADS + 2 * KV_HEADS) * HALF;
-  __shared__ Input<Format<T, BITS, GROUP, K>> input;
-  int first = first_set<THREADS>(PER_WARP);
-  int at = 0;
-  auto locate = [&](int set, Matrix<T>* matrices, int* rows) {
-    int head = (first + set) / HALF;
-    bool is_query = head < HEADS, is_key = !is_query && head < HEADS + KV_HEADS;
-    matrices[0] = matrices[1] = is_query ? q_proj : is_key ? k_proj : v_proj;
-    int own = is_query ? head : is_key ? head - HEADS : head - HEADS - KV_HEADS;
-    rows[0] = own * HEAD_DIM + (first + set) % HALF;
-    rows[1] = rows[0] + HALF;
+    GridBarrier& barrier, const Layer<T>& layer, const T* x, int position, Numbers numbers,
+    T* queries) {
+  constexpr int HALF = S::HEAD_DIM / 2;
+  using F = Format<P, S::HIDDEN>;
+  auto& input = *reinterpret_cast<Input<F>*>(shared);
+  int thread = thread_of_step();
+  auto locate = [&](int set, Rows<T, P, S::HIDDEN, 2, THREADS>& loaded) {
+    int head = set / HALF;
+    bool is_query = head < S::HEADS, is_key = !is_query && head < S::HEADS + S::KV_HEADS;
+    const Matrix<T>& matrix = is_query ? layer.q_proj : is_key ? layer.k_proj : layer.v_proj;
+    int own = is_query ? head : is_key ? head - S::HEADS : head - S::HEADS - S::KV_HEADS;
+    loaded.take(0, matrix, own * S::HEAD_DIM + set % HALF);
+    loaded.take(1, matrix, own * S::HEAD_DIM + set % HALF + HALF);
   };
   auto finish = [&](int set, float* totals) {
-    if (threadIdx.x % LANES) return;
-    int head = (first + set) / HALF, dim = (first + set) % HALF;
-    bool is_query = head < HEADS, is_key = !is_query && head < HEADS + KV_HEADS;
-    T* out = is_query ? queries + head * HEAD_DIM
-        : is_key      ? keys + (head - HEADS) * HEAD_DIM
-                      : values + (head - HEADS - KV_HEADS) * HEAD_DIM;
-    float2 r = is_query || is_key ? rotation<HALF>(at, dim, log2_theta) : float2{1, 0};
+    if (thread % LANES) return;
+    int head = set / HALF, dim = set % HALF;
+    bool is_query = head < S::HEADS, is_key = !is_query && head < S::HEADS + S::KV_HEADS;
+    T* out = is_query ? queries + head * S::HEAD_DIM
+        : is_key      ? layer.new_keys + (head - S::HEADS) * S::HEAD_DIM
+                      : layer.new_values + (head - S::HEADS - S::KV_HEADS) * S::HEAD_DIM;
+    float2 r = is_query || is_key ? rotation<HALF>(position, dim, numbers.log2_theta)
+                                  : float2{1, 0};
     out[dim] = round_to<T>(totals[0] * r.x - totals[1] * r.y);
     out[dim + HALF] = round_to<T>(totals[0] * r.y + totals[1] * r.x);
   };
   auto prepare = [&] {
-    at = *position;
-    stage<T, Format<T, BITS, GROUP, K>, K, THREADS, true>(input, x, norm_weight, eps);
+    barrier.wait();
+    stage<T, F, S::HIDDEN, THREADS, true>(
+        input, thread, Vector<T>{x}, layer.input_norm, numbers.eps);
   };
-  multiply_rows<T, BITS, GROUP, K, 2>(
-      input, clamp_count(first, PER_WARP, TOTAL), prepare, locate, finish);
+  constexpr int TOTAL = (S::HEADS + 2 * S::KV_HEADS) * HALF;
+  multiply_rows<T, P, S::HIDDEN, 2, THREADS>(input, thread, TOTAL, prepare, locate, finish);
+  barrier.arrive();
 }
 
-// silu(gate_proj(n)) * up_proj(n) with n = RMS norm(x), N rows.
-template <typename T, int BITS, int GROUP, int K, int N, int THREADS, int PER_WARP>
+// silu(gate_proj(n)) * up_proj(n) with n = RMS norm(x).
+template <typename T, typename S, typename P, int THREADS>
 __device__ void gate_up(
-    const T* x, const T* norm_weight, Matrix<T> gate_proj, Matrix<T> up_proj,
-    float eps, T* out) {
-  __shared__ Input<Format<T, BITS, GROUP, K>> input;
-  int first = first_set<THREADS>(PER_WARP);
-  auto locate = [&](int set, Matrix<T>* matrices, int* rows) {
-    matrices[0] = gate_proj;
-    matrices[1] = up_proj;
-    rows[0] = rows[1] = first + set;
+    GridBarrier& barrier, const Layer<T>& layer, const T* x, Numbers numbers, T* out) {
+  using F = Format<P, S::HIDDEN>;
+  auto& input = *reinterpret_cast<Input<F>*>(shared);
+  int thread = thread_of_step();
+  auto locate = [&](int set, Rows<T, P, S::HIDDEN, 2, THREADS>& loaded) {
+    loaded.take(0, layer.gate_proj, set);
+    loaded.take(1, layer.up_proj, set);
   };
   auto finish = [&](int set, float* totals) {
-    if (threadIdx.x % LANES == 0) {
-      out[first + set] = round_to<T>(totals[0] / (1 + __expf(-totals[0])) * totals[1]);
+    if (thread % LANES == 0) {
+      out[set] = round_to<T>(totals[0] / (1 + __expf(-totals[0])) * totals[1]);
     }
   };
   auto prepare = [&] {
-    stage<T, Format<T, BITS, GROUP, K>, K, THREADS, true>(input, x, norm_weight, eps);
+    barrier.wait();
+    stage<T, F, S::HIDDEN, THREADS, true>(
+        input, thread, Vector<T>{x}, layer.post_norm, numbers.eps);
   };
-  multiply_rows<T, BITS, GROUP, K, 2>(
-      input, clamp_count(first, PER_WARP, N), prepare, locate, finish);
+  multiply_rows<T, P, S::HIDDEN, 2, THREADS>(
+      input, thread, S::INTERMEDIATE, prepare, locate, finish);
+  barrier.arrive();
 }
 
-// residual + proj(x), N rows.
-template <typename T, int BITS, int GROUP, int K, int N, int THREADS>
-__device__ void project(const T* x, Matrix<T> proj, const T* residual, T* out) {
-  __shared__ Input<Format<T, BITS, GROUP, K>> input;
-  int first = first_set<THREADS>(1);
-  auto locate = [&](int set, Matrix<T>* matrices, int* rows) {
-    matrices[0] = proj;
-    rows[0] = first + set;
-  };
+// residual + proj(source), of K values N.
+template <typename T, typename P, int K, int N, int THREADS, typename V>
+__device__ void project(
+    GridBarrier& barrier, const Matrix<T>& proj, V source, const T* residual, T* out) {
+  using F = Format<P, K>;
+  auto& input = *reinterpret_cast<Input<F>*>(shared);
+  int thread = thread_of_step();
+  auto locate = [&](int set, Rows<T, P, K, 1, THREADS>& loaded) { loaded.take(0, proj, set); };
   auto finish = [&](int set, float* totals) {
-    if (threadIdx.x % LANES == 0) {
-      out[first + set] = round_to<T>(to_float(residual[first + set]) + totals[0]);
-    }
+    if (thread % LANES == 0) out[set] = round_to<T>(to_float(residual[set]) + totals[0]);
   };
   auto prepare = [&] {
-    stage<T, Format<T, BITS, GROUP, K>, K, THREADS, false>(input, x, nullptr, 0);
+    barrier.wait();
+    stage<T, F, K, THREADS, false>(input, thread, source, static_cast<const T*>(nullptr), 0);
   };
-  multiply_rows<T, BITS, GROUP, K, 1>(input, clamp_count(first, 1, N), prepare, locate, finish);
+  multiply_rows<T, P, K, 1, THREADS>(input, thread, N, prepare, locate, finish);
+  barrier.arrive();
+}
+
+// x [HIDDEN] of the token at *position through COUNT layers, to `out`. What follows `out` is for
+// the steps to leave their results to each other. fill(layers) puts the layers into shared memory:
+// of parameters that are indexed every thread would make a copy.
+template <typename T, typename S, typename QKV, typename O, typename GATE_UP, typename DOWN,
+          int COUNT, int SPLITS, int THREADS, typename L>
+__device__ void decode(
+    L fill, const T* x, const int* position, unsigned int* arrivals,
+    Numbers numbers, T* out, T* queries, float* sums, T* gated) {
+  __shared__ Layer<T> layers[COUNT];
+  fill(layers);
+  GridBarrier barrier{arrivals};
+  barrier.arrive();
+  int last = *position;
+  Attended<T, S::HEAD_DIM, S::HEADS, SPLITS> attended{sums};
+#pragma unroll 1
+  for (int i = 0; i < COUNT; ++i) {
+    const Layer<T>& layer = layers[i];
+    const T* residual = i ? out : x;
+    qkv<T, S, QKV, THREADS>(barrier, layer, residual, last, numbers, queries);
+    barrier.wait();
+    for (int part = blockIdx.x; part < S::HEADS * SPLITS; part += gridDim.x) {
+      attend<T, S::HEAD_DIM, S::HEADS, S::KV_HEADS, SPLITS, S::WINDOW, THREADS>(
+          *reinterpret_cast<Gathered<S::HEAD_DIM, THREADS / LANES>*>(shared), part, queries,
+          layer.keys, layer.values, layer.new_keys, layer.new_values, last, numbers.capacity,
+          numbers.scale, attended);
+      __syncthreads();
+    }
+    barrier.arrive();
+    project<T, O, S::HEADS * S::HEAD_DIM, S::HIDDEN, THREADS>(
+        barrier, layer.o_proj, attended, residual, out);
+    gate_up<T, S, GATE_UP, THREADS>(barrier, layer, out, numbers, gated);
+    project<T, DOWN, S::INTERMEDIATE, S::HIDDEN, THREADS>(
+        barrier, layer.down_proj, Vector<T>{gated}, out, out);
+  }
 }
 
 }  // namespace moxin

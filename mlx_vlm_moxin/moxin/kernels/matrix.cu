@@ -28,13 +28,20 @@ __device__ inline float raised_nibble(unsigned int word, int k) {
   return __uint_as_float(__byte_perm(nibbles, 0x43000000u, 0x7044u | (k / 2) << 8));
 }
 
+// Loads of what is read once. Volatile keeps them in front of barriers: the first weights are on
+// their way while the input is being prepared.
 __device__ inline uint4 load_once(const void* address) {
   uint4 v;
-  // Volatile keeps it in front of barriers: the first weights are on their way while the input
-  // is being prepared.
   asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0,%1,%2,%3}, [%4];"
                : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
                : "l"(address));
+  return v;
+}
+
+template <typename T>
+__device__ inline T load_scale(const T* address) {
+  T v;
+  asm volatile("ld.global.nc.u16 %0, [%1];" : "=h"(v.bits) : "l"(address));
   return v;
 }
 

@@ -90,7 +90,7 @@ __device__ inline float warp_sum(float x) {
   return x;
 }
 
-// The sum over a block, in every thread; once in a kernel.
+// The sum over a block, in every thread. Between two of them all threads meet once more.
 template <int THREADS>
 __device__ inline float block_sum(float x) {
   __shared__ float partial[THREADS / LANES];
