@@ -86,7 +86,7 @@ class DecodeStep:
         config, dtype = self.model.config, x.dtype
         heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
         width = config.head_dim
-        # What the kernel's blocks count is its own, to begin with whatever it is.
+        # The kernel counts its blocks here, and leaves a count that the next one may begin with.
         arrivals = mx.zeros(MIN_SIZE, mx.uint32)
         inputs = {"x": x, "position": position, "arrivals": arrivals}
         outputs = {"out": (x.shape, dtype)}

@@ -85,22 +85,12 @@ class Packing(NamedTuple):
         count = len(self.sizes)
         return [[f"{name}_{index}" for name in array_names(self.bits)] for index in range(count)]
 
-    @property
-    def matrices(self) -> list[str]:
-        """The matrices as the kernels' arguments."""
-        return [f"moxin::Matrix<T>{{{', '.join(own)}}}" for own in self.names]
-
 
 class Part(NamedTuple):
     """Matrices that a kernel takes together: weights, scales and biases of one after the other."""
 
     packing: Packing
     arrays: list[mx.array]
-
-    @property
-    def inputs(self) -> dict[str, mx.array]:
-        """The arrays by their names."""
-        return dict(zip((name for own in self.packing.names for name in own), self.arrays))
 
 
 class Block(NamedTuple):

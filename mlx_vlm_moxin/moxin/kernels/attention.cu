@@ -44,8 +44,6 @@ template <typename T, int HEAD_DIM, int HEADS, int SPLITS>
 struct Attended {
   float* sums;
 
-  static constexpr int SIZE = HEADS * SPLITS * (HEAD_DIM + 2);
-
   __device__ float2* extent(int part) const {
     return reinterpret_cast<float2*>(sums + HEADS * SPLITS * HEAD_DIM) + part;
   }

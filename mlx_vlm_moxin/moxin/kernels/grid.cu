@@ -22,7 +22,7 @@ __device__ inline int grid_warp(int thread) { return thread / LANES * gridDim.x 
 
 // Arrival and waiting are apart, so that loads that depend on nobody can be started in between.
 struct GridBarrier {
-  unsigned int* arrivals;  // 0 at first
+  unsigned int* arrivals;  // 0 at first, then what a launch left
   unsigned int before;
 
   // What the block wrote until now is seen by those that wait.
