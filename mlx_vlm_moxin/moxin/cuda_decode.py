@@ -17,7 +17,16 @@ import mlx.nn as nn
 from ..cache import KVCache
 from . import cuda_kernels
 from .config import TextConfig
-from .cuda_decoder import MIN_SIZE, Block, LastGraph, Packing, Part, count_array, require_blocks
+from .cuda_decoder import (
+    MIN_SIZE,
+    Block,
+    LastGraph,
+    Packing,
+    Part,
+    array_names,
+    count_array,
+    require_blocks,
+)
 
 THREADS = 512
 # A kernel takes 4 KB of arguments, and a layer has up to 27 arrays.
@@ -97,7 +106,7 @@ class DecodeStep:
             return own
 
         def matrices(part: Part) -> list[str]:
-            own, count = names(part.arrays), len(part.arrays) // len(part.packing.sizes)
+            own, count = names(part.arrays), len(array_names(part.packing.bits))
             return [f"{{{', '.join(own[i : i + count])}}}" for i in range(0, len(own), count)]
 
         layers = []

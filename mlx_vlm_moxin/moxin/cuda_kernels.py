@@ -1,7 +1,7 @@
 """CUDA kernels of our own, from ``kernels/``: compiled by NVRTC, launched by MLX.
 
 ``mx.fast.cuda_kernel`` puts MLX's headers in front of every kernel, and each process reads
-them anew, 1 to 2 s per kernel. Compiled here, a kernel takes 0.1 to 0.2 s.
+them anew, 1 to 2 s per kernel. Compiled here, most take 0.1 to 0.2 s.
 """
 
 import ctypes

@@ -50,25 +50,33 @@ __device__ void qkv(
   using F = Format<P, S::HIDDEN>;
   auto& input = *reinterpret_cast<Input<F>*>(shared);
   int thread = thread_of_step();
-  auto locate = [&](int set, Rows<T, P, S::HIDDEN, 2, THREADS>& loaded) {
+  // A set is dimension `row` and the one HALF further on, of a projection.
+  struct Place {
+    bool is_query, is_key;
+    int row;
+  };
+  auto place = [](int set) {
     int head = set / HALF;
     bool is_query = head < S::HEADS, is_key = !is_query && head < S::HEADS + S::KV_HEADS;
-    const Matrix<T>& matrix = is_query ? layer.q_proj : is_key ? layer.k_proj : layer.v_proj;
     int own = is_query ? head : is_key ? head - S::HEADS : head - S::HEADS - S::KV_HEADS;
-    loaded.take(0, matrix, own * S::HEAD_DIM + set % HALF);
-    loaded.take(1, matrix, own * S::HEAD_DIM + set % HALF + HALF);
+    return Place{is_query, is_key, own * S::HEAD_DIM + set % HALF};
+  };
+  auto locate = [&](int set, Rows<T, P, S::HIDDEN, 2, THREADS>& loaded) {
+    Place own = place(set);
+    const Matrix<T>& matrix = own.is_query ? layer.q_proj
+        : own.is_key                       ? layer.k_proj
+                                           : layer.v_proj;
+    loaded.take(0, matrix, own.row);
+    loaded.take(1, matrix, own.row + HALF);
   };
   auto finish = [&](int set, float* totals) {
     if (thread % LANES) return;
-    int head = set / HALF, dim = set % HALF;
-    bool is_query = head < S::HEADS, is_key = !is_query && head < S::HEADS + S::KV_HEADS;
-    T* out = is_query ? queries + head * S::HEAD_DIM
-        : is_key      ? layer.new_keys + (head - S::HEADS) * S::HEAD_DIM
-                      : layer.new_values + (head - S::HEADS - S::KV_HEADS) * S::HEAD_DIM;
-    float2 r = is_query || is_key ? rotation<HALF>(position, dim, numbers.log2_theta)
-                                  : float2{1, 0};
-    out[dim] = round_to<T>(totals[0] * r.x - totals[1] * r.y);
-    out[dim + HALF] = round_to<T>(totals[0] * r.y + totals[1] * r.x);
+    Place own = place(set);
+    T* out = own.is_query ? queries : own.is_key ? layer.new_keys : layer.new_values;
+    float2 r = own.is_query || own.is_key ? rotation<HALF>(position, set % HALF, numbers.log2_theta)
+                                          : float2{1, 0};
+    out[own.row] = round_to<T>(totals[0] * r.x - totals[1] * r.y);
+    out[own.row + HALF] = round_to<T>(totals[0] * r.y + totals[1] * r.x);
   };
   auto prepare = [&] {
     barrier.wait();

@@ -153,8 +153,10 @@ struct Rows {
 #pragma unroll
     for (int r = 0; r < R; ++r) {
       next[r] += DEPTH * LANES;
-      next_scale[r] += DEPTH * CHUNK_GROUPS;
-      next_bias[r] += DEPTH * CHUNK_GROUPS;
+      if constexpr (P::BITS < 16) {
+        next_scale[r] += DEPTH * CHUNK_GROUPS;
+        next_bias[r] += DEPTH * CHUNK_GROUPS;
+      }
     }
   }
 
