@@ -76,3 +76,16 @@ def attend(dtype, heads, window, tokens, capacity):
         return [out.swapaxes(1, 2).reshape(tokens.rows, -1)]
 
     return kernel
+
+
+def stack(dtype, count, old, new, capacity):
+    def kernel(filled, *arrays):
+        length, entries = filled[0].item(), []
+        for index in range(count):
+            parts = [arrays[index][..., :length, :]] if old else []
+            parts += [arrays[index - count]] if new else []
+            entry = mx.concatenate(parts, axis=2)
+            entries.append(mx.pad(entry, [(0, 0), (0, 0), (0, capacity - entry.shape[2]), (0, 0)]))
+        return [mx.concatenate(entries)]
+
+    return kernel

@@ -1,6 +1,7 @@
 """The decoding step in CUDA kernels: when it is taken, and what it computes on a GPU."""
 
 import mlx.core as mx
+import plain_row_kernels
 import pytest
 from cuda_support import (
     CONFIG,
@@ -14,7 +15,7 @@ from cuda_support import (
     unpacked,
 )
 from mlx_vlm.models.cache import BatchKVCache, KVCache
-from mlx_vlm.models.moxin import cuda_decode, cuda_kernels, cuda_rows, language
+from mlx_vlm.models.moxin import cuda_cache, cuda_decode, cuda_kernels, cuda_rows, language
 
 
 @pytest.fixture
@@ -65,14 +66,15 @@ def test_everything_else_goes_through_the_modules(arguments, steps):
 def test_layers_that_are_packed_alike_are_one_kernel(kernels_everywhere, monkeypatch):
     calls = []
     monkeypatch.setattr(cuda_kernels, "prepare", recording(calls))
-    model, cache = make_decoder(num_hidden_layers=15), filled_cache(10, layers=15)
+    monkeypatch.setattr(cuda_cache, "stack", plain_row_kernels.stack)
+    model, cache = make_decoder(num_hidden_layers=21), filled_cache(10, layers=21)
     mlp = model.layers[1].mlp
     mlp.down_proj = mlp.down_proj.to_quantized(64, 8)
     logits = model(mx.array([[5]]), cache=cache).logits
-    # One layer, the one with another packing, and 13 more, of which 12 go into a launch.
+    # One layer, the one with another packing, and 19 more, of which 18 go into a launch.
     assert calls == ["decode", "decode", "decode", "decode"]
     assert logits.shape == (1, 1, CONFIG["vocab_size"])
-    assert [layer.offset for layer in cache] == 15 * [11]
+    assert [layer.offset for layer in cache] == 21 * [11]
 
 
 def decode(model, cache, tokens):

@@ -1,10 +1,11 @@
 """Which decoders the CUDA kernels take, and when that is asked."""
 
 import mlx.core as mx
+import plain_row_kernels
 import pytest
 from cuda_support import filled_cache, make_decoder
 from mlx_lm.tuner.lora import LoRALinear
-from mlx_vlm.models.moxin import cuda_decode, cuda_decoder, cuda_rows
+from mlx_vlm.models.moxin import cuda_cache, cuda_decode, cuda_decoder, cuda_rows
 
 
 def test_other_devices_use_the_modules():
@@ -64,7 +65,8 @@ def test_a_decoder_that_is_changed_is_asked_about_again_with_the_next_prompt(
 
 
 @pytest.mark.parametrize("cache", [lambda: filled_cache(10), lambda: filled_cache(10, batch=2)])
-def test_a_change_within_an_answer_is_one_clear_error(cache, kernels_everywhere):
+def test_a_change_within_an_answer_is_one_clear_error(cache, kernels_everywhere, monkeypatch):
+    monkeypatch.setattr(cuda_cache, "stack", plain_row_kernels.stack)
     model, cache = make_decoder(), cache()
     model._has_kernels = True
     mixed(model)

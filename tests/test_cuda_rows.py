@@ -25,6 +25,7 @@ from mlx_vlm.models.cache import (
     RotatingKVCache,
 )
 from mlx_vlm.models.moxin import (
+    cuda_cache,
     cuda_decode,
     cuda_decoder,
     cuda_row_kernels,
@@ -144,6 +145,7 @@ def plain_kernels(kernels_everywhere, monkeypatch):
     """The kernels in MLX, in float32 too: so that everything around them can be compared."""
     for name in ("multiply", "add_norm", "rotate", "attend"):
         monkeypatch.setattr(cuda_row_kernels, name, getattr(plain_row_kernels, name))
+    monkeypatch.setattr(cuda_cache, "stack", plain_row_kernels.stack)
     monkeypatch.setattr(cuda_decoder, "DTYPES", (mx.float32,))
     monkeypatch.setattr(cuda_decode.DecodeStep, "takes", lambda *arguments: False)
     device = mx.default_device()

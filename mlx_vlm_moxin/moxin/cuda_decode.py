@@ -15,7 +15,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..cache import KVCache
-from . import cuda_kernels
+from . import cuda_cache, cuda_kernels
 from .config import TextConfig
 from .cuda_decoder import (
     MIN_SIZE,
@@ -29,8 +29,8 @@ from .cuda_decoder import (
 )
 
 THREADS = 512
-# A kernel takes 4 KB of arguments, and a layer has up to 27 arrays.
-LAYERS_AT_ONCE = 12
+# A kernel takes 4 KB of arguments, and a layer has up to 23 arrays.
+LAYERS_AT_ONCE = 18
 # Of a head's keys.
 MAX_SPLITS = 8
 
@@ -63,42 +63,45 @@ class DecodeStep:
         Raises:
             ValueError: if no kernel takes the model any more.
         """
-        keys, values = [layer.keys for layer in cache], [layer.values for layer in cache]
-        step = self._graph(keys[0].shape)
-        logits, keys, values = step(inputs, count_array(cache[0].offset), keys, values)
-        for layer, key, value in zip(cache, keys, values):
-            layer.update_and_fetch(key, value)
+        stacked = cuda_cache.take(cache)
+        step = self._graph(stacked.shape)
+        logits, stacked, views = step(inputs, count_array(cache[0].offset), stacked)
+        # MLX does not know that the kernels write into the cache: it orders what it hands to the
+        # GPU at different times, and might not what it hands over together.
+        mx.async_eval(logits, stacked)
+        cuda_cache.put(cache, stacked, views, 1)
         return logits
 
     def _forward(
-        self, inputs: mx.array, position: mx.array, keys: list[mx.array], values: list[mx.array]
-    ) -> tuple[mx.array, list[mx.array], list[mx.array]]:
+        self, inputs: mx.array, position: mx.array, stacked: mx.array
+    ) -> tuple[mx.array, mx.array, list[mx.array]]:
         model, blocks = self.model.model, require_blocks(self.model)
         x = model.embed_tokens(inputs).reshape(-1)
-        new_keys, new_values = [], []
         for taken in _groups(blocks):
-            x, *made = self._layers(blocks[taken], x, position, keys[taken], values[taken])
-            new_keys += made[::2]
-            new_values += made[1::2]
+            x = self._layers(blocks[taken], taken.start, x, position, stacked)
         logits = self.model.lm_head(model.norm(x.reshape(1, 1, -1)))
-        return logits, new_keys, new_values
+        # Whoever reads the cache waits for the kernels that wrote into it.
+        (stacked,) = mx.depends([stacked], [x])
+        return logits, stacked, cuda_cache.views_of(stacked, len(blocks))
 
     def _layers(
         self,
         blocks: Sequence[Block],
+        first: int,
         x: mx.array,
         position: mx.array,
-        keys: Sequence[mx.array],
-        values: Sequence[mx.array],
-    ) -> list[mx.array]:
-        """``x`` ``[hidden_size]`` behind ``blocks``, and the new key and value of each."""
+        stacked: mx.array,
+    ) -> mx.array:
+        """``x`` ``[hidden_size]`` behind ``blocks``, of which ``first`` is the first one's number.
+
+        Their keys and values go into ``stacked``, what :func:`cuda_cache.take` gives.
+        """
         config, dtype = self.model.config, x.dtype
         heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
         width = config.head_dim
         # The kernel counts its blocks here, and leaves a count that the next one may begin with.
         arrivals = mx.zeros(MIN_SIZE, mx.uint32)
-        inputs = {"x": x, "position": position, "arrivals": arrivals}
-        outputs = {"out": (x.shape, dtype)}
+        inputs = {"x": x, "position": position, "arrivals": arrivals, "stacked": stacked}
 
         def names(arrays: Sequence[mx.array]) -> list[str]:
             own = [f"in_{len(inputs) + index}" for index in range(len(arrays))]
@@ -110,16 +113,15 @@ class DecodeStep:
             return [f"{{{', '.join(own[i : i + count])}}}" for i in range(0, len(own), count)]
 
         layers = []
-        for index, (block, *cached) in enumerate(zip(blocks, keys, values)):
+        for index, block in enumerate(blocks):
             members = [*names([block.input_norm]), *matrices(block.qkv), *matrices(block.output)]
             members += [*names([block.post_norm]), *matrices(block.gate_up), *matrices(block.down)]
-            members += [*names(cached), f"key_{index}", f"value_{index}"]
-            # By a warp for each layer.
+            # By a thread for each layer.
             layer = f"own[{index}] = {{{', '.join(members)}}};"
-            layers.append(f"if (threadIdx.x == {32 * index}) {layer}")
-            outputs |= dict.fromkeys(members[-2:], ((1, kv_heads, 1, width), dtype))
+            layers.append(f"if (threadIdx.x == {16 * index}) {layer}")
         splits = max(1, min(cuda_kernels.multiprocessors() // heads, MAX_SPLITS))
-        scratch = {
+        outputs = {
+            "out": (x.shape, dtype),
             "queries": ((heads * width,), dtype),
             "sums": ((heads * splits * (width + 2),), mx.float32),
             "gated": ((config.intermediate_size,), dtype),
@@ -129,24 +131,24 @@ class DecodeStep:
         sizes = ", ".join(map(str, (*sizes, config.sliding_window or 0)))
         formats = ", ".join(f"moxin::Packing<{p.bits}, {p.group_size}>" for p in packings)
         numbers = f"{config.rms_norm_eps}f, {math.log2(config.rope_theta)}f, {width**-0.5}f"
-        results = cuda_kernels.run(
+        out, *_ = cuda_kernels.run(
             f"decode<T, moxin::Sizes<{sizes}>, {formats}, {len(layers)}, {splits}, {THREADS}>",
             [
                 f"[&](moxin::Layer<T>* own) {{ {' '.join(layers)} }}",
                 *("x", "position", "const_cast<unsigned int*>(arrivals)"),
-                f"moxin::Numbers{{capacity, {numbers}}}",
-                *("out", *scratch),
+                *("const_cast<T*>(stacked)", "first", f"moxin::Numbers{{capacity, {numbers}}}"),
+                *outputs,
             ],
             inputs,
-            outputs | scratch,
+            outputs,
             file="decode.cu",
             dtype=dtype,
             blocks=cuda_kernels.multiprocessors(),
             threads=THREADS,
-            scalars={"capacity": keys[0].shape[2]},
+            scalars={"first": first, "capacity": stacked.shape[2]},
             shared_memory=_shared_memory(config, packings),
         )
-        return results[: len(outputs)]
+        return out
 
 
 def _groups(blocks: Sequence[Block]) -> Iterator[slice]:

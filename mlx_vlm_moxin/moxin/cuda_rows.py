@@ -14,6 +14,7 @@ import mlx.nn as nn
 
 from ..activations import swiglu
 from ..cache import BatchKVCache, KVCache
+from . import cuda_cache
 from . import cuda_row_kernels as kernels
 from .config import TextConfig
 from .cuda_decoder import (
@@ -88,8 +89,11 @@ class RowsPass:
                 blocks, x, (filled, padding), keys, values, graphs, starts_early=True
             )
             logits = self._logits(h, logits_to_keep)
-        for layer, key, value in zip(cache, keys, values):
-            layer.update_and_fetch(key, value)
+        if isinstance(cache[0], KVCache):
+            cuda_cache.extend(cache, keys, values)
+        else:
+            for layer, key, value in zip(cache, keys, values):
+                layer.update_and_fetch(key, value)
         return logits
 
     def _step(

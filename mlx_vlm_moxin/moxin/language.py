@@ -11,6 +11,7 @@ import mlx.nn as nn
 from ..base import LanguageModelOutput, cache_position_offset, create_attention_mask
 from ..llama.language import LlamaModel
 from ..llama.language import Model as LlamaForCausalLM
+from . import cuda_cache
 from .config import TextConfig
 from .cuda_decode import DecodeStep
 from .cuda_decoder import read_blocks
@@ -137,6 +138,8 @@ class LanguageModel(nn.Module):
             logits = self._kernel_logits(inputs, inputs_embeds, cache, logits_to_keep)
             if logits is not None:
                 return LanguageModelOutput(logits=logits)
+        if cache is not None:
+            cuda_cache.forget(cache)
         hidden_states = [] if capture_layer_ids is not None else None
         h = self.model(inputs, cache, inputs_embeds, mask, capture_layer_ids, hidden_states)
         logits = self.lm_head(h[:, -logits_to_keep:])

@@ -1,4 +1,4 @@
-// Attention of one new token to the key-value cache and to itself.
+// Attention of one new token to the key-value cache, which it is in already.
 //
 // A head's keys are divided over SPLITS blocks. In a warp eight lanes share a key, and each such
 // group keeps a running softmax of its own; they are merged at the end of the block, and the
@@ -84,13 +84,12 @@ struct Gathered {
 
 // Split number part % SPLITS of head part / SPLITS, by a block.
 //
-// keys and values are [KV_HEADS, capacity, HEAD_DIM], filled up to `last`; new_key and new_value
-// [KV_HEADS, HEAD_DIM] stand at `last`. Of longer sequences the last WINDOW count (0: all).
+// keys and values are [KV_HEADS, capacity, HEAD_DIM]; the token's own stand at `last`. Of longer
+// sequences the last WINDOW count (0: all).
 template <typename T, int HEAD_DIM, int HEADS, int KV_HEADS, int SPLITS, int WINDOW, int THREADS>
 __device__ void attend(
     Gathered<HEAD_DIM, THREADS / LANES>& gathered, int part, const T* queries, const T* keys,
-    const T* values, const T* new_key, const T* new_value, int last, int capacity, float scale,
-    Attended<T, HEAD_DIM, HEADS, SPLITS> attended) {
+    const T* values, int last, int capacity, float scale, Attended<T, HEAD_DIM, HEADS, SPLITS> attended) {
   constexpr int WARPS = THREADS / LANES;
   constexpr int GROUPS = LANES / KEY_LANES;
   constexpr int DIMS = HEAD_DIM / KEY_LANES;
@@ -122,10 +121,8 @@ __device__ void attend(
     bool valid = base + group < end;
     int key = min(base + group, end - 1);  // loads without a condition can be issued early
     size_t offset = (size_t(kv_head) * capacity + key) * HEAD_DIM;
-    const uint4* from_key = reinterpret_cast<const uint4*>(
-        key == last ? new_key + kv_head * HEAD_DIM : keys + offset);
-    const uint4* from_value = reinterpret_cast<const uint4*>(
-        key == last ? new_value + kv_head * HEAD_DIM : values + offset);
+    const uint4* from_key = reinterpret_cast<const uint4*>(keys + offset);
+    const uint4* from_value = reinterpret_cast<const uint4*>(values + offset);
     uint4 key_vectors[VECTORS], value_vectors[VECTORS];
 #pragma unroll
     for (int v = 0; v < VECTORS; ++v) {

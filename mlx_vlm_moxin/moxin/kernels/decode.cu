@@ -9,16 +9,18 @@
 
 namespace moxin {
 
-// keys and values are the cache's, [KV_HEADS, capacity, HEAD_DIM], the new ones
-// [KV_HEADS, HEAD_DIM].
 template <typename T>
 struct Layer {
   const T* input_norm;
   Matrix<T> q_proj, k_proj, v_proj, o_proj;
   const T* post_norm;
   Matrix<T> gate_proj, up_proj, down_proj;
-  const T *keys, *values;
-  T *new_keys, *new_values;
+};
+
+// A layer's part of the key-value cache, [KV_HEADS, capacity, HEAD_DIM] each.
+template <typename T>
+struct Cache {
+  T *keys, *values;
 };
 
 template <int HIDDEN_, int INTERMEDIATE_, int HEAD_DIM_, int HEADS_, int KV_HEADS_, int WINDOW_>
@@ -41,11 +43,12 @@ struct Vector {
   __device__ uint4 operator()(int i) const { return reinterpret_cast<const uint4*>(values)[i]; }
 };
 
-// Queries, keys and values of RMS norm(x), queries and keys rotated.
+// Queries, keys and values of RMS norm(x), queries and keys rotated; keys and values go to their
+// place in the cache.
 template <typename T, typename S, typename P, int THREADS>
 __device__ void qkv(
     GridBarrier& barrier, const Layer<T>& layer, const T* x, int position, Numbers numbers,
-    T* queries) {
+    T* queries, Cache<T> cache) {
   constexpr int HALF = S::HEAD_DIM / 2;
   using F = Format<P, S::HIDDEN>;
   auto& input = *reinterpret_cast<Input<F>*>(shared);
@@ -72,11 +75,16 @@ __device__ void qkv(
   auto finish = [&](int set, float* totals) {
     if (thread % LANES) return;
     Place own = place(set);
-    T* out = own.is_query ? queries : own.is_key ? layer.new_keys : layer.new_values;
+    T* out = queries + own.row;
+    if (!own.is_query) {
+      int row = own.row / S::HEAD_DIM * numbers.capacity + position;
+      out = (own.is_key ? cache.keys : cache.values)
+          + static_cast<long long>(row) * S::HEAD_DIM + set % HALF;
+    }
     float2 r = own.is_query || own.is_key ? rotation<HALF>(position, set % HALF, numbers.log2_theta)
                                           : float2{1, 0};
-    out[own.row] = round_to<T>(totals[0] * r.x - totals[1] * r.y);
-    out[own.row + HALF] = round_to<T>(totals[0] * r.y + totals[1] * r.x);
+    out[0] = round_to<T>(totals[0] * r.x - totals[1] * r.y);
+    out[HALF] = round_to<T>(totals[0] * r.y + totals[1] * r.x);
   };
   auto prepare = [&] {
     barrier.wait();
@@ -134,12 +142,13 @@ __device__ void project(
 }
 
 // x [HIDDEN] of the token at *position through COUNT layers, to `out`. What follows `out` is for
-// the steps to leave their results to each other. fill(layers) puts the layers into shared memory:
-// of parameters that are indexed every thread would make a copy.
+// the steps to leave their results to each other. `caches` are those of all layers, keys in front of
+// values; the layers' begin with number `first`. fill(layers) puts the layers into shared memory: of
+// parameters that are indexed every thread would make a copy.
 template <typename T, typename S, typename QKV, typename O, typename GATE_UP, typename DOWN,
           int COUNT, int SPLITS, int THREADS, typename L>
 __device__ void decode(
-    L fill, const T* x, const int* position, unsigned int* arrivals,
+    L fill, const T* x, const int* position, unsigned int* arrivals, T* caches, int first,
     Numbers numbers, T* out, T* queries, float* sums, T* gated) {
   __shared__ Layer<T> layers[COUNT];
   fill(layers);
@@ -151,13 +160,15 @@ __device__ void decode(
   for (int i = 0; i < COUNT; ++i) {
     const Layer<T>& layer = layers[i];
     const T* residual = i ? out : x;
-    qkv<T, S, QKV, THREADS>(barrier, layer, residual, last, numbers, queries);
+    long long size = static_cast<long long>(S::KV_HEADS) * S::HEAD_DIM * numbers.capacity;
+    T* keys = caches + (first + i) * 2 * size;
+    Cache<T> cache{keys, keys + size};
+    qkv<T, S, QKV, THREADS>(barrier, layer, residual, last, numbers, queries, cache);
     barrier.wait();
     for (int part = blockIdx.x; part < S::HEADS * SPLITS; part += gridDim.x) {
       attend<T, S::HEAD_DIM, S::HEADS, S::KV_HEADS, SPLITS, S::WINDOW, THREADS>(
           *reinterpret_cast<Gathered<S::HEAD_DIM, THREADS / LANES>*>(shared), part, queries,
-          layer.keys, layer.values, layer.new_keys, layer.new_values, last, numbers.capacity,
-          numbers.scale, attended);
+          cache.keys, cache.values, last, numbers.capacity, numbers.scale, attended);
       __syncthreads();
     }
     barrier.arrive();
