@@ -3,7 +3,7 @@
 import mlx.core as mx
 import mlx.nn as nn
 import pytest
-from cuda_support import assert_as_close, needs_gpu, randomised, recording, relative_error
+from cuda_support import assert_as_close, needs_gpu, randomised, recording
 from mlx.utils import tree_flatten
 from mlx_lm.tuner.lora import LoRALinear
 from mlx_vlm.models.moxin import cuda_kernels, cuda_tower_kernels, cuda_towers
@@ -28,8 +28,13 @@ SIGLIP = {
 }
 
 
-def make_model(dtype=mx.bfloat16):
-    config = VisionConfig(image_size=140, dino=DINO, siglip=SIGLIP)
+# Of the real towers, with fewer blocks.
+REAL_DINO = DINO | {"hidden_size": 1024, "num_attention_heads": 16, "intermediate_size": 4096}
+REAL_SIGLIP = SIGLIP | {"hidden_size": 1152, "num_attention_heads": 16, "intermediate_size": 4304}
+
+
+def make_model(dtype=mx.bfloat16, dino=DINO, siglip=SIGLIP, image_size=140):
+    config = VisionConfig(image_size=image_size, dino=dino, siglip=siglip)
     return randomised(lambda: VisionModel(config), dtype)
 
 
@@ -72,41 +77,79 @@ def test_what_the_kernels_do_not_compute_goes_through_the_modules(model, kernels
     assert not is_supported(model())
 
 
-def test_the_deeper_tower_goes_on_alone(monkeypatch):
-    model = make_model()
-    steps = []
+def plain_blocks(dtype, towers, count, eps):
+    """What the kernel computes, in MLX."""
 
-    def step(xs, blocks, tokens):
-        steps.append((blocks, [own.rows for own in tokens]))
-        return [x + 1 for x in xs]
+    def linear(x, block, *path):
+        return x @ block[(*path, "weight")].T + block[(*path, "bias")]
 
-    monkeypatch.setattr(cuda_towers, "supports", lambda pairs: True)
-    monkeypatch.setattr(cuda_towers, "_step", step)
-    xs = [mx.zeros((2, 105, 128)), mx.zeros((2, 100, 144))]
-    dino, siglip = cuda_towers.Stages((model.dino, model.siglip))(xs)
-    shallow, deep = len(model.dino.blocks), len(model.siglip.blocks)
-    assert [rows for _, rows in steps] == [[210, 200]] * shallow + [[0, 200]] * (deep - shallow)
-    assert [blocks[1] for blocks, _ in steps] == model.siglip.blocks
-    assert mx.all(dino == shallow).item()
-    assert mx.all(siglip == deep).item()
+    def norm(x, block, name):
+        return mx.fast.layer_norm(x, block[name, "weight"], block[name, "bias"], eps)
+
+    def kernel(arrivals, *arrays):
+        xs, arrays = list(arrays[:2]), iter(arrays[2:])
+        for index in range(count):
+            for which, tower in enumerate(towers):
+                block = {path: next(arrays) for path in tower.parameters}
+                if index >= tower.depth:
+                    continue
+                qkv = linear(norm(xs[which], block, "norm1"), block, "attn", "qkv")
+                qkv = qkv.reshape(tower.batch, tower.tokens, 3, tower.heads, -1)
+                scale = (tower.width // tower.heads) ** -0.5
+                attended = mx.fast.scaled_dot_product_attention(
+                    *qkv.transpose(2, 0, 3, 1, 4), scale=scale
+                )
+                attended = attended.transpose(0, 2, 1, 3).reshape(xs[which].shape)
+                branch = linear(attended, block, "attn", "proj")
+                x = xs[which] + branch * block.get(("ls1", "gamma"), 1)
+                hidden = nn.gelu(linear(norm(x, block, "norm2"), block, "mlp", "fc1"))
+                branch = linear(hidden, block, "mlp", "fc2")
+                xs[which] = x + branch * block.get(("ls2", "gamma"), 1)
+        assert next(arrays, None) is None
+        return xs
+
+    return kernel
 
 
-def test_a_pair_of_blocks_is_seven_kernels(kernels_everywhere, monkeypatch):
+@pytest.mark.parametrize(
+    ("first", "at_once", "expected"), [(1, 1, [1, 1, 1, 1]), (1, 2, [1, 2, 1]), (4, 11, [4])]
+)
+def test_around_the_kernel_everything_is_as_in_the_modules(
+    first, at_once, expected, kernels_everywhere, monkeypatch
+):
+    monkeypatch.setattr(cuda_towers, "DTYPES", (mx.float32,))
+    monkeypatch.setattr(cuda_tower_kernels, "FIRST_PAIRS", first)
+    monkeypatch.setattr(cuda_tower_kernels, "PAIRS_AT_ONCE", at_once)
+    launches = []
+    monkeypatch.setattr(
+        cuda_tower_kernels,
+        "blocks",
+        lambda *arguments: launches.append(arguments[2]) or plain_blocks(*arguments),
+    )
+    model, pixels = make_model(mx.float32), mx.random.normal((2, 6, 140, 140))
+    with mx.stream(mx.cpu):  # GPUs shorten float32 products
+        actual = model(pixels)
+        # SigLIP has four blocks up to its second-to-last one.
+        assert launches == expected
+        monkeypatch.setattr(cuda_kernels, "is_available", lambda: False)
+        assert mx.allclose(actual, model(pixels), atol=1e-4).item()
+
+
+def test_many_blocks_of_both_towers_are_one_kernel(kernels_everywhere, monkeypatch):
     calls = []
-    monkeypatch.setattr(cuda_tower_kernels, "prepare", recording(calls))
-    for name in ("products", "layer_norms", "attention"):  # not the kept ones
-        uncached = getattr(cuda_tower_kernels, name).__wrapped__
-        monkeypatch.setattr(cuda_tower_kernels, name, uncached)
+    monkeypatch.setattr(cuda_kernels, "prepare", recording(calls))
+    monkeypatch.setattr(cuda_tower_kernels, "FIRST_PAIRS", 1)
+    monkeypatch.setattr(  # not the kept one
+        cuda_tower_kernels, "blocks", cuda_tower_kernels.blocks.__wrapped__
+    )
     model = make_model()
     features = model(mx.random.normal((1, 6, 140, 140)))
     assert features.shape == (1, 100, DINO["hidden_size"] + SIGLIP["hidden_size"])
-    step = ["layer_norms", "products", "attention", "products"]
-    step += ["layer_norms", "products", "products"]
-    assert calls == len(model.siglip.blocks) * step
+    assert calls == ["towers", "towers"]
 
 
 def test_in_stages_the_modules_give_the_same(kernels_everywhere, monkeypatch):
-    monkeypatch.setattr(cuda_towers, "BLOCKS_AT_ONCE", 2)
+    monkeypatch.setattr(cuda_tower_kernels, "FIRST_PAIRS", 2)
     model, pixels = make_model(mx.float32), mx.random.normal((2, 6, 140, 140))
     in_stages = model(pixels)
     monkeypatch.setattr(cuda_kernels, "is_available", lambda: False)
@@ -131,10 +174,14 @@ def test_a_tower_that_is_changed_is_asked_about_again(kernels_everywhere, monkey
 @needs_gpu
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float16])
-def test_features_are_as_close_to_float32_as_the_modules(dtype, batch, monkeypatch):
-    model = make_model(dtype)
+@pytest.mark.parametrize(
+    "sizes", [(DINO, SIGLIP, 140), (REAL_DINO, REAL_SIGLIP, 224)], ids=["small", "real"]
+)
+def test_features_are_as_close_to_float32_as_the_modules(dtype, batch, sizes, monkeypatch):
+    model = make_model(dtype, *sizes)
     assert is_supported(model)
-    pixels = mx.random.normal((batch, 6, 140, 140)).astype(dtype)
+    size = model.config.image_size
+    pixels = mx.random.normal((batch, 6, size, size)).astype(dtype)
     exact = VisionModel(model.config)
     weights = tree_flatten(model.parameters())
     exact.load_weights([(path, array.astype(mx.float32)) for path, array in weights])
@@ -142,43 +189,7 @@ def test_features_are_as_close_to_float32_as_the_modules(dtype, batch, monkeypat
     expected, actual = exact(pixels), model(pixels)
     mx.eval(actual)
     monkeypatch.setattr(cuda_towers, "supports", lambda pairs: False)
-    allowed = make_model(dtype)(pixels)
-    width = DINO["hidden_size"]
+    allowed = make_model(dtype, *sizes)(pixels)
+    width = sizes[0]["hidden_size"]
     for tower in (slice(width), slice(width, None)):
         assert_as_close(*(features[..., tower] for features in (actual, allowed, expected)))
-
-
-@needs_gpu
-@pytest.mark.parametrize("epilogue", ["BIAS", "BIAS_GELU", "BIAS_SCALE_ADD"])
-@pytest.mark.parametrize(
-    "sizes", [((261, 1024, 3072), (256, 1152, 3456)), ((5, 512, 8), (97, 264, 72))]
-)
-def test_products_are_as_exact_as_their_dtype(epilogue, sizes):
-    is_scaled = epilogue == "BIAS_SCALE_ADD"
-    layers, xs, arrays = [], [], []
-    gammas, residuals = [mx.random.normal((sizes[0][2],)).astype(mx.bfloat16), None], []
-    for gamma, (rows, inputs, outputs) in zip(gammas, sizes):
-        layers.append(nn.Linear(inputs, outputs))
-        layers[-1].set_dtype(mx.bfloat16)
-        xs.append(mx.random.normal((1, rows, inputs)).astype(mx.bfloat16))
-        residuals.append(mx.random.normal((1, rows, outputs)).astype(mx.bfloat16))
-        arrays += [xs[-1], layers[-1].weight, layers[-1].bias]
-        arrays += [gamma] if is_scaled and gamma is not None else []
-        arrays += [residuals[-1]] if is_scaled else []
-    kernel = cuda_tower_kernels.products(
-        epilogue,
-        mx.bfloat16,
-        tuple(cuda_tower_kernels.Tokens(1, rows, rows) for rows, _, _ in sizes),
-        tuple(layer.weight.shape for layer in layers),
-        (is_scaled, False),
-    )
-    outputs = kernel(*arrays)
-    for x, layer, gamma, residual, output in zip(xs, layers, gammas, residuals, outputs):
-        weight, bias = (layer[name].astype(mx.float32) for name in ("weight", "bias"))
-        with mx.stream(mx.cpu):  # GPUs shorten float32 products
-            expected = x.astype(mx.float32) @ weight.T + bias
-        if epilogue == "BIAS_GELU":
-            expected = nn.gelu(expected)
-        elif is_scaled:
-            expected = (expected if gamma is None else expected * gamma) + residual
-        assert relative_error(output, expected) < 2**-8

@@ -2,11 +2,11 @@
 
 For one picture the arithmetic takes less than a millisecond; what takes time is that MLX
 records each product of cuBLAS and each attention as a graph of its own, 20 us of host time.
-Here products and norms are kernels, one launch does the same step of both towers, and the GPU
-has the first blocks while the next ones are being recorded.
+Here one launch does many blocks of both towers.
 """
 
 import functools
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -17,8 +17,6 @@ from . import cuda_kernels
 from . import cuda_tower_kernels as kernels
 from .cuda_kernels import DTYPES
 
-# Blocks of each tower that are handed to the GPU at a time.
-BLOCKS_AT_ONCE = 4
 # Tensor cores read 16 bytes at a time.
 WIDTH_MULTIPLE = 8
 
@@ -56,60 +54,37 @@ def supports(pairs: Sequence[Pair]) -> bool:
     )
 
 
-def _step(
-    xs: Sequence[mx.array],
-    blocks: Sequence[nn.Module],
-    tokens: tuple[kernels.Tokens, kernels.Tokens],
-) -> list[mx.array]:
-    """One block of each tower for ``xs`` ``[B, N, D]``; 0 rows leave a tower's result undefined."""
-    first, second = blocks
-    dtype, widths = xs[0].dtype, tuple(x.shape[-1] for x in xs)
-
-    def norm(name: str, xs: Sequence[mx.array]) -> list[mx.array]:
-        norms = first[name], second[name]
-        kernel = kernels.layer_norms(dtype, tokens, widths, norms[0].eps)
-        return kernel(*(a for x, n in zip(xs, norms) for a in (x, n.weight, n.bias)))
-
-    def product(
-        epilogue: str,
-        xs: Sequence[mx.array],
-        path: tuple[str, str],
-        scales: str | None = None,
-        residuals: Sequence[mx.array] = (),
-    ) -> list[mx.array]:
-        linears = [block[path[0]][path[1]] for block in blocks]
-        gammas = [block[scales].get("gamma") if scales else None for block in blocks]
-        arrays = []
-        for index, (x, linear, gamma) in enumerate(zip(xs, linears, gammas)):
-            arrays += [x, linear.weight, linear.bias]
-            arrays += [gamma] if gamma is not None else []
-            arrays += residuals[index : index + 1]
-        shapes = tuple(linear.weight.shape for linear in linears)
-        scaled = tuple(gamma is not None for gamma in gammas)
-        return kernels.products(epilogue, dtype, tokens, shapes, scaled)(*arrays)
-
-    qkv = product("BIAS", norm("norm1", xs), ("attn", "qkv"))
-    heads = (first.attn.num_heads, second.attn.num_heads)
-    attended = kernels.attention(dtype, tokens, heads, widths)(*qkv)
-    xs = product("BIAS_SCALE_ADD", attended, ("attn", "proj"), "ls1", xs)
-    hidden = product("BIAS_GELU", norm("norm2", xs), ("mlp", "fc1"))
-    return product("BIAS_SCALE_ADD", hidden, ("mlp", "fc2"), "ls2", xs)
+def _parameters(block: nn.Module) -> dict[tuple[str, ...], mx.array]:
+    """Those of ``PARAMETERS`` that ``block`` has."""
+    found = {path: functools.reduce(dict.get, path, block) for path in kernels.PARAMETERS}
+    return {path: array for path, array in found.items() if array is not None}
 
 
 def _run(pairs: Sequence[Pair], *xs: mx.array) -> list[mx.array]:
     """What the blocks make of their towers' tokens ``xs`` ``[B, N, D]``."""
-    results, has_kernels = list(xs), supports(pairs)
-    for blocks, is_active in pairs:
-        if has_kernels:
-            tokens = tuple(
-                kernels.Tokens(*x.shape[:2], x.shape[0] * x.shape[1] * active)
-                for x, active in zip(results, is_active)
-            )
-            made = _step(results, blocks, tokens)
-        else:
-            made = [block(x) for block, x in zip(blocks, results)]
-        results = [new if active else old for new, old, active in zip(made, results, is_active)]
-    return results
+    depths = [sum(pair.is_active[which] for pair in pairs) for which in range(2)]
+    if not supports(pairs):
+        made = list(xs)
+        for which, depth in enumerate(depths):
+            for pair in pairs[:depth]:
+                made[which] = pair.blocks[which](made[which])
+        return made
+    arrays = [[_parameters(block) for block in pair.blocks] for pair in pairs]
+    first = pairs[0].blocks
+    towers = tuple(
+        kernels.Tower(
+            *x.shape,
+            block.attn.num_heads,
+            block.mlp.fc1.weight.shape[0],
+            depth,
+            tuple(parameters),
+        )
+        for x, block, depth, parameters in zip(xs, first, depths, arrays[0])
+    )
+    kernel = kernels.blocks(xs[0].dtype, towers, len(pairs), first[0].norm1.eps)
+    flat = [array for pair in arrays for parameters in pair for array in parameters.values()]
+    made = kernel(kernels.counters(), *xs, *flat)[:2]
+    return [new if depth else old for new, old, depth in zip(made, xs, depths)]
 
 
 def make_pairs(towers: Sequence[nn.Module]) -> list[Pair]:
@@ -133,8 +108,9 @@ class Stages:
     def __init__(self, towers: Sequence[nn.Module]):
         pairs = make_pairs(towers)
         self._compiled = []
-        for first in range(0, len(pairs), BLOCKS_AT_ONCE):
-            stage = pairs[first : first + BLOCKS_AT_ONCE]
+        starts = [0, *range(kernels.FIRST_PAIRS, len(pairs), kernels.PAIRS_AT_ONCE)]
+        for first, end in itertools.pairwise([*starts, len(pairs)]):
+            stage = pairs[first:end]
             # As inputs, weights may change after the first call; captured, they may not.
             blocks = [list(pair.blocks) for pair in stage]
             self._compiled.append(mx.compile(functools.partial(_run, stage), inputs=blocks))

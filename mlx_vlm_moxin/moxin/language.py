@@ -103,6 +103,10 @@ class LanguageModel(nn.Module):
             return None
         if self._decode_step is None:
             self._decode_step, self._rows_pass = DecodeStep(self), RowsPass(self)
+        if inputs.shape[1] == 1:
+            # mlx-vlm's loop makes them in another stream. For what is computed together with
+            # them MLX would wait in a kernel, which keeps a processor that ours could use.
+            mx.async_eval(inputs)
         if inputs_embeds is None and self._decode_step.takes(inputs, cache):
             return self._decode_step(inputs, cache)
         if self._rows_pass.takes(inputs, inputs_embeds, cache):

@@ -20,6 +20,12 @@ __device__ inline int thread_of_step() {
 // round of work, which not all warps take part in, still occupies all of these.
 __device__ inline int grid_warp(int thread) { return thread / LANES * gridDim.x + blockIdx.x; }
 
+// Threads number team * THREADS and following of a block wait for each other.
+template <int THREADS>
+__device__ inline void sync_team(int team) {
+  asm volatile("bar.sync %0, %1;" : : "r"(1 + team), "n"(THREADS) : "memory");
+}
+
 // Arrival and waiting are apart, so that loads that depend on nobody can be started in between.
 struct GridBarrier {
   unsigned int* arrivals;  // 0 at first, then what a launch left

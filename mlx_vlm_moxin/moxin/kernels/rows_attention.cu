@@ -33,7 +33,6 @@ __device__ void attend(const T* queries, const Cache<T>& cache, int tiles, float
   constexpr int QUERIES = 16 * WARPS / KEY_WARPS, OWN_KEYS = KEYS / KEY_WARPS;
   constexpr int PITCH = HEAD_DIM * 2 + 16;  // bytes; shifts neighbouring rows by four banks
   constexpr int STAGE_BYTES = 2 * KEYS * PITCH;
-  extern __shared__ __align__(128) unsigned char shared[];
   unsigned int query_tile = static_cast<unsigned int>(__cvta_generic_to_shared(shared));
   unsigned int stages = query_tile + QUERIES * PITCH;
   int kv_head = blockIdx.x / tiles % KV_HEADS, batch = blockIdx.x / tiles / KV_HEADS;

@@ -101,7 +101,6 @@ __device__ void multiply(const T* x, const Stack<T>& stack, int rows, int K, int
   using P = Packing<T, BITS, GROUP>;
   constexpr int THREADS = WARPS * LANES, PER_MATRIX = GATED ? TILES / 2 : TILES;
   constexpr int STAGE_BYTES = ROWS * TILE_K * 2;
-  extern __shared__ __align__(128) unsigned char shared[];
   unsigned int stages = static_cast<unsigned int>(__cvta_generic_to_shared(shared));
   int lane = threadIdx.x % LANES, warp = threadIdx.x / LANES;
   int tile = blockIdx.x / splits, split = blockIdx.x % splits;

@@ -6,6 +6,9 @@
 
 namespace moxin {
 
+// The block's dynamic shared memory.
+extern __shared__ __align__(128) unsigned char shared[];
+
 // 16 bytes of zeros if the source is not `inside`.
 __device__ inline void copy_async(unsigned int to, const void* from, bool inside) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"

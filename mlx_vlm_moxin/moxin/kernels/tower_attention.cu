@@ -1,9 +1,12 @@
-// Attention of all tokens of a picture to each other, both towers in one launch.
+// Attention of all tokens of a picture to each other.
 //
-// A block has 64 queries of one head and goes through the keys 64 at a time. HEAD is at least the
-// heads' width and a multiple of 16; the rest is filled with zeros.
+// A team of four warps has 64 queries of one head and goes through the keys 64 at a time. HEAD is at
+// least the heads' width and a multiple of 16; the rest is filled with zeros.
+
+#pragma once
 
 #include "flash.cu"
+#include "grid.cu"
 
 namespace moxin {
 
@@ -20,22 +23,28 @@ struct Attention {
   float scale;
 };
 
+template <typename T>
+__device__ int count_tiles(const Attention<T>& own) {
+  return (own.tokens + QUERIES - 1) / QUERIES * own.heads * own.batch;
+}
+
+// Number `tile` of the tiles, by a team.
 template <typename T, int HEAD>
-__device__ void attend_head(const Attention<T>& own, int block) {
+__device__ void attend_head(const Attention<T>& own, int tile, int team) {
   constexpr int PITCH = HEAD * 2 + 16;  // bytes; shifts neighbouring rows by four banks at least
-  extern __shared__ __align__(128) unsigned char shared[];
-  unsigned int queries = static_cast<unsigned int>(__cvta_generic_to_shared(shared));
+  unsigned int queries = static_cast<unsigned int>(
+      __cvta_generic_to_shared(shared + team * (QUERIES + 2 * KEYS) * PITCH));
   unsigned int keys = queries + QUERIES * PITCH, values = keys + KEYS * PITCH;
   int query_tiles = (own.tokens + QUERIES - 1) / QUERIES;
-  int first_query = block % query_tiles * QUERIES;
-  int head = block / query_tiles % own.heads;
-  int first_token = block / query_tiles / own.heads * own.tokens;
-  int lane = threadIdx.x % LANES, warp = threadIdx.x / LANES;
+  int first_query = tile % query_tiles * QUERIES;
+  int head = tile / query_tiles % own.heads;
+  int first_token = tile / query_tiles / own.heads * own.tokens;
+  int thread = thread_of_step() % ATTENTION_THREADS, lane = thread % LANES, warp = thread / LANES;
 
   // 64 rows from token `first` on; part 0, 1, 2 are queries, keys, values.
   auto copy = [&](unsigned int to, int part, int first) {
 #pragma unroll 2
-    for (int i = threadIdx.x; i < 64 * (HEAD / 8); i += ATTENTION_THREADS) {
+    for (int i = thread; i < 64 * (HEAD / 8); i += ATTENTION_THREADS) {
       int row = i / (HEAD / 8), column = i % (HEAD / 8) * 8, token = first + row;
       bool inside = token < own.tokens && column < own.width;
       long long at = static_cast<long long>(first_token + token) * 3 + part;
@@ -43,15 +52,16 @@ __device__ void attend_head(const Attention<T>& own, int block) {
       copy_async(to + row * PITCH + column * 2, from, inside);
     }
   };
-  auto wait = [] {
+  auto wait = [&] {
     asm volatile("cp.async.commit_group;\n cp.async.wait_group 0;");
-    __syncthreads();
+    sync_team<ATTENTION_THREADS>(team);
   };
 
+  sync_team<ATTENTION_THREADS>(team);
   copy(queries, 0, first_query);
   Flash<T, HEAD, KEYS, PITCH> flash;
   for (int first = 0; first < own.tokens; first += KEYS) {
-    __syncthreads();
+    sync_team<ATTENTION_THREADS>(team);
     copy(keys, 1, first);
     copy(values, 2, first);
     wait();
@@ -74,16 +84,6 @@ __device__ void attend_head(const Attention<T>& own, int block) {
       }
     }
   }
-}
-
-// The first blocks are the first tower's.
-template <typename T, int HEAD>
-__device__ void attention(const Attention<T>& first, const Attention<T>& second) {
-  int blocks = (first.tokens + QUERIES - 1) / QUERIES * first.heads * first.batch;
-  int block = blockIdx.x;
-  bool is_first = block < blocks;
-  Attention<T> own = is_first ? first : second;
-  attend_head<T, HEAD>(own, is_first ? block : block - blocks);
 }
 
 }  // namespace moxin

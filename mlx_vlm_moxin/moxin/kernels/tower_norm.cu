@@ -1,28 +1,26 @@
-// The vision towers' layer norms; one launch does the same step of both towers.
+// The vision towers' layer norms.
+
+#pragma once
 
 #include "types.cu"
 
 namespace moxin {
 
+// x and out are [rows, width].
 template <typename T>
 struct Norm {
   const T* x;
   const T* weight;
   const T* bias;
   T* out;
-  int rows, width;
+  int width;
 };
 
-// A warp per row of at most WIDTH values; the first rows are the first tower's.
-template <typename T, int WIDTH, int THREADS>
-__device__ void layer_norms(const Norm<T>& first, const Norm<T>& second, float eps) {
+// Row `row`, of at most WIDTH values, by a warp.
+template <typename T, int WIDTH>
+__device__ void layer_norm(const Norm<T>& own, int row, int lane, float eps) {
   constexpr int ROUNDS = (WIDTH / 8 + LANES - 1) / LANES;
-  int row = blockIdx.x * (THREADS / LANES) + threadIdx.x / LANES;
-  bool is_first = row < first.rows;
-  Norm<T> own = is_first ? first : second;
-  if (!is_first) row -= first.rows;
-  if (row >= own.rows) return;
-  int lane = threadIdx.x % LANES, count = own.width / 8;
+  int count = own.width / 8;
   const uint4* x = reinterpret_cast<const uint4*>(own.x + row * own.width);
   uint4* out = reinterpret_cast<uint4*>(own.out + row * own.width);
   float values[ROUNDS][8] = {};

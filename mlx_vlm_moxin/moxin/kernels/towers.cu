@@ -1,194 +1,132 @@
-// The vision towers' products; one launch does the same step of both towers.
+// The way of a picture's tokens through blocks of both vision towers, in one launch.
 //
-// A product is x [rows, K] times weight [N, K] transposed, on tensor cores, in tiles of 96 rows
-// (neither tower's 256 or 261 tokens leave much of a third one empty). Tiles go through shared
-// memory in STAGES, filled by cp.async; what lies outside of the matrices is filled with zeros.
+// A block is seven steps of all of the grid, each of which does both towers. While a multiprocessor
+// waits for the others, the first weights of its next product are on their way.
 
-#include "tensor_cores.cu"
+#include "tower_attention.cu"
+#include "tower_norm.cu"
+#include "tower_product.cu"
 
 namespace moxin {
 
-constexpr int TILE_ROWS = 96;
-constexpr int TILE_K = 64;       // 128 bytes of a row: eight vectors of 16 bytes
-constexpr int VECTORS = TILE_K / 8;
-constexpr int WARPS = 4;  // of a tile, two by two
+using WideTile = Tile<128, 3, 1>;  // of products with more tiles than there are multiprocessors
+using NarrowTile = Tile<64, 6, 2>;  // of the others
+constexpr int TOWER_THREADS = 256;
 
-enum Epilogue { BIAS, BIAS_GELU, BIAS_SCALE_ADD };
-
-// x is [rows, K], weight [N, K], out and residual [rows, N]. gamma may be null; gamma and residual
-// matter to BIAS_SCALE_ADD only. Sizes are no constants, so that towers share machine code.
 template <typename T>
-struct Product {
+struct Affine {
+  const T *weight, *bias;
+};
+
+// Of one tower. gamma1 and gamma2 may be null.
+template <typename T>
+struct TowerBlock {
+  Affine<T> norm1, qkv, proj;
+  const T* gamma1;
+  Affine<T> norm2, fc1, fc2;
+  const T* gamma2;
+};
+
+// x, out, normed and attended are [batch * tokens, width], qkv [.., 3 * width] and hidden
+// [.., intermediate]; only the first `depth` blocks are the tower's.
+template <typename T>
+struct Tower {
   const T* x;
-  const T* weight;
-  const T* bias;
-  const T* gamma;
-  const T* residual;
-  T* out;
-  int rows, K, N;
+  T *out, *normed, *qkv, *attended, *hidden;
+  int batch, tokens, width, heads, intermediate, depth;
+  float scale;
 };
 
-// Vector `vector` of row `row` of a tile; the exclusive or spreads a column over all banks.
-__device__ inline unsigned int tile_address(unsigned int tile, int row, int vector) {
-  return tile + row * (TILE_K * 2) + ((vector ^ (row & 7)) * 16);
-}
-
-// A thread's share of copying ROWS rows of K values of `matrix` [limit, K] into tiles. Its rows are
-// a multiple of 8 apart, so that they all have the same place in a row of the tile.
-template <typename T, int ROWS, int THREADS>
-struct Copy {
-  static constexpr int COUNT = ROWS * VECTORS / THREADS, APART = THREADS / VECTORS;
-  static_assert(ROWS * VECTORS % THREADS == 0 && APART % 8 == 0, "threads share the rows evenly");
-  const T* matrix;
-  const T* from;
-  int row, column, limit, K;
-
-  __device__ Copy(const T* matrix, int first, int limit, int K)
-      : matrix(matrix),
-        row(threadIdx.x / VECTORS),
-        column(threadIdx.x % VECTORS * 8),
-        limit(limit - first),
-        K(K) {
-    from = matrix + static_cast<long long>(first + row) * K + column;
-  }
-
-  __device__ void start(unsigned int tile, int k) const {
-    unsigned int to = tile_address(tile, row, column / 8);
-    bool inside = k + column < K;
-#pragma unroll
-    for (int i = 0; i < COUNT; ++i) {
-      bool exists = inside && row + i * APART < limit;
-      copy_async(to + i * APART * TILE_K * 2, exists ? from + i * APART * K + k : matrix, exists);
-    }
-  }
-};
-
-// Exact, not the tanh approximation.
-__device__ __noinline__ float gelu(float x) { return x * 0.5f * (1 + erff(x * 0.70710678f)); }
-
-// What the epilogue makes of eight sums of one row, from `column` on.
-template <typename T, Epilogue EPILOGUE>
-__device__ void finish(const Product<T>& product, int row, int column, const float* sums) {
-  long long at = static_cast<long long>(row) * product.N + column;
-  float bias[8], gamma[8], residual[8];
-  unpack<T>(*reinterpret_cast<const uint4*>(product.bias + column), bias);
-  if constexpr (EPILOGUE == BIAS_SCALE_ADD) {
-    unpack<T>(*reinterpret_cast<const uint4*>(product.residual + at), residual);
-    if (product.gamma) unpack<T>(*reinterpret_cast<const uint4*>(product.gamma + column), gamma);
-  }
-  float values[8];
-#pragma unroll
-  for (int i = 0; i < 8; ++i) {
-    float y = sums[i] + bias[i];
-    if constexpr (EPILOGUE == BIAS_GELU) y = gelu(y);
-    if constexpr (EPILOGUE == BIAS_SCALE_ADD) {
-      y = (product.gamma ? y * gamma[i] : y) + residual[i];
-    }
-    values[i] = y;
-  }
-  *reinterpret_cast<uint4*>(product.out + at) = pack_eight<T>(values);
-}
-
-// GROUPS groups of warps share a tile; each takes its part of every stage's K, and their sums are
-// added up at the end. That keeps a multiprocessor busy that has one tile only.
-template <typename T, Epilogue EPILOGUE, int TILE_N, int STAGES, int GROUPS>
-__device__ void multiply_tile(const Product<T>& product, int tile) {
-  constexpr int THREADS = GROUPS * WARPS * LANES;
-  constexpr int STAGE_BYTES = (TILE_ROWS + TILE_N) * TILE_K * 2;
-  constexpr int ROWS = TILE_ROWS / 2, COLUMNS = TILE_N / 2;  // of a warp
-  extern __shared__ __align__(128) unsigned char shared[];
-  unsigned int stages = static_cast<unsigned int>(__cvta_generic_to_shared(shared));
-  int steps = (product.K + TILE_K - 1) / TILE_K;
-  // Neighbouring blocks share a tile of the weight.
-  int row_tiles = (product.rows + TILE_ROWS - 1) / TILE_ROWS;
-  int first_row = tile % row_tiles * TILE_ROWS, first_column = tile / row_tiles * TILE_N;
-  int lane = threadIdx.x % LANES, warp = threadIdx.x / LANES;
-  int warp_row = warp % 2 * ROWS, warp_column = warp / 2 % 2 * COLUMNS, group = warp / WARPS;
-
-  Copy<T, TILE_ROWS, THREADS> x(product.x, first_row, product.rows, product.K);
-  Copy<T, TILE_N, THREADS> weight(product.weight, first_column, product.N, product.K);
-  auto start = [&](int step) {
-    unsigned int stage = stages + step % STAGES * STAGE_BYTES;
-    if (step < steps) {
-      x.start(stage, step * TILE_K);
-      weight.start(stage + TILE_ROWS * TILE_K * 2, step * TILE_K);
-    }
-    asm volatile("cp.async.commit_group;");
+// Both towers' products, of which make(tower) tells.
+template <typename T, Epilogue EPILOGUE, typename TILE, typename M>
+__device__ void products(GridBarrier& barrier, M make) {
+  int first = count_tiles<TILE>(make(0)), count = first + count_tiles<TILE>(make(1));
+  bool is_waiting = true;
+  auto ready = [&] {
+    if (is_waiting) barrier.wait();
+    is_waiting = false;
   };
-  for (int step = 0; step < STAGES - 1; ++step) start(step);
-
-  float sums[ROWS / 16][COLUMNS / 8][4] = {};
-  for (int step = 0; step < steps; ++step) {
-    asm volatile("cp.async.wait_group %0;" : : "n"(STAGES - 2));
-    __syncthreads();
-    start(step + STAGES - 1);
-    unsigned int x_tile = stages + step % STAGES * STAGE_BYTES;
-    unsigned int weight_tile = x_tile + TILE_ROWS * TILE_K * 2;
-#pragma unroll
-    for (int i = 0; i < VECTORS / GROUPS; i += 2) {
-      int k = group * (VECTORS / GROUPS) + i;
-      unsigned int a[ROWS / 16][4], b[COLUMNS / 16][4];
-#pragma unroll
-      for (int m = 0; m < ROWS / 16; ++m) {
-        int row = warp_row + m * 16 + lane % 16;
-        load_matrices(a[m], tile_address(x_tile, row, k + lane / 16));
-      }
-#pragma unroll
-      for (int n = 0; n < COLUMNS / 16; ++n) {
-        int row = warp_column + n * 16 + lane % 8 + lane / 16 * 8;
-        load_matrices(b[n], tile_address(weight_tile, row, k + lane / 8 % 2));
-      }
-#pragma unroll
-      for (int m = 0; m < ROWS / 16; ++m) {
-#pragma unroll
-        for (int n = 0; n < COLUMNS / 8; ++n) {
-          multiply_add<T>(sums[m][n], a[m], b[n / 2] + n % 2 * 2);
-        }
-      }
-    }
+  int team = thread_of_step() / TILE::THREADS, teams = gridDim.x * (TOWER_THREADS / TILE::THREADS);
+  for (int tile = team * gridDim.x + blockIdx.x; tile < count; tile += teams) {
+    bool is_first = tile < first;
+    multiply_tile<T, EPILOGUE, TILE>(make(!is_first), is_first ? tile : tile - first, team, ready);
+    sync_team<TILE::THREADS>(team);
   }
-  // Through shared memory, so that a thread finishes eight neighbours.
-  constexpr int PITCH = TILE_N + 4;
-  float* results = reinterpret_cast<float*>(shared);
-  asm volatile("cp.async.wait_group 0;");
-#pragma unroll
-  for (int turn = 0; turn < GROUPS; ++turn) {
-    __syncthreads();
-    if (turn != group) continue;
-#pragma unroll
-    for (int m = 0; m < ROWS / 16; ++m) {
-#pragma unroll
-      for (int n = 0; n < COLUMNS / 8; ++n) {
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          int row = warp_row + m * 16 + lane / 4 + half * 8;
-          float2* to = reinterpret_cast<float2*>(
-              results + row * PITCH + warp_column + n * 8 + lane % 4 * 2);
-          float2 before = turn ? *to : float2{0, 0};
-          *to = float2{before.x + sums[m][n][2 * half], before.y + sums[m][n][2 * half + 1]};
-        }
-      }
-    }
-  }
-  __syncthreads();
-#pragma unroll 1
-  for (int i = threadIdx.x; i < TILE_ROWS * TILE_N / 8; i += THREADS) {
-    int row = i / (TILE_N / 8), column = i % (TILE_N / 8) * 8;
-    if (first_row + row < product.rows && first_column + column < product.N) {
-      finish<T, EPILOGUE>(
-          product, first_row + row, first_column + column, results + row * PITCH + column);
-    }
-  }
+  ready();
+  barrier.arrive();
 }
 
-// The first tiles are the first product's.
-template <typename T, Epilogue EPILOGUE, int TILE_N, int STAGES, int GROUPS>
-__device__ void products(const Product<T>& first, const Product<T>& second) {
-  int rows = (first.rows + TILE_ROWS - 1) / TILE_ROWS;
-  int count = rows * ((first.N + TILE_N - 1) / TILE_N), tile = blockIdx.x;
-  bool is_first = tile < count;
-  Product<T> own = is_first ? first : second;
-  multiply_tile<T, EPILOGUE, TILE_N, STAGES, GROUPS>(own, is_first ? tile : tile - count);
+// Both towers' x through COUNT blocks, to their `out`. fill(blocks, towers) puts them into shared
+// memory: of parameters that are indexed every thread would make a copy.
+template <typename T, int WIDTH, int HEAD, int COUNT, typename F>
+__device__ void towers(F fill, unsigned int* arrivals, float eps) {
+  __shared__ TowerBlock<T> blocks[COUNT][2];
+  __shared__ Tower<T> towers[2];
+  fill(blocks, towers);
+  GridBarrier barrier{arrivals};
+  barrier.arrive();
+
+#pragma unroll 1
+  for (int i = 0; i < COUNT; ++i) {
+    auto rows = [&](int which) {
+      const Tower<T>& tower = towers[which];
+      return i < tower.depth ? tower.batch * tower.tokens : 0;
+    };
+    auto layer_norms = [&](Affine<T> TowerBlock<T>::*norm, bool is_input) {
+      barrier.wait();
+      int thread = thread_of_step(), first = rows(0), count = first + rows(1);
+      int warps = gridDim.x * (TOWER_THREADS / LANES);
+      for (int row = grid_warp(thread); row < count; row += warps) {
+        bool is_second = row >= first;
+        const Tower<T>& tower = towers[is_second];
+        const Affine<T>& own = blocks[i][is_second].*norm;
+        Norm<T> made{is_input ? tower.x : tower.out, own.weight, own.bias, tower.normed,
+                     tower.width};
+        layer_norm<T, WIDTH>(made, is_second ? row - first : row, thread % LANES, eps);
+      }
+      barrier.arrive();
+    };
+    layer_norms(&TowerBlock<T>::norm1, i == 0);
+    products<T, BIAS, WideTile>(barrier, [&](int which) {
+      const Tower<T>& tower = towers[which];
+      const Affine<T>& own = blocks[i][which].qkv;
+      return Product<T>{tower.normed, own.weight, own.bias, nullptr, nullptr, tower.qkv,
+                        rows(which), tower.width, 3 * tower.width};
+    });
+    barrier.wait();
+    auto attention = [&](int which) {
+      const Tower<T>& tower = towers[which];
+      return Attention<T>{tower.qkv, tower.attended, i < tower.depth ? tower.batch : 0,
+                          tower.tokens, tower.heads, tower.width / tower.heads, tower.scale};
+    };
+    int first = count_tiles(attention(0)), count = first + count_tiles(attention(1));
+    int team = thread_of_step() / ATTENTION_THREADS;
+    for (int tile = team * gridDim.x + blockIdx.x; tile < count;
+         tile += gridDim.x * (TOWER_THREADS / ATTENTION_THREADS)) {
+      bool is_first = tile < first;
+      attend_head<T, HEAD>(attention(!is_first), is_first ? tile : tile - first, team);
+    }
+    barrier.arrive();
+    products<T, BIAS_SCALE_ADD, NarrowTile>(barrier, [&](int which) {
+      const Tower<T>& tower = towers[which];
+      const TowerBlock<T>& block = blocks[i][which];
+      return Product<T>{tower.attended, block.proj.weight, block.proj.bias, block.gamma1,
+                        i ? tower.out : tower.x, tower.out, rows(which), tower.width, tower.width};
+    });
+    layer_norms(&TowerBlock<T>::norm2, false);
+    products<T, BIAS_GELU, WideTile>(barrier, [&](int which) {
+      const Tower<T>& tower = towers[which];
+      const Affine<T>& own = blocks[i][which].fc1;
+      return Product<T>{tower.normed, own.weight, own.bias, nullptr, nullptr, tower.hidden,
+                        rows(which), tower.width, tower.intermediate};
+    });
+    products<T, BIAS_SCALE_ADD, NarrowTile>(barrier, [&](int which) {
+      const Tower<T>& tower = towers[which];
+      const TowerBlock<T>& block = blocks[i][which];
+      return Product<T>{tower.hidden, block.fc2.weight, block.fc2.bias, block.gamma2, tower.out,
+                        tower.out, rows(which), tower.intermediate, tower.width};
+    });
+  }
 }
 
 }  // namespace moxin
