@@ -123,3 +123,30 @@ def filled_cache(length, dtype=mx.bfloat16, batch=1, layers=CONFIG["num_hidden_l
         cache.append(KVCache())
         cache[-1].update_and_fetch(*(mx.random.normal(shape).astype(dtype) for _ in range(2)))
     return cache
+
+
+def empty(kind=KVCache):
+    return [kind() for _ in range(CONFIG["num_hidden_layers"])]
+
+
+def run(model, cache, shapes, logits_to_keep=0):
+    """Logits of random tokens in passes of these shapes, ``[sum, vocab_size]``."""
+    mx.random.seed(7)
+    logits = []
+    for shape in shapes:
+        inputs = mx.random.randint(0, CONFIG["vocab_size"], shape)
+        logits.append(model(inputs, cache=cache, logits_to_keep=logits_to_keep).logits)
+    return mx.concatenate([part.reshape(-1, CONFIG["vocab_size"]) for part in logits])
+
+
+def check(dtype, bits, group_size, make_cache, shapes, monkeypatch, **config):
+    model = make_decoder(dtype, bits, group_size, **config)
+    exact, ours, modules = in_float32(make_cache(dtype)), make_cache(dtype), make_cache(dtype)
+    expected, actual = run(unpacked(model), exact, shapes), run(model, ours, shapes)
+    assert model._has_kernels
+    monkeypatch.setattr(language, "read_blocks", lambda model: None)
+    plain = unpacked(model)  # MLX takes a minute to compile its packed product for each size
+    plain.set_dtype(dtype)
+    allowed = run(plain, modules, shapes)
+    assert_as_close(actual, allowed, expected)
+    assert_caches_as_close(ours, modules, exact)

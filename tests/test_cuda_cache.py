@@ -61,7 +61,8 @@ def test_a_prompts_array_is_appended_to(plain_stack):
     cache = [KVCache() for _ in range(LAYERS)]
     cuda_cache.extend(cache, tokens(5), tokens(5))
     stacked = cuda_cache.take(cache)
-    assert cuda_cache.take(cache) is stacked
+    assert cuda_cache.take(cache, 251) is stacked
+    assert cuda_cache.take(cache, 252) is not stacked
 
 
 def trim(cache):

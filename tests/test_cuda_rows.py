@@ -7,14 +7,14 @@ import plain_row_kernels
 import pytest
 from cuda_support import (
     CONFIG,
-    assert_as_close,
-    assert_caches_as_close,
+    check,
+    empty,
     filled,
     filled_cache,
-    in_float32,
     make_decoder,
     needs_gpu,
     relative_error,
+    run,
     unpacked,
 )
 from mlx_vlm.models.cache import (
@@ -28,6 +28,7 @@ from mlx_vlm.models.moxin import (
     cuda_cache,
     cuda_decode,
     cuda_decoder,
+    cuda_prompt,
     cuda_row_kernels,
     cuda_rows,
     language,
@@ -55,10 +56,6 @@ def passes(monkeypatch):
     monkeypatch.setattr(language, "read_blocks", lambda model: [])
     monkeypatch.setattr(cuda_rows.RowsPass, "__call__", call)
     return calls
-
-
-def empty(kind=KVCache):
-    return [kind() for _ in range(CONFIG["num_hidden_layers"])]
 
 
 @pytest.mark.parametrize(
@@ -117,29 +114,6 @@ def test_caches_of_other_kinds_are_not_looked_into():
     assert not rows.takes(mx.ones((1, 5), mx.int32), None, [KVCache(), RotatingKVCache(64)])
 
 
-def run(model, cache, shapes, logits_to_keep=0):
-    """Logits of random tokens in passes of these shapes, ``[sum, vocab_size]``."""
-    mx.random.seed(7)
-    logits = []
-    for shape in shapes:
-        inputs = mx.random.randint(0, CONFIG["vocab_size"], shape)
-        logits.append(model(inputs, cache=cache, logits_to_keep=logits_to_keep).logits)
-    return mx.concatenate([part.reshape(-1, CONFIG["vocab_size"]) for part in logits])
-
-
-def check(dtype, bits, group_size, make_cache, shapes, monkeypatch, **config):
-    model = make_decoder(dtype, bits, group_size, **config)
-    exact, ours, modules = in_float32(make_cache(dtype)), make_cache(dtype), make_cache(dtype)
-    expected, actual = run(unpacked(model), exact, shapes), run(model, ours, shapes)
-    assert model._has_kernels
-    monkeypatch.setattr(language, "read_blocks", lambda model: None)
-    plain = unpacked(model)  # MLX takes a minute to compile its packed product for each size
-    plain.set_dtype(dtype)
-    allowed = run(plain, modules, shapes)
-    assert_as_close(actual, allowed, expected)
-    assert_caches_as_close(ours, modules, exact)
-
-
 @pytest.fixture
 def plain_kernels(kernels_everywhere, monkeypatch):
     """The kernels in MLX, in float32 too: so that everything around them can be compared."""
@@ -148,6 +122,7 @@ def plain_kernels(kernels_everywhere, monkeypatch):
     monkeypatch.setattr(cuda_cache, "stack", plain_row_kernels.stack)
     monkeypatch.setattr(cuda_decoder, "DTYPES", (mx.float32,))
     monkeypatch.setattr(cuda_decode.DecodeStep, "takes", lambda *arguments: False)
+    monkeypatch.setattr(cuda_prompt.ShortPrompt, "takes", lambda *arguments: False)
     device = mx.default_device()
     mx.set_default_device(mx.cpu)  # GPUs shorten float32 products
     yield
@@ -214,17 +189,17 @@ def test_prompts_between_the_steps_of_a_batch_leave_its_graph(plain_kernels, mon
 
 @needs_gpu
 @pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float16])
-@pytest.mark.parametrize(("bits", "group_size"), [(16, 64), (8, 64), (8, 32), (4, 64), (4, 128)])
-# Few rows and no full tile; two tiles of queries; beyond what our products take.
-@pytest.mark.parametrize("length", [5, 30, 64, 100])
-def test_a_question_after_others_is_as_close_to_float32_as_the_modules(
-    dtype, bits, group_size, length, monkeypatch
+@pytest.mark.parametrize(("bits", "group_size"), [(16, 64), (8, 64), (4, 64)])
+# A tile of each size; beyond what our products take.
+@pytest.mark.parametrize("shape", [(2, 5), (2, 15), (2, 30), (1, 100)])
+def test_prompts_after_others_are_as_close_to_float32_as_the_modules(
+    dtype, bits, group_size, shape, monkeypatch
 ):
     def cache(dtype):
-        return filled_cache(90, dtype)
+        return filled_cache(90, dtype, shape[0])
 
     config = {"intermediate_size": 640}
-    check(dtype, bits, group_size, cache, [(1, length), (1, 1)], monkeypatch, **config)
+    check(dtype, bits, group_size, cache, [shape, (shape[0], 1)], monkeypatch, **config)
 
 
 @needs_gpu
@@ -243,7 +218,7 @@ def test_steps_of_a_batch_are_as_close_to_float32_as_the_modules(
 
 
 @needs_gpu
-@pytest.mark.parametrize("shape", [(1, 40), (3, 1)])
+@pytest.mark.parametrize("shape", [(2, 20), (3, 1)])
 def test_the_window_hides_older_keys(shape, monkeypatch):
     def cache(dtype):
         return filled_cache(300, dtype, shape[0])
@@ -273,10 +248,3 @@ def test_padded_prompts_of_a_batch_are_the_prompts_alone():
         assert relative_error(together[row], alone.astype(mx.float32)) < 2**-6
         alone = model(mx.array([[token]]), cache=own).logits[0, -1]
         assert relative_error(following[row], alone.astype(mx.float32)) < 2**-6
-
-
-@needs_gpu
-def test_logits_of_the_last_positions_only():
-    model, shapes = make_decoder(intermediate_size=640), [(1, 30)]
-    every, last = (run(model, filled_cache(90), shapes, keep) for keep in (0, 2))
-    assert mx.array_equal(every[-2:], last).item()

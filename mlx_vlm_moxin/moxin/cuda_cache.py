@@ -34,11 +34,11 @@ class _Stack:
     def __init__(self, array: mx.array, views: Sequence[mx.array], written: int):
         self.array, self.views, self.written = array, views, written
 
-    def can_append(self, cache: Sequence[KVCache]) -> bool:
-        """Whether all of ``cache`` is in the array, with an unwritten position behind it."""
+    def can_append(self, cache: Sequence[KVCache], count: int) -> bool:
+        """Whether all of ``cache`` is in the array, with ``count`` unwritten positions behind."""
         held = _held(cache)
         return (
-            self.written == cache[0].offset < self.array.shape[2]
+            self.written == cache[0].offset <= self.array.shape[2] - count
             and len(held) == len(self.views)
             and all(array is view for array, view in zip(held, self.views))
         )
@@ -58,17 +58,16 @@ def views_of(stacked: mx.array, layers: int) -> list[mx.array]:
     return mx.split(stacked, 2 * layers)
 
 
-def take(cache: Sequence[KVCache]) -> mx.array:
+def take(cache: Sequence[KVCache], count: int = 1) -> mx.array:
     """Keys and values of ``cache`` ``[2 * layers * B, KV, capacity, head_dim]``.
 
-    The position behind the last one may be written by a kernel whose result then goes to
-    :func:`put`.
+    A kernel may write the ``count`` positions behind the last one; then :func:`put` is to be
+    called.
     """
-    stack = _stacks.get(cache[0])
-    if stack is None or not stack.can_append(cache):
-        extend(cache, [], [])
-        stack = _stacks[cache[0]]
-    return stack.array
+    known = _stacks.get(cache[0])
+    if known is not None and known.can_append(cache, count):
+        return known.array
+    return _gather(cache, [], count)
 
 
 def put(cache: Sequence[KVCache], stacked: mx.array, views: Sequence[mx.array], count: int) -> None:
@@ -86,19 +85,19 @@ def forget(cache: Sequence[Any]) -> None:
 
 
 def extend(cache: Sequence[KVCache], keys: Sequence[mx.array], values: Sequence[mx.array]) -> None:
-    """Append each layer's ``keys`` and ``values`` ``[B, KV, T, head_dim]``, in a new array.
-
-    Without any, this makes room for one more position.
-    """
-    old = [] if cache[0].keys is None else _held(cache)
+    """Append each layer's ``keys`` and ``values`` ``[B, KV, T, head_dim]``, in a new array."""
     new = [array for pair in zip(keys, values) for array in pair]
-    count = new[0].shape[2] if new else 0
-    needed = cache[0].offset + max(count, 1)
-    capacity = -(-needed // KVCache.step) * KVCache.step
+    stacked = _gather(cache, new, keys[0].shape[2])
+    put(cache, stacked, views_of(stacked, len(cache)), keys[0].shape[2])
+
+
+def _gather(cache: Sequence[KVCache], new: Sequence[mx.array], count: int) -> mx.array:
+    """A new array of ``cache`` and of ``new`` keys and values, with room for ``count`` tokens."""
+    old = [] if cache[0].keys is None else _held(cache)
+    capacity = -(-(cache[0].offset + count) // KVCache.step) * KVCache.step
     shapes = [arrays[0].shape if arrays else None for arrays in (old, new)]
     kernel = stack((old or new)[0].dtype, 2 * len(cache), *shapes, capacity)
-    (stacked,) = kernel(count_array(cache[0].offset), *old, *new)
-    put(cache, stacked, views_of(stacked, len(cache)), count)
+    return kernel(count_array(cache[0].offset), *old, *new)[0]
 
 
 @functools.lru_cache

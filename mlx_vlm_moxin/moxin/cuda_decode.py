@@ -6,31 +6,18 @@ of the memory's speed. Here one launch does many layers. Prompts and batches are
 ``cuda_rows``; everything else (training, other formats, other devices) goes through the modules.
 """
 
-import itertools
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from ..cache import KVCache
-from . import cuda_cache, cuda_kernels
+from . import cuda_cache, cuda_kernels, cuda_layers
 from .config import TextConfig
-from .cuda_decoder import (
-    MIN_SIZE,
-    Block,
-    LastGraph,
-    Packing,
-    Part,
-    array_names,
-    count_array,
-    require_blocks,
-)
+from .cuda_decoder import Block, LastGraph, Packing, count_array, require_blocks
 
 THREADS = 512
-# A kernel takes 4 KB of arguments, and a layer has up to 23 arrays.
-LAYERS_AT_ONCE = 18
 # Of a head's keys.
 MAX_SPLITS = 8
 
@@ -77,7 +64,7 @@ class DecodeStep:
     ) -> tuple[mx.array, mx.array, list[mx.array]]:
         model, blocks = self.model.model, require_blocks(self.model)
         x = model.embed_tokens(inputs).reshape(-1)
-        for taken in _groups(blocks):
+        for taken in cuda_layers.groups(blocks):
             x = self._layers(blocks[taken], taken.start, x, position, stacked)
         logits = self.model.lm_head(model.norm(x.reshape(1, 1, -1)))
         # Whoever reads the cache waits for the kernels that wrote into it.
@@ -96,29 +83,9 @@ class DecodeStep:
 
         Their keys and values go into ``stacked``, what :func:`cuda_cache.take` gives.
         """
-        config, dtype = self.model.config, x.dtype
-        heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
-        width = config.head_dim
-        # The kernel counts its blocks here, and leaves a count that the next one may begin with.
-        arrivals = mx.zeros(MIN_SIZE, mx.uint32)
-        inputs = {"x": x, "position": position, "arrivals": arrivals, "stacked": stacked}
-
-        def names(arrays: Sequence[mx.array]) -> list[str]:
-            own = [f"in_{len(inputs) + index}" for index in range(len(arrays))]
-            inputs.update(zip(own, arrays))
-            return own
-
-        def matrices(part: Part) -> list[str]:
-            own, count = names(part.arrays), len(array_names(part.packing.bits))
-            return [f"{{{', '.join(own[i : i + count])}}}" for i in range(0, len(own), count)]
-
-        layers = []
-        for index, block in enumerate(blocks):
-            members = [*names([block.input_norm]), *matrices(block.qkv), *matrices(block.output)]
-            members += [*names([block.post_norm]), *matrices(block.gate_up), *matrices(block.down)]
-            # By a thread for each layer.
-            layer = f"own[{index}] = {{{', '.join(members)}}};"
-            layers.append(f"if (threadIdx.x == {16 * index}) {layer}")
+        config, dtype, packed = self.model.config, x.dtype, cuda_layers.packings(blocks[0])
+        heads, width = config.num_attention_heads, config.head_dim
+        inputs, fill = cuda_layers.parameters(dtype, packed, len(blocks))
         splits = max(1, min(cuda_kernels.multiprocessors() // heads, MAX_SPLITS))
         outputs = {
             "out": (x.shape, dtype),
@@ -126,41 +93,31 @@ class DecodeStep:
             "sums": ((heads * splits * (width + 2),), mx.float32),
             "gated": ((config.intermediate_size,), dtype),
         }
-        packings = [part.packing for part in blocks[0].parts]
-        sizes = (config.hidden_size, config.intermediate_size, width, heads, kv_heads)
-        sizes = ", ".join(map(str, (*sizes, config.sliding_window or 0)))
-        formats = ", ".join(f"moxin::Packing<{p.bits}, {p.group_size}>" for p in packings)
-        numbers = f"{config.rms_norm_eps}f, {math.log2(config.rope_theta)}f, {width**-0.5}f"
-        out, *_ = cuda_kernels.run(
-            f"decode<T, moxin::Sizes<{sizes}>, {formats}, {len(layers)}, {splits}, {THREADS}>",
+        kernel = cuda_kernels.prepare(
+            f"decode<T, {cuda_layers.sizes(config)}, {cuda_layers.formats(packed)}, "
+            f"{len(blocks)}, {splits}, {THREADS}>",
             [
-                f"[&](moxin::Layer<T>* own) {{ {' '.join(layers)} }}",
-                *("x", "position", "const_cast<unsigned int*>(arrivals)"),
-                *("const_cast<T*>(stacked)", "first", f"moxin::Numbers{{capacity, {numbers}}}"),
+                *(fill, "x", "position", "const_cast<unsigned int*>(arrivals)"),
+                *("const_cast<T*>(stacked)", "first", cuda_layers.numbers(config)),
                 *outputs,
             ],
-            inputs,
+            {
+                "x": dtype,
+                "position": mx.int32,
+                "arrivals": mx.uint32,
+                "stacked": dtype,
+                **inputs,
+            },
             outputs,
             file="decode.cu",
             dtype=dtype,
             blocks=cuda_kernels.multiprocessors(),
             threads=THREADS,
             scalars={"first": first, "capacity": stacked.shape[2]},
-            shared_memory=_shared_memory(config, packings),
+            shared_memory=_shared_memory(config, packed),
         )
-        return out
-
-
-def _groups(blocks: Sequence[Block]) -> Iterator[slice]:
-    """Layers that one launch takes: as many as fit of those that are packed alike."""
-
-    def packings(index: int) -> list[Packing]:
-        return [part.packing for part in blocks[index].parts]
-
-    for _, alike in itertools.groupby(range(len(blocks)), packings):
-        first, *_, last = 2 * list(alike)
-        for start in range(first, last + 1, LAYERS_AT_ONCE):
-            yield slice(start, min(start + LAYERS_AT_ONCE, last + 1))
+        own = cuda_layers.arrays(blocks)
+        return kernel(x, position, cuda_layers.counters(), stacked, *own)[0]
 
 
 def _shared_memory(config: TextConfig, packings: Sequence[Packing]) -> int:

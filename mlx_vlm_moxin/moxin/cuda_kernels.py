@@ -172,11 +172,3 @@ def prepare(
         shared_memory=shared_memory,
         ensure_row_contiguous=True,
     )
-
-
-def run(
-    call: str, arguments: Sequence[str], inputs: dict[str, mx.array], *outputs: Any, **options: Any
-) -> list[mx.array]:
-    """Outputs of a kernel for the arrays ``inputs``; the rest is as :func:`prepare` takes it."""
-    dtypes = {name: array.dtype for name, array in inputs.items()}
-    return prepare(call, arguments, dtypes, *outputs, **options)(*inputs.values())

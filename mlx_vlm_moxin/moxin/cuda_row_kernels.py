@@ -85,7 +85,7 @@ def multiply(
         [
             "x",
             f"moxin::Stack<T>{{{{{', '.join(stack)}}}, {{{', '.join(ends)}}}}}",
-            *("rows", "width", "splits", "out"),
+            *("rows", "width", "splits", "out", "blockIdx.x", "[] {}"),
         ],
         inputs,
         {"out": ((rows, columns), dtype) if is_gated else ((splits, rows, columns), mx.float32)},
@@ -106,7 +106,10 @@ def add_norm(dtype: mx.Dtype, rows: int, width: int, eps: float, splits: int) ->
     output = ((rows, width), dtype)
     return prepare(
         f"add_norm<T, {width}, {NORM_THREADS}>",
-        ["product", "residual", "weight", "splits", "rows", f"{eps}f", "sum", "normed"],
+        [
+            *("product", "residual", "weight", "splits", "rows", f"{eps}f", "sum", "normed"),
+            "blockIdx.x",
+        ],
         {"product": mx.float32 if splits else dtype, "residual": dtype, "weight": dtype},
         {"sum": output, "normed": output},
         file="rows_steps.cu",
@@ -134,11 +137,12 @@ def rotate(dtype: mx.Dtype, heads: Heads, theta: float, tokens: Tokens, splits: 
     shape = (tokens.batch, heads.keys, tokens.length, heads.width)
     units = tokens.rows * (queries + 2 * keys) // 16
     return prepare(
-        f"rotate<T, {heads.width}, {heads.queries}, {heads.keys}, {ROTATE_THREADS}>",
+        f"rotate<T, {heads.width}, {heads.queries}, {heads.keys}>",
         [
             f"moxin::Projected<{kind}>{{{struct}}}",
-            *("filled", "padding", "splits", "rows", "tokens", f"{math.log2(theta)}f"),
-            *("queries", "keys", "values"),
+            *("*filled", "padding", "splits", "rows", "tokens", f"{math.log2(theta)}f"),
+            "moxin::Rotated<T>{queries, keys, values, tokens}",
+            f"blockIdx.x * {ROTATE_THREADS} + threadIdx.x",
         ],
         {**products, "filled": mx.int32, "padding": mx.int32},
         {
@@ -165,16 +169,18 @@ def attend(dtype: mx.Dtype, heads: Heads, window: int, tokens: Tokens, capacity:
     queries = MANY_QUERIES if is_many and packed > FEW_QUERIES else FEW_QUERIES
     tiles = math.ceil(packed / queries)
     arrays = ("keys", "values", "new_keys", "new_values")
-    numbers = ("filled", "padding")
     warps = MANY_QUERIES // queries
     return prepare(
         f"attend<T, {heads.width}, {heads.queries}, {heads.keys}, {window}, {warps}>",
         [
             "queries",
-            f"moxin::Cache<T>{{{', '.join(arrays + numbers)}, capacity, tokens}}",
-            *("tiles", f"{heads.width**-0.5}f", "out"),
+            f"moxin::Cache<T>{{{', '.join(arrays)}, *filled, padding, capacity, tokens, tokens}}",
+            *("tiles", f"{heads.width**-0.5}f", "out", "blockIdx.x"),
         ],
-        {**dict.fromkeys(("queries", *arrays), dtype), **dict.fromkeys(numbers, mx.int32)},
+        {
+            **dict.fromkeys(("queries", *arrays), dtype),
+            **dict.fromkeys(("filled", "padding"), mx.int32),
+        },
         {"out": ((tokens.rows, heads.queries * heads.width), dtype)},
         file="rows_attention.cu",
         dtype=dtype,

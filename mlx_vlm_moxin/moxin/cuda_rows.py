@@ -80,7 +80,7 @@ class RowsPass:
         is_step = inputs.shape[1] == 1 and inputs_embeds is None and keys[0] is not None
         if is_step:
             step = self._step_graph(keys[0].shape)
-            logits, keys, values = step(inputs, filled, padding, keys, values)
+            result, keys, values = step(inputs, filled, padding, keys, values)
         else:
             x = self.model.model.embed_tokens(inputs) if inputs_embeds is None else inputs_embeds
             blocks = blocks or require_blocks(self.model)
@@ -88,13 +88,13 @@ class RowsPass:
             h, keys, values = self._hidden(
                 blocks, x, (filled, padding), keys, values, graphs, starts_early=True
             )
-            logits = self._logits(h, logits_to_keep)
+            result = logits(self.model.lm_head, h[:, -logits_to_keep:])
         if isinstance(cache[0], KVCache):
             cuda_cache.extend(cache, keys, values)
         else:
             for layer, key, value in zip(cache, keys, values):
                 layer.update_and_fetch(key, value)
-        return logits
+        return result
 
     def _step(
         self,
@@ -106,7 +106,7 @@ class RowsPass:
     ) -> tuple[mx.array, list[mx.array], list[mx.array]]:
         blocks, x = require_blocks(self.model), self.model.model.embed_tokens(inputs)
         h, keys, values = self._hidden(blocks, x, (filled, padding), keys, values, {})
-        return self._logits(h), keys, values
+        return logits(self.model.lm_head, h), keys, values
 
     def _hidden(
         self,
@@ -150,14 +150,15 @@ class RowsPass:
                 mx.async_eval(h, normed)
         return normed.reshape(x.shape), new_keys, new_values
 
-    def _logits(self, h: mx.array, logits_to_keep: int = 0) -> mx.array:
-        h, head = h[:, -logits_to_keep:], self.model.lm_head
-        part, rows = read_part(head), h.flatten(0, 1)
-        found = part and kernels.multiply(h.dtype, part.packing, *rows.shape)
-        if not found:
-            return head(h)
-        (product,) = found[0](rows, *part.arrays)
-        return product.sum(axis=0).astype(h.dtype).reshape(*h.shape[:2], -1)
+
+def logits(head: nn.Module, h: mx.array) -> mx.array:
+    """``head`` of hidden states ``h`` ``[B, T, hidden_size]``, in our product if that takes it."""
+    part, rows = read_part(head), h.flatten(0, 1)
+    found = part and kernels.multiply(h.dtype, part.packing, *rows.shape)
+    if not found:
+        return head(h)
+    (product,) = found[0](rows, *part.arrays)
+    return product.sum(axis=0).astype(h.dtype).reshape(*h.shape[:2], -1)
 
 
 class _Block:

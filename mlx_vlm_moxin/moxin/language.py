@@ -15,6 +15,7 @@ from . import cuda_cache
 from .config import TextConfig
 from .cuda_decode import DecodeStep
 from .cuda_decoder import read_blocks
+from .cuda_prompt import ShortPrompt
 from .cuda_rows import RowsPass
 from .linear import replace_linears
 
@@ -80,6 +81,7 @@ class LanguageModel(nn.Module):
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         replace_linears(self)
         self._decode_step = None
+        self._short_prompt = None
         self._rows_pass = None
         self._has_kernels = None
 
@@ -102,15 +104,17 @@ class LanguageModel(nn.Module):
         if not self._has_kernels:
             return None
         if self._decode_step is None:
-            self._decode_step, self._rows_pass = DecodeStep(self), RowsPass(self)
+            self._decode_step, self._short_prompt = DecodeStep(self), ShortPrompt(self)
+            self._rows_pass = RowsPass(self)
         if inputs.shape[1] == 1:
             # mlx-vlm's loop makes them in another stream. For what is computed together with
             # them MLX would wait in a kernel, which keeps a processor that ours could use.
             mx.async_eval(inputs)
         if inputs_embeds is None and self._decode_step.takes(inputs, cache):
             return self._decode_step(inputs, cache)
-        if self._rows_pass.takes(inputs, inputs_embeds, cache):
-            return self._rows_pass(inputs, inputs_embeds, cache, logits_to_keep, blocks)
+        for kernels in (self._short_prompt, self._rows_pass):
+            if kernels.takes(inputs, inputs_embeds, cache):
+                return kernels(inputs, inputs_embeds, cache, logits_to_keep, blocks)
         return None
 
     def __call__(

@@ -4,35 +4,11 @@
 // While a block waits for the others, the first weights of its next step are on their way.
 
 #include "attention.cu"
+#include "layer.cu"
 #include "matvec.cu"
 #include "rotary.cu"
 
 namespace moxin {
-
-template <typename T>
-struct Layer {
-  const T* input_norm;
-  Matrix<T> q_proj, k_proj, v_proj, o_proj;
-  const T* post_norm;
-  Matrix<T> gate_proj, up_proj, down_proj;
-};
-
-// A layer's part of the key-value cache, [KV_HEADS, capacity, HEAD_DIM] each.
-template <typename T>
-struct Cache {
-  T *keys, *values;
-};
-
-template <int HIDDEN_, int INTERMEDIATE_, int HEAD_DIM_, int HEADS_, int KV_HEADS_, int WINDOW_>
-struct Sizes {
-  static constexpr int HIDDEN = HIDDEN_, INTERMEDIATE = INTERMEDIATE_, HEAD_DIM = HEAD_DIM_;
-  static constexpr int HEADS = HEADS_, KV_HEADS = KV_HEADS_, WINDOW = WINDOW_;
-};
-
-struct Numbers {
-  int capacity;
-  float eps, log2_theta, scale;
-};
 
 extern __shared__ __align__(16) unsigned char shared[];
 
@@ -48,7 +24,7 @@ struct Vector {
 template <typename T, typename S, typename P, int THREADS>
 __device__ void qkv(
     GridBarrier& barrier, const Layer<T>& layer, const T* x, int position, Numbers numbers,
-    T* queries, Cache<T> cache) {
+    T* queries, LayerCache<T> cache) {
   constexpr int HALF = S::HEAD_DIM / 2;
   using F = Format<P, S::HIDDEN>;
   auto& input = *reinterpret_cast<Input<F>*>(shared);
@@ -160,9 +136,7 @@ __device__ void decode(
   for (int i = 0; i < COUNT; ++i) {
     const Layer<T>& layer = layers[i];
     const T* residual = i ? out : x;
-    long long size = static_cast<long long>(S::KV_HEADS) * S::HEAD_DIM * numbers.capacity;
-    T* keys = caches + (first + i) * 2 * size;
-    Cache<T> cache{keys, keys + size};
+    LayerCache<T> cache = layer_cache<S>(caches, first + i, numbers.capacity);
     qkv<T, S, QKV, THREADS>(barrier, layer, residual, last, numbers, queries, cache);
     barrier.wait();
     for (int part = blockIdx.x; part < S::HEADS * SPLITS; part += gridDim.x) {

@@ -7,6 +7,11 @@
 
 namespace moxin {
 
+template <int BITS_, int GROUP_>
+struct Packing {
+  static constexpr int BITS = BITS_, GROUP = GROUP_;
+};
+
 template <typename T>
 struct Matrix {
   const void* weight;

@@ -10,11 +10,6 @@
 
 namespace moxin {
 
-template <int BITS_, int GROUP_>
-struct Packing {
-  static constexpr int BITS = BITS_, GROUP = GROUP_;
-};
-
 // How a matrix with rows of K weights is read: 16 bytes, that is PACK weights, per lane.
 template <typename P, int K>
 struct Format {

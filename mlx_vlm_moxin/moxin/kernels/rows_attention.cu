@@ -5,50 +5,56 @@
 // rows each (KEY_WARPS 1), or share 16 rows and divide the keys between them (KEY_WARPS 4, where
 // there would be few blocks otherwise).
 
+#pragma once
+
 #include "flash.cu"
+#include "grid.cu"
 
 namespace moxin {
 
-constexpr int WARPS = 4;
+constexpr int ATTENTION_WARPS = 4;
 constexpr int KEYS = 64;
 
-// The cache is [B, KV_HEADS, capacity, HEAD_DIM], filled up to *filled; the first padding[b] keys
-// are hidden. The new keys and values are [B, KV_HEADS, tokens, HEAD_DIM].
+// The cache is [B, KV_HEADS, capacity, HEAD_DIM], of which `filled` positions count; the first
+// padding[b] keys are hidden (null: none). The keys and values of `tokens` new ones are
+// [B, KV_HEADS, length, HEAD_DIM].
 template <typename T>
 struct Cache {
   const T* keys;
   const T* values;
   const T* new_keys;
   const T* new_values;
-  const int* filled;
+  int filled;
   const int* padding;
-  int capacity, tokens;
+  int capacity, tokens, length;
 };
 
 // queries and out are [B, tokens, HEADS, HEAD_DIM]. Of longer sequences the last WINDOW keys count
-// (0: all). Block b has tile b % tiles of the rows of key-value head b / tiles % KV_HEADS.
+// (0: all). Four warps take number `part` of the parts: tile part % tiles of the rows of key-value
+// head part / tiles % KV_HEADS.
 template <typename T, int HEAD_DIM, int HEADS, int KV_HEADS, int WINDOW, int KEY_WARPS>
-__device__ void attend(const T* queries, const Cache<T>& cache, int tiles, float scale, T* out) {
-  constexpr int GROUP = HEADS / KV_HEADS, THREADS = WARPS * LANES;
+__device__ void attend(
+    const T* queries, const Cache<T>& cache, int tiles, float scale, T* out, int part) {
+  constexpr int GROUP = HEADS / KV_HEADS, WARPS = ATTENTION_WARPS, THREADS = WARPS * LANES;
   constexpr int QUERIES = 16 * WARPS / KEY_WARPS, OWN_KEYS = KEYS / KEY_WARPS;
   constexpr int PITCH = HEAD_DIM * 2 + 16;  // bytes; shifts neighbouring rows by four banks
   constexpr int STAGE_BYTES = 2 * KEYS * PITCH;
   unsigned int query_tile = static_cast<unsigned int>(__cvta_generic_to_shared(shared));
   unsigned int stages = query_tile + QUERIES * PITCH;
-  int kv_head = blockIdx.x / tiles % KV_HEADS, batch = blockIdx.x / tiles / KV_HEADS;
-  int first_row = blockIdx.x % tiles * QUERIES;
-  int lane = threadIdx.x % LANES, warp = threadIdx.x / LANES;
+  int kv_head = part / tiles % KV_HEADS, batch = part / tiles / KV_HEADS;
+  int first_row = part % tiles * QUERIES;
+  int thread = thread_of_step(), lane = thread % LANES, warp = thread / LANES;
   int own_row = KEY_WARPS == 1 ? warp * 16 : 0, own_key = KEY_WARPS == 1 ? 0 : warp * OWN_KEYS;
-  int rows = cache.tokens * GROUP, filled = *cache.filled;
+  int rows = cache.tokens * GROUP, filled = cache.filled;
   int last_token = min(first_row + QUERIES - 1, rows - 1) / GROUP;
-  int start = cache.padding[batch], end = filled + last_token + 1;
+  int start = cache.padding ? cache.padding[batch] : 0, end = filled + last_token + 1;
   if constexpr (WINDOW > 0) start = max(start, filled + first_row / GROUP + 1 - WINDOW);
 
   auto copy_row = [&](unsigned int to, const T* from, bool inside, int column) {
     copy_async(to + column * 2, inside ? from + column : queries, inside);
   };
 #pragma unroll 1
-  for (int i = threadIdx.x; i < QUERIES * (HEAD_DIM / 8); i += THREADS) {
+  for (int i = thread; i < QUERIES * (HEAD_DIM / 8); i += THREADS) {
     int row = i / (HEAD_DIM / 8), packed = first_row + row;
     long long token = static_cast<long long>(batch) * cache.tokens + packed / GROUP;
     const T* from = queries + (token * HEADS + kv_head * GROUP + packed % GROUP) * HEAD_DIM;
@@ -59,10 +65,10 @@ __device__ void attend(const T* queries, const Cache<T>& cache, int tiles, float
     if (first < end) {
       unsigned int to = stages + stage * STAGE_BYTES;
 #pragma unroll 2
-      for (int i = threadIdx.x; i < KEYS * (HEAD_DIM / 8); i += THREADS) {
+      for (int i = thread; i < KEYS * (HEAD_DIM / 8); i += THREADS) {
         int row = i / (HEAD_DIM / 8), column = i % (HEAD_DIM / 8) * 8, key = first + row;
         bool is_new = key >= filled;
-        long long at = is_new ? head * cache.tokens + key - filled : head * cache.capacity + key;
+        long long at = is_new ? head * cache.length + key - filled : head * cache.capacity + key;
         const T* from_key = (is_new ? cache.new_keys : cache.keys) + at * HEAD_DIM;
         const T* from_value = (is_new ? cache.new_values : cache.values) + at * HEAD_DIM;
         copy_row(to + row * PITCH, from_key, key < end, column);
@@ -79,7 +85,7 @@ __device__ void attend(const T* queries, const Cache<T>& cache, int tiles, float
   for (int first = start; first < end; first += KEYS, stage ^= 1) {
     copy_keys(stage ^ 1, first + KEYS);
     asm volatile("cp.async.wait_group 1;");
-    __syncthreads();
+    sync_team<THREADS>(0);
     unsigned int keys = stages + stage * STAGE_BYTES + own_key * PITCH;
     auto is_valid = [&](int half, int own) {
       int at = filled + (first_row + own_row + lane / 4 + 8 * half) / GROUP;
@@ -87,7 +93,7 @@ __device__ void attend(const T* queries, const Cache<T>& cache, int tiles, float
       return key <= at && key < end && (WINDOW == 0 || key > at - WINDOW);
     };
     flash.add(query_tile + own_row * PITCH, keys, keys + KEYS * PITCH, scale, is_valid);
-    __syncthreads();
+    sync_team<THREADS>(0);
   }
   flash.finish();
   if constexpr (KEY_WARPS > 1) {
@@ -95,8 +101,8 @@ __device__ void attend(const T* queries, const Cache<T>& cache, int tiles, float
     float* handed = reinterpret_cast<float*>(shared);
     constexpr int COUNT = HEAD_DIM / 2 + 4;
     asm volatile("cp.async.wait_group 0;");
-    __syncthreads();
-    float* own = handed + threadIdx.x;
+    sync_team<THREADS>(0);
+    float* own = handed + thread;
     if (warp > 0) {
 #pragma unroll
       for (int i = 0; i < HEAD_DIM / 2; ++i) own[i * THREADS] = flash.outputs[i / 4][i % 4];
@@ -107,7 +113,7 @@ __device__ void attend(const T* queries, const Cache<T>& cache, int tiles, float
       }
     }
     static_assert(COUNT * THREADS * 4 <= QUERIES * PITCH + 2 * STAGE_BYTES, "they fit");
-    __syncthreads();
+    sync_team<THREADS>(0);
     if (warp > 0) return;
     for (int other = 1; other < WARPS; ++other) {
       const float* from = handed + other * LANES + lane;

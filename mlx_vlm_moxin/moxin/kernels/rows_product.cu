@@ -7,6 +7,9 @@
 // order, so a lane reads 16 bytes that are neighbours in memory. x, which all warps of a block
 // share, goes through shared memory.
 
+#pragma once
+
+#include "grid.cu"
 #include "matrix.cu"
 #include "tensor_cores.cu"
 
@@ -17,11 +20,11 @@ constexpr int VECTORS = TILE_K / 8;
 constexpr int BLOCK_COLUMNS = 128;  // rows of the weights
 constexpr int STAGES = 3;           // of x
 constexpr int TILES = 2;            // of 8 columns, of a warp
-constexpr int WARPS = BLOCK_COLUMNS / (8 * TILES);
+constexpr int PRODUCT_WARPS = BLOCK_COLUMNS / (8 * TILES);
 
 // How a step's weights are read. For each 16 bytes of them a lane needs PLANES vectors of x.
-template <typename T, int BITS, int GROUP>
-struct Packing {
+template <int BITS, int GROUP>
+struct Step {
   static constexpr int PACK = 128 / BITS;
   static constexpr int PLANES = PACK / 8;
   static constexpr int CHUNKS = TILE_K / (4 * PACK);
@@ -39,7 +42,7 @@ struct Stack {
 // One step's weights of a lane.
 template <typename T, int BITS, int GROUP>
 struct Weights {
-  using P = Packing<T, BITS, GROUP>;
+  using P = Step<BITS, GROUP>;
 
   uint4 packed[TILES][P::CHUNKS];
   T scales[TILES][P::CHUNKS], biases[TILES][P::CHUNKS];  // of packed matrices
@@ -91,24 +94,26 @@ __device__ inline int place(int row, int chunk_plane, int part) {
   return (chunk_plane * 4 + part) ^ (row % 2 * 4);
 }
 
-// Block b has tile b / splits of the weights' rows and split b % splits of K.
+// Number `part` of the product's parts has tile part / splits of the weights' rows and split
+// part % splits of K. x may be read once ready() returns.
 //
 // Plain, `out` is [splits, rows, N], float. GATED, the stack is gate_proj and up_proj [N, K], `out`
 // is silu(gate) * up [rows, N] and splits is 1. At most ROWS rows, a multiple of 16; K is a
 // multiple of TILE_K.
-template <typename T, int BITS, int GROUP, int ROWS, bool GATED, typename O>
-__device__ void multiply(const T* x, const Stack<T>& stack, int rows, int K, int splits, O* out) {
-  using P = Packing<T, BITS, GROUP>;
-  constexpr int THREADS = WARPS * LANES, PER_MATRIX = GATED ? TILES / 2 : TILES;
+template <typename T, int BITS, int GROUP, int ROWS, bool GATED, typename O, typename R>
+__device__ void multiply(
+    const T* x, const Stack<T>& stack, int rows, int K, int splits, O* out, int part, R ready) {
+  using P = Step<BITS, GROUP>;
+  constexpr int THREADS = PRODUCT_WARPS * LANES, PER_MATRIX = GATED ? TILES / 2 : TILES;
   constexpr int STAGE_BYTES = ROWS * TILE_K * 2;
   unsigned int stages = static_cast<unsigned int>(__cvta_generic_to_shared(shared));
-  int lane = threadIdx.x % LANES, warp = threadIdx.x / LANES;
-  int tile = blockIdx.x / splits, split = blockIdx.x % splits;
+  int thread = thread_of_step(), lane = thread % LANES, warp = thread / LANES;
+  int tile = part / splits, split = part % splits;
   int all_steps = K / TILE_K;
   int first_step = all_steps * split / splits;
   int steps = all_steps * (split + 1) / splits - first_step;
   int N = GATED ? stack.ends[0] : stack.ends[2];
-  int first_column = (tile * WARPS + warp) * PER_MATRIX * 8;
+  int first_column = (tile * PRODUCT_WARPS + warp) * PER_MATRIX * 8;
 
   Matrix<T> own[TILES];
 #pragma unroll
@@ -129,7 +134,7 @@ __device__ void multiply(const T* x, const Stack<T>& stack, int rows, int K, int
 
   // A thread copies the same vector of every APART-th row.
   constexpr int APART = THREADS / VECTORS;
-  int row = threadIdx.x / VECTORS, vector = threadIdx.x % VECTORS;
+  int row = thread / VECTORS, vector = thread % VECTORS;
   int chunk_plane = vector / (4 * P::PLANES) * P::PLANES + vector % P::PLANES;
   int vector_at = row * VECTORS + place(row, chunk_plane, vector / P::PLANES % 4);
   const T* from_x = x + row * K + first_step * TILE_K + vector * 8;
@@ -150,6 +155,7 @@ __device__ void multiply(const T* x, const Stack<T>& stack, int rows, int K, int
   for (int d = 0; d < P::DEPTH; ++d) {
     if (d < steps) ahead[d].load(own, first_step + d);
   }
+  ready();
   for (int step = 0; step < STAGES - 1; ++step) copy_x(step);
 
   float sums[ROWS / 16][TILES][4] = {};

@@ -1,6 +1,8 @@
 // What stands between the products of a few rows. Products come as P: float, in `splits` parts
 // [splits, rows, N] whose sum they are, or the model's dtype T, whole.
 
+#pragma once
+
 #include "rotary.cu"
 #include "types.cu"
 
@@ -26,29 +28,33 @@ __device__ inline void sum_parts(const T* from, long long, int, float* values) {
   unpack<T>(*reinterpret_cast<const uint4*>(from), values);
 }
 
-// sum = residual + product and normed = RMS norm(sum), [rows, WIDTH] each; a block per row.
+// Row `index` of sum = residual + product and of normed = RMS norm(sum), [rows, WIDTH] each, by a
+// block. Without a product (null) the sum is not written, without a weight its norm is not.
 template <typename T, int WIDTH, int THREADS, typename P>
 __device__ void add_norm(
     const P* product, const T* residual, const T* weight, int splits, int rows, float eps, T* sum,
-    T* normed) {
+    T* normed, int index) {
   constexpr int COUNT = WIDTH / 8, ROUNDS = (COUNT + THREADS - 1) / THREADS;
-  long long row = static_cast<long long>(blockIdx.x) * WIDTH;
+  long long row = static_cast<long long>(index) * WIDTH;
   float values[ROUNDS][8] = {}, squares = 0;
 #pragma unroll
   for (int round = 0; round < ROUNDS; ++round) {
     int at = (round * THREADS + threadIdx.x) * 8;
     if (at >= WIDTH) continue;
-    float own[8];
-    sum_parts<T>(product + row + at, static_cast<long long>(rows) * WIDTH, splits, own);
     unpack<T>(*reinterpret_cast<const uint4*>(residual + row + at), values[round]);
+    if (product) {
+      float own[8];
+      sum_parts<T>(product + row + at, static_cast<long long>(rows) * WIDTH, splits, own);
 #pragma unroll
-    for (int i = 0; i < 8; ++i) values[round][i] += own[i];
-    uint4 rounded = pack_eight<T>(values[round]);
-    *reinterpret_cast<uint4*>(sum + row + at) = rounded;
-    unpack<T>(rounded, values[round]);
+      for (int i = 0; i < 8; ++i) values[round][i] += own[i];
+      uint4 rounded = pack_eight<T>(values[round]);
+      *reinterpret_cast<uint4*>(sum + row + at) = rounded;
+      unpack<T>(rounded, values[round]);
+    }
 #pragma unroll
     for (float value : values[round]) squares += value * value;
   }
+  if (!weight) return;
   float scale = rsqrtf(block_sum<THREADS>(squares) / WIDTH + eps);
 #pragma unroll
   for (int round = 0; round < ROUNDS; ++round) {
@@ -71,14 +77,21 @@ struct Projected {
   int query_stride, key_stride;
 };
 
-// Queries [B, tokens, HEADS, HEAD_DIM] and keys, rotated, and values [B, KV_HEADS, tokens,
-// HEAD_DIM] of the products of row b * tokens + t. Its position is *filled + t - padding[b].
-template <typename T, int HEAD_DIM, int HEADS, int KV_HEADS, int THREADS, typename P>
+// Where keys and values go: [B, KV_HEADS, length, HEAD_DIM].
+template <typename T>
+struct Rotated {
+  T *queries, *keys, *values;
+  int length;
+};
+
+// Queries [B, tokens, HEADS, HEAD_DIM] and keys, rotated, and values of the products of row
+// b * tokens + t. Its position is filled + t - padding[b] (null: none). A thread
+// makes number `unit` of them all.
+template <typename T, int HEAD_DIM, int HEADS, int KV_HEADS, typename P>
 __device__ void rotate(
-    const Projected<P>& from, const int* filled, const int* padding, int splits, int rows,
-    int tokens, float log2_theta, T* queries, T* keys, T* values) {
+    const Projected<P>& from, int filled, const int* padding, int splits, int rows, int tokens,
+    float log2_theta, const Rotated<T>& to, int unit) {
   constexpr int HALF = HEAD_DIM / 2, UNITS = HALF / 8, ALL_HEADS = HEADS + 2 * KV_HEADS;
-  int unit = blockIdx.x * THREADS + threadIdx.x;
   int row = unit / (UNITS * ALL_HEADS), head = unit / UNITS % ALL_HEADS, dim = unit % UNITS * 8;
   if (row >= rows) return;
   bool is_query = head < HEADS, is_key = !is_query && head < HEADS + KV_HEADS;
@@ -92,7 +105,7 @@ __device__ void rotate(
   sum_parts<T>(products + HALF, apart, splits, high);
   int batch = row / tokens, token = row % tokens;
   if (is_query || is_key) {
-    int position = *filled + token - padding[batch];
+    int position = filled + token - (padding ? padding[batch] : 0);
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
       float2 r = rotation<HALF>(position, dim + i, log2_theta);
@@ -101,11 +114,11 @@ __device__ void rotate(
       high[i] = first * r.y + second * r.x;
     }
   }
-  T* out = is_query ? queries : is_key ? keys : values;
-  long long to = is_query ? static_cast<long long>(row) * HEADS + own
-                          : (static_cast<long long>(batch) * KV_HEADS + own) * tokens + token;
-  *reinterpret_cast<uint4*>(out + to * HEAD_DIM + dim) = pack_eight<T>(low);
-  *reinterpret_cast<uint4*>(out + to * HEAD_DIM + dim + HALF) = pack_eight<T>(high);
+  T* out = is_query ? to.queries : is_key ? to.keys : to.values;
+  long long at = is_query ? static_cast<long long>(row) * HEADS + own
+                          : (static_cast<long long>(batch) * KV_HEADS + own) * to.length + token;
+  *reinterpret_cast<uint4*>(out + at * HEAD_DIM + dim) = pack_eight<T>(low);
+  *reinterpret_cast<uint4*>(out + at * HEAD_DIM + dim + HALF) = pack_eight<T>(high);
 }
 
 }  // namespace moxin

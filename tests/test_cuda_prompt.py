@@ -1,0 +1,124 @@
+"""Short prompts in one CUDA kernel: which are taken, and what it computes on a GPU."""
+
+import mlx.core as mx
+import plain_row_kernels
+import pytest
+from cuda_support import (
+    CONFIG,
+    check,
+    empty,
+    filled,
+    filled_cache,
+    make_decoder,
+    needs_gpu,
+    recording,
+    relative_error,
+    run,
+)
+from mlx_vlm.models.cache import BatchKVCache, KVCache, RotatingKVCache
+from mlx_vlm.models.moxin import cuda_cache, cuda_kernels, cuda_prompt, cuda_rows
+
+# A multiple of what a step of a product reads.
+WIDE = {"intermediate_size": 640}
+
+
+@pytest.mark.parametrize(
+    ("shape", "cache", "is_taken"),
+    [
+        ((1, 64), lambda: filled_cache(10), True),
+        ((1, 1), empty, True),
+        ((1, 65), lambda: filled_cache(10), False),
+        ((2, 5), lambda: filled_cache(10, batch=2), False),
+        ((1, 5), lambda: empty(lambda: BatchKVCache([0])), False),
+        ((1, 5), lambda: empty(lambda: RotatingKVCache(64)), False),
+        ((1, 5), lambda: filled_cache(10, mx.float32), False),
+        ((1, 5), lambda: None, False),
+    ],
+    ids=["question", "first", "long", "rows", "batch", "rotating", "dtype", "no cache"],
+)
+def test_few_tokens_of_one_sequence_and_plain_caches_are_taken(shape, cache, is_taken):
+    prompt = cuda_prompt.ShortPrompt(make_decoder(**WIDE))
+    assert prompt.takes(mx.ones(shape, mx.int32), None, cache()) is is_taken
+
+
+def test_widths_and_embeddings_that_the_kernel_does_not_read():
+    inputs, embeddings = mx.ones((1, 5), mx.int32), mx.zeros((1, 5, CONFIG["hidden_size"]))
+    narrow = cuda_prompt.ShortPrompt(make_decoder(intermediate_size=576))
+    assert not narrow.takes(inputs, None, empty())
+    prompt = cuda_prompt.ShortPrompt(make_decoder(**WIDE))
+    assert not prompt.takes(inputs, embeddings, empty())
+    assert prompt.takes(inputs, embeddings.astype(mx.bfloat16), empty())
+
+
+@pytest.mark.parametrize("length", [0, 10, 240])
+def test_layers_that_are_packed_alike_are_one_kernel(length, kernels_everywhere, monkeypatch):
+    calls = []
+    monkeypatch.setattr(cuda_kernels, "prepare", recording(calls))
+    monkeypatch.setattr(cuda_cache, "stack", plain_row_kernels.stack)
+    monkeypatch.setattr(cuda_rows, "logits", lambda head, h: head(h))
+    model = make_decoder(num_hidden_layers=21, **WIDE)
+    mlp = model.layers[1].mlp
+    mlp.down_proj = mlp.down_proj.to_quantized(64, 8)
+    cache = filled_cache(length, layers=21) if length else [KVCache() for _ in range(21)]
+    logits = model(mx.ones((1, 20), mx.int32), cache=cache, logits_to_keep=2).logits
+    # One layer, the one with another packing, and 19 more, of which 18 go into a launch.
+    assert calls == ["rows", "rows", "rows", "rows"]
+    assert logits.shape == (1, 2, CONFIG["vocab_size"])
+    assert [layer.offset for layer in cache] == 21 * [length + 20]
+    assert cache[0].keys.shape[2] == (512 if length == 240 else 256)
+
+
+FORMATS = [(16, 64), (8, 64), (8, 32), (4, 64), (4, 128)]
+
+
+@needs_gpu
+@pytest.mark.parametrize(
+    ("dtype", "bits", "group_size", "length"),
+    [
+        *((dtype, *own, 30) for dtype in (mx.bfloat16, mx.float16) for own in FORMATS),
+        # Tiles of other sizes.
+        *((mx.bfloat16, *own, length) for own in FORMATS[::3] for length in (5, 64)),
+    ],
+)
+def test_a_question_after_others_is_as_close_to_float32_as_the_modules(
+    dtype, bits, group_size, length, monkeypatch
+):
+    def cache(dtype):
+        return filled_cache(90, dtype)
+
+    shapes = [(1, length), (1, 1), (1, 3)]
+    check(dtype, bits, group_size, cache, shapes, monkeypatch, **WIDE)
+
+
+@needs_gpu
+def test_a_first_prompt(monkeypatch):
+    check(mx.bfloat16, 16, 64, lambda dtype: empty(), [(1, 20), (1, 1)], monkeypatch, **WIDE)
+
+
+@needs_gpu
+def test_the_window_hides_older_keys(monkeypatch):
+    def cache(dtype):
+        return filled_cache(300, dtype)
+
+    check(mx.bfloat16, 16, 64, cache, [(1, 40)], monkeypatch, sliding_window=100, **WIDE)
+
+
+@needs_gpu
+def test_logits_of_the_last_positions_only():
+    model, shapes = make_decoder(**WIDE), [(1, 30)]
+    every, last = (run(model, filled_cache(90), shapes, keep) for keep in (0, 2))
+    assert relative_error(last, every[-2:].astype(mx.float32)) < 2**-7
+
+
+@needs_gpu
+def test_a_prompt_in_parts_fills_the_cache_as_a_whole_one_does():
+    model = make_decoder(**WIDE)
+    whole, parts = filled_cache(250), filled_cache(250)
+    ids = mx.arange(40)[None]
+    model(ids, cache=whole)
+    for part in (ids[:, :3], ids[:, 3:4], ids[:, 4:30], ids[:, 30:]):
+        model(part, cache=parts)
+    for one, other in zip(whole, parts):
+        for name in ("keys", "values"):
+            difference = relative_error(filled(other, name), filled(one, name).astype(mx.float32))
+            assert difference < 2**-7
