@@ -56,9 +56,11 @@ def matrix_format(layers: Sequence[nn.Module]) -> tuple[int, int] | None:
             if not is_same or layer.mode != "affine" or (layer.bits, layer.group_size) != common:
                 return None
         return common if common[0] in BITS else None
-    # Adapters and shards are other classes or have other parameters.
-    is_plain = all(isinstance(layer, nn.Linear) and set(layer) == {"weight"} for layer in layers)
-    return (16, 0) if is_plain else None
+    for layer in layers:
+        # Adapters and shards are other classes or have other parameters.
+        if not isinstance(layer, nn.Linear) or len(layer) != 1:
+            return None
+    return 16, 0
 
 
 class Packing(NamedTuple):
@@ -113,8 +115,9 @@ def read_part(*layers: nn.Module) -> Part | None:
     common = matrix_format(layers)
     if common is None:
         return None
-    sizes = tuple(layer["weight"].shape[0] for layer in layers)
-    arrays = [layer[name] for layer in layers for name in array_names(common[0])]
+    names = array_names(common[0])
+    arrays = [layer[name] for layer in layers for name in names]
+    sizes = tuple([weight.shape[0] for weight in arrays[:: len(names)]])
     return Part(Packing(*common, sizes), arrays)
 
 
@@ -133,7 +136,7 @@ def read_blocks(model: nn.Module) -> list[Block] | None:
         and all(width % WIDTH_MULTIPLE == 0 for width in widths)
         and not config.rope_traditional
         and model.layers[0].self_attn.n_heads == config.num_attention_heads
-        and all(type(layer.self_attn.rope) is nn.RoPE for layer in model.layers)
+        and all(type(layer["self_attn"]["rope"]) is nn.RoPE for layer in model.layers)
     )
     if not is_known:
         return None
@@ -142,7 +145,7 @@ def read_blocks(model: nn.Module) -> list[Block] | None:
         attention, mlp = layer["self_attn"], layer["mlp"]
         block = Block(
             layer["input_layernorm"]["weight"],
-            read_part(*(attention[f"{name}_proj"] for name in "qkv")),
+            read_part(attention["q_proj"], attention["k_proj"], attention["v_proj"]),
             read_part(attention["o_proj"]),
             layer["post_attention_layernorm"]["weight"],
             read_part(mlp["gate_proj"], mlp["up_proj"]),
