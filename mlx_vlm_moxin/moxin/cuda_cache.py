@@ -19,7 +19,7 @@ from .cuda_decoder import count_array
 from .cuda_kernels import Kernel, prepare
 
 THREADS = 256
-BLOCKS = 16  # of an array
+BLOCKS = 1024
 
 
 class _Stack:
@@ -34,11 +34,11 @@ class _Stack:
     def __init__(self, array: mx.array, views: Sequence[mx.array], written: int):
         self.array, self.views, self.written = array, views, written
 
-    def can_append(self, cache: Sequence[KVCache], count: int) -> bool:
-        """Whether all of ``cache`` is in the array, with ``count`` unwritten positions behind."""
+    def holds(self, cache: Sequence[KVCache]) -> bool:
+        """Whether all of ``cache`` is in the array."""
         held = _held(cache)
         return (
-            self.written == cache[0].offset <= self.array.shape[2] - count
+            cache[0].offset <= self.written
             and len(held) == len(self.views)
             and all(array is view for array, view in zip(held, self.views))
         )
@@ -65,9 +65,11 @@ def take(cache: Sequence[KVCache], count: int = 1) -> mx.array:
     called.
     """
     known = _stacks.get(cache[0])
-    if known is not None and known.can_append(cache, count):
+    if known is None or not known.holds(cache):
+        return _gather(cache, _held(cache), [], count)
+    if known.written == cache[0].offset <= known.array.shape[2] - count:
         return known.array
-    return _gather(cache, [], count)
+    return _gather(cache, [known.array], [], count)
 
 
 def put(cache: Sequence[KVCache], stacked: mx.array, views: Sequence[mx.array], count: int) -> None:
@@ -86,17 +88,19 @@ def forget(cache: Sequence[Any]) -> None:
 
 def extend(cache: Sequence[KVCache], keys: Sequence[mx.array], values: Sequence[mx.array]) -> None:
     """Append each layer's ``keys`` and ``values`` ``[B, KV, T, head_dim]``, in a new array."""
+    old = [] if cache[0].keys is None else _held(cache)
     new = [array for pair in zip(keys, values) for array in pair]
-    stacked = _gather(cache, new, keys[0].shape[2])
+    stacked = _gather(cache, old, new, keys[0].shape[2])
     put(cache, stacked, views_of(stacked, len(cache)), keys[0].shape[2])
 
 
-def _gather(cache: Sequence[KVCache], new: Sequence[mx.array], count: int) -> mx.array:
-    """A new array of ``cache`` and of ``new`` keys and values, with room for ``count`` tokens."""
-    old = [] if cache[0].keys is None else _held(cache)
+def _gather(
+    cache: Sequence[KVCache], old: Sequence[mx.array], new: Sequence[mx.array], count: int
+) -> mx.array:
+    """``old``, what ``cache`` holds, and ``new`` in one array, with room for ``count`` tokens."""
     capacity = -(-(cache[0].offset + count) // KVCache.step) * KVCache.step
     shapes = [arrays[0].shape if arrays else None for arrays in (old, new)]
-    kernel = stack((old or new)[0].dtype, 2 * len(cache), *shapes, capacity)
+    kernel = stack((old or new)[0].dtype, len(old or new), *shapes, capacity)
     return kernel(count_array(cache[0].offset), *old, *new)[0]
 
 
@@ -131,7 +135,7 @@ def stack(
         {"out": ((count * batch, heads, capacity, width), dtype)},
         file="cache.cu",
         dtype=dtype,
-        blocks=count * BLOCKS,
+        blocks=count * -(-BLOCKS // count),
         threads=max(THREADS, count),
         scalars={
             "heads": batch * heads,
