@@ -138,8 +138,6 @@ __device__ void decode(
     const T* residual = i ? out : x;
     LayerCache<T> cache = layer_cache<S>(caches, first + i, numbers.capacity);
     qkv<T, S, QKV, THREADS>(barrier, layer, residual, last, numbers, queries, cache);
-    // Attention reads little.
-    prefetch(layer.o_proj.weight, 1LL * S::HIDDEN * S::HEADS * S::HEAD_DIM * O::BITS / 8);
     barrier.wait();
     for (int part = blockIdx.x; part < S::HEADS * SPLITS; part += gridDim.x) {
       attend<T, S::HEAD_DIM, S::HEADS, S::KV_HEADS, SPLITS, S::WINDOW, THREADS>(

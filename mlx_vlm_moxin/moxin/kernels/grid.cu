@@ -20,16 +20,6 @@ __device__ inline int thread_of_step() {
 // round of work, which not all warps take part in, still occupies all of these.
 __device__ inline int grid_warp(int thread) { return thread / LANES * gridDim.x + blockIdx.x; }
 
-// Have the grid bring `bytes` of memory closer, while it waits for something else.
-__device__ inline void prefetch(const void* from, long long bytes) {
-  constexpr int LINE = 128;
-  long long apart = static_cast<long long>(gridDim.x) * blockDim.x * LINE;
-  for (long long at = (static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x) * LINE;
-       at < bytes; at += apart) {
-    asm volatile("prefetch.global.L2 [%0];" : : "l"(static_cast<const char*>(from) + at));
-  }
-}
-
 // Threads number team * THREADS and following of a block wait for each other.
 template <int THREADS>
 __device__ inline void sync_team(int team) {

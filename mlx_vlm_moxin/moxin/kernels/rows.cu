@@ -74,8 +74,6 @@ __device__ void rows(
                  {ATTENDED, ATTENDED + KEYS_WIDTH, ALL}};
     product<T, QKV, ROWS, false, S::HIDDEN>(barrier, normed, qkv, tokens, splits.qkv, products);
 
-    // The next two steps read little.
-    prefetch(layer.o_proj.weight, 1LL * S::HIDDEN * ATTENDED * O::BITS / 8);
     barrier.wait();
     Projected<float> projected{products, products + ATTENDED, products + ATTENDED + KEYS_WIDTH,
                                ALL, ALL};
