@@ -106,10 +106,9 @@ class LanguageModel(nn.Module):
         if self._decode_step is None:
             self._decode_step, self._short_prompt = DecodeStep(self), ShortPrompt(self)
             self._rows_pass = RowsPass(self)
-        if inputs.shape[1] == 1:
-            # mlx-vlm's loop makes them in another stream. For what is computed together with
-            # them MLX would wait in a kernel, which keeps a processor that ours could use.
-            mx.async_eval(inputs)
+        # mlx-vlm makes them in another stream than ours. For what is evaluated together with them
+        # MLX would wait in a way that costs 1 ms; for what has been handed over it need not.
+        mx.async_eval(inputs)
         if inputs_embeds is None and self._decode_step.takes(inputs, cache):
             return self._decode_step(inputs, cache)
         for kernels in (self._short_prompt, self._rows_pass):
