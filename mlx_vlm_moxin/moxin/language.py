@@ -106,13 +106,14 @@ class LanguageModel(nn.Module):
         if self._decode_step is None:
             self._decode_step, self._short_prompt = DecodeStep(self), ShortPrompt(self)
             self._rows_pass = RowsPass(self)
-        # mlx-vlm makes them in another stream than ours. For what is evaluated together with them
-        # MLX would wait in a way that costs 1 ms; for what has been handed over it need not.
-        mx.async_eval(inputs)
+        # mlx-vlm makes the ids in another stream than ours. For what is evaluated together with
+        # them MLX would wait in a way that costs 1 ms; for what it was handed before it need not.
         if inputs_embeds is None and self._decode_step.takes(inputs, cache):
+            mx.async_eval(inputs)
             return self._decode_step(inputs, cache)
         for kernels in (self._short_prompt, self._rows_pass):
             if kernels.takes(inputs, inputs_embeds, cache):
+                mx.async_eval(inputs)
                 return kernels(inputs, inputs_embeds, cache, logits_to_keep, blocks)
         return None
 
