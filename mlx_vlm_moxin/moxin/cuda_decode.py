@@ -117,7 +117,7 @@ class DecodeStep:
             shared_memory=_shared_memory(config, packed),
         )
         own = cuda_layers.arrays(blocks)
-        return kernel(x, position, cuda_layers.counters(), stacked, *own)[0]
+        return kernel(x, position, cuda_kernels.block_counter(), stacked, *own)[0]
 
 
 def _shared_memory(config: TextConfig, packings: Sequence[Packing]) -> int:

@@ -7,13 +7,11 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from . import cuda_kernels
-from .cuda_kernels import DTYPES
+from .cuda_kernels import DTYPES, MIN_SIZE
 
 BITS = (4, 8)
 # Lanes read 16 bytes, of 4 bits each at the least, and eight of them share a key.
 WIDTH_MULTIPLE = 64
-# MLX puts arrays of up to 8 bytes into host memory, which a kernel reads in 10 us.
-MIN_SIZE = 4
 
 
 class LastGraph:

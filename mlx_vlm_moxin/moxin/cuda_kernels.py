@@ -25,6 +25,8 @@ DTYPES = (mx.bfloat16, mx.float16)
 # bfloat16 conversion in one instruction.
 MIN_COMPUTE_CAPABILITY = 8
 NVRTC_VERSIONS = (13, 12)
+# MLX puts arrays of up to 8 bytes into host memory, which a kernel reads in 10 us.
+MIN_SIZE = 4
 # Of the driver's CUdevice_attribute.
 MULTIPROCESSOR_COUNT = 16
 
@@ -58,6 +60,11 @@ def multiprocessors() -> int:
     driver.cuDeviceGetByPCIBusId(ctypes.byref(device), address)
     driver.cuDeviceGetAttribute(ctypes.byref(count), MULTIPROCESSOR_COUNT, device)
     return count.value
+
+
+def block_counter() -> mx.array:
+    """Zeros, with which a kernel whose blocks wait for each other counts them (kernels/grid.cu)."""
+    return mx.zeros(MIN_SIZE, mx.uint32)
 
 
 def is_available() -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import mlx.core as mx
 
 from .config import TextConfig
-from .cuda_decoder import MIN_SIZE, Block, Packing, array_names
+from .cuda_decoder import Block, Packing, array_names
 
 # A kernel takes 4 KB of arguments, and a layer has up to 23 arrays.
 LAYERS_AT_ONCE = 18
@@ -86,8 +86,3 @@ def numbers(config: TextConfig) -> str:
     """A ``moxin::Numbers`` (kernels/layer.cu), of the scalar ``capacity``."""
     theta, scale = math.log2(config.rope_theta), config.head_dim**-0.5
     return f"moxin::Numbers{{capacity, {config.rms_norm_eps}f, {theta}f, {scale}f}}"
-
-
-def counters() -> mx.array:
-    """Zeros, with which a kernel counts its blocks."""
-    return mx.zeros(MIN_SIZE, mx.uint32)

@@ -85,7 +85,7 @@ class ShortPrompt:
             own, packed = blocks[taken], cuda_layers.packings(blocks[taken.start])
             kernel = self._kernel(x.dtype, packed, len(own), taken.start, tokens, stacked.shape[2])
             arrays = cuda_layers.arrays(own)
-            x = kernel(x, filled, cuda_layers.counters(), stacked, *arrays)[0]
+            x = kernel(x, filled, cuda_kernels.block_counter(), stacked, *arrays)[0]
             mx.async_eval(x)
         logits = cuda_rows.logits(self.model.lm_head, model.norm(x[None, -logits_to_keep:]))
         # As in a decoding step.

@@ -18,7 +18,6 @@ from . import cuda_cache
 from . import cuda_row_kernels as kernels
 from .config import TextConfig
 from .cuda_decoder import (
-    MIN_SIZE,
     Block,
     LastGraph,
     Packing,
@@ -26,6 +25,7 @@ from .cuda_decoder import (
     read_part,
     require_blocks,
 )
+from .cuda_kernels import MIN_SIZE
 
 MAX_TOKENS = 512
 # Layers that are handed to the GPU at a time.

@@ -7,7 +7,6 @@ from typing import NamedTuple
 import mlx.core as mx
 
 from . import cuda_kernels
-from .cuda_decoder import MIN_SIZE
 from .cuda_kernels import Kernel
 
 # As in kernels/towers.cu: threads of a block, and bytes of shared memory of its largest step.
@@ -103,8 +102,3 @@ def blocks(dtype: mx.Dtype, towers: tuple[Tower, Tower], count: int, eps: float)
         scalars=scalars,
         shared_memory=SHARED_MEMORY,
     )
-
-
-def counters() -> mx.array:
-    """The zeros with which the kernel counts its blocks."""
-    return mx.zeros(MIN_SIZE, mx.uint32)

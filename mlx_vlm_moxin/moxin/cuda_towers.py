@@ -83,7 +83,7 @@ def _run(pairs: Sequence[Pair], *xs: mx.array) -> list[mx.array]:
     )
     kernel = kernels.blocks(xs[0].dtype, towers, len(pairs), first[0].norm1.eps)
     flat = [array for pair in arrays for parameters in pair for array in parameters.values()]
-    made = kernel(kernels.counters(), *xs, *flat)[:2]
+    made = kernel(cuda_kernels.block_counter(), *xs, *flat)[:2]
     return [new if depth else old for new, old, depth in zip(made, xs, depths)]
 
 
