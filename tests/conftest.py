@@ -42,5 +42,10 @@ def fp32_checkpoint(tmp_path_factory):
 @pytest.fixture
 def kernels_everywhere(monkeypatch):
     """As if this were an NVIDIA GPU, for what does not run a kernel."""
+    attributes = {
+        cuda_kernels.MULTIPROCESSOR_COUNT: 132,
+        cuda_kernels.SHARED_MEMORY_OF_MULTIPROCESSOR: 228 * 1024,
+        cuda_kernels.SHARED_MEMORY_OF_BLOCK: 227 * 1024,
+    }
     monkeypatch.setattr(cuda_kernels, "is_available", lambda: True)
-    monkeypatch.setattr(cuda_kernels, "multiprocessors", lambda: 132)
+    monkeypatch.setattr(cuda_kernels, "device_attribute", attributes.get)

@@ -16,7 +16,14 @@ from cuda_support import (
     run,
 )
 from mlx_vlm.models.cache import BatchKVCache, KVCache, RotatingKVCache
-from mlx_vlm.models.moxin import cuda_cache, cuda_kernels, cuda_prompt, cuda_rows
+from mlx_vlm.models.moxin import (
+    cuda_cache,
+    cuda_decoder,
+    cuda_kernels,
+    cuda_layers,
+    cuda_prompt,
+    cuda_rows,
+)
 
 # A multiple of what a step of a product reads.
 WIDE = {"intermediate_size": 640}
@@ -36,12 +43,14 @@ WIDE = {"intermediate_size": 640}
     ],
     ids=["question", "first", "long", "rows", "batch", "rotating", "dtype", "no cache"],
 )
-def test_few_tokens_of_one_sequence_and_plain_caches_are_taken(shape, cache, is_taken):
+def test_few_tokens_of_one_sequence_and_plain_caches_are_taken(
+    shape, cache, is_taken, kernels_everywhere
+):
     prompt = cuda_prompt.ShortPrompt(make_decoder(**WIDE))
     assert prompt.takes(mx.ones(shape, mx.int32), None, cache()) is is_taken
 
 
-def test_widths_and_embeddings_that_the_kernel_does_not_read():
+def test_widths_and_embeddings_that_the_kernel_does_not_read(kernels_everywhere):
     inputs, embeddings = mx.ones((1, 5), mx.int32), mx.zeros((1, 5, CONFIG["hidden_size"]))
     narrow = cuda_prompt.ShortPrompt(make_decoder(intermediate_size=576))
     assert not narrow.takes(inputs, None, empty())
@@ -66,6 +75,25 @@ def test_layers_that_are_packed_alike_are_one_kernel(length, kernels_everywhere,
     assert logits.shape == (1, 2, CONFIG["vocab_size"])
     assert [layer.offset for layer in cache] == 21 * [length + 20]
     assert cache[0].keys.shape[2] == (512 if length == 240 else 256)
+
+
+def test_as_many_blocks_as_run_at_once(kernels_everywhere, monkeypatch):
+    made = []
+    monkeypatch.setattr(cuda_kernels, "prepare", lambda *arguments, **options: made.append(options))
+    model = make_decoder(head_dim=128, **WIDE)
+    packed = cuda_layers.packings(cuda_decoder.read_blocks(model)[0])
+    arguments = (mx.bfloat16, packed, 2, 0, 30, 256)
+    cuda_prompt.ShortPrompt(model)._prepare(*arguments)
+    # With 100 KB of shared memory there is room for one.
+    sizes = {cuda_kernels.MULTIPROCESSOR_COUNT: 128}
+    monkeypatch.setattr(
+        cuda_kernels, "device_attribute", lambda number: sizes.get(number, 100 * 1024)
+    )
+    cuda_prompt.ShortPrompt(model)._prepare(*arguments)
+    assert [options["blocks"] for options in made] == [2 * 132, 128]
+    assert [options["min_blocks"] for options in made] == [2, 1]
+    monkeypatch.setattr(cuda_kernels, "device_attribute", lambda number: 64 * 1024)
+    assert not cuda_prompt.ShortPrompt(model).takes(mx.ones((1, 5), mx.int32), None, empty())
 
 
 FORMATS = [(16, 64), (8, 64), (8, 32), (4, 64), (4, 128)]

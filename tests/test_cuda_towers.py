@@ -51,6 +51,16 @@ def test_supported_dtypes(dtype, kernels_everywhere):
     assert is_supported(make_model(dtype))
 
 
+@pytest.mark.parametrize(
+    ("kilobytes", "tiles"),
+    [(227, cuda_tower_kernels.TILES[0]), (99, cuda_tower_kernels.TILES[1]), (64, None)],
+)
+def test_gpus_with_less_shared_memory(kilobytes, tiles, kernels_everywhere, monkeypatch):
+    monkeypatch.setattr(cuda_kernels, "device_attribute", lambda number: 1024 * kilobytes)
+    assert cuda_tower_kernels.find_tiles() == tiles
+    assert is_supported(make_model()) is (tiles is not None)
+
+
 def adapter(model):
     attention = model.siglip.blocks[1].attn
     attention.proj = LoRALinear.from_base(attention.proj)
@@ -77,7 +87,7 @@ def test_what_the_kernels_do_not_compute_goes_through_the_modules(model, kernels
     assert not is_supported(model())
 
 
-def plain_blocks(dtype, towers, count, eps):
+def plain_blocks(dtype, towers, count, eps, tiles):
     """What the kernel computes, in MLX."""
 
     def linear(x, block, *path):

@@ -29,6 +29,10 @@ NVRTC_VERSIONS = (13, 12)
 MIN_SIZE = 4
 # Of the driver's CUdevice_attribute.
 MULTIPROCESSOR_COUNT = 16
+SHARED_MEMORY_OF_MULTIPROCESSOR = 81
+SHARED_MEMORY_OF_BLOCK = 97
+# Bytes of a block's shared memory that the driver and a kernel's own arrays may take.
+STATIC_SHARED_MEMORY = 8192
 
 
 @functools.cache
@@ -53,13 +57,29 @@ def _architecture() -> str | None:
 
 
 @functools.cache
-def multiprocessors() -> int:
-    """How many the GPU has: as many blocks of a kernel certainly run at the same time."""
-    driver, device, count = ctypes.CDLL("libcuda.so.1"), ctypes.c_int(), ctypes.c_int()
+def device_attribute(number: int) -> int:
+    """One of the driver's for the GPU that MLX uses."""
+    driver, device, value = ctypes.CDLL("libcuda.so.1"), ctypes.c_int(), ctypes.c_int()
     address = mx.device_info()["pci_bus_id"].encode()
     driver.cuDeviceGetByPCIBusId(ctypes.byref(device), address)
-    driver.cuDeviceGetAttribute(ctypes.byref(count), MULTIPROCESSOR_COUNT, device)
-    return count.value
+    driver.cuDeviceGetAttribute(ctypes.byref(value), number, device)
+    return value.value
+
+
+def multiprocessors() -> int:
+    """How many the GPU has: as many blocks of a kernel certainly run at the same time."""
+    return device_attribute(MULTIPROCESSOR_COUNT)
+
+
+def max_shared_memory() -> int:
+    """Bytes of dynamic shared memory that a block may have."""
+    return device_attribute(SHARED_MEMORY_OF_BLOCK) - STATIC_SHARED_MEMORY
+
+
+def blocks_together(shared_memory: int) -> int:
+    """How many blocks with so many bytes of it find room on a multiprocessor."""
+    own = device_attribute(SHARED_MEMORY_OF_MULTIPROCESSOR)
+    return own // (shared_memory + STATIC_SHARED_MEMORY)
 
 
 def block_counter() -> mx.array:

@@ -26,8 +26,8 @@ from .cuda_row_kernels import (
     TILE_K,
 )
 
-# So many blocks of the kernel fit on a multiprocessor.
-BLOCKS = 2
+# For so many blocks of the kernel a multiprocessor has registers.
+MAX_BLOCKS = 2
 
 
 class ShortPrompt:
@@ -57,7 +57,13 @@ class ShortPrompt:
             (keys is None or (keys.dtype == dtype and keys.shape[0] == 1))
             and (inputs_embeds is None or inputs_embeds.dtype == dtype)
             and all(width % TILE_K == 0 for width in widths)
+            and cuda_kernels.max_shared_memory() >= self._shared_memory(ROW_TILES[-1])
         )
+
+    def _shared_memory(self, tile: int) -> int:
+        """Bytes that a step of the kernel needs at most, with tiles of so many rows."""
+        attention = (FEW_QUERIES + 4 * KEYS) * (2 * self.model.config.head_dim + 16)
+        return max(STAGES * tile * TILE_K * 2, attention)
 
     def __call__(
         self,
@@ -107,11 +113,14 @@ class ShortPrompt:
         :func:`cuda_cache.take` gives and the arrays of ``count`` layers from number ``first`` on,
         to ``x`` behind them.
         """
-        config, grid = self.model.config, BLOCKS * cuda_kernels.multiprocessors()
+        tile = next(tile for tile in ROW_TILES if tokens <= tile)
+        config, shared_memory = self.model.config, self._shared_memory(tile)
+        # All have to run at once.
+        blocks = min(MAX_BLOCKS, cuda_kernels.blocks_together(shared_memory))
+        grid = blocks * cuda_kernels.multiprocessors()
         hidden, inner = config.hidden_size, config.intermediate_size
         attended = config.num_attention_heads * config.head_dim
         projected = attended + 2 * config.num_key_value_heads * config.head_dim
-        tile = next(tile for tile in ROW_TILES if tokens <= tile)
 
         def parts(columns: int, width: int) -> int:
             tiles = math.ceil(columns / BLOCK_COLUMNS)
@@ -132,7 +141,6 @@ class ShortPrompt:
             "attended": ((tokens, attended), dtype),
             "gated": ((tokens, inner), dtype),
         }
-        attention = (FEW_QUERIES + 4 * KEYS) * (2 * config.head_dim + 16)
         return cuda_kernels.prepare(
             f"rows<T, {cuda_layers.sizes(config)}, {cuda_layers.formats(packed)}, {tile}, {count}>",
             [
@@ -154,6 +162,6 @@ class ShortPrompt:
             blocks=grid,
             threads=MULTIPLY_THREADS,
             scalars={"first": first, "tokens": tokens, "capacity": capacity, **splits},
-            shared_memory=max(STAGES * tile * TILE_K * 2, attention),
-            min_blocks=BLOCKS,
+            shared_memory=shared_memory,
+            min_blocks=blocks,
         )

@@ -9,9 +9,8 @@ import mlx.core as mx
 from . import cuda_kernels
 from .cuda_kernels import Kernel
 
-# As in kernels/towers.cu: threads of a block, and bytes of shared memory of its largest step.
+# As in kernels/towers.cu.
 THREADS = 256
-SHARED_MEMORY = 2 * 3 * (96 + 128) * 128
 # A kernel takes 4 KB of arguments, and a pair of blocks has up to 28 arrays. With fewer in front
 # the GPU starts early, and is busy until the next ones are recorded.
 FIRST_PAIRS = 4
@@ -35,6 +34,30 @@ PARAMETERS = (
 )
 
 
+class Tiles(NamedTuple):
+    """How products are divided, as in kernels/towers.cu.
+
+    Attributes:
+        wide_groups: of four warps that share a tile of a wide product.
+        narrow_stages: of a narrow product.
+        shared_memory: bytes that this takes.
+    """
+
+    wide_groups: int
+    narrow_stages: int
+    shared_memory: int
+
+
+# The first one is for data centre GPUs, the second one for those with 99 KB a block.
+TILES = (Tiles(1, 6, 2 * 3 * (96 + 128) * 128), Tiles(2, 4, 3 * (96 + 128) * 128))
+
+
+def find_tiles() -> Tiles | None:
+    """The first of ``TILES`` for which the GPU has the memory."""
+    limit = cuda_kernels.max_shared_memory()
+    return next((tiles for tiles in TILES if tiles.shared_memory <= limit), None)
+
+
 class Tower(NamedTuple):
     """Sizes of one tower's tokens ``[batch, tokens, width]`` and blocks.
 
@@ -53,7 +76,9 @@ class Tower(NamedTuple):
 
 
 @functools.lru_cache
-def blocks(dtype: mx.Dtype, towers: tuple[Tower, Tower], count: int, eps: float) -> Kernel:
+def blocks(
+    dtype: mx.Dtype, towers: tuple[Tower, Tower], count: int, eps: float, tiles: Tiles
+) -> Kernel:
     """4 zeros, ``x`` of both towers, then the ``parameters`` of the first tower's first block, of
     the second one's, of the first one's second block and so on, to ``x`` behind ``count`` blocks.
     """
@@ -88,7 +113,8 @@ def blocks(dtype: mx.Dtype, towers: tuple[Tower, Tower], count: int, eps: float)
     )
     head = math.ceil(max(tower.width // tower.heads for tower in towers) / 16) * 16
     return cuda_kernels.prepare(
-        f"towers<T, {max(tower.width for tower in towers)}, {head}, {count}>",
+        f"towers<T, {max(tower.width for tower in towers)}, {head}, {count}, "
+        f"{tiles.wide_groups}, {tiles.narrow_stages}>",
         [
             f"[&](moxin::TowerBlock<T> (*blocks)[2], moxin::Tower<T>* towers) {{ {filled} }}",
             *("const_cast<unsigned int*>(arrivals)", f"{eps}f"),
@@ -100,5 +126,5 @@ def blocks(dtype: mx.Dtype, towers: tuple[Tower, Tower], count: int, eps: float)
         blocks=cuda_kernels.multiprocessors(),
         threads=THREADS,
         scalars=scalars,
-        shared_memory=SHARED_MEMORY,
+        shared_memory=tiles.shared_memory,
     )

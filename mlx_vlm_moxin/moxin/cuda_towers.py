@@ -34,7 +34,7 @@ def supports(pairs: Sequence[Pair]) -> bool:
     They do in bfloat16 and float16 on an NVIDIA GPU; not while training and not with adapters.
     """
     blocks = [block for pair in pairs for block in pair.blocks]
-    if blocks[0].training or not cuda_kernels.is_available():
+    if blocks[0].training or not cuda_kernels.is_available() or kernels.find_tiles() is None:
         return False
     dtype = blocks[0].norm1.weight.dtype
     linears = [
@@ -81,7 +81,8 @@ def _run(pairs: Sequence[Pair], *xs: mx.array) -> list[mx.array]:
         )
         for x, block, depth, parameters in zip(xs, first, depths, arrays[0])
     )
-    kernel = kernels.blocks(xs[0].dtype, towers, len(pairs), first[0].norm1.eps)
+    eps, tiles = first[0].norm1.eps, kernels.find_tiles()
+    kernel = kernels.blocks(xs[0].dtype, towers, len(pairs), eps, tiles)
     flat = [array for pair in arrays for parameters in pair for array in parameters.values()]
     made = kernel(cuda_kernels.block_counter(), *xs, *flat)[:2]
     return [new if depth else old for new, old, depth in zip(made, xs, depths)]

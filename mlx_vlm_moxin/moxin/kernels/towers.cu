@@ -9,8 +9,6 @@
 
 namespace moxin {
 
-using WideTile = Tile<128, 3, 1>;  // of products with more tiles than there are multiprocessors
-using NarrowTile = Tile<64, 6, 2>;  // of the others
 constexpr int TOWER_THREADS = 256;
 
 template <typename T>
@@ -57,9 +55,13 @@ __device__ void products(GridBarrier& barrier, M make) {
 }
 
 // Both towers' x through COUNT blocks, to their `out`. fill(blocks, towers) puts them into shared
-// memory: of parameters that are indexed every thread would make a copy.
-template <typename T, int WIDTH, int HEAD, int COUNT, typename F>
+// memory: of parameters that are indexed every thread would make a copy. WIDE_GROUPS is 1 if there is
+// shared memory for two tiles of the wide products, otherwise 2.
+template <typename T, int WIDTH, int HEAD, int COUNT, int WIDE_GROUPS, int NARROW_STAGES,
+          typename F>
 __device__ void towers(F fill, unsigned int* arrivals, float eps) {
+  using WideTile = Tile<128, 3, WIDE_GROUPS>;  // of products with more tiles than multiprocessors
+  using NarrowTile = Tile<64, NARROW_STAGES, 2>;  // of the others
   __shared__ TowerBlock<T> blocks[COUNT][2];
   __shared__ Tower<T> towers[2];
   fill(blocks, towers);
