@@ -1,4 +1,4 @@
-"""The kernel of blocks of both vision towers, prepared for their sizes."""
+"""The kernel of many blocks of both vision towers, prepared for their sizes."""
 
 import functools
 import math
@@ -48,7 +48,7 @@ class Tiles(NamedTuple):
     shared_memory: int
 
 
-# The first one is for data centre GPUs, the second one for those with 99 KB a block.
+# The first one for Hopper's 227 KB a block, the second one for the 99 KB of smaller GPUs.
 TILES = (Tiles(1, 6, 2 * 3 * (96 + 128) * 128), Tiles(2, 4, 3 * (96 + 128) * 128))
 
 
