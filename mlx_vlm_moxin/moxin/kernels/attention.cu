@@ -89,7 +89,8 @@ struct Gathered {
 template <typename T, int HEAD_DIM, int HEADS, int KV_HEADS, int SPLITS, int WINDOW, int THREADS>
 __device__ void attend(
     Gathered<HEAD_DIM, THREADS / LANES>& gathered, int part, const T* queries, const T* keys,
-    const T* values, int last, int capacity, float scale, Attended<T, HEAD_DIM, HEADS, SPLITS> attended) {
+    const T* values, int last, int capacity, float scale,
+    Attended<T, HEAD_DIM, HEADS, SPLITS> attended) {
   constexpr int WARPS = THREADS / LANES;
   constexpr int GROUPS = LANES / KEY_LANES;
   constexpr int DIMS = HEAD_DIM / KEY_LANES;

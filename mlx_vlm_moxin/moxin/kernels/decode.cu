@@ -118,9 +118,9 @@ __device__ void project(
 }
 
 // x [HIDDEN] of the token at *position through COUNT layers, to `out`. What follows `out` is for
-// the steps to leave their results to each other. `caches` are those of all layers, keys in front of
-// values; the layers' begin with number `first`. fill(layers) puts the layers into shared memory: of
-// parameters that are indexed every thread would make a copy.
+// the steps to leave their results to each other. `caches` are those of all layers; the layers'
+// begin with number `first`. fill(layers) puts the layers into shared memory: of parameters that
+// are indexed every thread would make a copy.
 template <typename T, typename S, typename QKV, typename O, typename GATE_UP, typename DOWN,
           int COUNT, int SPLITS, int THREADS, typename L>
 __device__ void decode(

@@ -85,8 +85,8 @@ struct Rotated {
 };
 
 // Queries [B, tokens, HEADS, HEAD_DIM] and keys, rotated, and values of the products of row
-// b * tokens + t. Its position is filled + t - padding[b] (null: none). A thread
-// makes number `unit` of them all.
+// b * tokens + t. Its position is filled + t - padding[b] (null: none). A thread makes number
+// `unit` of them all.
 template <typename T, int HEAD_DIM, int HEADS, int KV_HEADS, typename P>
 __device__ void rotate(
     const Projected<P>& from, int filled, const int* padding, int splits, int rows, int tokens,

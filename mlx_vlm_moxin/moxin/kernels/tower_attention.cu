@@ -1,7 +1,7 @@
 // Attention of all tokens of a picture to each other.
 //
-// A team of four warps has 64 queries of one head and goes through the keys 64 at a time. HEAD is at
-// least the heads' width and a multiple of 16; the rest is filled with zeros.
+// A team of four warps has 64 queries of one head and goes through the keys 64 at a time. HEAD is
+// at least the heads' width and a multiple of 16; the rest is filled with zeros.
 
 #pragma once
 

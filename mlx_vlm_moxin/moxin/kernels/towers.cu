@@ -55,8 +55,8 @@ __device__ void products(GridBarrier& barrier, M make) {
 }
 
 // Both towers' x through COUNT blocks, to their `out`. fill(blocks, towers) puts them into shared
-// memory: of parameters that are indexed every thread would make a copy. WIDE_GROUPS is 1 if there is
-// shared memory for two tiles of the wide products, otherwise 2.
+// memory: of parameters that are indexed every thread would make a copy. WIDE_GROUPS is 1 if there
+// is shared memory for two tiles of the wide products, otherwise 2.
 template <typename T, int WIDTH, int HEAD, int COUNT, int WIDE_GROUPS, int NARROW_STAGES,
           typename F>
 __device__ void towers(F fill, unsigned int* arrivals, float eps) {
