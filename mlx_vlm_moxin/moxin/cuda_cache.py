@@ -19,6 +19,7 @@ from .cuda_decoder import count_array
 from .cuda_kernels import Kernel, prepare
 
 THREADS = 256
+# At least, of the whole grid: enough to keep the memory busy.
 BLOCKS = 1024
 
 
@@ -81,7 +82,10 @@ def put(cache: Sequence[KVCache], stacked: mx.array, views: Sequence[mx.array], 
 
 
 def forget(cache: Sequence[Any]) -> None:
-    """To be called before anything else updates ``cache``: it may do so in place."""
+    """To be called before anything else updates ``cache``.
+
+    It may do so in place, which leaves the views the same objects with other contents.
+    """
     if type(cache[0]) is KVCache:
         _stacks.pop(cache[0], None)
 
