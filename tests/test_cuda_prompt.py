@@ -96,18 +96,11 @@ def test_as_many_blocks_as_run_at_once(kernels_everywhere, monkeypatch):
     assert not cuda_prompt.ShortPrompt(model).takes(mx.ones((1, 5), mx.int32), None, empty())
 
 
-FORMATS = [(16, 64), (8, 64), (8, 32), (4, 64), (4, 128)]
-
-
 @needs_gpu
-@pytest.mark.parametrize(
-    ("dtype", "bits", "group_size", "length"),
-    [
-        *((dtype, *own, 30) for dtype in (mx.bfloat16, mx.float16) for own in FORMATS),
-        # Tiles of other sizes.
-        *((mx.bfloat16, *own, length) for own in FORMATS[::3] for length in (5, 64)),
-    ],
-)
+@pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float16])
+@pytest.mark.parametrize(("bits", "group_size"), [(16, 64), (8, 64), (8, 32), (4, 64), (4, 128)])
+# A tile of each size.
+@pytest.mark.parametrize("length", [5, 30, 64])
 def test_a_question_after_others_is_as_close_to_float32_as_the_modules(
     dtype, bits, group_size, length, monkeypatch
 ):
@@ -135,7 +128,7 @@ def test_the_window_hides_older_keys(monkeypatch):
 def test_logits_of_the_last_positions_only():
     model, shapes = make_decoder(**WIDE), [(1, 30)]
     every, last = (run(model, filled_cache(90), shapes, keep) for keep in (0, 2))
-    assert relative_error(last, every[-2:].astype(mx.float32)) < 2**-7
+    assert mx.array_equal(every[-2:], last).item()
 
 
 @needs_gpu

@@ -189,7 +189,7 @@ def test_prompts_between_the_steps_of_a_batch_leave_its_graph(plain_kernels, mon
 
 @needs_gpu
 @pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float16])
-@pytest.mark.parametrize(("bits", "group_size"), [(16, 64), (8, 64), (4, 64)])
+@pytest.mark.parametrize(("bits", "group_size"), [(16, 64), (8, 64), (8, 32), (4, 64), (4, 128)])
 # A tile of each size; beyond what our products take.
 @pytest.mark.parametrize("shape", [(2, 5), (2, 15), (2, 30), (1, 100)])
 def test_prompts_after_others_are_as_close_to_float32_as_the_modules(

@@ -16,7 +16,7 @@ import mlx.core as mx
 
 from ..cache import KVCache
 from .cuda_decoder import count_array
-from .cuda_kernels import Kernel, prepare
+from .cuda_kernels import Kernel, fill, prepare
 
 THREADS = 256
 # At least, of the whole grid: enough to keep the memory busy.
@@ -73,6 +73,14 @@ def take(cache: Sequence[KVCache], count: int = 1) -> mx.array:
     return _gather(cache, [known.array], [], count)
 
 
+def written(stacked: mx.array, by: mx.array, layers: int) -> tuple[mx.array, list[mx.array]]:
+    """``stacked`` for those that wait until the kernel that gives ``by`` has written into it, and
+    :func:`views_of` it.
+    """
+    (stacked,) = mx.depends([stacked], [by])
+    return stacked, views_of(stacked, layers)
+
+
 def put(cache: Sequence[KVCache], stacked: mx.array, views: Sequence[mx.array], count: int) -> None:
     """Let ``cache`` hold ``views`` of ``stacked``, with ``count`` more positions."""
     for layer, keys, values in zip(cache, views[::2], views[1::2]):
@@ -124,15 +132,12 @@ def stack(
         [f"{name}_{index}" if shape else "nullptr" for index in range(count)]
         for name, shape in (("old", old), ("new", new))
     ]
-    entries = [
-        f"if (threadIdx.x == {index}) own[{index}] = {{{', '.join(pair)}}};"
-        for index, pair in enumerate(zip(*columns))
-    ]
+    entries = [f"own[{index}] = {{{', '.join(pair)}}};" for index, pair in enumerate(zip(*columns))]
     arrays = [name for names, shape in zip(columns, (old, new)) if shape for name in names]
     return prepare(
         f"stack<T, {count}, {width}>",
         [
-            f"[&](moxin::Entry<T>* own) {{ {' '.join(entries)} }}",
+            fill("moxin::Entry<T>* own", entries),
             *("filled", "heads", "cached_capacity", "tokens", "capacity", "out"),
         ],
         {"filled": mx.int32, **dict.fromkeys(arrays, dtype)},

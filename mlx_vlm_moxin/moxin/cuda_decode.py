@@ -3,7 +3,8 @@
 Such a step reads every weight once and computes little. MLX takes some 13 kernels a layer for
 it, which its host code cannot launch as fast as they run, and its packed product reads at half
 of the memory's speed. Here one launch does many layers. Prompts and batches are in
-``cuda_rows``; everything else (training, other formats, other devices) goes through the modules.
+``cuda_prompt`` and ``cuda_rows``; everything else (training, other formats, other devices) goes
+through the modules.
 """
 
 from collections.abc import Sequence
@@ -15,7 +16,14 @@ import mlx.nn as nn
 from ..cache import KVCache
 from . import cuda_cache, cuda_kernels, cuda_layers
 from .config import TextConfig
-from .cuda_decoder import Block, LastGraph, Packing, count_array, require_blocks
+from .cuda_decoder import (
+    Block,
+    LastGraph,
+    Packing,
+    caches_fit,
+    count_array,
+    require_blocks,
+)
 
 THREADS = 512
 # Of a head's keys.
@@ -37,11 +45,8 @@ class DecodeStep:
         """Whether ``inputs`` is one token of one row that follows others in plain caches."""
         return (
             inputs.shape == (1, 1)
-            and cache is not None
-            and all(type(layer) is KVCache for layer in cache)
+            and caches_fit(cache, (KVCache,), inputs, None, self.model.model.norm.weight.dtype)
             and cache[0].offset > 0
-            and cache[0].keys.shape[0] == 1
-            and cache[0].keys.dtype == self.model.model.norm.weight.dtype
         )
 
     def __call__(self, inputs: mx.array, cache: Sequence[KVCache]) -> mx.array:
@@ -67,9 +72,7 @@ class DecodeStep:
         for taken in cuda_layers.groups(blocks):
             x = self._layers(blocks[taken], taken.start, x, position, stacked)
         logits = self.model.lm_head(model.norm(x.reshape(1, 1, -1)))
-        # Whoever reads the cache waits for the kernels that wrote into it.
-        (stacked,) = mx.depends([stacked], [x])
-        return logits, stacked, cuda_cache.views_of(stacked, len(blocks))
+        return logits, *cuda_cache.written(stacked, x, len(blocks))
 
     def _layers(
         self,
@@ -79,13 +82,9 @@ class DecodeStep:
         position: mx.array,
         stacked: mx.array,
     ) -> mx.array:
-        """``x`` ``[hidden_size]`` behind ``blocks``, of which ``first`` is the first one's number.
-
-        Their keys and values go into ``stacked``, what :func:`cuda_cache.take` gives.
-        """
+        """``x`` ``[hidden_size]`` behind ``blocks``, which begin with number ``first``."""
         config, dtype, packed = self.model.config, x.dtype, cuda_layers.packings(blocks[0])
         heads, width = config.num_attention_heads, config.head_dim
-        inputs, fill = cuda_layers.parameters(dtype, packed, len(blocks))
         splits = max(1, min(cuda_kernels.multiprocessors() // heads, MAX_SPLITS))
         outputs = {
             "out": (x.shape, dtype),
@@ -93,31 +92,16 @@ class DecodeStep:
             "sums": ((heads * splits * (width + 2),), mx.float32),
             "gated": ((config.intermediate_size,), dtype),
         }
-        kernel = cuda_kernels.prepare(
-            f"decode<T, {cuda_layers.sizes(config)}, {cuda_layers.formats(packed)}, "
-            f"{len(blocks)}, {splits}, {THREADS}>",
-            [
-                *(fill, "x", "position", "const_cast<unsigned int*>(arrivals)"),
-                *("const_cast<T*>(stacked)", "first", cuda_layers.numbers(config)),
-                *outputs,
-            ],
-            {
-                "x": dtype,
-                "position": mx.int32,
-                "arrivals": mx.uint32,
-                "stacked": dtype,
-                **inputs,
-            },
-            outputs,
-            file="decode.cu",
+        kernel = cuda_layers.prepare(
+            *("decode", config, packed, len(blocks), first, stacked.shape[2], outputs),
             dtype=dtype,
+            template=(splits, THREADS),
+            file="decode.cu",
             blocks=cuda_kernels.multiprocessors(),
             threads=THREADS,
-            scalars={"first": first, "capacity": stacked.shape[2]},
             shared_memory=_shared_memory(config, packed),
         )
-        own = cuda_layers.arrays(blocks)
-        return kernel(x, position, cuda_kernels.block_counter(), stacked, *own)[0]
+        return cuda_layers.launch(kernel, blocks, x, position, stacked)
 
 
 def _shared_memory(config: TextConfig, packings: Sequence[Packing]) -> int:

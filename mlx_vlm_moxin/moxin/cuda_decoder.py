@@ -79,11 +79,15 @@ class Packing(NamedTuple):
         """The first template arguments of the kernels that take them."""
         return f"T, {self.bits}, {self.group_size}"
 
-    @property
-    def names(self) -> list[list[str]]:
-        """Names for the arrays of each matrix."""
-        count = len(self.sizes)
-        return [[f"{name}_{index}" for name in array_names(self.bits)] for index in range(count)]
+    def parameters(self, dtype: mx.Dtype, prefix: str = "") -> list[dict[str, mx.Dtype]]:
+        """Names and dtypes of each matrix's arrays in a model of ``dtype``."""
+        dtypes = {name: dtype for name in array_names(self.bits)}
+        if self.bits < 16:
+            dtypes["weight"] = mx.uint32
+        return [
+            {f"{prefix}{name}_{index}": kind for name, kind in dtypes.items()}
+            for index in range(len(self.sizes))
+        ]
 
 
 class Part(NamedTuple):
@@ -106,6 +110,25 @@ class Block(NamedTuple):
     @property
     def parts(self) -> tuple[Part, Part, Part, Part]:
         return self.qkv, self.output, self.gate_up, self.down
+
+
+def caches_fit(
+    cache: Sequence[Any] | None,
+    kinds: Sequence[type],
+    inputs: mx.array,
+    inputs_embeds: mx.array | None,
+    dtype: mx.Dtype,
+) -> bool:
+    """Whether all caches are of one of ``kinds`` and take up new tokens ``[B, T]`` of ``dtype``."""
+    if cache is None:
+        return False
+    kind, keys = type(cache[0]), getattr(cache[0], "keys", None)
+    return (
+        kind in kinds
+        and all(type(layer) is kind for layer in cache)
+        and (keys is None or (keys.dtype == dtype and keys.shape[0] == inputs.shape[0]))
+        and (inputs_embeds is None or inputs_embeds.dtype == dtype)
+    )
 
 
 def read_part(*layers: nn.Module) -> Part | None:

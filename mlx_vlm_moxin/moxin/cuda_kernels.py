@@ -147,6 +147,17 @@ class Kernel:
         return mx.fast.precompiled_cuda_kernel(inputs=inputs, **self._options)
 
 
+def fill(parameters: str, statements: Sequence[str]) -> str:
+    """A C++ function that puts into shared memory what a kernel is told of its arrays.
+
+    Args:
+        parameters: its parameters, pointers into shared memory.
+        statements: of which a thread each takes one.
+    """
+    taken = [f"if (threadIdx.x == {index}) {own}" for index, own in enumerate(statements)]
+    return f"[&]({parameters}) {{ {' '.join(taken)} }}"
+
+
 def prepare(
     call: str,
     arguments: Sequence[str],

@@ -3,11 +3,13 @@
 import itertools
 import math
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import mlx.core as mx
 
+from . import cuda_kernels
 from .config import TextConfig
-from .cuda_decoder import Block, Packing, array_names
+from .cuda_decoder import Block, Packing
 
 # A kernel takes 4 KB of arguments, and a layer has up to 23 arrays.
 LAYERS_AT_ONCE = 18
@@ -29,7 +31,7 @@ def groups(blocks: Sequence[Block]) -> Iterator[slice]:
 
 
 def arrays(blocks: Sequence[Block]) -> list[mx.array]:
-    """Those of ``blocks``, in the order of :func:`parameters`."""
+    """Those of ``blocks``, in the order in which a kernel takes them."""
     return [
         array
         for block in blocks
@@ -40,49 +42,76 @@ def arrays(blocks: Sequence[Block]) -> list[mx.array]:
     ]
 
 
-def parameters(dtype: mx.Dtype, packed: Packings, count: int) -> tuple[dict[str, mx.Dtype], str]:
-    """Names and dtypes of the arrays of ``count`` layers, and a C++ function that makes them an
-    array of ``moxin::Layer`` (kernels/layer.cu).
+def prepare(
+    name: str,
+    config: TextConfig,
+    packed: Packings,
+    count: int,
+    first: int,
+    capacity: int,
+    outputs: dict[str, tuple[tuple[int, ...], mx.Dtype]],
+    *,
+    dtype: mx.Dtype,
+    template: Sequence[int] = (),
+    arguments: Sequence[str] = (),
+    scalars: dict[str, int] | None = None,
+    **options: Any,
+) -> cuda_kernels.Kernel:
+    """The kernel ``name`` of ``count`` layers, for :func:`launch`.
+
+    Args:
+        first: the first layer's number.
+        capacity: of the caches.
+        template: template arguments that follow ``count``.
+        arguments: what stands in front of ``outputs``.
+        options: the rest of :func:`cuda_kernels.prepare`'s.
     """
-    inputs: dict[str, mx.Dtype] = {}
-
-    def norm() -> list[str]:
-        name = f"in_{len(inputs)}"
-        inputs[name] = dtype
-        return [name]
-
-    def matrices(packing: Packing) -> Iterator[str]:
-        for _ in packing.sizes:
-            names = []
-            for kind in array_names(packing.bits):
-                names.append(f"in_{len(inputs)}")
-                is_words = kind == "weight" and packing.bits < 16
-                inputs[names[-1]] = mx.uint32 if is_words else dtype
-            yield f"{{{', '.join(names)}}}"
-
+    inputs = {"x": dtype, "filled": mx.int32, "arrivals": mx.uint32, "stacked": dtype}
     layers = []
     for index in range(count):
-        qkv, output, gate_up, down = packed
-        members = [*norm(), *matrices(qkv), *matrices(output)]
-        members += [*norm(), *matrices(gate_up), *matrices(down)]
-        # By a thread for each layer.
-        layers.append(f"if (threadIdx.x == {index}) own[{index}] = {{{', '.join(members)}}};")
-    return inputs, f"[&](moxin::Layer<T>* own) {{ {' '.join(layers)} }}"
-
-
-def sizes(config: TextConfig) -> str:
-    """A ``moxin::Sizes`` (kernels/layer.cu)."""
+        members = []
+        for part, packing in zip(("qkv", "output", "gate_up", "down"), packed):
+            prefix = f"{part}_{index}_"
+            # A norm stands in front of the first projections of attention and MLP.
+            if part in ("qkv", "gate_up"):
+                inputs[f"{prefix}norm"] = dtype
+                members.append(f"{prefix}norm")
+            for matrix in packing.parameters(dtype, prefix):
+                inputs |= matrix
+                members.append(f"{{{', '.join(matrix)}}}")
+        layers.append(f"own[{index}] = {{{', '.join(members)}}};")
     widths = (config.hidden_size, config.intermediate_size, config.head_dim)
     heads = (config.num_attention_heads, config.num_key_value_heads)
-    return f"moxin::Sizes<{', '.join(map(str, (*widths, *heads, config.sliding_window or 0)))}>"
-
-
-def formats(packed: Packings) -> str:
-    """A ``moxin::Packing`` for each."""
-    return ", ".join(f"moxin::Packing<{own.bits}, {own.group_size}>" for own in packed)
-
-
-def numbers(config: TextConfig) -> str:
-    """A ``moxin::Numbers`` (kernels/layer.cu), of the scalar ``capacity``."""
+    sizes = ", ".join(map(str, (*widths, *heads, config.sliding_window or 0)))
+    formats = [f"moxin::Packing<{own.bits}, {own.group_size}>" for own in packed]
+    constants = [*formats, *map(str, (count, *template))]
     theta, scale = math.log2(config.rope_theta), config.head_dim**-0.5
-    return f"moxin::Numbers{{capacity, {config.rms_norm_eps}f, {theta}f, {scale}f}}"
+    return cuda_kernels.prepare(
+        f"{name}<T, moxin::Sizes<{sizes}>, {', '.join(constants)}>",
+        [
+            cuda_kernels.fill("moxin::Layer<T>* own", layers),
+            *("x", "filled", "const_cast<unsigned int*>(arrivals)", "const_cast<T*>(stacked)"),
+            "first",
+            f"moxin::Numbers{{capacity, {config.rms_norm_eps}f, {theta}f, {scale}f}}",
+            *(*arguments, *outputs),
+        ],
+        inputs,
+        outputs,
+        dtype=dtype,
+        scalars={"first": first, "capacity": capacity, **(scalars or {})},
+        **options,
+    )
+
+
+def launch(
+    kernel: cuda_kernels.Kernel,
+    blocks: Sequence[Block],
+    x: mx.array,
+    filled: mx.array,
+    stacked: mx.array,
+) -> mx.array:
+    """``x`` behind ``blocks``, for tokens that follow ``filled`` others.
+
+    Their keys and values go into ``stacked``, what :func:`cuda_cache.take` gives.
+    """
+    return kernel(x, filled, cuda_kernels.block_counter(), stacked, *arrays(blocks))[0]

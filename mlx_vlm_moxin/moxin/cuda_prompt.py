@@ -5,7 +5,6 @@ some 250 kernels takes longer than they run. Longer prompts and batches are in `
 """
 
 import functools
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,17 +13,8 @@ import mlx.nn as nn
 
 from ..cache import KVCache
 from . import cuda_cache, cuda_kernels, cuda_layers, cuda_rows
-from .cuda_decoder import Block, count_array, require_blocks
-from .cuda_row_kernels import (
-    BLOCK_COLUMNS,
-    FEW_QUERIES,
-    KEYS,
-    MAX_SPLITS,
-    MULTIPLY_THREADS,
-    ROW_TILES,
-    STAGES,
-    TILE_K,
-)
+from . import cuda_row_kernels as kernels
+from .cuda_decoder import Block, caches_fit, count_array, require_blocks
 
 # For so many blocks of the kernel a multiprocessor has registers.
 MAX_BLOCKS = 2
@@ -46,24 +36,22 @@ class ShortPrompt:
     ) -> bool:
         """Whether ``inputs`` ``[1, T]`` are few and the caches are plain."""
         config, dtype = self.model.config, self.model.model.norm.weight.dtype
-        if cache is None or inputs.shape[0] > 1 or inputs.shape[1] > ROW_TILES[-1]:
-            return False
-        if any(type(layer) is not KVCache for layer in cache):
-            return False
         attended = config.num_attention_heads * config.head_dim
         widths = (config.hidden_size, attended, config.intermediate_size)
-        keys = cache[0].keys
         return (
-            (keys is None or (keys.dtype == dtype and keys.shape[0] == 1))
-            and (inputs_embeds is None or inputs_embeds.dtype == dtype)
-            and all(width % TILE_K == 0 for width in widths)
-            and cuda_kernels.max_shared_memory() >= self._shared_memory(ROW_TILES[-1])
+            inputs.shape[0] == 1
+            and inputs.shape[1] <= kernels.ROW_TILES[-1]
+            and caches_fit(cache, (KVCache,), inputs, inputs_embeds, dtype)
+            and all(width % kernels.TILE_K == 0 for width in widths)
+            and cuda_kernels.max_shared_memory() >= self._shared_memory(kernels.ROW_TILES[-1])
         )
 
     def _shared_memory(self, tile: int) -> int:
         """Bytes that a step of the kernel needs at most, with tiles of so many rows."""
-        attention = (FEW_QUERIES + 4 * KEYS) * (2 * self.model.config.head_dim + 16)
-        return max(STAGES * tile * TILE_K * 2, attention)
+        width = self.model.config.head_dim
+        return max(
+            kernels.product_memory(tile), kernels.attention_memory(kernels.FEW_QUERIES, width)
+        )
 
     def __call__(
         self,
@@ -90,14 +78,13 @@ class ShortPrompt:
         for taken in cuda_layers.groups(blocks):
             own, packed = blocks[taken], cuda_layers.packings(blocks[taken.start])
             kernel = self._kernel(x.dtype, packed, len(own), taken.start, tokens, stacked.shape[2])
-            arrays = cuda_layers.arrays(own)
-            x = kernel(x, filled, cuda_kernels.block_counter(), stacked, *arrays)[0]
+            x = cuda_layers.launch(kernel, own, x, filled, stacked)
             mx.async_eval(x)
         logits = cuda_rows.logits(self.model.lm_head, model.norm(x[None, -logits_to_keep:]))
+        stacked, views = cuda_cache.written(stacked, x, len(blocks))
         # As in a decoding step.
-        (stacked,) = mx.depends([stacked], [x])
         mx.async_eval(logits, stacked)
-        cuda_cache.put(cache, stacked, cuda_cache.views_of(stacked, len(blocks)), tokens)
+        cuda_cache.put(cache, stacked, views, tokens)
         return logits
 
     def _prepare(
@@ -109,11 +96,8 @@ class ShortPrompt:
         tokens: int,
         capacity: int,
     ) -> cuda_kernels.Kernel:
-        """``x`` ``[tokens, hidden_size]``, the number of cached tokens, zeros, what
-        :func:`cuda_cache.take` gives and the arrays of ``count`` layers from number ``first`` on,
-        to ``x`` behind them.
-        """
-        tile = next(tile for tile in ROW_TILES if tokens <= tile)
+        """The kernel of ``count`` layers from number ``first`` on."""
+        tile = kernels.row_tile(tokens)
         config, shared_memory = self.model.config, self._shared_memory(tile)
         # All have to run at once.
         blocks = min(MAX_BLOCKS, cuda_kernels.blocks_together(shared_memory))
@@ -121,18 +105,12 @@ class ShortPrompt:
         hidden, inner = config.hidden_size, config.intermediate_size
         attended = config.num_attention_heads * config.head_dim
         projected = attended + 2 * config.num_key_value_heads * config.head_dim
-
-        def parts(columns: int, width: int) -> int:
-            tiles = math.ceil(columns / BLOCK_COLUMNS)
-            return max(1, min(grid // tiles, MAX_SPLITS, width // TILE_K))
-
         splits = {
-            "qkv": parts(projected, hidden),
-            "output": parts(hidden, attended),
-            "down": parts(hidden, inner),
+            "qkv": kernels.count_splits(projected, hidden, grid),
+            "output": kernels.count_splits(hidden, attended, grid),
+            "down": kernels.count_splits(hidden, inner, grid),
         }
         products = max(splits["qkv"] * projected, max(splits.values()) * hidden)
-        inputs, fill = cuda_layers.parameters(dtype, packed, count)
         outputs = {
             "out": ((tokens, hidden), dtype),
             "normed": ((tokens, hidden), dtype),
@@ -141,27 +119,15 @@ class ShortPrompt:
             "attended": ((tokens, attended), dtype),
             "gated": ((tokens, inner), dtype),
         }
-        return cuda_kernels.prepare(
-            f"rows<T, {cuda_layers.sizes(config)}, {cuda_layers.formats(packed)}, {tile}, {count}>",
-            [
-                *(fill, "x", "filled", "const_cast<unsigned int*>(arrivals)"),
-                *("const_cast<T*>(stacked)", "first", "tokens"),
-                f"moxin::Splits{{{', '.join(splits)}}}",
-                *(cuda_layers.numbers(config), *outputs),
-            ],
-            {
-                "x": dtype,
-                "filled": mx.int32,
-                "arrivals": mx.uint32,
-                "stacked": dtype,
-                **inputs,
-            },
-            outputs,
-            file="rows.cu",
+        return cuda_layers.prepare(
+            *("rows", config, packed, count, first, capacity, outputs),
             dtype=dtype,
+            template=(tile,),
+            arguments=("tokens", f"moxin::Splits{{{', '.join(splits)}}}"),
+            scalars={"tokens": tokens, **splits},
+            file="rows.cu",
             blocks=grid,
-            threads=MULTIPLY_THREADS,
-            scalars={"first": first, "tokens": tokens, "capacity": capacity, **splits},
+            threads=kernels.MULTIPLY_THREADS,
             shared_memory=shared_memory,
             min_blocks=blocks,
         )

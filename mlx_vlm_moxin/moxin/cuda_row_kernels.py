@@ -53,6 +53,26 @@ class Tokens(NamedTuple):
         return self.batch * self.length
 
 
+def row_tile(rows: int) -> int | None:
+    """Height of the tile that a product of ``rows`` takes, None if no kernel takes so many."""
+    return next((tile for tile in ROW_TILES if rows <= tile), None)
+
+
+def count_splits(columns: int, width: int, blocks: int) -> int:
+    """Parts of K of a product with ``columns`` rows of ``width`` weights that ``blocks`` take."""
+    return max(1, min(blocks // math.ceil(columns / BLOCK_COLUMNS), MAX_SPLITS, width // TILE_K))
+
+
+def product_memory(tile: int) -> int:
+    """Bytes of shared memory of a product's block."""
+    return STAGES * tile * TILE_K * 2
+
+
+def attention_memory(queries: int, width: int) -> int:
+    """Bytes of shared memory of an attention block, for heads of ``width``."""
+    return (queries + 4 * KEYS) * (2 * width + 16)
+
+
 @functools.lru_cache
 def multiply(
     dtype: mx.Dtype, packing: Packing, rows: int, width: int, is_gated: bool = False
@@ -67,17 +87,15 @@ def multiply(
         None if no kernel takes so many rows or such a width.
     """
     sizes = packing.sizes
-    tile = next((tile for tile in ROW_TILES if rows <= tile), None)
+    tile = row_tile(rows)
     if tile is None or width % TILE_K:
         return None
     columns = sizes[0] if is_gated else sum(sizes)
     blocks = math.ceil(columns / (BLOCK_COLUMNS // 2 if is_gated else BLOCK_COLUMNS))
-    splits = max(1, min(TARGET_BLOCKS // blocks, MAX_SPLITS, width // TILE_K))
-    splits = 1 if is_gated else splits
+    splits = 1 if is_gated else count_splits(columns, width, TARGET_BLOCKS)
     inputs, stack = {"x": dtype}, []
-    for own in packing.names:
-        inputs |= dict.fromkeys(own, dtype)
-        inputs[own[0]] = dtype if packing.bits == 16 else mx.uint32
+    for own in packing.parameters(dtype):
+        inputs |= own
         stack.append(f"{{{', '.join(own)}}}")
     ends = {f"end_{index}": sum(sizes[: index + 1]) for index in range(3)}
     kernel = prepare(
@@ -94,7 +112,7 @@ def multiply(
         blocks=blocks * splits,
         threads=MULTIPLY_THREADS,
         scalars={**ends, "rows": rows, "width": width, "splits": splits},
-        shared_memory=STAGES * tile * TILE_K * 2,
+        shared_memory=product_memory(tile),
         min_blocks=2,
     )
     return kernel, splits
@@ -187,5 +205,5 @@ def attend(dtype: mx.Dtype, heads: Heads, window: int, tokens: Tokens, capacity:
         blocks=count * tiles,
         threads=ATTENTION_THREADS,
         scalars={"capacity": capacity, "tokens": tokens.length, "tiles": tiles},
-        shared_memory=(queries + 4 * KEYS) * (2 * heads.width + 16),
+        shared_memory=attention_memory(queries, heads.width),
     )

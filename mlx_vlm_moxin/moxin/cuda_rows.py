@@ -1,6 +1,6 @@
 """A pass over a few rows or tokens on NVIDIA GPUs, in kernels of our own.
 
-Of prompts (first a picture, then further questions) and of batches. Up to 64 rows a product
+Of prompts (short ones alone are in ``cuda_prompt``) and of batches. Up to 64 rows a product
 reads its weights once and computes little beside; longer prompts leave the products to MLX.
 What stands between them is one kernel each, in place of some ten of MLX's. A prompt's first
 layers are computed while the later ones are still being put together.
@@ -21,6 +21,7 @@ from .cuda_decoder import (
     Block,
     LastGraph,
     Packing,
+    caches_fit,
     count_array,
     read_part,
     require_blocks,
@@ -49,14 +50,9 @@ class RowsPass:
         self, inputs: mx.array, inputs_embeds: mx.array | None, cache: Sequence[Any] | None
     ) -> bool:
         """Whether the caches are plain or a batch's and fit the new tokens ``[B, T]``."""
-        if cache is None or inputs.shape[1] > MAX_TOKENS:
-            return False
-        kind, dtype = type(cache[0]), self.model.model.norm.weight.dtype
-        if kind not in (KVCache, BatchKVCache) or any(type(layer) is not kind for layer in cache):
-            return False
-        keys = cache[0].keys
-        return (keys is None or (keys.dtype == dtype and keys.shape[0] == inputs.shape[0])) and (
-            inputs_embeds is None or inputs_embeds.dtype == dtype
+        dtype = self.model.model.norm.weight.dtype
+        return inputs.shape[1] <= MAX_TOKENS and caches_fit(
+            cache, (KVCache, BatchKVCache), inputs, inputs_embeds, dtype
         )
 
     def __call__(

@@ -108,15 +108,14 @@ def blocks(
         scale = (width // tower.heads) ** -0.5
         members = [f"x_{which}", f"out_{which}", *arrays, *numbers, f"{scale}f"]
         statements.append(f"towers[{which}] = {{{', '.join(members)}}};")
-    filled = " ".join(
-        f"if (threadIdx.x == {index}) {statement}" for index, statement in enumerate(statements)
-    )
     head = math.ceil(max(tower.width // tower.heads for tower in towers) / 16) * 16
     return cuda_kernels.prepare(
         f"towers<T, {max(tower.width for tower in towers)}, {head}, {count}, "
         f"{tiles.wide_groups}, {tiles.narrow_stages}>",
         [
-            f"[&](moxin::TowerBlock<T> (*blocks)[2], moxin::Tower<T>* towers) {{ {filled} }}",
+            cuda_kernels.fill(
+                "moxin::TowerBlock<T> (*blocks)[2], moxin::Tower<T>* towers", statements
+            ),
             *("const_cast<unsigned int*>(arrivals)", f"{eps}f"),
         ],
         inputs,

@@ -1,6 +1,6 @@
 // A kernel that takes several steps: all its blocks wait for each other between two of them.
 //
-// All blocks must be resident at once, so a launch has at most one for each multiprocessor.
+// All blocks must be resident at once, so a launch has no more of them than there is room for.
 
 #pragma once
 

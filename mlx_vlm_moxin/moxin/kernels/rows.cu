@@ -40,11 +40,11 @@ __device__ void product(
 // `caches` are those of all layers; the layers' begin with number `first`. fill(layers) puts the
 // layers into shared memory: of parameters that are indexed every thread would make a copy.
 template <typename T, typename S, typename QKV, typename O, typename GATE_UP, typename DOWN,
-          int ROWS, int COUNT, typename L>
+          int COUNT, int ROWS, typename L>
 __device__ void rows(
-    L fill, const T* x, const int* filled, unsigned int* arrivals, T* caches, int first, int tokens,
-    Splits splits, Numbers numbers, T* out, T* normed, float* products, T* queries, T* attended,
-    T* gated) {
+    L fill, const T* x, const int* filled, unsigned int* arrivals, T* caches, int first,
+    Numbers numbers, int tokens, Splits splits, T* out, T* normed, float* products, T* queries,
+    T* attended, T* gated) {
   constexpr int ATTENDED = S::HEADS * S::HEAD_DIM, KEYS_WIDTH = S::KV_HEADS * S::HEAD_DIM;
   constexpr int ALL = ATTENDED + 2 * KEYS_WIDTH, QUERIES = 16;
   __shared__ Layer<T> layers[COUNT];
