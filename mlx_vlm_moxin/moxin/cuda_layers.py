@@ -57,11 +57,13 @@ def prepare(
     scalars: dict[str, int] | None = None,
     **options: Any,
 ) -> cuda_kernels.Kernel:
-    """The kernel ``name`` of ``count`` layers, for :func:`launch`.
+    """The kernel ``name`` of ``count`` layers (kernels/layer.cu), for :func:`launch`.
 
     Args:
+        packed: how all of the layers are.
         first: the first layer's number.
         capacity: of the caches.
+        outputs: names, shapes and dtypes; the first one is ``x`` behind the layers.
         template: template arguments that follow ``count``.
         arguments: what stands in front of ``outputs``.
         options: the rest of :func:`cuda_kernels.prepare`'s.

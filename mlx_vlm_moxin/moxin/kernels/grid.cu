@@ -30,6 +30,7 @@ __device__ inline void sync_team(int team) {
 struct GridBarrier {
   unsigned int* arrivals;  // 0 at first, then what a launch left
   unsigned int before;
+  bool is_waiting;
 
   // What the block wrote until now is seen by those that wait.
   __device__ void arrive() {
@@ -39,9 +40,13 @@ struct GridBarrier {
       // Together 2^31: the highest bit turns when the last block arrives.
       before = atomicAdd(arrivals, blockIdx.x == 0 ? 0x80000000u - (gridDim.x - 1) : 1);
     }
+    is_waiting = true;
   }
 
+  // Once for each arrival: work in rounds may ask in front of each of them.
   __device__ void wait() {
+    if (!is_waiting) return;
+    is_waiting = false;
     if (threadIdx.x == 0) {
       unsigned int now;
       do {

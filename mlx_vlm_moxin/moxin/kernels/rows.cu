@@ -22,16 +22,12 @@ __device__ void product(
     GridBarrier& barrier, const T* x, const Stack<T>& stack, int rows, int splits, O* out) {
   constexpr int COLUMNS = GATED ? BLOCK_COLUMNS / 2 : BLOCK_COLUMNS;
   int parts = ((GATED ? stack.ends[0] : stack.ends[2]) + COLUMNS - 1) / COLUMNS * splits;
-  bool is_waiting = true;
-  auto ready = [&] {
-    if (is_waiting) barrier.wait();
-    is_waiting = false;
-  };
+  auto ready = [&] { barrier.wait(); };
   for (int part = blockIdx.x; part < parts; part += gridDim.x) {
     multiply<T, P::BITS, P::GROUP, ROWS, GATED>(x, stack, rows, K, splits, out, part, ready);
     __syncthreads();
   }
-  ready();
+  barrier.wait();
   barrier.arrive();
 }
 

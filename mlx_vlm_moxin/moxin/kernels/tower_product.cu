@@ -102,10 +102,10 @@ __device__ void finish(const Product<T>& product, int row, int column, const flo
   *reinterpret_cast<uint4*>(product.out + at) = pack_eight<T>(values);
 }
 
-// Number `tile` of a product's tiles, by a team. x may be read once ready() returns, the rest at
-// once.
-template <typename T, Epilogue EPILOGUE, typename TILE, typename R>
-__device__ void multiply_tile(const Product<T>& product, int tile, int team, R ready) {
+// Number `tile` of a product's tiles, by a team. For x it waits at the barrier, not for the weight.
+template <typename T, Epilogue EPILOGUE, typename TILE>
+__device__ void multiply_tile(
+    const Product<T>& product, int tile, int team, GridBarrier& barrier) {
   constexpr int THREADS = TILE::THREADS, STAGES = TILE::STAGES, GROUPS = TILE::GROUPS;
   constexpr int ROWS = TILE::ROWS, COLUMNS = TILE::COLUMNS, STAGE_BYTES = TILE::STAGE_BYTES;
   unsigned char* own = shared + team * STAGES * STAGE_BYTES;
@@ -129,7 +129,7 @@ __device__ void multiply_tile(const Product<T>& product, int tile, int team, R r
     if (step < steps) weight.start(stage + TILE_ROWS * TILE_K * 2, step * TILE_K);
   };
   for (int step = 0; step < STAGES - 1; ++step) start_weight(step);
-  ready();
+  barrier.wait();
   for (int step = 0; step < STAGES - 1; ++step) start_x(step);
 
   float sums[ROWS / 16][COLUMNS / 8][4] = {};

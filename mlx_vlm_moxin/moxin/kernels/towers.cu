@@ -39,18 +39,14 @@ struct Tower {
 template <typename T, Epilogue EPILOGUE, typename TILE, typename M>
 __device__ void products(GridBarrier& barrier, M make) {
   int first = count_tiles<TILE>(make(0)), count = first + count_tiles<TILE>(make(1));
-  bool is_waiting = true;
-  auto ready = [&] {
-    if (is_waiting) barrier.wait();
-    is_waiting = false;
-  };
   int team = thread_of_step() / TILE::THREADS, teams = gridDim.x * (TOWER_THREADS / TILE::THREADS);
   for (int tile = team * gridDim.x + blockIdx.x; tile < count; tile += teams) {
     bool is_first = tile < first;
-    multiply_tile<T, EPILOGUE, TILE>(make(!is_first), is_first ? tile : tile - first, team, ready);
+    multiply_tile<T, EPILOGUE, TILE>(
+        make(!is_first), is_first ? tile : tile - first, team, barrier);
     sync_team<TILE::THREADS>(team);
   }
-  ready();
+  barrier.wait();
   barrier.arrive();
 }
 
