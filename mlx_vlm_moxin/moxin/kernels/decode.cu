@@ -68,7 +68,8 @@ __device__ void qkv(
         input, thread, Vector<T>{x}, layer.input_norm, numbers.eps);
   };
   constexpr int TOTAL = (S::HEADS + 2 * S::KV_HEADS) * HALF;
-  multiply_rows<T, P, S::HIDDEN, 2, THREADS>(input, thread, TOTAL, prepare, locate, finish);
+  multiply_rows<T, P, S::HIDDEN, 2, THREADS>(
+      input, thread, TOTAL, prepare, locate, [](int) {}, finish);
   barrier.arrive();
 }
 
@@ -94,7 +95,7 @@ __device__ void gate_up(
         input, thread, Vector<T>{x}, layer.post_norm, numbers.eps);
   };
   multiply_rows<T, P, S::HIDDEN, 2, THREADS>(
-      input, thread, S::INTERMEDIATE, prepare, locate, finish);
+      input, thread, S::INTERMEDIATE, prepare, locate, [](int) {}, finish);
   barrier.arrive();
 }
 
@@ -106,14 +107,16 @@ __device__ void project(
   auto& input = *reinterpret_cast<Input<F>*>(shared);
   int thread = thread_of_step();
   auto locate = [&](int set, Rows<T, P, K, 1, THREADS>& loaded) { loaded.take(0, proj, set); };
+  T added;
+  auto begin = [&](int set) { added = load_early(residual + set); };
   auto finish = [&](int set, float* totals) {
-    if (thread % LANES == 0) out[set] = round_to<T>(to_float(residual[set]) + totals[0]);
+    if (thread % LANES == 0) out[set] = round_to<T>(to_float(added) + totals[0]);
   };
   auto prepare = [&] {
     barrier.wait();
     stage<T, F, K, THREADS, false>(input, thread, source, static_cast<const T*>(nullptr), 0);
   };
-  multiply_rows<T, P, K, 1, THREADS>(input, thread, N, prepare, locate, finish);
+  multiply_rows<T, P, K, 1, THREADS>(input, thread, N, prepare, locate, begin, finish);
   barrier.arrive();
 }
 

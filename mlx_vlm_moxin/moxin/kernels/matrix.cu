@@ -43,6 +43,14 @@ __device__ inline uint4 load_once(const void* address) {
   return v;
 }
 
+// Of what other blocks have written.
+template <typename T>
+__device__ inline T load_early(const T* address) {
+  T v;
+  asm volatile("ld.global.u16 %0, [%1];" : "=h"(v.bits) : "l"(address));
+  return v;
+}
+
 template <typename T>
 __device__ inline T load_scale(const T* address) {
   T v;

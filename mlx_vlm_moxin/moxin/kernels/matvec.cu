@@ -197,10 +197,13 @@ struct Rows {
 
 // `total` sets of R rows, divided over the warps of the grid. `locate(set, loaded)` says which rows
 // loaded.take()s, `finish(set, totals)` gets the results in every lane; `prepare()` stages the
-// input, while the first weights are on their way.
-template <typename T, typename P, int K, int R, int THREADS, typename A, typename L, typename E>
+// input, while the first weights are on their way. `begin(set)` starts what finish will need, which
+// would have to wait behind other warps' weights there.
+template <typename T, typename P, int K, int R, int THREADS, typename A, typename L, typename B,
+          typename E>
 __device__ void multiply_rows(
-    const Input<Format<P, K>>& input, int thread, int total, A prepare, L locate, E finish) {
+    const Input<Format<P, K>>& input, int thread, int total, A prepare, L locate, B begin,
+    E finish) {
   Rows<T, P, K, R, THREADS> loaded{thread % LANES};
   constexpr int DEPTH = loaded.DEPTH, BATCHES = loaded.BATCHES;
   int set = grid_warp(thread), warps = gridDim.x * (THREADS / LANES);
@@ -211,6 +214,7 @@ __device__ void multiply_rows(
   }
   prepare();
   for (; set < total; set += warps) {
+    begin(set);
     float totals[R] = {};
 #pragma unroll 1
     for (int batch = 0; batch < BATCHES; ++batch) {
