@@ -44,7 +44,6 @@ def kernels_everywhere(monkeypatch):
     """As if this were an NVIDIA GPU, for what does not run a kernel."""
     attributes = {
         cuda_kernels.MULTIPROCESSOR_COUNT: 132,
-        cuda_kernels.SHARED_MEMORY_OF_MULTIPROCESSOR: 228 * 1024,
         cuda_kernels.SHARED_MEMORY_OF_BLOCK: 227 * 1024,
     }
     monkeypatch.setattr(cuda_kernels, "is_available", lambda: True)

@@ -15,6 +15,7 @@ from cuda_support import (
     relative_error,
     run,
 )
+from mlx_lm.tuner.lora import LoRALinear
 from mlx_vlm.models.cache import BatchKVCache, KVCache, RotatingKVCache
 from mlx_vlm.models.moxin import (
     cuda_cache,
@@ -70,30 +71,48 @@ def test_layers_that_are_packed_alike_are_one_kernel(length, kernels_everywhere,
     mlp.down_proj = mlp.down_proj.to_quantized(64, 8)
     cache = filled_cache(length, layers=21) if length else [KVCache() for _ in range(21)]
     logits = model(mx.ones((1, 20), mx.int32), cache=cache, logits_to_keep=2).logits
-    # One layer, the one with another packing, and 19 more, of which 18 go into a launch.
+    # Of the first 18 layers one, the one with another packing, and the rest; then 3 more.
     assert calls == ["rows", "rows", "rows", "rows"]
     assert logits.shape == (1, 2, CONFIG["vocab_size"])
     assert [layer.offset for layer in cache] == 21 * [length + 20]
     assert cache[0].keys.shape[2] == (512 if length == 240 else 256)
 
 
-def test_as_many_blocks_as_run_at_once(kernels_everywhere, monkeypatch):
+def test_a_later_layer_that_no_kernel_takes_leaves_the_question_to_the_modules(
+    kernels_everywhere, monkeypatch
+):
+    calls = []
+    monkeypatch.setattr(cuda_kernels, "prepare", recording(calls))
+    monkeypatch.setattr(cuda_cache, "stack", plain_row_kernels.stack)
+    monkeypatch.setattr(cuda_rows, "logits", lambda head, h: head(h))
+    model, ids = make_decoder(num_hidden_layers=21, **WIDE), mx.ones((1, 20), mx.int32)
+    cache, modules = filled_cache(10, layers=21), filled_cache(10, layers=21)
+    model(ids, cache=filled_cache(10, layers=21))
+    last = model.layers[20].mlp
+    last.down_proj = LoRALinear.from_base(last.down_proj)
+    calls.clear()
+    logits = model(ids, cache=cache).logits
+    assert calls == ["rows"]
+    monkeypatch.setattr(cuda_kernels, "is_available", lambda: False)
+    model._has_kernels = None
+    assert mx.array_equal(logits, model(ids, cache=modules).logits).item()
+    for layer, other in zip(cache, modules):
+        assert mx.array_equal(filled(layer, "keys"), filled(other, "keys")).item()
+
+
+def test_the_kernel_has_one_block_on_each_multiprocessor(kernels_everywhere, monkeypatch):
     made = []
     monkeypatch.setattr(cuda_kernels, "prepare", lambda *arguments, **options: made.append(options))
-    model = make_decoder(head_dim=128, **WIDE)
+    model = make_decoder(**WIDE)
     packed = cuda_layers.packings(cuda_decoder.read_blocks(model)[0])
-    arguments = (mx.bfloat16, packed, 2, 0, 30, 256)
-    cuda_prompt.ShortPrompt(model)._prepare(*arguments)
-    # With 100 KB of shared memory there is room for one.
-    sizes = {cuda_kernels.MULTIPROCESSOR_COUNT: 128}
-    monkeypatch.setattr(
-        cuda_kernels, "device_attribute", lambda number: sizes.get(number, 100 * 1024)
-    )
-    cuda_prompt.ShortPrompt(model)._prepare(*arguments)
-    assert [options["blocks"] for options in made] == [2 * 132, 128]
-    assert [options["min_blocks"] for options in made] == [2, 1]
-    monkeypatch.setattr(cuda_kernels, "device_attribute", lambda number: 64 * 1024)
-    assert not cuda_prompt.ShortPrompt(model).takes(mx.ones((1, 5), mx.int32), None, empty())
+    cuda_prompt.ShortPrompt(model)._prepare(mx.bfloat16, packed, 2, 0, 30, 256)
+    assert made[0]["blocks"] == 132
+
+
+def test_a_gpu_without_enough_shared_memory(kernels_everywhere, monkeypatch):
+    monkeypatch.setattr(cuda_kernels, "device_attribute", lambda number: 40 * 1024)
+    prompt = cuda_prompt.ShortPrompt(make_decoder(**WIDE))
+    assert not prompt.takes(mx.ones((1, 5), mx.int32), None, empty())
 
 
 @needs_gpu

@@ -114,6 +114,12 @@ def test_caches_of_other_kinds_are_not_looked_into():
     assert not rows.takes(mx.ones((1, 5), mx.int32), None, [KVCache(), RotatingKVCache(64)])
 
 
+@pytest.mark.parametrize(("rows", "width", "columns"), [(65, 256, 64), (8, 192, 64), (8, 256, 333)])
+def test_products_that_no_kernel_takes(rows, width, columns, kernels_everywhere):
+    packing = cuda_decoder.Packing(16, 0, (columns,))
+    assert cuda_row_kernels.multiply(mx.bfloat16, packing, rows, width) is None
+
+
 @pytest.fixture
 def plain_kernels(kernels_everywhere, monkeypatch):
     """The kernels in MLX, in float32 too: so that everything around them can be compared."""

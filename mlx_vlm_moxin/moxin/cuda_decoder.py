@@ -142,8 +142,9 @@ def read_part(*layers: nn.Module) -> Part | None:
     return Part(Packing(*common, sizes), arrays)
 
 
-def read_blocks(model: nn.Module) -> list[Block] | None:
-    """The blocks of ``model``, a ``LanguageModel``; None if the kernels do not compute the same.
+def read_blocks(model: nn.Module, chosen: slice = slice(None)) -> list[Block] | None:
+    """The ``chosen`` blocks of ``model``, a ``LanguageModel``; None if the kernels do not compute
+    the same.
 
     They do for bfloat16 and float16 on an NVIDIA GPU, with plain matrices and with 8 and 4
     bits in groups; not for adapters, shards and other packings.
@@ -152,17 +153,18 @@ def read_blocks(model: nn.Module) -> list[Block] | None:
         return None
     config, dtype = model.config, model.model.norm.weight.dtype
     widths = (config.hidden_size, config.intermediate_size, config.head_dim)
+    layers = model.layers[chosen]
     is_known = (
         dtype in DTYPES
         and all(width % WIDTH_MULTIPLE == 0 for width in widths)
         and not config.rope_traditional
-        and model.layers[0].self_attn.n_heads == config.num_attention_heads
-        and all(type(layer["self_attn"]["rope"]) is nn.RoPE for layer in model.layers)
+        and layers[0].self_attn.n_heads == config.num_attention_heads
+        and all(type(layer["self_attn"]["rope"]) is nn.RoPE for layer in layers)
     )
     if not is_known:
         return None
     blocks = []
-    for layer in model.layers:
+    for layer in layers:
         attention, mlp = layer["self_attn"], layer["mlp"]
         block = Block(
             layer["input_layernorm"]["weight"],

@@ -29,7 +29,6 @@ NVRTC_VERSIONS = (13, 12)
 MIN_SIZE = 4
 # Of the driver's CUdevice_attribute.
 MULTIPROCESSOR_COUNT = 16
-SHARED_MEMORY_OF_MULTIPROCESSOR = 81
 SHARED_MEMORY_OF_BLOCK = 97
 # Bytes of a block's shared memory that the driver and a kernel's own arrays may take.
 STATIC_SHARED_MEMORY = 8192
@@ -74,12 +73,6 @@ def multiprocessors() -> int:
 def max_shared_memory() -> int:
     """Bytes of dynamic shared memory that a block may have."""
     return device_attribute(SHARED_MEMORY_OF_BLOCK) - STATIC_SHARED_MEMORY
-
-
-def blocks_together(shared_memory: int) -> int:
-    """How many blocks with so many bytes of it find room on a multiprocessor."""
-    own = device_attribute(SHARED_MEMORY_OF_MULTIPROCESSOR)
-    return own // (shared_memory + STATIC_SHARED_MEMORY)
 
 
 def block_counter() -> mx.array:

@@ -14,10 +14,7 @@ import mlx.nn as nn
 from ..cache import KVCache
 from . import cuda_cache, cuda_kernels, cuda_layers, cuda_rows
 from . import cuda_row_kernels as kernels
-from .cuda_decoder import Block, caches_fit, count_array, require_blocks
-
-# For so many blocks of the kernel a multiprocessor has registers.
-MAX_BLOCKS = 2
+from .cuda_decoder import caches_fit, count_array, read_blocks
 
 
 class ShortPrompt:
@@ -59,29 +56,33 @@ class ShortPrompt:
         inputs_embeds: mx.array | None,
         cache: Sequence[KVCache],
         logits_to_keep: int = 0,
-        blocks: Sequence[Block] | None = None,
-    ) -> mx.array:
+    ) -> mx.array | None:
         """Logits of the last ``logits_to_keep`` (0: all) tokens; fills ``cache``.
 
-        ``blocks``: the model's, if they have just been read.
+        None, and the cache as it was, if no kernel takes the model any more.
         """
-        model, config = self.model.model, self.model.config
+        model, config, layers = self.model.model, self.model.config, len(self.model.layers)
         x = model.embed_tokens(inputs) if inputs_embeds is None else inputs_embeds
         x, tokens = x[0], inputs.shape[1]
-        blocks = blocks or require_blocks(self.model)
         if cache[0].keys is None:
             shape = (config.num_key_value_heads, KVCache.step, config.head_dim)
-            stacked = mx.zeros((2 * len(blocks), *shape), x.dtype)
+            stacked = mx.zeros((2 * layers, *shape), x.dtype)
         else:
             stacked = cuda_cache.take(cache, tokens)
         filled = count_array(cache[0].offset)
-        for taken in cuda_layers.groups(blocks):
-            own, packed = blocks[taken], cuda_layers.packings(blocks[taken.start])
-            kernel = self._kernel(x.dtype, packed, len(own), taken.start, tokens, stacked.shape[2])
-            x = cuda_layers.launch(kernel, own, x, filled, stacked)
-            mx.async_eval(x)
+        for first in range(0, layers, cuda_layers.LAYERS_AT_ONCE):
+            # The GPU works on these layers while the next ones are read.
+            blocks = read_blocks(self.model, slice(first, first + cuda_layers.LAYERS_AT_ONCE))
+            if blocks is None:
+                return None
+            for taken in cuda_layers.groups(blocks):
+                own, number = blocks[taken], first + taken.start
+                sizes = len(own), number, tokens, stacked.shape[2]
+                kernel = self._kernel(x.dtype, cuda_layers.packings(own[0]), *sizes)
+                x = cuda_layers.launch(kernel, own, x, filled, stacked)
+                mx.async_eval(x)
         logits = cuda_rows.logits(self.model.lm_head, model.norm(x[None, -logits_to_keep:]))
-        stacked, views = cuda_cache.written(stacked, x, len(blocks))
+        stacked, views = cuda_cache.written(stacked, x, layers)
         # As in a decoding step.
         mx.async_eval(logits, stacked)
         cuda_cache.put(cache, stacked, views, tokens)
@@ -98,10 +99,8 @@ class ShortPrompt:
     ) -> cuda_kernels.Kernel:
         """The kernel of ``count`` layers from number ``first`` on."""
         tile = kernels.row_tile(tokens)
-        config, shared_memory = self.model.config, self._shared_memory(tile)
         # All have to run at once.
-        blocks = min(MAX_BLOCKS, cuda_kernels.blocks_together(shared_memory))
-        grid = blocks * cuda_kernels.multiprocessors()
+        config, grid = self.model.config, cuda_kernels.multiprocessors()
         hidden, inner = config.hidden_size, config.intermediate_size
         attended = config.num_attention_heads * config.head_dim
         projected = attended + 2 * config.num_key_value_heads * config.head_dim
@@ -128,6 +127,5 @@ class ShortPrompt:
             file="rows.cu",
             blocks=grid,
             threads=kernels.MULTIPLY_THREADS,
-            shared_memory=shared_memory,
-            min_blocks=blocks,
+            shared_memory=self._shared_memory(tile),
         )

@@ -14,16 +14,18 @@ import mlx.core as mx
 from .cuda_decoder import Packing
 from .cuda_kernels import Kernel, prepare
 
-# Rows of a product's tile, weights of a row that it takes at a time, rows of weights of a block,
-# and stages of the input, as in kernels/rows_product.cu.
+# Rows of a product's tile, weights of a row that it takes at a time, its warps, and stages of the
+# input, as in kernels/rows_product.cu.
 ROW_TILES = (16, 32, 64)
 TILE_K = 128
-BLOCK_COLUMNS = 128
+PRODUCT_WARPS = 8
 STAGES = 3
+# Of 8 rows of weights, of a warp.
+TILES = 2
 # Blocks that keep the memory busy; K is divided into parts until there are as many.
 TARGET_BLOCKS = 400
 MAX_SPLITS = 8
-MULTIPLY_THREADS = 256
+MULTIPLY_THREADS = 32 * PRODUCT_WARPS
 NORM_THREADS = 512
 ROTATE_THREADS = 256
 ATTENTION_THREADS = 128
@@ -60,7 +62,8 @@ def row_tile(rows: int) -> int | None:
 
 def count_splits(columns: int, width: int, blocks: int) -> int:
     """Parts of K of a product with ``columns`` rows of ``width`` weights that ``blocks`` take."""
-    return max(1, min(blocks // math.ceil(columns / BLOCK_COLUMNS), MAX_SPLITS, width // TILE_K))
+    needed = math.ceil(columns / (PRODUCT_WARPS * 8 * TILES))
+    return max(1, min(blocks // needed, MAX_SPLITS, width // TILE_K))
 
 
 def product_memory(tile: int) -> int:
@@ -84,14 +87,15 @@ def multiply(
         is_gated: to ``silu`` of the first product times the second one, ``[rows, N]``.
 
     Returns:
-        None if no kernel takes so many rows or such a width.
+        None if no kernel takes so many rows, such a width, or an odd number of columns.
     """
     sizes = packing.sizes
     tile = row_tile(rows)
-    if tile is None or width % TILE_K:
-        return None
     columns = sizes[0] if is_gated else sum(sizes)
-    blocks = math.ceil(columns / (BLOCK_COLUMNS // 2 if is_gated else BLOCK_COLUMNS))
+    if tile is None or width % TILE_K or columns % 2:
+        return None
+    own_columns = 4 * TILES if is_gated else 8 * TILES
+    blocks = math.ceil(columns / (PRODUCT_WARPS * own_columns))
     splits = 1 if is_gated else count_splits(columns, width, TARGET_BLOCKS)
     inputs, stack = {"x": dtype}, []
     for own in packing.parameters(dtype):
@@ -99,11 +103,13 @@ def multiply(
         stack.append(f"{{{', '.join(own)}}}")
     ends = {f"end_{index}": sum(sizes[: index + 1]) for index in range(3)}
     kernel = prepare(
-        f"multiply<{packing.template}, {tile}, {str(is_gated).lower()}>",
+        f"multiply<{packing.template}, {tile}, {str(is_gated).lower()}, {TILES}>",
         [
             "x",
             f"moxin::Stack<T>{{{{{', '.join(stack)}}}, {{{', '.join(ends)}}}}}",
-            *("rows", "width", "splits", "out", "blockIdx.x", "[] {}"),
+            *("rows", "width", "blockIdx.x % splits", "splits"),
+            f"(blockIdx.x / splits * {PRODUCT_WARPS} + threadIdx.x / 32) * {own_columns}",
+            *("out", "[] {}"),
         ],
         inputs,
         {"out": ((rows, columns), dtype) if is_gated else ((splits, rows, columns), mx.float32)},

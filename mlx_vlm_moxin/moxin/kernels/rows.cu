@@ -20,11 +20,17 @@ struct Splits {
 template <typename T, typename P, int ROWS, bool GATED, int K, typename O>
 __device__ void product(
     GridBarrier& barrier, const T* x, const Stack<T>& stack, int rows, int splits, O* out) {
-  constexpr int COLUMNS = GATED ? BLOCK_COLUMNS / 2 : BLOCK_COLUMNS;
-  int parts = ((GATED ? stack.ends[0] : stack.ends[2]) + COLUMNS - 1) / COLUMNS * splits;
+  // Gated, all columns of the real model are taken in one round.
+  constexpr int TILES = GATED ? 4 : 2, COLUMNS = OWN_COLUMNS<GATED, TILES>;
+  int N = GATED ? stack.ends[0] : stack.ends[2];
+  int split = blockIdx.x % splits, own = blockIdx.x / splits, blocks = gridDim.x / splits;
+  int warp = thread_of_step() / LANES;
   auto ready = [&] { barrier.wait(); };
-  for (int part = blockIdx.x; part < parts; part += gridDim.x) {
-    multiply<T, P::BITS, P::GROUP, ROWS, GATED>(x, stack, rows, K, splits, out, part, ready);
+  // Neighbours are in different blocks, so that a last round of work, which not all warps take part
+  // in, still occupies all multiprocessors.
+  for (int i = own; own < blocks && i * COLUMNS < N; i += blocks * PRODUCT_WARPS) {
+    multiply<T, P::BITS, P::GROUP, ROWS, GATED, TILES>(
+        x, stack, rows, K, split, splits, (i + warp * blocks) * COLUMNS, out, ready);
     __syncthreads();
   }
   barrier.wait();

@@ -17,18 +17,17 @@ namespace moxin {
 
 constexpr int TILE_K = 128;  // of one step
 constexpr int VECTORS = TILE_K / 8;
-constexpr int BLOCK_COLUMNS = 128;  // rows of the weights
-constexpr int STAGES = 3;           // of x
-constexpr int TILES = 2;            // of 8 columns, of a warp
-constexpr int PRODUCT_WARPS = BLOCK_COLUMNS / (8 * TILES);
+constexpr int STAGES = 3;  // of x
+constexpr int PRODUCT_WARPS = 8;
 
-// How a step's weights are read. For each 16 bytes of them a lane needs PLANES vectors of x.
-template <int BITS, int GROUP>
+// How a step's weights are read. For each 16 bytes of them a lane needs PLANES vectors of x. A warp
+// takes TILES tiles of 8 rows of the weights.
+template <int BITS, int GROUP, int TILES>
 struct Step {
   static constexpr int PACK = 128 / BITS;
   static constexpr int PLANES = PACK / 8;
   static constexpr int CHUNKS = TILE_K / (4 * PACK);
-  static constexpr int DEPTH = BITS == 4 ? 4 : 2;  // steps that are loaded ahead
+  static constexpr int DEPTH = (BITS == 4 ? 8 : 4) / TILES;  // steps that are loaded ahead
   static_assert(BITS == 16 || GROUP % PACK == 0, "a lane's weights share a scale");
 };
 
@@ -40,25 +39,22 @@ struct Stack {
 };
 
 // One step's weights of a lane.
-template <typename T, int BITS, int GROUP>
+template <typename T, int BITS, int GROUP, int TILES>
 struct Weights {
-  using P = Step<BITS, GROUP>;
+  using P = Step<BITS, GROUP, TILES>;
 
   uint4 packed[TILES][P::CHUNKS];
   T scales[TILES][P::CHUNKS], biases[TILES][P::CHUNKS];  // of packed matrices
 
-  __device__ void load(const Matrix<T>* rows, int step) {
-    int part = threadIdx.x % 4;
+  // Chunk c of each row.
+  __device__ void load(const Matrix<T>* rows, int step, int c) {
+    int unit = (step * P::CHUNKS + c) * 4 + threadIdx.x % 4;
 #pragma unroll
     for (int n = 0; n < TILES; ++n) {
-#pragma unroll
-      for (int c = 0; c < P::CHUNKS; ++c) {
-        int unit = (step * P::CHUNKS + c) * 4 + part;
-        packed[n][c] = load_once(static_cast<const uint4*>(rows[n].weight) + unit);
-        if constexpr (BITS < 16) {
-          scales[n][c] = rows[n].scales[unit * P::PACK / GROUP];
-          biases[n][c] = rows[n].biases[unit * P::PACK / GROUP];
-        }
+      packed[n][c] = load_once(static_cast<const uint4*>(rows[n].weight) + unit);
+      if constexpr (BITS < 16) {
+        scales[n][c] = rows[n].scales[unit * P::PACK / GROUP];
+        biases[n][c] = rows[n].biases[unit * P::PACK / GROUP];
       }
     }
   }
@@ -94,26 +90,31 @@ __device__ inline int place(int row, int chunk_plane, int part) {
   return (chunk_plane * 4 + part) ^ (row % 2 * 4);
 }
 
-// Number `part` of the product's parts has tile part / splits of the weights' rows and split
-// part % splits of K. x may be read once ready() returns.
+// Columns of a warp.
+template <bool GATED, int TILES>
+constexpr int OWN_COLUMNS = GATED ? 4 * TILES : 8 * TILES;
+
+// A block's part of the product: number `split` of `splits` parts of K, and of each warp the
+// columns from its `first_column` on, none if that is N or more. x may be read once ready()
+// returns.
 //
 // Plain, `out` is [splits, rows, N], float. GATED, the stack is gate_proj and up_proj [N, K], `out`
 // is silu(gate) * up [rows, N] and splits is 1. At most ROWS rows, a multiple of 16; K is a
 // multiple of TILE_K.
-template <typename T, int BITS, int GROUP, int ROWS, bool GATED, typename O, typename R>
+template <typename T, int BITS, int GROUP, int ROWS, bool GATED, int TILES, typename O, typename R>
 __device__ void multiply(
-    const T* x, const Stack<T>& stack, int rows, int K, int splits, O* out, int part, R ready) {
-  using P = Step<BITS, GROUP>;
+    const T* x, const Stack<T>& stack, int rows, int K, int split, int splits, int first_column,
+    O* out, R ready) {
+  using P = Step<BITS, GROUP, TILES>;
   constexpr int THREADS = PRODUCT_WARPS * LANES, PER_MATRIX = GATED ? TILES / 2 : TILES;
   constexpr int STAGE_BYTES = ROWS * TILE_K * 2;
   unsigned int stages = static_cast<unsigned int>(__cvta_generic_to_shared(shared));
-  int thread = thread_of_step(), lane = thread % LANES, warp = thread / LANES;
-  int tile = part / splits, split = part % splits;
+  int thread = thread_of_step(), lane = thread % LANES;
   int all_steps = K / TILE_K;
   int first_step = all_steps * split / splits;
   int steps = all_steps * (split + 1) / splits - first_step;
   int N = GATED ? stack.ends[0] : stack.ends[2];
-  int first_column = (tile * PRODUCT_WARPS + warp) * PER_MATRIX * 8;
+  bool has_columns = first_column < N;
 
   Matrix<T> own[TILES];
 #pragma unroll
@@ -150,10 +151,14 @@ __device__ void multiply(
     asm volatile("cp.async.commit_group;");
   };
 
-  Weights<T, BITS, GROUP> ahead[P::DEPTH];
+  Weights<T, BITS, GROUP, TILES> ahead[P::DEPTH];
+  auto load = [&](int d, int step, int c) {
+    if (has_columns && step < steps) ahead[d].load(own, first_step + step, c);
+  };
 #pragma unroll
   for (int d = 0; d < P::DEPTH; ++d) {
-    if (d < steps) ahead[d].load(own, first_step + d);
+#pragma unroll
+    for (int c = 0; c < P::CHUNKS; ++c) load(d, d, c);
   }
   ready();
   for (int step = 0; step < STAGES - 1; ++step) copy_x(step);
@@ -168,6 +173,7 @@ __device__ void multiply(
       asm volatile("cp.async.wait_group %0;" : : "n"(STAGES - 2));
       __syncthreads();
       copy_x(step + STAGES - 1);
+      if (!has_columns) continue;
       const uint4* stage = reinterpret_cast<const uint4*>(shared + step % STAGES * STAGE_BYTES);
 #pragma unroll
       for (int c = 0; c < P::CHUNKS; ++c) {
@@ -198,8 +204,8 @@ __device__ void multiply(
             }
           }
         }
+        load(d, step + P::DEPTH, c);
       }
-      if (step + P::DEPTH < steps) ahead[d].load(own, first_step + step + P::DEPTH);
     }
   }
 
