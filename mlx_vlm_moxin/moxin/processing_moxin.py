@@ -37,8 +37,11 @@ def image_placeholders(pixels: np.ndarray, count: int, first: int, vocab_size: i
 
 
 def _are_equal(first: Image.Image, second: Image.Image) -> bool:
-    """Whether two RGB pictures are the same, in a quarter of the time of comparing their bytes."""
-    return first.size == second.size and not ImageChops.difference(first, second).getbbox()
+    """Whether two RGB pictures are the same.
+
+    Of Pillow's ways to compare them this is the fastest.
+    """
+    return first.size == second.size and not ImageChops.subtract_modulo(first, second).getbbox()
 
 
 class MoxinProcessor:
@@ -110,10 +113,10 @@ class MoxinProcessor:
         rows = [self._row(prompt, ids) for prompt, ids in zip(prompts, placeholders)]
         inputs = self._pad(rows, padding_side)
         if pictures:
-            inputs["pixel_values"] = mx.array(np.concatenate([pixels for pixels, _ in pictures]))
+            inputs["pixel_values"] = mx.concatenate([pixels for pixels, _ in pictures])
         return inputs
 
-    def _picture(self, image: ImageInput) -> tuple[np.ndarray, list[int]]:
+    def _picture(self, image: ImageInput) -> tuple[mx.array, list[int]]:
         """Pixels ``[1, 6, S, S]`` and placeholders of a picture.
 
         The next question is often about the same picture, which comes along again: it
@@ -131,9 +134,9 @@ class MoxinProcessor:
             self._last_picture = image.copy(), settings, result
         return result
 
-    def _computed(self, image: Image.Image) -> tuple[np.ndarray, list[int]]:
+    def _computed(self, image: Image.Image) -> tuple[mx.array, list[int]]:
         pixels = self.image_processor(image)
-        return pixels, image_placeholders(pixels[0], *self._range)
+        return mx.array(pixels), image_placeholders(pixels[0], *self._range)
 
     @property
     def _range(self) -> tuple[int, int, int]:
