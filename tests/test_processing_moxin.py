@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import mlx.core as mx
 import numpy as np
@@ -140,6 +141,22 @@ def test_pictures_belong_to_the_first_rows(processor):
     with_image, without = ids_of(processor(prompts, [PHOTO]))
     assert with_image == ids_of(processor(prompts[0], [PHOTO]))[0]
     assert [token for token in without if token != 512] == ids_of(processor(prompts[1]))[0]
+
+
+def test_another_thread_can_read_the_pixels(processor):
+    pictures = [Image.new("RGB", (30, 20), color) for color in ("red", "blue")]
+    with ThreadPoolExecutor(1) as pool:
+        inputs = pool.submit(processor, ["In: a\nOut:"] * 2, pictures).result()
+    for pixels, picture in zip(inputs["pixel_values"], pictures):
+        assert np.array_equal(pixels, processor.image_processor(picture)[0])
+
+
+def test_pixels_that_a_caller_changes_do_not_come_back(processor):
+    picture = Image.new("RGB", (30, 20), "red")
+    first = processor("In: a\nOut:", picture)["pixel_values"]
+    before = np.array(first)
+    first[:] = 0
+    assert np.array_equal(processor("In: a\nOut:", picture)["pixel_values"], before)
 
 
 @pytest.mark.parametrize("typed", ["<image>", "<PAD>", "<s>", "[IMG]", "<unk>"])

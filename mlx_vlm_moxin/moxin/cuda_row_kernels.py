@@ -20,7 +20,7 @@ ROW_TILES = (16, 32, 64)
 TILE_K = 128
 PRODUCT_WARPS = 8
 STAGES = 3
-# Of 8 rows of weights, of a warp.
+# Of 8 rows of weights, of a warp, as in kernels/rows.cu.
 TILES = 2
 # Blocks that keep the memory busy; K is divided into parts until there are as many.
 TARGET_BLOCKS = 400

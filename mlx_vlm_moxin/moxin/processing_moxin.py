@@ -37,10 +37,7 @@ def image_placeholders(pixels: np.ndarray, count: int, first: int, vocab_size: i
 
 
 def _are_equal(first: Image.Image, second: Image.Image) -> bool:
-    """Whether two RGB pictures are the same.
-
-    Of Pillow's ways to compare them this is the fastest.
-    """
+    """Whether two RGB pictures are the same, in the fastest of Pillow's ways."""
     return first.size == second.size and not ImageChops.subtract_modulo(first, second).getbbox()
 
 
@@ -114,6 +111,8 @@ class MoxinProcessor:
         inputs = self._pad(rows, padding_side)
         if pictures:
             inputs["pixel_values"] = mx.concatenate([pixels for pixels, _ in pictures])
+            # Another thread may read them, which could not compute what this one has recorded.
+            mx.eval(inputs["pixel_values"])
         return inputs
 
     def _picture(self, image: ImageInput) -> tuple[mx.array, list[int]]:

@@ -43,7 +43,7 @@ __device__ inline uint4 load_once(const void* address) {
   return v;
 }
 
-// Of what other blocks have written.
+// Of what other blocks have written, at this place: the compiler would load it where it is used.
 template <typename T>
 __device__ inline T load_early(const T* address) {
   T v;
