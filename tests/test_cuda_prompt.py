@@ -103,15 +103,22 @@ def test_a_later_layer_that_no_kernel_takes_leaves_the_question_to_the_modules(
 def test_the_kernel_has_one_block_on_each_multiprocessor(kernels_everywhere, monkeypatch):
     made = []
     monkeypatch.setattr(cuda_kernels, "prepare", lambda *arguments, **options: made.append(options))
-    model = make_decoder(**WIDE)
+    model = make_decoder(head_dim=128, **WIDE)
     packed = cuda_layers.packings(cuda_decoder.read_blocks(model)[0])
-    cuda_prompt.ShortPrompt(model)._prepare(mx.bfloat16, packed, 2, 0, 30, 256)
-    assert made[0]["blocks"] == 132
+    arguments = (mx.bfloat16, packed, 2, 0, 30, 256)
+    cuda_prompt.ShortPrompt(model)._prepare(*arguments)
+    sizes = {cuda_kernels.MULTIPROCESSOR_COUNT: 128}
+    monkeypatch.setattr(
+        cuda_kernels, "device_attribute", lambda number: sizes.get(number, 100 * 1024)
+    )
+    cuda_prompt.ShortPrompt(model)._prepare(*arguments)
+    assert [options["blocks"] for options in made] == [132, 128]
+    assert cuda_prompt.ShortPrompt(model).takes(mx.ones((1, 5), mx.int32), None, empty())
 
 
 def test_a_gpu_without_enough_shared_memory(kernels_everywhere, monkeypatch):
-    monkeypatch.setattr(cuda_kernels, "device_attribute", lambda number: 40 * 1024)
-    prompt = cuda_prompt.ShortPrompt(make_decoder(**WIDE))
+    monkeypatch.setattr(cuda_kernels, "device_attribute", lambda number: 64 * 1024)
+    prompt = cuda_prompt.ShortPrompt(make_decoder(head_dim=128, **WIDE))
     assert not prompt.takes(mx.ones((1, 5), mx.int32), None, empty())
 
 

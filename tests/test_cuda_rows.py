@@ -28,6 +28,7 @@ from mlx_vlm.models.moxin import (
     cuda_cache,
     cuda_decode,
     cuda_decoder,
+    cuda_kernels,
     cuda_prompt,
     cuda_row_kernels,
     cuda_rows,
@@ -49,7 +50,7 @@ def passes(monkeypatch):
     """Passes that the kernels took; they give no logits."""
     calls = []
 
-    def call(self, inputs, inputs_embeds, cache, logits_to_keep, blocks):
+    def call(self, inputs, inputs_embeds, cache, logits_to_keep):
         calls.append(inputs.shape)
         return mx.zeros((*inputs.shape, 1))
 
@@ -106,6 +107,19 @@ def test_everything_else_goes_through_the_modules(arguments, passes):
     output = make_decoder()(**arguments())
     assert output.logits.shape[-1] == CONFIG["vocab_size"]
     assert passes == []
+
+
+def test_a_decoder_that_was_changed_leaves_the_next_prompt_to_the_modules(
+    kernels_everywhere, monkeypatch
+):
+    model, ids, cache, modules = make_decoder(), mx.ones((1, 5), mx.int32), empty(), empty()
+    model._has_kernels = True
+    model.train()
+    logits = model(ids, cache=cache).logits
+    assert model._has_kernels is False
+    monkeypatch.setattr(cuda_kernels, "is_available", lambda: False)
+    assert mx.array_equal(logits, model(ids, cache=modules).logits).item()
+    assert mx.array_equal(filled(cache[1], "keys"), filled(modules[1], "keys")).item()
 
 
 def test_caches_of_other_kinds_are_not_looked_into():

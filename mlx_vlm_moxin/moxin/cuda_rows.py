@@ -23,6 +23,7 @@ from .cuda_decoder import (
     Packing,
     caches_fit,
     count_array,
+    read_blocks,
     read_part,
     require_blocks,
 )
@@ -61,11 +62,13 @@ class RowsPass:
         inputs_embeds: mx.array | None,
         cache: Sequence[KVCache | BatchKVCache],
         logits_to_keep: int = 0,
-        blocks: Sequence[Block] | None = None,
-    ) -> mx.array:
+    ) -> mx.array | None:
         """Logits of the last ``logits_to_keep`` (0: all) tokens; fills ``cache``.
 
-        ``blocks``: the model's, if they have just been read.
+        None, and the cache as it was, if no kernel takes the model any more.
+
+        Raises:
+            ValueError: if that is so within an answer.
         """
         filled = count_array(cache[0].size())
         if isinstance(cache[0], BatchKVCache):
@@ -78,8 +81,10 @@ class RowsPass:
             step = self._step_graph(keys[0].shape)
             result, keys, values = step(inputs, filled, padding, keys, values)
         else:
+            blocks = read_blocks(self.model)
+            if blocks is None:
+                return None
             x = self.model.model.embed_tokens(inputs) if inputs_embeds is None else inputs_embeds
-            blocks = blocks or require_blocks(self.model)
             graphs = self._block_graphs(inputs.shape, None if keys[0] is None else keys[0].shape)
             h, keys, values = self._hidden(
                 blocks, x, (filled, padding), keys, values, graphs, starts_early=True

@@ -96,14 +96,11 @@ class LanguageModel(nn.Module):
 
         Whether they compute what the modules do is asked with each prompt, in front of which
         the modules may have been changed (quantised, given adapters), and not with each token.
+        A pass over a prompt asks by itself.
         """
-        new = inputs, inputs_embeds, cache
-        blocks = None
-        # A short prompt asks by itself.
-        is_short = self._has_kernels and inputs.shape[1] > 1 and self._short_prompt.takes(*new)
-        if self._has_kernels is None or (inputs.shape[1] > 1 and not is_short):
-            blocks = read_blocks(self)
-            self._has_kernels = blocks is not None
+        is_prompt = inputs.shape[1] > 1
+        if self._has_kernels is None or (is_prompt and not self._has_kernels):
+            self._has_kernels = read_blocks(self) is not None
         if not self._has_kernels:
             return None
         if self._decode_step is None:
@@ -114,14 +111,14 @@ class LanguageModel(nn.Module):
         if inputs_embeds is None and self._decode_step.takes(inputs, cache):
             mx.async_eval(inputs)
             return self._decode_step(inputs, cache)
-        if is_short or self._short_prompt.takes(*new):
-            mx.async_eval(inputs)
-            logits = self._short_prompt(*new, logits_to_keep)
-            self._has_kernels = logits is not None
-            return logits
-        if self._rows_pass.takes(*new):
-            mx.async_eval(inputs)
-            return self._rows_pass(*new, logits_to_keep, blocks)
+        for kernels in (self._short_prompt, self._rows_pass):
+            if kernels.takes(inputs, inputs_embeds, cache):
+                mx.async_eval(inputs)
+                logits = kernels(inputs, inputs_embeds, cache, logits_to_keep)
+                self._has_kernels = logits is not None
+                return logits
+        if is_prompt:
+            self._has_kernels = None  # nobody has asked: the next token does
         return None
 
     def __call__(

@@ -106,7 +106,7 @@ __device__ void multiply(
     const T* x, const Stack<T>& stack, int rows, int K, int split, int splits, int first_column,
     O* out, R ready) {
   using P = Step<BITS, GROUP, TILES>;
-  constexpr int THREADS = PRODUCT_WARPS * LANES, PER_MATRIX = GATED ? TILES / 2 : TILES;
+  constexpr int THREADS = PRODUCT_WARPS * LANES, PER_MATRIX = OWN_COLUMNS<GATED, TILES> / 8;
   constexpr int STAGE_BYTES = ROWS * TILE_K * 2;
   unsigned int stages = static_cast<unsigned int>(__cvta_generic_to_shared(shared));
   int thread = thread_of_step(), lane = thread % LANES;
