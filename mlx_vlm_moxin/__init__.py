@@ -9,7 +9,7 @@ is imported, until one of them is asked for:
 - ``mlx_vlm.models.prismatic``: the same module object, for checkpoints that still
   carry the model type of the PyTorch code base they come from.
 - ``mlx_lm.models.moxin`` and ``mlx_lm.models.prismatic``: the decoder alone, for mlx-lm
-  (``mlx_vlm_moxin/mlx_lm/decoder.py``).
+  (``mlx_vlm_moxin/plugin/mlx_lm/decoder.py``).
 
 This file runs at the start of every Python process of the environment (from the
 ``.pth`` or ``.start`` file next to it in site-packages): keep it free of imports.
@@ -32,24 +32,29 @@ __all__ = [
 # What type checkers take for typing.TYPE_CHECKING, without its import.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from mlx_vlm_moxin.generation import generate
-    from mlx_vlm_moxin.images import normalize_dino, normalize_siglip, preprocess, to_pixel_values
-    from mlx_vlm_moxin.loading import load
-    from mlx_vlm_moxin.saving import save_quantized
+    from mlx_vlm_moxin.library.generate import generate
+    from mlx_vlm_moxin.library.images import (
+        normalize_dino,
+        normalize_siglip,
+        preprocess,
+        to_pixel_values,
+    )
+    from mlx_vlm_moxin.library.load import load
+    from mlx_vlm_moxin.library.save import save_quantized
 
 # The library: name -> the module that is imported when the name is first asked for.
 _LIBRARY = {
-    "generate": "generation",
-    "load": "loading",
-    "normalize_dino": "images",
-    "normalize_siglip": "images",
-    "preprocess": "images",
-    "save_quantized": "saving",
-    "to_pixel_values": "images",
+    "generate": "library.generate",
+    "load": "library.load",
+    "normalize_dino": "library.images",
+    "normalize_siglip": "library.images",
+    "preprocess": "library.images",
+    "save_quantized": "library.save",
+    "to_pixel_values": "library.images",
 }
 
 MODEL_MODULE = "mlx_vlm.models.moxin"
-DECODER_MODULE = "mlx_vlm_moxin.mlx_lm.decoder"
+DECODER_MODULE = "mlx_vlm_moxin.plugin.mlx_lm.decoder"
 ALIASES = {
     "mlx_vlm.models.prismatic": MODEL_MODULE,
     "mlx_lm.models.moxin": DECODER_MODULE,
@@ -64,7 +69,7 @@ class _MoxinFinder:
     def find_spec(fullname, path=None, target=None):
         if fullname != MODEL_MODULE and fullname not in ALIASES:
             return None
-        from mlx_vlm_moxin.loader import model_spec
+        from mlx_vlm_moxin.plugin.import_specs import model_spec
 
         return model_spec(fullname)
 

@@ -19,7 +19,7 @@ COMMANDS = {
     "server": ("mlx_vlm.server", "serve OpenAI's and Anthropic's APIs"),
     "train": ("mlx_vlm.train", "train adapters or all weights"),
     "fuse": ("mlx_vlm_moxin.fuse", "add an adapter's update to the weights"),
-    "convert": ("conversion.__main__", "convert any Moxin checkpoint to MLX"),
+    "convert": ("mlx_vlm_moxin.conversion.command_line", "convert any Moxin checkpoint to MLX"),
     "bench": ("mlx_vlm_moxin.bench.__main__", "measure speed and memory on this machine"),
 }
 LOADING = ("generate", "chat", "chat_ui", "server")
@@ -39,7 +39,7 @@ def _command_parser() -> argparse.ArgumentParser:
 
 def quantize_parser(command: str) -> argparse.ArgumentParser:
     """The options that this package adds to a stock command."""
-    from conversion.options import AFFINE_BITS, AFFINE_GROUP_SIZES
+    from mlx_vlm_moxin.checkpoints.quantize_options import AFFINE_BITS, AFFINE_GROUP_SIZES
 
     parser = argparse.ArgumentParser(
         prog=f"python -m mlx_vlm_moxin {command}",
@@ -89,9 +89,10 @@ def main() -> int | None:
     arguments = sys.argv[2:]
     if command in LOADING:
         own, arguments = split_arguments(command, arguments)
-        from mlx_vlm_moxin import loading, on_the_fly
+        from mlx_vlm_moxin.library import load
+        from mlx_vlm_moxin.plugin import quantize_on_load
 
-        on_the_fly.install(loading.quantize_options(own.quantize, own.group_size or 64))
+        quantize_on_load.install(load.quantize_options(own.quantize, own.group_size or 64))
     sys.argv[:] = [f"python -m mlx_vlm_moxin {command}", *arguments]
     return importlib.import_module(COMMANDS[command][0]).main()
 

@@ -3,7 +3,7 @@
 import mlx.core as mx
 import pytest
 from mlx_vlm import convert, load
-from mlx_vlm.models.moxin import cuda_kernels
+from mlx_vlm.models.moxin.cuda import compiler
 from support import HF_CHECKPOINT
 
 
@@ -43,8 +43,8 @@ def fp32_checkpoint(tmp_path_factory):
 def kernels_everywhere(monkeypatch):
     """As if this were an NVIDIA GPU, for what does not run a kernel."""
     attributes = {
-        cuda_kernels.MULTIPROCESSOR_COUNT: 132,
-        cuda_kernels.SHARED_MEMORY_OF_BLOCK: 227 * 1024,
+        compiler.MULTIPROCESSOR_COUNT: 132,
+        compiler.SHARED_MEMORY_OF_BLOCK: 227 * 1024,
     }
-    monkeypatch.setattr(cuda_kernels, "is_available", lambda: True)
-    monkeypatch.setattr(cuda_kernels, "device_attribute", attributes.get)
+    monkeypatch.setattr(compiler, "is_available", lambda: True)
+    monkeypatch.setattr(compiler, "device_attribute", attributes.get)

@@ -11,12 +11,12 @@ import mlx.nn as nn
 from ..base import LanguageModelOutput, cache_position_offset, create_attention_mask
 from ..llama.language import LlamaModel
 from ..llama.language import Model as LlamaForCausalLM
-from . import cuda_cache
 from .config import TextConfig
-from .cuda_decode import DecodeStep
-from .cuda_decoder import read_blocks
-from .cuda_prompt import ShortPrompt
-from .cuda_rows import RowsPass
+from .cuda import kv_cache
+from .cuda.decoder_weights import read_blocks
+from .cuda.rows import RowsPass
+from .cuda.short_prompt import ShortPrompt
+from .cuda.token_step import DecodeStep
 from .linear import replace_linears
 
 
@@ -151,7 +151,7 @@ class LanguageModel(nn.Module):
             if logits is not None:
                 return LanguageModelOutput(logits=logits)
         if cache is not None:
-            cuda_cache.forget(cache)
+            kv_cache.forget(cache)
         hidden_states = [] if capture_layer_ids is not None else None
         h = self.model(inputs, cache, inputs_embeds, mask, capture_layer_ids, hidden_states)
         logits = self.lm_head(h[:, -logits_to_keep:])

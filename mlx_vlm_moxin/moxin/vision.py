@@ -9,8 +9,8 @@ https://arxiv.org/abs/2303.15343. Architecture and parameter names: timm 0.9.16,
 import mlx.core as mx
 import mlx.nn as nn
 
-from . import cuda_kernels, cuda_towers
 from .config import TowerConfig, VisionConfig
+from .cuda import compiler, towers
 
 
 class PatchEmbed(nn.Module):
@@ -164,9 +164,9 @@ class VisionModel(nn.Module):
         """
         if self.training:
             return self._features(pixel_values)
-        if cuda_kernels.is_available():
+        if compiler.is_available():
             if self._stages is None:
-                self._stages = cuda_towers.Stages((self.dino, self.siglip))
+                self._stages = towers.Stages((self.dino, self.siglip))
             return self._features(pixel_values, in_stages=True)
         if self._compiled is None:
             # As inputs, weights may change after the first call; captured, they may not.

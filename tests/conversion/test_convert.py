@@ -5,10 +5,10 @@ import json
 import mlx.core as mx
 import numpy as np
 import pytest
-from checkpoints import NATIVE_FILES, converted, load_weights, write_ominix
 from mlx_vlm import apply_chat_template, generate, load
 from mlx_vlm import convert as upstream_convert
 from mlx_vlm.convert import QUANT_RECIPES
+from source_checkpoints import NATIVE_FILES, converted, load_weights, write_ominix
 from support import (
     ARRAYS,
     GOLDENS,
@@ -18,8 +18,8 @@ from support import (
     image_path,
 )
 
-from conversion.convert import SourceFiles, convert
-from conversion.options import AFFINE_BITS, QuantizeOptions
+from mlx_vlm_moxin.checkpoints.quantize_options import AFFINE_BITS, QuantizeOptions
+from mlx_vlm_moxin.conversion.convert import SourceFiles, convert
 
 
 def check_run(directory, run: str) -> None:

@@ -5,15 +5,15 @@ import json
 import shutil
 
 import pytest
-from checkpoints import NATIVE_ARGUMENTS
 from mlx_vlm import load
 from PIL import Image
+from source_checkpoints import NATIVE_ARGUMENTS
 from support import HF_CHECKPOINT, IMAGES
 
-from conversion import sweep as sweep_module
-from conversion.__main__ import main
-from conversion.plot import plot
-from conversion.verification import FILE_NAME
+from mlx_vlm_moxin.conversion import sweep as sweep_module
+from mlx_vlm_moxin.conversion.command_line import main
+from mlx_vlm_moxin.conversion.sweep_plot import plot
+from mlx_vlm_moxin.conversion.verify.report import FILE_NAME
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def pictures(tmp_path_factory):
 
 @pytest.fixture
 def sweep(pictures, tmp_path):
-    """Run ``python -m conversion sweep`` into one directory; returns status and rows."""
+    """Run ``python -m mlx_vlm_moxin convert sweep`` into one directory; returns status and rows."""
     output = tmp_path / "output"
 
     def run(*arguments, source=("--model", str(HF_CHECKPOINT))):
@@ -135,7 +135,7 @@ def test_a_damaged_table_is_named(sweep, capsys, content):
 def test_a_missing_matplotlib_is_found_before_anything_is_converted(sweep, capsys, monkeypatch):
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(
-        "conversion.plot.find_spec",
+        "mlx_vlm_moxin.conversion.sweep_plot.find_spec",
         lambda name: None if name == "matplotlib" else find_spec(name),
     )
     status, _ = sweep("--bits", 8)

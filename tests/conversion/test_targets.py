@@ -2,11 +2,11 @@
 
 import mlx.core as mx
 import pytest
-from checkpoints import converted, copy_checkpoint, load_weights, with_weights
+from source_checkpoints import converted, copy_checkpoint, load_weights, with_weights
 from support import HF_CHECKPOINT
 
-from conversion.options import QuantizeOptions
-from conversion.plan import Plan
+from mlx_vlm_moxin.checkpoints.plan import Plan
+from mlx_vlm_moxin.checkpoints.quantize_options import QuantizeOptions
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ def test_output_that_mlx_vlm_cannot_load_is_discarded(place, monkeypatch):
     def write_nothing(*arguments):
         pass
 
-    monkeypatch.setattr("conversion.convert.write_settings", write_nothing)
+    monkeypatch.setattr("mlx_vlm_moxin.conversion.convert.write_settings", write_nothing)
     with pytest.raises(RuntimeError, match="came out wrong and was discarded"):
         converted(HF_CHECKPOINT, place / "x")
     assert not any(place.iterdir())

@@ -10,11 +10,14 @@ import pytest
 from hub_server import TOKEN, USER, Hub
 from safetensors.numpy import save_file
 
-from conversion.upload import UploadError, upload
+from mlx_vlm_moxin.conversion.upload import UploadError, upload
 
 REPO = f"{USER}/Moxin-7B-VLM-4bit"
 # The client waits seconds between its retries; the tests do not.
-CLIENT = "import sys, time; time.sleep = lambda s: None; from conversion.upload import main; "
+CLIENT = (
+    "import sys, time; time.sleep = lambda s: None; "
+    "from mlx_vlm_moxin.conversion.upload import main; "
+)
 SHARDS = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
 
 
@@ -49,7 +52,7 @@ def uploaded_files(model) -> dict[str, bytes]:
 
 
 def client(hub, home, *arguments, token=TOKEN, **environment) -> dict:
-    """Arguments of ``subprocess`` for ``python -m conversion.upload`` against ``hub``."""
+    """Arguments of ``subprocess`` for the upload command against ``hub``."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
     clean |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(home), "NO_PROXY": "127.0.0.1"}
     clean |= {"HF_HUB_DISABLE_XET": "1"}
@@ -141,7 +144,7 @@ def test_a_failed_upload_resumes_with_what_is_missing(hub, model, run_upload, fa
 
     hub.fail = fail
     line = error_line(run_upload(model, REPO))
-    assert f"python -m conversion.upload '{model}' {REPO}" in line
+    assert f"python -m mlx_vlm_moxin.conversion.upload '{model}' {REPO}" in line
     assert ("500" if failure == 500 else "connection") in line
     assert committed(hub) == {}
     assert len(hub.objects) == 1
@@ -238,7 +241,7 @@ def test_an_unreachable_hub_is_named_with_the_way_on(hub, model, run_upload):
     hub.__exit__()
     line = error_line(run_upload(model, REPO))
     assert hub.url in line
-    assert "python -m conversion.upload" in line
+    assert "python -m mlx_vlm_moxin.conversion.upload" in line
 
 
 def test_offline_mode_is_named(hub, model, run_upload):

@@ -1,14 +1,10 @@
 """The reference checkpoint as other programs quantise it."""
 
-import sys
 from pathlib import Path
 
 import mlx_vlm
 import pytest
 from support import HF_CHECKPOINT
-
-# The layouts of other programs are written by helpers of the conversion's tests.
-sys.path.append(str(Path(__file__).parents[1] / "conversion"))
 
 
 @pytest.fixture(scope="session")
@@ -37,6 +33,6 @@ def converted(tmp_path_factory):
 @pytest.fixture(scope="session")
 def ominix(tmp_path_factory):
     """The reference checkpoint in the layout of OminiX-MLX's ``save_quantized``."""
-    from checkpoints import write_ominix
+    from source_checkpoints import write_ominix
 
     return write_ominix(tmp_path_factory.mktemp("ominix") / "checkpoint")

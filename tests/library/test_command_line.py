@@ -136,7 +136,7 @@ def test_another_model_is_not_quantised_on_the_fly(tmp_path):
 
 
 def test_a_damaged_export_is_named_in_one_line(tmp_path, ominix):
-    from checkpoints import copy_checkpoint
+    from source_checkpoints import copy_checkpoint
 
     path = copy_checkpoint(ominix, tmp_path / "damaged", skip=("quantize_config.json",))
     result = run("generate", "--model", path, *QUESTION)

@@ -6,7 +6,8 @@ import pytest
 from comparing import size
 from support import HF_CHECKPOINT
 
-from mlx_vlm_moxin import load, sizes
+from mlx_vlm_moxin import load
+from mlx_vlm_moxin.library import sizes
 
 GUIDE = Path(__file__).parents[2] / "docs" / "quantisation.md"
 

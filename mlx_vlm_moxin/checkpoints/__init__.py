@@ -1,0 +1,1 @@
+"""Checkpoints on disk: every source as named lazy tensors, and everything that writes one."""

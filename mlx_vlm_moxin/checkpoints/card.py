@@ -1,0 +1,126 @@
+"""The model card: what was converted from what, how, at what cost, and how to run it."""
+
+from pathlib import Path
+
+from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+from mlx_vlm_moxin import __version__
+from mlx_vlm_moxin.conversion.verify.report import Verification
+
+# The licence on the Hub page of moxin-org/Moxin-7B-VLM, whose weights every source holds.
+WEIGHTS_LICENSE = "mit"
+MODEL_TAGS = ("mlx", "moxin")
+
+
+def _is_hub_id(source: str) -> bool:
+    """Whether ``source`` names a Hub repository and no local path."""
+    try:
+        validate_repo_id(source)
+    except HFValidationError:
+        return False
+    return "/" in source and not Path(source).exists()
+
+
+def _link(repo_id: str) -> str:
+    return f"[{repo_id}](https://huggingface.co/{repo_id})"
+
+
+def _describe(layer: dict) -> str:
+    text = f"{layer['bits']} bits, group size {layer['group_size']}"
+    return f"{text}, {layer['mode']}" if "mode" in layer else text
+
+
+def _quantization_text(quantization: dict | None) -> str:
+    """One paragraph on config.json's ``quantization``, with what single layers have instead."""
+    if not quantization:
+        return "Not quantised."
+    text = f"{_describe(quantization)}."
+    others = {}
+    for layer in quantization.values():
+        if isinstance(layer, dict) and _describe(layer) != _describe(quantization):
+            others[_describe(layer)] = others.get(_describe(layer), 0) + 1
+    for layer, count in sorted(others.items()):
+        text += f" {count} {'layer' if count == 1 else 'layers'}: {layer}."
+    return text
+
+
+def _text(name: str, model: str, origin: str, quantization: str, verification: str) -> str:
+    return f"""# {name}
+
+{origin} It runs on stock mlx-vlm once mlx-vlm-moxin is installed.
+
+## Use
+
+```bash
+pip install mlx-vlm-moxin
+python -m mlx_vlm.generate --model {model} --max-tokens 100 --temperature 0.0 \\
+    --prompt "Describe this image." --image photo.jpg
+```
+
+On Linux, install `"mlx-vlm-moxin[cpu]"`, `"mlx-vlm-moxin[cuda12]"` or `"mlx-vlm-moxin[cuda13]"`.
+
+## Quantisation
+
+{quantization}
+
+## Verification
+
+{verification}
+"""
+
+
+def write_card(
+    directory: Path,
+    *,
+    source: str,
+    base_model: str,
+    quantization: dict | None,
+    verification: Verification | None,
+    upload_repo: str | None,
+) -> None:
+    """Write ``README.md`` of a converted model.
+
+    Args:
+        directory: where the converted model lies.
+        source: Hub id or local path of what was converted; a path is not written down.
+        base_model: Hub id of the model that the weights come from.
+        quantization: config.json's ``quantization``, None if not quantised.
+        verification: what it cost, None if it was not measured.
+        upload_repo: Hub id that the model goes to, None if it stays here; the command on
+            the card is then to be run in ``directory``, whatever its name.
+
+    Raises:
+        ValueError: if ``base_model`` is no Hub id (the Hub refuses such a card).
+    """
+    if not _is_hub_id(base_model):
+        raise ValueError(
+            f"The model card needs a Hub id as base_model (such as moxin-org/Moxin-7B-VLM), "
+            f"got {base_model!r}"
+        )
+    tags = [*MODEL_TAGS, f"{quantization['bits']}-bit"] if quantization else [*MODEL_TAGS]
+    data = ModelCardData(
+        base_model=base_model,
+        base_model_relation="quantized" if quantization else None,
+        library_name="mlx",
+        pipeline_tag="image-text-to-text",
+        license=WEIGHTS_LICENSE,
+        tags=tags,
+    )
+    converted_from = _link(source) if _is_hub_id(source) else f"a local copy of {_link(base_model)}"
+    origin = f"Converted to MLX from {converted_from} with mlx-vlm-moxin {__version__}."
+    if verification is None:
+        cost = "Not measured."
+    else:
+        cost = (
+            "Compared with its source on the source's own greedy answers about pictures, "
+            f"token by token:\n\n{verification.markdown()}"
+        )
+    text = _text(
+        name=upload_repo or f"{base_model.rpartition('/')[2]} for MLX",
+        model=upload_repo or ".",
+        origin=origin,
+        quantization=_quantization_text(quantization),
+        verification=cost,
+    )
+    ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}").save(Path(directory) / "README.md")

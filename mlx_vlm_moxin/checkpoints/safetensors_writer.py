@@ -1,0 +1,81 @@
+"""Sharded safetensors, written one tensor at a time.
+
+Shard sizes, file names and index are those of ``mlx_vlm.utils.save_weights``, which
+computes a whole shard of 5 GB before it writes it.
+
+Format: https://github.com/huggingface/safetensors#format
+"""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import mlx.core as mx
+from mlx_vlm.models.moxin.checkpoint import INDEX_FILE
+from mlx_vlm.utils import make_shards
+
+from mlx_vlm_moxin.checkpoints.tensors import FORMAT_NAMES
+
+_ALIGNMENT = 8
+
+
+def _header(tensors: dict[str, mx.array]) -> bytes:
+    """Length and JSON header of a file with these tensors, padded with spaces."""
+    header: dict = {"__metadata__": {"format": "mlx"}}
+    offset = 0
+    for name, tensor in tensors.items():
+        header[name] = {
+            "dtype": FORMAT_NAMES[tensor.dtype],
+            "shape": tensor.shape,
+            "data_offsets": [offset, offset + tensor.nbytes],
+        }
+        offset += tensor.nbytes
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % _ALIGNMENT)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _write_shard(
+    path: Path, tensors: dict[str, mx.array], compute: Callable[[str], mx.array]
+) -> None:
+    with open(path, "wb") as file:
+        file.write(_header(tensors))
+        for name, expected in tensors.items():
+            value = mx.contiguous(compute(name))
+            if (value.shape, value.dtype) != (expected.shape, expected.dtype):
+                raise RuntimeError(
+                    f"{name} came out as {value.shape} {value.dtype} instead of "
+                    f"{expected.shape} {expected.dtype}"
+                )
+            file.write(memoryview(value))
+            del value
+            mx.clear_cache()
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def write_weights(
+    directory: Path, outputs: dict[str, mx.array], compute: Callable[[str], mx.array]
+) -> None:
+    """Write ``model*.safetensors`` and their index.
+
+    Args:
+        outputs: name, shape and dtype of every tensor; the arrays are never evaluated.
+        compute: the value of the tensor with that name.
+
+    Raises:
+        OSError: if the disk is full or fails.
+    """
+    shards = make_shards(outputs)
+    name_format = "model-{:05d}-of-{:05d}.safetensors" if len(shards) > 1 else "model.safetensors"
+    weight_map = {}
+    for number, shard in enumerate(shards, start=1):
+        name = name_format.format(number, len(shards))
+        _write_shard(directory / name, shard, compute)
+        weight_map.update(dict.fromkeys(shard, name))
+    index = {
+        "metadata": {"total_size": sum(value.nbytes for value in outputs.values())},
+        "weight_map": dict(sorted(weight_map.items())),
+    }
+    (directory / INDEX_FILE).write_text(json.dumps(index, indent=4), encoding="utf-8")

@@ -1,0 +1,100 @@
+"""Where a conversion can start, recognised by what the files hold."""
+
+from pathlib import Path
+from typing import Any
+
+from mlx_vlm.models.moxin.checkpoint import tensor_shapes
+
+from mlx_vlm_moxin.checkpoints.sources.base import MALFORMED, Source, malformed
+from mlx_vlm_moxin.checkpoints.sources.files import (
+    SMALL_FILES,
+    check_directory,
+    fetch,
+    is_repository,
+    read_json,
+)
+from mlx_vlm_moxin.checkpoints.sources.native import FILES as NATIVE_FILES
+from mlx_vlm_moxin.checkpoints.sources.native import open_native
+from mlx_vlm_moxin.checkpoints.sources.ominix import open_ominix
+from mlx_vlm_moxin.checkpoints.sources.saved import open_hf, open_own
+
+__all__ = ["Source", "open_source"]
+
+SUPPORTED = (
+    "a native Prismatic run directory (config.json, checkpoints/latest-checkpoint.pt), "
+    "an HF-converted checkpoint (model_type 'prismatic', vision_backbone.* tensors), "
+    "an OminiX export (the same with split attention and quantize_config.json), "
+    "or a conversion of one of these (vision_tower.* tensors)"
+)
+
+
+def _is_native(config: dict[str, Any]) -> bool:
+    return isinstance(config.get("model"), dict) and "llm_backbone_id" in config["model"]
+
+
+def _not_recognised(name: str, found: str) -> ValueError:
+    return ValueError(f"{name} is no Moxin checkpoint: found {found}. Supported: {SUPPORTED}")
+
+
+def _listing(directory: Path) -> str:
+    names = sorted(path.name for path in directory.iterdir())
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+
+
+def _open_saved(name: str, directory: Path, config: dict[str, Any]) -> Source:
+    """A directory with safetensors, told apart by their names."""
+    names = tensor_shapes(directory).keys()
+    if not names:
+        raise _not_recognised(name, f"no safetensors, only {_listing(directory) or 'nothing'}")
+    if config.get("model_type") in ("prismatic", "moxin"):
+        if any(key.startswith("vision_tower.") for key in names):
+            return open_own(directory)
+        if any(".inner." in key or ".attn.q_proj." in key for key in names):
+            return open_ominix(directory)
+        if any(key.startswith("vision_backbone.") for key in names):
+            return open_hf(directory)
+    example = ", ".join(sorted(names)[:2])
+    raise _not_recognised(
+        name, f"model_type {config.get('model_type')!r} with tensors such as {example}"
+    )
+
+
+def open_source(
+    name: str,
+    revision: str | None = None,
+    dino: str | None = None,
+    siglip: str | None = None,
+    llm: str | None = None,
+) -> Source:
+    """Open a local directory or Hub repository; no tensor is read yet.
+
+    Args:
+        revision: branch, tag or commit of a Hub repository.
+        dino, siglip, llm: see :func:`~mlx_vlm_moxin.checkpoints.sources.native.open_native`.
+
+    Raises:
+        FileNotFoundError, OSError, ValueError: one line that says what is wrong.
+    """
+    directory = fetch(name, SMALL_FILES, revision)
+    if not directory.is_dir():
+        raise ValueError(f"{name} is a file; give the directory that holds the checkpoint")
+    check_directory(directory)
+    if not (directory / "config.json").exists():
+        raise _not_recognised(name, f"no config.json, only {_listing(directory) or 'nothing'}")
+    config = read_json(directory / "config.json")
+    is_native = _is_native(config)
+    if is_repository(name):
+        # The weights of the commit whose config this is.
+        revision = directory.name
+    directory = fetch(
+        name, NATIVE_FILES if is_native else [*SMALL_FILES, "*.safetensors"], revision
+    )
+    check_directory(directory)
+    if not is_native and (dino or siglip or llm):
+        raise ValueError(f"--dino, --siglip and --llm are for native checkpoints; {name} is none")
+    try:
+        if is_native:
+            return open_native(directory, dino, siglip, llm)
+        return _open_saved(name, directory, config)
+    except MALFORMED as error:
+        raise ValueError(malformed(name, error)) from error

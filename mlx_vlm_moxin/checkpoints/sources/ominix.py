@@ -1,0 +1,90 @@
+"""The 8-bit export of OminiX-MLX (``moxin-org/Moxin-7B-VLM-8bit-mlx``).
+
+Its weights have the names of the HF-converted checkpoint, except that the towers'
+attention is split into ``q_proj``, ``k_proj``, ``v_proj`` and ``out_proj``, and that a
+quantised layer is ``X.inner.weight``, ``X.scales``, ``X.biases`` (MLX's affine packing).
+The packing is written in quantize_config.json, not in config.json.
+
+Writer: ``moxin-vlm-mlx/examples/save_quantized.rs`` of github OminiX-ai/OminiX-MLX.
+"""
+
+import re
+from pathlib import Path
+
+from mlx_vlm_moxin.checkpoints.sources.base import Source, Tensors, our_tensors
+from mlx_vlm_moxin.checkpoints.sources.files import read_json
+from mlx_vlm_moxin.checkpoints.sources.saved import (
+    packed_layers,
+    read_config,
+    read_generation_config,
+    read_processor,
+    stored_dtype,
+)
+from mlx_vlm_moxin.checkpoints.tensors import LazyTensor, concatenate, read_checkpoint
+
+QUANTIZE_CONFIG = "quantize_config.json"
+_SPLIT = re.compile(r"(vision_backbone\..+\.attn\.)([qkv])_proj\.(\w+)")
+
+
+def hf_name(name: str) -> tuple[str, int | None]:
+    """Name in the HF-converted layout, and the place in ``qkv`` (None for a whole tensor)."""
+    name = name.replace(".inner.", ".")
+    split = _SPLIT.fullmatch(name)
+    if split is not None:
+        return f"{split[1]}qkv.{split[3]}", "qkv".index(split[2])
+    if name.startswith("vision_backbone."):
+        name = name.replace(".attn.out_proj.", ".attn.proj.")
+    return name, None
+
+
+def join_attention(tensors: Tensors) -> Tensors:
+    """``tensors`` under the names of the HF-converted layout, ``qkv`` in one piece.
+
+    Rows of packed tensors are independent of each other, so they are joined the same way.
+
+    Raises:
+        ValueError: if one of q, k, v is missing or a name appears twice.
+    """
+    joined: Tensors = {}
+    parts: dict[str, dict[int, LazyTensor]] = {}
+    for name, tensor in tensors.items():
+        ours, place = hf_name(name)
+        known = joined if place is None else parts.setdefault(ours, {})
+        key = ours if place is None else place
+        if key in known:
+            raise ValueError(f"The checkpoint has {ours} twice, the second time as {name}")
+        known[key] = tensor
+    for name, places in parts.items():
+        if len(places) != 3 or name in joined:
+            found = ", ".join("qkv"[place] for place in sorted(places))
+            raise ValueError(f"Of {name}'s parts q, k and v the checkpoint has only {found}")
+        joined[name] = concatenate([places[place] for place in range(3)])
+    return joined
+
+
+def open_ominix(directory: Path) -> Source:
+    """An OminiX export; its packed tensors are taken as they are.
+
+    Raises:
+        ValueError: if tensors are packed and quantize_config.json does not say how.
+    """
+    config = read_config(directory)
+    tensors = join_attention(read_checkpoint(directory))
+    quantization = None
+    if packed_layers(tensors):
+        path = directory / QUANTIZE_CONFIG
+        quantization = read_json(path).get("quantization")
+        if not isinstance(quantization, dict):
+            raise ValueError(f"{path} has no `quantization` with group_size and bits")
+        quantization = {**quantization, "mode": "affine"}
+    return Source(
+        kind="an OminiX export",
+        directory=directory,
+        is_loadable=False,
+        config=config,
+        tensors=our_tensors(tensors, config.vision_config),
+        processor=read_processor(directory),
+        generation_config=read_generation_config(directory, config),
+        dtype=stored_dtype(read_json(directory / "config.json")),
+        quantization=quantization,
+    )

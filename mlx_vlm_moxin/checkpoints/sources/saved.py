@@ -1,0 +1,124 @@
+"""Checkpoints that mlx-vlm loads as they are: HF-converted ones, and conversions of them."""
+
+from pathlib import Path
+from typing import Any
+
+from mlx_vlm.models.moxin.checkpoint import read_sizes
+from mlx_vlm.models.moxin.config import ModelConfig
+from mlx_vlm.models.moxin.image_processing_moxin import CONFIG_FILE
+from mlx_vlm.models.moxin.processing_moxin import MoxinProcessor
+
+from mlx_vlm_moxin.checkpoints.sources.base import Source, Tensors, our_tensors
+from mlx_vlm_moxin.checkpoints.sources.files import read_json
+from mlx_vlm_moxin.checkpoints.tensors import read_checkpoint
+
+# mlx_vlm.convert's choice of keys, and what newer transformers call it.
+_DTYPE_KEYS = ("torch_dtype", "dtype")
+# Keys of generation_config.json that say where the file comes from.
+_PROVENANCE = ("_from_model_config", "transformers_version")
+
+
+def read_config(directory: Path) -> ModelConfig:
+    """Complete config of a directory with safetensors, sizes read from its tensors.
+
+    Raises:
+        FileNotFoundError, ValueError: what is missing, malformed or not supported.
+    """
+    try:
+        config = ModelConfig.from_dict(read_json(directory / "config.json"))
+        config.model_path = str(directory)
+        read_sizes(config)
+        config.model_path = None
+    except KeyError as error:
+        raise ValueError(f"{directory} has no tensor {error}") from error
+    return config
+
+
+def read_processor(directory: Path) -> MoxinProcessor:
+    """Tokenizer and image settings of a checkpoint directory.
+
+    Raises:
+        FileNotFoundError, ValueError: naming what is missing or wrong.
+    """
+    if (directory / CONFIG_FILE).exists():
+        read_json(directory / CONFIG_FILE)
+    try:
+        return MoxinProcessor.from_pretrained(directory)
+    except (OSError, ValueError):
+        raise
+    except Exception as error:
+        # The tokenizers library raises bare exceptions on malformed files.
+        raise ValueError(
+            f"The tokenizer or preprocessor files in {directory} cannot be read "
+            f"({type(error).__name__}: {error}); download them again"
+        ) from error
+
+
+def special_ids(config: ModelConfig) -> dict[str, int]:
+    """What generation_config.json says at least."""
+    names = ("bos_token_id", "eos_token_id", "pad_token_id")
+    return {name: getattr(config, name) for name in names}
+
+
+def read_generation_config(directory: Path, config: ModelConfig) -> dict[str, Any]:
+    """generation_config.json of a source; the special ids alone if it has none."""
+    path = directory / "generation_config.json"
+    content = read_json(path) if path.exists() else {}
+    content = {**special_ids(config), **content}
+    return {k: v for k, v in content.items() if k not in _PROVENANCE}
+
+
+def stored_dtype(raw_config: dict[str, Any]) -> str | None:
+    """dtype that a config.json names for its weights, at the top or for the decoder."""
+    for config in (raw_config, raw_config.get("text_config") or {}):
+        for key in _DTYPE_KEYS:
+            if config.get(key):
+                return str(config[key]).removeprefix("torch.")
+    return None
+
+
+def packed_layers(tensors: Tensors) -> list[str]:
+    """Module paths of the layers that are quantised."""
+    return [name.removesuffix(".scales") for name in tensors if name.endswith(".scales")]
+
+
+def open_hf(directory: Path) -> Source:
+    """An HF-converted Prismatic checkpoint."""
+    config = read_config(directory)
+    return Source(
+        kind="an HF-converted Prismatic checkpoint",
+        directory=directory,
+        is_loadable=True,
+        config=config,
+        tensors=our_tensors(read_checkpoint(directory), config.vision_config),
+        processor=read_processor(directory),
+        generation_config=read_generation_config(directory, config),
+        dtype=stored_dtype(read_json(directory / "config.json")),
+    )
+
+
+def open_own(directory: Path) -> Source:
+    """A conversion: by this package, or by stock ``mlx_vlm.convert``.
+
+    The latter leaves ``quantization`` behind when it dequantises, so the tensors decide.
+
+    Raises:
+        ValueError: if tensors are packed and config.json does not say how.
+    """
+    config = read_config(directory)
+    tensors = read_checkpoint(directory)
+    quantization = None
+    if packed_layers(tensors):
+        quantization = read_json(directory / "config.json").get("quantization")
+        if not isinstance(quantization, dict):
+            raise ValueError(f"{directory}/config.json lacks `quantization` for packed tensors")
+    return Source(
+        kind="an MLX conversion",
+        directory=directory,
+        is_loadable=True,
+        config=config,
+        tensors=our_tensors(tensors, config.vision_config),
+        processor=read_processor(directory),
+        generation_config=read_generation_config(directory, config),
+        quantization=quantization,
+    )

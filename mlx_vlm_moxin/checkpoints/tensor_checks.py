@@ -1,0 +1,132 @@
+"""Whether a source's tensors can be the model's: names, shapes, dtypes, values."""
+
+from typing import Any
+
+import mlx.core as mx
+from mlx.utils import tree_flatten
+from mlx_vlm.models.moxin.config import ModelConfig
+from mlx_vlm.models.moxin.moxin import Model
+from mlx_vlm.models.moxin.weights import check_weights
+
+from mlx_vlm_moxin.checkpoints.quantize_options import mlx_settings
+from mlx_vlm_moxin.checkpoints.tensors import FORMAT_NAMES, LazyTensor
+
+# What a quantised layer consists of; the mx and nv formats have no biases.
+PACKED_PARTS = ("weight", "scales", "biases")
+Settings = dict[str, Any]
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """Path of a tensor's layer, and what of the layer the tensor is."""
+    path, _, part = name.rpartition(".")
+    return path, part
+
+
+def is_floating(tensor: mx.array | LazyTensor) -> bool:
+    return mx.issubdtype(tensor.dtype, mx.floating)
+
+
+def layer_settings(quantization: dict[str, Any], path: str) -> Settings:
+    """``group_size``, ``bits`` and ``mode`` of the packed layer at ``path``.
+
+    Raises:
+        ValueError: if they are not complete, or MLX does not have them.
+    """
+    own = quantization.get(path)
+    settings = own if isinstance(own, dict) else quantization
+    group_size, bits = settings.get("group_size"), settings.get("bits")
+    mode = settings.get("mode", "affine")
+    group_sizes, widths = mlx_settings(mode) if isinstance(mode, str) else ((), ())
+    if group_size not in group_sizes or bits not in widths:
+        raise ValueError(
+            f"`quantization` of {path} is nothing that MLX has: group_size {group_size!r}, "
+            f"bits {bits!r}, mode {mode!r}"
+        )
+    return {"group_size": group_size, "bits": bits, "mode": mode}
+
+
+def _check_packed(
+    tensors: dict[str, LazyTensor], packed: dict[str, Settings], model: Model
+) -> None:
+    """Compare packed tensors with what their settings make of the layers of ``model``."""
+    shapes = {name: value.shape for name, value in tree_flatten(model.parameters())}
+    for path, settings in packed.items():
+        try:
+            parts = mx.quantize(mx.zeros(shapes[f"{path}.weight"]), **settings)
+        except ValueError as error:
+            raise ValueError(f"`quantization` does not fit {path}: {error}") from error
+        for part, value in zip(PACKED_PARTS, parts):
+            tensor = tensors.get(f"{path}.{part}")
+            if tensor is None:
+                raise ValueError(f"{path}.{part} is missing")
+            same_kind = is_floating(tensor) if is_floating(value) else tensor.dtype == value.dtype
+            if tensor.shape != value.shape or not same_kind:
+                raise ValueError(
+                    f"{path}.{part} is {FORMAT_NAMES[tensor.dtype]} of shape {tensor.shape}, "
+                    f"expected {FORMAT_NAMES[value.dtype]} of shape {value.shape} for {settings}"
+                )
+
+
+def _check_projector(model: Model) -> None:
+    """Compare the projector's widths with the towers' and the decoder's."""
+    config = model.config
+    found = (config.projector_config.input_size, config.projector_config.output_size)
+    expected = (config.vision_config.hidden_size, config.text_config.hidden_size)
+    if found != expected:
+        raise ValueError(
+            f"The projector maps width {found[0]} to {found[1]}, but towers and decoder have "
+            f"widths {expected[0]} and {expected[1]}"
+        )
+
+
+def check_depth(config: ModelConfig, num_tensors: int) -> None:
+    """Refuse numbers of layers that no model with so few tensors has, before building one.
+
+    Raises:
+        ValueError: naming the number.
+    """
+    vision = config.vision_config
+    for part in (config.text_config, vision.dino, vision.siglip):
+        if part.num_hidden_layers > num_tensors:
+            raise ValueError(
+                f"config.json names {part.num_hidden_layers} layers, but the checkpoint has only "
+                f"{num_tensors} tensors"
+            )
+
+
+def check_tensors(
+    tensors: dict[str, LazyTensor], packed: dict[str, Settings], model: Model
+) -> None:
+    """Check everything about a source's tensors but their values.
+
+    Args:
+        packed: settings of the quantised layers, by path.
+        model: not quantised.
+
+    Raises:
+        ValueError: naming what is missing, unknown, or of a wrong shape or dtype.
+    """
+    check_weights(tensors, model)
+    _check_projector(model)
+    _check_packed(tensors, packed, model)
+    for name, tensor in tensors.items():
+        if split_name(name)[0] not in packed and not is_floating(tensor):
+            raise ValueError(
+                f"{name} is {FORMAT_NAMES[tensor.dtype]}, expected floating-point values"
+            )
+
+
+def check_finite(name: str, value: mx.array, what: str) -> mx.array:
+    """``value``, unless some of it is NaN or infinite.
+
+    Raises:
+        ValueError: ``what`` about tensor ``name``.
+    """
+    # A sum is ten times as fast as isfinite. It never hides one, but may overflow.
+    if (
+        is_floating(value)
+        and not mx.isfinite(value.sum()).item()
+        and not mx.isfinite(value).all().item()
+    ):
+        raise ValueError(f"{name} {what}")
+    return value

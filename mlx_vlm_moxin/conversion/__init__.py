@@ -1,0 +1,1 @@
+"""The converter: ``python -m mlx_vlm_moxin convert``."""

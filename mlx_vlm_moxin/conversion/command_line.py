@@ -1,0 +1,202 @@
+"""``python -m mlx_vlm_moxin convert``: Moxin from any source to a directory that mlx-vlm loads."""
+
+import argparse
+import errno
+import signal
+import sys
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import NoReturn
+
+from huggingface_hub import get_token
+from huggingface_hub.utils import disable_progress_bars, validate_repo_id
+from mlx_vlm.convert import QUANT_RECIPES
+from mlx_vlm.quant_utils import QUANTIZATION_MODE_DEFAULTS
+from mlx_vlm.utils import MODEL_CONVERSION_DTYPES
+
+from mlx_vlm_moxin.checkpoints.card import write_card
+from mlx_vlm_moxin.checkpoints.quantize_options import QuantizeOptions
+from mlx_vlm_moxin.conversion.convert import Conversion, SourceFiles, convert
+from mlx_vlm_moxin.conversion.sweep import main as sweep
+from mlx_vlm_moxin.conversion.upload import LOG_IN, upload
+from mlx_vlm_moxin.conversion.verify.cost import measure_cost
+from mlx_vlm_moxin.conversion.verify.report import FILE_NAME
+from mlx_vlm_moxin.conversion.verify.samples import find_samples
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class Stopped(KeyboardInterrupt):
+    """The process was asked to end."""
+
+
+def _stop(number: int, frame: object) -> NoReturn:
+    # A second signal ends the process at once, should cleaning up take too long.
+    for each in _SIGNALS:
+        signal.signal(each, signal.SIG_DFL)
+    raise Stopped
+
+
+def configure_parser() -> argparse.ArgumentParser:
+    """The options of ``mlx_vlm.convert`` under their names, and those of this package."""
+    parser = argparse.ArgumentParser(
+        prog="python -m mlx_vlm_moxin convert",
+        description="Convert a Moxin checkpoint to MLX. Sources: a native Prismatic run "
+        "directory, an HF-converted checkpoint, an OminiX export, or a conversion of one of "
+        "these. `python -m mlx_vlm_moxin convert sweep --help`: size against quality for "
+        "several widths.",
+    )
+    add = parser.add_argument
+    add("--hf-path", "--model", required=True, help="local directory or Hub repository")
+    add("--mlx-path", default="mlx_model", help="directory to write (default: %(default)s)")
+    add("--revision", help="branch, tag or commit of a Hub repository")
+    add("--overwrite", action="store_true", help="replace a model at --mlx-path")
+    add("--quiet", action="store_true", help="print nothing but warnings and errors")
+    add("--upload-repo", help="Hub repository to upload the result to")
+
+    group = parser.add_argument_group("quantisation")
+    add = group.add_argument
+    add("-q", "--quantize", action="store_true", help="quantise decoder and output head")
+    add("--q-group-size", type=int, help="weights per scale: 32, 64 (default) or 128")
+    add("--q-bits", type=int, help="bits per weight: 2, 3, 4 (default), 5, 6 or 8")
+    add("--q-mode", choices=list(QUANTIZATION_MODE_DEFAULTS), default="affine")
+    add("--quant-predicate", choices=QUANT_RECIPES, help="mixed-bit recipe")
+    add("--quant-method", choices=["rtn", "awq"], default="rtn")
+    add("--calibration", choices=["text", "multimodal"], default="text", help="AWQ's inputs")
+    add("--calibration-data", help="directory of pictures for --calibration multimodal")
+    add("--dtype", choices=MODEL_CONVERSION_DTYPES, help="of what is not quantised")
+    add("-d", "--dequantize", action="store_true", help="unpack a quantised source")
+
+    group = parser.add_argument_group("verification")
+    add = group.add_argument
+    add(
+        "--verify",
+        action=argparse.BooleanOptionalAction,
+        help="compare source and result (default: if the source fits in memory)",
+    )
+    add("--verify-images", type=Path, help="directory of pictures to compare on")
+
+    group = parser.add_argument_group("native sources (files, directories or Hub repositories)")
+    add = group.add_argument
+    add("--dino", help="weights of the DINOv2 tower (default: timm's on the Hub)")
+    add("--siglip", help="weights of the SigLIP tower (default: timm's on the Hub)")
+    add("--llm", help="config and tokenizer of the language model (default: on the Hub)")
+    return parser
+
+
+def _check_upload(repo_id: str) -> None:
+    """Find out before a long conversion that its upload cannot work."""
+    validate_repo_id(repo_id)
+    if get_token() is None:
+        raise ValueError(f"--upload-repo: there is no Hugging Face token; {LOG_IN}")
+
+
+def _finish(conversion: Conversion, files: SourceFiles, args: argparse.Namespace) -> None:
+    """Verification, model card and upload of a conversion that is in its place."""
+    verification = measure_cost(
+        conversion, files, wanted=args.verify, images=args.verify_images, quiet=args.quiet
+    )
+    if verification is not None:
+        verification.save(conversion.directory / FILE_NAME)
+        write_card(
+            conversion.directory,
+            source=files.hf_path,
+            base_model=files.base_model,
+            quantization=conversion.quantization,
+            verification=verification,
+            upload_repo=args.upload_repo,
+        )
+        if not args.quiet:
+            print(verification.table())
+        elif verification.warning is not None:
+            print(f"warning: {verification.warning}", file=sys.stderr)
+    if args.upload_repo:
+        upload(conversion.directory, args.upload_repo, args.quiet)
+
+
+def run(args: argparse.Namespace) -> None:
+    """What the command line asks for.
+
+    Raises:
+        OSError, ValueError, RuntimeError: one line that says what is wrong.
+        Stopped: if the process was asked to end, saying what there is.
+    """
+    options = QuantizeOptions(
+        **{field.name: getattr(args, field.name) for field in fields(QuantizeOptions)}
+    )
+    options.check()
+    if args.verify_images is not None:
+        find_samples(args.verify_images)
+    if args.upload_repo:
+        _check_upload(args.upload_repo)
+    files = SourceFiles(args.hf_path, args.revision, args.dino, args.siglip, args.llm)
+    try:
+        conversion = convert(
+            files,
+            args.mlx_path,
+            options,
+            overwrite=args.overwrite,
+            quiet=args.quiet,
+            upload_repo=args.upload_repo,
+        )
+    except Stopped:
+        raise Stopped(
+            f"nothing half-written is left at {args.mlx_path}; run the same command again, "
+            "finished downloads are kept"
+        ) from None
+    if not args.quiet:
+        print(
+            f"Converted {conversion.source.kind} to {conversion.directory}: "
+            f"{conversion.bits_per_weight:.3f} bits per weight"
+        )
+    try:
+        _finish(conversion, files, args)
+    except Stopped:
+        raise Stopped(f"the model is whole in {conversion.directory}; see --no-verify") from None
+
+
+def _message(error: BaseException, mlx_path: str) -> str:
+    """One line for the user."""
+    if isinstance(error, OSError) and error.errno in _DISK_FULL:
+        return (
+            f"{error.strerror} while writing; {mlx_path} is as it was. "
+            "Free some space or choose another --mlx-path"
+        )
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _convert(arguments: Sequence[str]) -> int:
+    args = configure_parser().parse_args(arguments)
+    if args.quiet:
+        disable_progress_bars()
+    try:
+        run(args)
+    except Stopped as error:
+        print(f"error: stopped; {error}", file=sys.stderr)
+        return 1
+    except (OSError, ValueError, RuntimeError, MemoryError) as error:
+        print(f"error: {_message(error, args.mlx_path)}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status.
+
+    Bad input ends with one line on standard error and status 1.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    handlers = {number: signal.signal(number, _stop) for number in _SIGNALS}
+    try:
+        if arguments[:1] == ["sweep"]:
+            return sweep(arguments[1:])
+        return _convert(arguments)
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

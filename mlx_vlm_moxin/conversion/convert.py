@@ -1,0 +1,147 @@
+"""One conversion: open the source, plan the output, write it beside its target, rename."""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+from tqdm import tqdm
+
+from mlx_vlm_moxin.checkpoints.card import write_card
+from mlx_vlm_moxin.checkpoints.plan import Plan
+from mlx_vlm_moxin.checkpoints.quantize_options import QuantizeOptions
+from mlx_vlm_moxin.checkpoints.safetensors_writer import write_weights
+from mlx_vlm_moxin.checkpoints.settings_files import check_output, write_settings
+from mlx_vlm_moxin.checkpoints.sources import Source, open_source
+from mlx_vlm_moxin.checkpoints.sources.files import is_repository, local_path
+from mlx_vlm_moxin.checkpoints.staging import staged
+from mlx_vlm_moxin.conversion.awq import apply_awq
+from mlx_vlm_moxin.conversion.verify.report import format_size
+
+# The published model that every local source holds.
+BASE_MODEL = "moxin-org/Moxin-7B-VLM"
+# Room for the files beside the weights.
+_MARGIN_BYTES = 16 << 20
+
+
+@dataclass(frozen=True)
+class SourceFiles:
+    """Where a conversion starts.
+
+    Attributes:
+        hf_path: local directory or Hub repository.
+        revision: branch, tag or commit of the repository.
+        dino, siglip, llm: for native sources, see
+            :func:`~mlx_vlm_moxin.checkpoints.sources.native.open_native`.
+    """
+
+    hf_path: str
+    revision: str | None = None
+    dino: str | None = None
+    siglip: str | None = None
+    llm: str | None = None
+
+    def open(self) -> Source:
+        """See :func:`~mlx_vlm_moxin.checkpoints.sources.open_source`."""
+        return open_source(self.hf_path, self.revision, self.dino, self.siglip, self.llm)
+
+    @property
+    def base_model(self) -> str:
+        """Hub id for the model card."""
+        return self.hf_path if is_repository(self.hf_path) else BASE_MODEL
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """A finished conversion.
+
+    Attributes:
+        directory: where it is.
+        source: what it was made from.
+        quantization: config.json's; None if nothing is quantised.
+        bits_per_weight: stored bits per parameter, scales and biases included.
+    """
+
+    directory: Path
+    source: Source
+    quantization: dict[str, Any] | None
+    bits_per_weight: float
+
+
+def _check_space(directory: Path, needed: int) -> None:
+    free = shutil.disk_usage(directory).free
+    if free < needed:
+        raise OSError(
+            f"The conversion takes {format_size(needed)} and {directory.parent} has "
+            f"{format_size(free)} left; free some space or choose another --mlx-path"
+        )
+
+
+def _check_apart(target: Path, files: SourceFiles) -> None:
+    """Refuse a target that is the source or holds it: replacing it would lose the source."""
+    for name in (files.hf_path, files.dino, files.siglip, files.llm):
+        if name is not None and local_path(name).resolve().is_relative_to(target.resolve()):
+            raise ValueError(f"{target} holds the source {name}; choose another --mlx-path")
+
+
+def _write(directory: Path, source: Source, plan: Plan, quiet: bool) -> None:
+    total = sum(value.nbytes for value in plan.outputs.values())
+    _check_space(directory, total + _MARGIN_BYTES)
+    bar = tqdm(total=plan.source_bytes, desc="Converting", unit="B", unit_scale=True, disable=quiet)
+
+    def compute(name: str) -> mx.array:
+        value = plan.compute(name)
+        bar.update(plan.bytes_read - bar.n)
+        return value
+
+    with bar:
+        write_weights(directory, plan.outputs, compute)
+    write_settings(
+        directory, source.config, plan.quantization, source.processor, source.generation_config
+    )
+
+
+def convert(
+    files: SourceFiles,
+    mlx_path: str | Path,
+    options: QuantizeOptions,
+    *,
+    overwrite: bool = False,
+    quiet: bool = False,
+    upload_repo: str | None = None,
+) -> Conversion:
+    """Convert a source into the directory ``mlx_path``, tensor by tensor.
+
+    Args:
+        options: how to store it.
+        overwrite: replace a model at ``mlx_path``, which stays until the new one is whole.
+        quiet: no progress bars.
+        upload_repo: named on the model card; nothing is uploaded here.
+
+    Raises:
+        OSError, ValueError: one line that says what is wrong; ``mlx_path`` is as it was.
+    """
+    options.check()
+    target = local_path(str(mlx_path))
+    _check_apart(target, files)
+    with staged(target, overwrite) as directory:
+        source = files.open()
+        plan = Plan(source, options)
+        if plan.requantizes and not quiet:
+            print("The source is quantised already; what that cost it stays in the result.")
+        if options.quant_method == "awq":
+            if not quiet:
+                print(f"AWQ takes the whole model into memory ({plan.source_bytes / 1e9:.1f} GB).")
+            plan = Plan(apply_awq(source, options, quiet), options)
+        _write(directory, source, plan, quiet)
+        write_card(
+            directory,
+            source=files.hf_path,
+            base_model=files.base_model,
+            quantization=plan.quantization,
+            verification=None,
+            upload_repo=upload_repo,
+        )
+        check_output(directory)
+    return Conversion(target, source, plan.quantization, plan.bits_per_weight)

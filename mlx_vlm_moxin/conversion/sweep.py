@@ -1,0 +1,193 @@
+"""``python -m mlx_vlm_moxin convert sweep``: one source at several widths, size against quality.
+
+The source answers once; each width is converted and compared with those answers. What
+is done is in ``sweep.json`` at once, so a sweep that was stopped goes on where it was.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from mlx_vlm_moxin.checkpoints.card import write_card
+from mlx_vlm_moxin.checkpoints.quantize_options import (
+    AFFINE_BITS,
+    AFFINE_GROUP_SIZES,
+    QuantizeOptions,
+)
+from mlx_vlm_moxin.checkpoints.sources import Source
+from mlx_vlm_moxin.conversion.convert import SourceFiles, convert
+from mlx_vlm_moxin.conversion.sweep_plot import check_plotting, plot
+from mlx_vlm_moxin.conversion.verify.compare import Reference, reference
+from mlx_vlm_moxin.conversion.verify.report import FILE_NAME, format_size
+from mlx_vlm_moxin.conversion.verify.samples import find_samples
+
+TABLE_FILE = "sweep.json"
+PICTURE_FILE = "sweep.png"
+
+
+def configure_parser() -> argparse.ArgumentParser:
+    """The options of a sweep; those of the sources have their names in the conversion."""
+    parser = argparse.ArgumentParser(
+        prog="python -m mlx_vlm_moxin convert sweep",
+        description="Convert a source at several bit widths, compare each with the source, and "
+        f"write {TABLE_FILE} and {PICTURE_FILE} (size against KL divergence).",
+    )
+    add = parser.add_argument
+    add("--model", "--hf-path", required=True, help="local directory or Hub repository")
+    add("--output", type=Path, required=True, help="directory for the conversions and results")
+    add("--bits", type=int, nargs="+", choices=AFFINE_BITS, default=[3, 4, 6, 8])
+    add("--group-size", type=int, nargs="+", choices=AFFINE_GROUP_SIZES, default=[64])
+    add("--verify-images", type=Path, help="directory of pictures to compare on")
+    add("--overwrite", action="store_true", help="replace what an earlier sweep left there")
+    add("--quiet", action="store_true", help="print nothing but errors")
+    add("--revision", help="branch, tag or commit of a Hub repository")
+    add("--dino", help="native sources: weights of the DINOv2 tower")
+    add("--siglip", help="native sources: weights of the SigLIP tower")
+    add("--llm", help="native sources: config and tokenizer of the language model")
+    return parser
+
+
+def _name(bits: int, group_size: int) -> str:
+    return f"{bits}bit-g{group_size}"
+
+
+def _write_table(output: Path, settings: dict[str, Any], rows: dict[str, dict]) -> None:
+    content = {"settings": settings, "rows": list(rows.values())}
+    partial = output / f".{TABLE_FILE}.partial"
+    partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    partial.replace(output / TABLE_FILE)
+
+
+def _earlier_rows(args: argparse.Namespace, settings: dict[str, Any]) -> dict[str, dict]:
+    """Rows of the same sweep if it was stopped, by directory name.
+
+    Raises:
+        ValueError: if the output directory holds another sweep or other models.
+    """
+    table = args.output / TABLE_FILE
+    if args.overwrite:
+        return {}
+    if not table.exists():
+        names = [_name(bits, size) for bits in args.bits for size in args.group_size]
+        taken = [args.output / name for name in names if (args.output / name).exists()]
+        if taken:
+            raise ValueError(f"{taken[0]} exists; choose another --output or give --overwrite")
+        return {}
+    try:
+        content = json.loads(table.read_text(encoding="utf-8"))
+        found = {_name(row["bits"], row["group_size"]): row for row in content["rows"]}
+        is_same = content["settings"] == settings
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"{table} is damaged; remove it or give --overwrite") from None
+    if not is_same:
+        raise ValueError(f"{table} is another sweep's; choose another --output or give --overwrite")
+    return {name: row for name, row in found.items() if (args.output / name).is_dir()}
+
+
+@contextmanager
+def _loadable(source: Source, files: SourceFiles, output: Path, quiet: bool) -> Iterator[Path]:
+    """A directory that mlx-vlm loads: the source's own, or a conversion kept only for this."""
+    if source.is_loadable:
+        yield source.directory
+        return
+    with tempfile.TemporaryDirectory(prefix=".baseline-", dir=output) as place:
+        yield convert(files, Path(place) / "model", QuantizeOptions(), quiet=quiet).directory
+
+
+def _measure(
+    args: argparse.Namespace, files: SourceFiles, asked: Reference, bits: int, group_size: int
+) -> dict[str, Any]:
+    """Convert at one width, compare, and leave the comparison with the conversion."""
+    options = QuantizeOptions(quantize=True, q_bits=bits, q_group_size=group_size)
+    target = args.output / _name(bits, group_size)
+    # What is there now is what a stopped sweep left, or --overwrite was given.
+    conversion = convert(files, target, options, overwrite=True, quiet=args.quiet)
+    verification = asked.compare(conversion.directory)
+    verification.save(conversion.directory / FILE_NAME)
+    write_card(
+        conversion.directory,
+        source=files.hf_path,
+        base_model=files.base_model,
+        quantization=conversion.quantization,
+        verification=verification,
+        upload_repo=None,
+    )
+    summary = verification.to_dict()
+    del summary["samples"]
+    return {"bits": bits, "group_size": group_size, **summary}
+
+
+def _line(row: dict[str, Any]) -> str:
+    def shown(value: float | None, form: str) -> str:
+        return "not finite" if value is None else format(value, form)
+
+    text = (
+        f"{row['bits']} bits, group size {row['group_size']}: {format_size(row['size_bytes'])}, "
+        f"{row['bits_per_weight']:.2f} bits per weight, KL mean {shown(row['kl_mean'], '.5f')}, "
+        f"max {shown(row['kl_max'], '.5f')}, top-1 {row['top1_agreement']:.1%}, "
+        f"perplexity ratio {shown(row['perplexity_ratio'], '.4f')}"
+    )
+    return text if row["warning"] is None else f"{text}\n  warning: {row['warning']}"
+
+
+def sweep(args: argparse.Namespace) -> None:
+    """Run what :func:`configure_parser` parsed.
+
+    Raises:
+        OSError, ValueError, RuntimeError: one line that says what is wrong.
+    """
+    check_plotting()
+    find_samples(args.verify_images)
+    files = SourceFiles(args.model, args.revision, args.dino, args.siglip, args.llm)
+    settings = {
+        "model": args.model,
+        "revision": args.revision,
+        "verify_images": None if args.verify_images is None else str(args.verify_images),
+    }
+    rows = _earlier_rows(args, settings)
+    missing = [
+        (bits, size)
+        for size in args.group_size
+        for bits in args.bits
+        if _name(bits, size) not in rows
+    ]
+    if missing:
+        source = files.open()
+        args.output.mkdir(parents=True, exist_ok=True)
+        _write_table(args.output, settings, rows)
+        with (
+            _loadable(source, files, args.output, args.quiet) as directory,
+            reference(directory, args.verify_images, args.quiet) as asked,
+        ):
+            for bits, size in missing:
+                rows[_name(bits, size)] = _measure(args, files, asked, bits, size)
+                _write_table(args.output, settings, rows)
+    plot(list(rows.values()), args.output / PICTURE_FILE)
+    if not args.quiet:
+        print("\n".join(map(_line, rows.values())))
+        print(f"Wrote {args.output / TABLE_FILE} and {args.output / PICTURE_FILE}")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command line; returns the exit status.
+
+    Bad input ends with one line on standard error and status 1.
+    """
+    args = configure_parser().parse_args(argv)
+    try:
+        sweep(args)
+    except KeyboardInterrupt:
+        print(
+            "error: stopped; run the same command again, finished widths are kept", file=sys.stderr
+        )
+        return 1
+    except (OSError, ValueError, RuntimeError, MemoryError) as error:
+        text = " ".join(str(error).split()) or type(error).__name__
+        print(f"error: {text}", file=sys.stderr)
+        return 1
+    return 0

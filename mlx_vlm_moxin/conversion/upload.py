@@ -1,0 +1,170 @@
+"""A converted model's directory to the Hugging Face Hub, so that a failure can be resumed.
+
+``HfApi.upload_folder`` does the work. Run again after a failure, it sends only what is
+missing: the Hub says which large files it already holds (with hf-xet, which parts of
+them), and nothing appears in the repository before its commit. ``upload_large_folder``,
+made for resuming, leaves a cache in the directory it uploads, commits piece by piece, so
+that a repository is visible half-uploaded, and is gone from huggingface_hub 2.
+"""
+
+import argparse
+import gc
+import re
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from huggingface_hub import HfApi, constants, get_token
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError
+from huggingface_hub.utils import (
+    are_progress_bars_disabled,
+    disable_progress_bars,
+    enable_progress_bars,
+    logging,
+    validate_repo_id,
+)
+
+from mlx_vlm_moxin import __version__
+
+MODULE = "mlx_vlm_moxin.conversion.upload"
+
+# What a model's directory holds; anything else in it is the user's own.
+UPLOADED = ("*.json", "*.safetensors", "*.jinja", "*.model", "README.md")
+# An earlier upload with other shards would leave some of them, and mlx-vlm loads them all.
+REPLACED = ("model*.safetensors", "model.safetensors.index.json")
+TOKENS_PAGE = "https://huggingface.co/settings/tokens"
+LOG_IN = f"run `hf auth login`, or set HF_TOKEN, with a token that may write ({TOKENS_PAGE})"
+
+
+class UploadError(OSError):
+    """An upload that did not go through; its message says why and how to go on."""
+
+
+def _check(directory: Path, repo_id: str) -> None:
+    if not (directory / "config.json").is_file() or not any(directory.glob("*.safetensors")):
+        raise UploadError(
+            f"{directory} holds no converted model (config.json and *.safetensors); nothing was "
+            "uploaded"
+        )
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise UploadError(f"{error} Give it as user-or-organisation/name.") from None
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _status(error: BaseException) -> int | None:
+    """The HTTP status that ``error`` reports; hf-xet has it in its text only."""
+    if isinstance(error, HfHubHTTPError):
+        return error.response.status_code
+    found = re.search(r"HTTP status \w+ error \((\d{3})", str(error))
+    return int(found[1]) if found else None
+
+
+def _reason(error: BaseException, repo_id: str) -> str:
+    """What went wrong, and what to do about it before trying again."""
+    # huggingface_hub wraps the failure of a single file; the answer is further down.
+    chain = list(_chain(error))
+    for inner in chain:
+        status = _status(inner)
+        if status == 401:
+            return f"the Hub does not accept this token (401); {LOG_IN}"
+        if status == 403:
+            return f"this token may not write to {repo_id} (403); {LOG_IN}"
+        if status is not None:
+            return f"the Hub answered {status} ({inner})"
+        if isinstance(inner, (HTTPError, ConnectionError)):
+            detail = str(inner) or type(inner).__name__
+            return f"the connection to {constants.ENDPOINT} failed ({detail})"
+    texts = dict.fromkeys(str(inner) or type(inner).__name__ for inner in (error, chain[-1]))
+    return ": ".join(texts)
+
+
+@contextmanager
+def _progress(quiet: bool) -> Iterator[None]:
+    """huggingface_hub's progress bars and notes on retries, unless ``quiet``."""
+    had_bars, verbosity = not are_progress_bars_disabled(), logging.get_verbosity()
+    if quiet:
+        disable_progress_bars()
+        logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        if quiet and had_bars:
+            enable_progress_bars()
+        logging.set_verbosity(verbosity)
+
+
+def upload(directory: Path, repo_id: str, quiet: bool = False) -> None:
+    """Upload a converted model, creating the repository if there is none.
+
+    Weight files of an earlier upload that this model does not have are removed from the
+    repository in the same commit. Other files there stay.
+
+    Args:
+        directory: the converted model.
+        repo_id: ``user-or-organisation/name``.
+        quiet: no progress bars and no closing line.
+
+    Raises:
+        UploadError: one line with the reason and the way on; it never holds the token.
+    """
+    directory = Path(directory)
+    _check(directory, repo_id)
+    resume = shlex.join(["python", "-m", MODULE, str(directory), repo_id])
+    token = reason = None
+    try:
+        token = get_token()
+        if token is None:
+            raise UploadError(f"there is no Hugging Face token; {LOG_IN}")
+        api = HfApi(token=token, library_name="mlx-vlm-moxin", library_version=__version__)
+        with _progress(quiet):
+            url = api.create_repo(repo_id, exist_ok=True)
+            api.upload_folder(
+                repo_id=url.repo_id,
+                folder_path=directory,
+                commit_message="Upload with mlx-vlm-moxin",
+                allow_patterns=list(UPLOADED),
+                ignore_patterns=["*/*"],
+                delete_patterns=list(REPLACED),
+            )
+    # huggingface_hub and hf-xet raise many kinds; whatever it was, the model is safe here.
+    except Exception as error:
+        reason = " ".join(_reason(error, repo_id).split()).rstrip(".")
+        if token is not None:
+            reason = reason.replace(token, "[token]")
+    if reason is not None:
+        # The client's error holds unfinished progress bars, which print once more as they go.
+        gc.collect()
+        raise UploadError(
+            f"Upload to {repo_id} failed: {reason}. The model is whole in {directory}; "
+            f"run `{resume}` to go on, what is there already is not sent again"
+        )
+    if not quiet:
+        print(f"Uploaded to {url}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """``python -m mlx_vlm_moxin.conversion.upload DIRECTORY REPO``: resumes an upload."""
+    parser = argparse.ArgumentParser(prog=f"python -m {MODULE}", description=__doc__)
+    parser.add_argument("directory", type=Path, help="a converted model")
+    parser.add_argument("repo_id", help="user-or-organisation/name on the Hub")
+    parser.add_argument("--quiet", action="store_true", help="no progress bars")
+    arguments = parser.parse_args(argv)
+    try:
+        upload(arguments.directory, arguments.repo_id, arguments.quiet)
+    except UploadError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

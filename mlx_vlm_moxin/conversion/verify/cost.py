@@ -1,0 +1,69 @@
+"""What a finished conversion cost, measured against a source that mlx-vlm can load."""
+
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+from mlx_vlm_moxin.checkpoints.plan import Plan
+from mlx_vlm_moxin.checkpoints.quantize_options import QuantizeOptions
+from mlx_vlm_moxin.conversion.convert import Conversion, SourceFiles, convert
+from mlx_vlm_moxin.conversion.verify.compare import verify
+from mlx_vlm_moxin.conversion.verify.report import Verification, format_size
+
+# Share of the memory that a model may take: the rest is for activations and the system.
+_MEMORY_SHARE = 0.75
+
+
+def _physical_memory() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _reason_not_to(conversion: Conversion) -> str | None:
+    """Why the comparison would say nothing or take too much, if it would."""
+    source = conversion.source
+    if not source.is_loadable and conversion.quantization == source.quantization:
+        return "nothing was quantised that was not quantised before"
+    plan = Plan(source, QuantizeOptions())
+    size, memory = sum(value.nbytes for value in plan.outputs.values()), _physical_memory()
+    if size > _MEMORY_SHARE * memory:
+        return (
+            f"the source takes {format_size(size)} of this machine's {format_size(memory)} of "
+            "memory; --verify does it all the same"
+        )
+    return None
+
+
+def measure_cost(
+    conversion: Conversion,
+    files: SourceFiles,
+    *,
+    wanted: bool | None = None,
+    images: Path | None = None,
+    quiet: bool = False,
+) -> Verification | None:
+    """Compare a conversion with its source; None if that was not done, and says why.
+
+    mlx-vlm cannot load native runs and OminiX exports. They are compared through a
+    conversion that changes nothing but the layout, kept only for this.
+
+    Args:
+        wanted: None to do it if it says something and fits in memory.
+        images: directory of pictures in place of the bundled ones.
+    """
+    reason = _reason_not_to(conversion) if wanted is None else None
+    if wanted is False or reason is not None:
+        if reason is not None and not quiet:
+            print(f"Not verified: {reason}.")
+        return None
+    try:
+        if conversion.source.is_loadable:
+            return verify(conversion.source.directory, conversion.directory, images, quiet)
+        parent = conversion.directory.resolve().parent
+        with tempfile.TemporaryDirectory(prefix=".baseline-", dir=parent) as place:
+            baseline = convert(files, Path(place) / "model", QuantizeOptions(), quiet=quiet)
+            return verify(baseline.directory, conversion.directory, images, quiet)
+    except (OSError, ValueError, RuntimeError, MemoryError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        print(f"warning: not verified: {reason}", file=sys.stderr)
+        return None

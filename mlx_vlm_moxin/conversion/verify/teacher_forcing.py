@@ -1,0 +1,99 @@
+"""One model at a time: its own answer to a picture, and how likely it finds a given one."""
+
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+from mlx_vlm import load
+from mlx_vlm.generate import generate_step
+from mlx_vlm.prompt_utils import apply_chat_template
+from mlx_vlm.quant_utils import compute_bits_per_weight
+
+from mlx_vlm_moxin.conversion.verify.divergence import log_softmax
+from mlx_vlm_moxin.conversion.verify.samples import Sample
+
+
+class TeacherForcing:
+    """A loaded model behind the two questions that a comparison asks of it."""
+
+    def __init__(self, model: nn.Module, processor: Any):
+        self._model = model
+        self._processor = processor
+
+    @property
+    def config(self) -> Any:
+        return self._model.config
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Stored bits per parameter, scales and biases of quantised layers included."""
+        return compute_bits_per_weight(self._model)
+
+    def inputs(self, sample: Sample) -> dict[str, mx.array]:
+        """``input_ids`` ``[1, T]`` and ``pixel_values`` as the model's own processor makes them."""
+        prompt = apply_chat_template(self._processor, self.config, sample.prompt, num_images=1)
+        inputs = self._processor(text=[prompt], images=[str(sample.picture)])
+        return {name: inputs[name] for name in ("input_ids", "pixel_values")}
+
+    def greedy_answer(self, inputs: dict[str, mx.array], max_tokens: int) -> list[int]:
+        """The model's most likely continuation, its end token included if it comes."""
+        eos = self.config.eos_token_id
+        end = set(eos) if isinstance(eos, list) else {eos}
+        answer = []
+        steps = generate_step(
+            inputs["input_ids"],
+            self._model,
+            inputs["pixel_values"],
+            None,
+            max_tokens=max_tokens,
+            temperature=0.0,
+        )
+        for token, _ in steps:
+            answer.append(int(token))
+            if answer[-1] in end:
+                break
+        return answer
+
+    def log_probs(self, inputs: dict[str, mx.array], answer: list[int]) -> np.ndarray:
+        """Log-probabilities ``[len(answer), V]`` float32 at the positions that predict ``answer``.
+
+        One pass over prompt and answer, for every model alike: decoding token by token
+        rounds differently, and two equal models would no longer come out equal.
+        """
+        answer_ids = mx.array([answer], dtype=inputs["input_ids"].dtype)
+        # Embedded apart, as in generation: an answer may hold an id that is a visual
+        # token's placeholder in a prompt.
+        parts = [
+            self._model.get_input_embeddings(**inputs).inputs_embeds,
+            self._model.get_input_embeddings(answer_ids).inputs_embeds,
+        ]
+        logits = self._model.language_model(
+            mx.concatenate([inputs["input_ids"], answer_ids], axis=1),
+            inputs_embeds=mx.concatenate(parts, axis=1),
+        ).logits[0]
+        return log_softmax(logits[-len(answer) - 1 : -1])
+
+
+@contextmanager
+def loaded(directory: Path) -> Iterator[TeacherForcing]:
+    """The model of a directory, in memory for as long as the context lasts.
+
+    Raises:
+        FileNotFoundError: if there is no such directory (mlx-vlm would try to download it).
+        ValueError: mlx-vlm's, if the directory cannot be loaded.
+    """
+    if not directory.is_dir():
+        raise FileNotFoundError(f"No model directory {directory}")
+    forcing = TeacherForcing(*load(str(directory)))
+    try:
+        yield forcing
+    finally:
+        # The caller's variable keeps the object alive; the weights must go now.
+        forcing._model = forcing._processor = None
+        gc.collect()
+        mx.clear_cache()

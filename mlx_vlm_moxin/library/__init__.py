@@ -1,0 +1,1 @@
+"""What ``from mlx_vlm_moxin import ...`` gives: load, generate, save, pictures."""

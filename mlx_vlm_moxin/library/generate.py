@@ -1,0 +1,50 @@
+"""Tokens one by one, on mlx-vlm's own generation loop."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import mlx.nn as nn
+from mlx_vlm import apply_chat_template, stream_generate
+from mlx_vlm.generate import DEFAULT_MAX_TOKENS
+from mlx_vlm.models.moxin.processing_moxin import MoxinProcessor
+
+from mlx_vlm_moxin.library.images import ImageSource, open_picture
+
+
+def generate(
+    model: nn.Module,
+    processor: MoxinProcessor,
+    prompt: str | list[dict[str, Any]],
+    image: ImageSource | None = None,
+    *,
+    max_tokens: int = DEFAULT_MAX_TOKENS,
+    temperature: float | None = None,
+    **kwargs: Any,
+) -> Iterator[int]:
+    """The answer's tokens, each as soon as it is known; the end token is not among them.
+
+    Args:
+        prompt: the question as one types it, or the messages of a conversation
+            (``{"role": ..., "content": ...}``); the chat template is applied here.
+        image: the picture that is asked about, see
+            :func:`~mlx_vlm_moxin.library.images.open_picture`.
+        max_tokens: at most so many tokens.
+        temperature: 0 for the likeliest token each time, above it for sampling; None for
+            what the checkpoint's generation_config.json says, greedy if it says nothing.
+        kwargs: ``mlx_vlm.stream_generate``'s other arguments, such as ``top_p``, ``seed``,
+            ``prompt_cache``, ``kv_bits``.
+
+    Yields:
+        Token ids; ``processor.decode`` makes text of them.
+
+    Raises:
+        ValueError: if the picture cannot be used.
+    """
+    text = apply_chat_template(processor, model.config, prompt, num_images=int(image is not None))
+    pictures = None if image is None else [open_picture(image)]
+    processor.tokenizer.stopping_criteria.reset(model.config.eos_token_id)
+    results = stream_generate(
+        model, processor, text, pictures, max_tokens=max_tokens, temperature=temperature, **kwargs
+    )
+    # The last result repeats a token to say why the answer ended.
+    return (result.token for result in results if result.finish_reason is None)

@@ -1,0 +1,170 @@
+"""Loading Moxin: what ``mlx_vlm.load`` returns, from one layout more and quantised on the way."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx_vlm import utils
+from mlx_vlm.models.moxin import Model
+from mlx_vlm.models.moxin.processing_moxin import MODEL_TYPES, MoxinProcessor
+from mlx_vlm.quant_utils import QUANTIZATION_MODE_DEFAULTS
+from mlx_vlm.trainer.peft import apply_lora_layers
+
+from mlx_vlm_moxin.checkpoints.plan import Plan
+from mlx_vlm_moxin.checkpoints.quantize_options import (
+    AFFINE_BITS,
+    AFFINE_GROUP_SIZES,
+    QuantizeOptions,
+)
+from mlx_vlm_moxin.checkpoints.sources import Source, open_source
+from mlx_vlm_moxin.checkpoints.sources.files import SMALL_FILES, fetch, read_json
+
+logger = logging.getLogger(__name__)
+AS_STORED = QuantizeOptions()
+# The seam in plugin/quantize_on_load.py replaces this name in mlx_vlm.utils.
+_stock_load_model = utils.load_model
+
+
+def quantize_options(bits: int | None, group_size: int, mode: str = "affine") -> QuantizeOptions:
+    """How the decoder is to be quantised; None bits for as it is stored.
+
+    Raises:
+        ValueError: naming the value that MLX does not have, and those that it has.
+    """
+    if bits is None:
+        return AS_STORED
+    if mode not in QUANTIZATION_MODE_DEFAULTS:
+        raise ValueError(f"mode={mode!r} does not exist; MLX has {[*QUANTIZATION_MODE_DEFAULTS]}")
+    if mode == "affine":
+        group_sizes, widths = AFFINE_GROUP_SIZES, AFFINE_BITS
+    else:
+        group_sizes, widths = ([value] for value in QUANTIZATION_MODE_DEFAULTS[mode])
+    for name, value, known in (("quantize", bits, widths), ("group_size", group_size, group_sizes)):
+        if value not in known:
+            raise ValueError(
+                f"{name}={value!r} does not exist in MLX; mode {mode!r} has "
+                f"{', '.join(map(str, known))}"
+            )
+    return QuantizeOptions(quantize=True, q_bits=bits, q_group_size=group_size, q_mode=mode)
+
+
+def model_type(directory: Path) -> str | None:
+    """``model_type`` in the config.json of a checkpoint directory.
+
+    Raises:
+        FileNotFoundError, ValueError: if there is none, or it is not JSON.
+    """
+    path = directory / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing; give the directory that holds the checkpoint")
+    return read_json(path).get("model_type")
+
+
+def _compute(source: Source, options: QuantizeOptions, **kwargs: Any) -> nn.Module:
+    """The model that converting ``source`` gives, computed one tensor at a time.
+
+    What a tensor was read from is freed before the next is read, so that memory holds the
+    result and little more.
+    """
+    plan = Plan(source, options)
+    stored = source.quantization
+    if stored is not None and plan.quantization != stored:
+        logger.warning(
+            "%s is quantised to %s bits already; it is unpacked and quantised again, which costs "
+            "accuracy twice: start from an unquantised checkpoint if you have one",
+            source.directory,
+            stored.get("bits"),
+        )
+    weights = {}
+    for name in plan.outputs:
+        weights[name] = plan.compute(name)
+        mx.eval(weights[name])
+        mx.clear_cache()
+    settings = {} if plan.quantization is None else {"quantization": plan.quantization}
+    utils.apply_generation_config_defaults(source.config, source.generation_config)
+    return utils.load_model_weights(
+        Model(source.config), settings, weights, source.directory, **kwargs
+    )
+
+
+def load_model(
+    directory: Path, lazy: bool = False, options: QuantizeOptions = AS_STORED, **kwargs: Any
+) -> nn.Module:
+    """``mlx_vlm.utils.load_model`` for a Moxin checkpoint, quantised as ``options`` say.
+
+    A checkpoint that mlx-vlm can load and that stays as it is stored is left to mlx-vlm;
+    only then does ``lazy`` have an effect.
+
+    Args:
+        kwargs: mlx-vlm's other arguments.
+
+    Raises:
+        OSError, ValueError: one line that says what is wrong with the checkpoint.
+    """
+    source = open_source(str(directory))
+    if source.is_loadable and not options.quantize:
+        return _stock_load_model(directory, lazy, **kwargs)
+    return _compute(source, options, **kwargs)
+
+
+def _fetch(path_or_repo: str | Path, revision: str | None) -> Path:
+    """Directory of a Moxin checkpoint; a Hub repository is downloaded once it is known to be one.
+
+    Raises:
+        OSError, ValueError: if it is none.
+    """
+    name = str(path_or_repo)
+    found = model_type(fetch(name, SMALL_FILES, revision))
+    if found not in MODEL_TYPES:
+        raise ValueError(
+            f"{name} has model_type {found!r}; `load` takes {' and '.join(MODEL_TYPES)} "
+            "checkpoints. A native Prismatic run directory is converted first: "
+            f"python -m mlx_vlm_moxin convert --hf-path {name} --mlx-path moxin"
+        )
+    return fetch(name, [*SMALL_FILES, "*.safetensors"], revision)
+
+
+def load(
+    path_or_repo: str | Path,
+    quantize: int | None = None,
+    group_size: int = 64,
+    mode: str = "affine",
+    adapter_path: str | Path | None = None,
+    lazy: bool = False,
+    revision: str | None = None,
+) -> tuple[nn.Module, MoxinProcessor]:
+    """Load Moxin and its processor, as ``mlx_vlm.load`` does, quantised on request.
+
+    Quantising gives the weights of ``mlx_vlm.convert -q``: the decoder's attention, MLP
+    and output head at ``quantize`` bits, the rest as it is. Weights are quantised as they
+    are read, one tensor at a time. A checkpoint that is quantised already is unpacked for
+    it, unless it has the settings asked for: those weights stay as they are.
+
+    Args:
+        path_or_repo: local directory or Hub repository: an HF-converted Prismatic
+            checkpoint, a conversion of one, or an OminiX export.
+        quantize: bits per weight (2, 3, 4, 5, 6 or 8); None for as it is stored.
+        group_size: weights that share a scale (32, 64 or 128).
+        mode: ``"affine"``, or one of MLX's float formats ``"mxfp4"`` (4 bits, group size
+            32), ``"nvfp4"`` (4, 16), ``"mxfp8"`` (8, 32).
+        adapter_path: LoRA or DoRA adapter that ``mlx_vlm.train`` has made. (Weights
+            trained in full replace the decoder's, quantised or not.)
+        lazy: read weights when they are first needed. Without effect on weights that are
+            quantised here or come from an OminiX export.
+        revision: branch, tag or commit of a Hub repository.
+
+    Returns:
+        The model in evaluation mode and its processor.
+
+    Raises:
+        OSError, ValueError: one line that says what is wrong.
+    """
+    options = quantize_options(quantize, group_size, mode)
+    directory = _fetch(path_or_repo, revision)
+    model = load_model(directory, lazy, options)
+    if adapter_path is not None:
+        model = apply_lora_layers(model, adapter_path)
+        model.eval()
+    return model, utils.load_processor(directory, True, eos_token_ids=model.config.eos_token_id)

@@ -1,0 +1,1 @@
+"""Everything that touches a name of mlx-vlm, mlx-lm or transformers."""

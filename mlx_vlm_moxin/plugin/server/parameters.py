@@ -1,0 +1,130 @@
+"""Parameters of a request: those that mlx-vlm's server would ignore, or choke on.
+
+An ignored parameter gives an answer that nobody asked for. One that fails in the
+generation thread ends every request under way, and a ``logit_bias`` for an id outside
+the vocabulary writes outside the logits' memory.
+"""
+
+import functools
+import math
+from typing import Any
+
+from mlx_vlm.models.moxin.processing_moxin import MoxinProcessor
+from mlx_vlm.server import request_normalization
+from mlx_vlm.server.runtime import runtime
+
+from mlx_vlm_moxin.plugin.server.errors import BadRequestError
+from mlx_vlm_moxin.plugin.server.generator import adopt
+
+_LENGTHS = ("max_tokens", "max_output_tokens", "max_completion_tokens")
+_RANGES = {"temperature": (0, 2), "top_p": (0, 1), "min_p": (0, 1)}
+# Parameters of OpenAI's APIs: the values that ask for what every answer is, and what it is.
+_FIXED = {
+    "n": ((None, 1), "a request gets one answer, so send it several times"),
+    "best_of": ((None, 1), "a request gets one answer, so send it several times"),
+    "modalities": ((None, [], ["text"]), "Moxin answers in text"),
+    "audio": ((None,), "Moxin answers in text"),
+    "background": ((None, False), "an answer comes with its request"),
+}
+
+
+def _refuse(name: str, value: Any, reason: str) -> None:
+    raise BadRequestError(f"{name}={value!r} cannot be used: {reason}")
+
+
+def _is_token_id(key: Any, vocab_size: int) -> bool:
+    try:
+        return 0 <= int(key) < vocab_size
+    except (TypeError, ValueError):
+        return False
+
+
+def stop_strings(request: Any) -> list[str]:
+    """OpenAI's ``stop`` (a string or a list) or Anthropic's ``stop_sequences``.
+
+    Raises:
+        BadRequestError: if it is anything else.
+    """
+    stop = getattr(request, "stop_sequences", None)
+    if stop is None:
+        stop = (getattr(request, "model_extra", None) or {}).get("stop")
+    stops = [stop] if isinstance(stop, str) else stop or []
+    if not isinstance(stops, list) or not all(isinstance(s, str) and s for s in stops):
+        _refuse("stop", stop, "it must be a string or a list of strings, none empty")
+    return stops
+
+
+def check(request: Any, vocab_size: int) -> None:
+    """Refuse what cannot be done.
+
+    Args:
+        request: one of mlx-vlm's request models; fields that they lack are ignored.
+        vocab_size: width of the logits.
+
+    Raises:
+        BadRequestError: naming the parameter and the reason.
+    """
+    values = {**dict(request), **(getattr(request, "model_extra", None) or {})}
+    for name, value in values.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            _refuse(name, value, "it must be a finite number")
+    if values.get("messages") == []:
+        _refuse("messages", [], "at least one message is needed")
+    for name, (usual, reason) in _FIXED.items():
+        if values.get(name) not in usual:
+            _refuse(name, values[name], reason)
+    tools = values.get("tools") or values.get("functions")
+    if tools and values.get("tool_choice") != "none":
+        raise BadRequestError("Moxin calls no tools: leave out tools and functions")
+    for name in _LENGTHS:
+        value = values.get(name)
+        if value is not None and not (isinstance(value, int) and value >= 1):
+            _refuse(name, value, "it must be a whole number, at least 1")
+    for name, (low, high) in _RANGES.items():
+        if values.get(name) is not None and not low <= values[name] <= high:
+            _refuse(name, values[name], f"it must be from {low} to {high}")
+    if (values.get("top_k") or 0) >= vocab_size:
+        _refuse("top_k", values["top_k"], f"it must be less than the vocabulary's {vocab_size}")
+    penalty = values.get("repetition_penalty")
+    if penalty is not None and penalty <= 0:
+        _refuse("repetition_penalty", penalty, "it must be positive; 1 means none")
+    if min(values.get("resize_shape") or [1]) < 1:
+        _refuse("resize_shape", values["resize_shape"], "sides must be at least 1 pixel")
+    bias = values.get("logit_bias")
+    if bias is None:
+        return
+    if not isinstance(bias, dict) or not all(_is_token_id(key, vocab_size) for key in bias):
+        _refuse("logit_bias", bias, f"its keys must be token ids from 0 to {vocab_size - 1}")
+    if not all(isinstance(v, (int, float)) and math.isfinite(v) for v in bias.values()):
+        _refuse("logit_bias", bias, "its values must be finite numbers")
+
+
+def install() -> None:
+    """Wrap the function that turns every request into ``GenerationArguments``. Idempotent."""
+    original = request_normalization._build_gen_args
+    if hasattr(original, "__wrapped__"):
+        return
+
+    @functools.wraps(original)
+    def build_gen_args(request: Any, processor: Any = None, *args: Any, **kwargs: Any) -> Any:
+        if not isinstance(processor, MoxinProcessor):
+            return original(request, processor, *args, **kwargs)
+        # Every request passes here before it reaches the generator.
+        if runtime.response_generator is not None:
+            adopt(runtime.response_generator)
+        check(request, processor.vocab_size)
+        try:
+            arguments = original(request, processor, *args, **kwargs)
+        except ValueError as error:
+            raise BadRequestError(str(error)) from error
+        arguments.stop = stop_strings(request)
+        # Anthropic's endpoint cuts the stop sequence off itself, to say which one it was.
+        arguments.include_stop = hasattr(request, "stop_sequences")
+        # They are computed for a batch if its first request wants them; the others get zeros.
+        arguments.logprobs = True
+        length = (request.model_extra or {}).get("max_completion_tokens")
+        if length is not None and "max_tokens" not in request.model_fields_set:
+            arguments.max_tokens = length
+        return arguments
+
+    request_normalization._build_gen_args = build_gen_args

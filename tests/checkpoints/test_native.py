@@ -1,0 +1,166 @@
+"""Native run directories: towers, tokenizer and settings from where they belong."""
+
+import json
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from source_checkpoints import HUB, NATIVE, NATIVE_FILES, copy_checkpoint, edit_json, load_weights
+from support import ARRAYS, GOLDENS, HF_CHECKPOINT, image_path
+from torch_files import tensor, write_pt
+
+from mlx_vlm_moxin.checkpoints.pt_file import read_pt
+from mlx_vlm_moxin.checkpoints.sources import open_source
+from mlx_vlm_moxin.checkpoints.sources.towers import read_tower
+from mlx_vlm_moxin.conversion.convert import SourceFiles
+
+
+def copy_run(tmp_path, **run):
+    directory = copy_checkpoint(NATIVE, tmp_path / "run")
+    config = json.loads((directory / "config.json").read_text())["model"]
+    edit_json(directory / "config.json", model={**config, **run})
+    return directory
+
+
+def open_run(directory, **files):
+    files = {"dino": NATIVE_FILES.dino, "siglip": NATIVE_FILES.siglip, **files}
+    return SourceFiles(str(directory), **{"llm": NATIVE_FILES.llm, **files}).open()
+
+
+def test_the_language_models_own_config_and_the_added_token():
+    source = NATIVE_FILES.open()
+    text = source.config.text_config
+    assert (text.rms_norm_eps, text.sliding_window, text.vocab_size) == (1e-5, 4096, 576)
+    assert source.config.pad_token_id == 512
+    tokenizer = source.processor.tokenizer
+    assert (tokenizer.pad_token, tokenizer.pad_token_id) == ("<PAD>", 512)
+    assert tokenizer.model_max_length == 2048
+
+
+def test_prompts_are_tokenised_as_in_the_reference():
+    processor = NATIVE_FILES.open().processor
+    for prompt in GOLDENS["prompts"]:
+        ids = processor(prompt["prompt"])["input_ids"][0]
+        assert ids.tolist() == prompt["input_ids"]
+
+
+@pytest.mark.parametrize("strategy", ["resize-naive", "letterbox"])
+def test_pixels_equal_the_reference_to_the_last_bit(tmp_path, strategy):
+    directory = copy_run(tmp_path, image_resize_strategy=strategy)
+    processor = open_run(directory).processor.image_processor
+    prefix = f"pixels_native/{strategy}/"
+    names = [key.removeprefix(prefix) for key in ARRAYS if key.startswith(prefix)]
+    assert names
+    for name in names:
+        pixels = processor(image_path(name))[0]
+        np.testing.assert_array_equal(pixels, ARRAYS[prefix + name])
+
+
+def test_open_clip_names(tmp_path):
+    timm = mx.load(str(HUB / "siglip.safetensors"))
+    weights = {f"visual.trunk.{name}": value for name, value in timm.items()}
+    weights |= {"text.positional_embedding": mx.zeros((4, 4)), "logit_scale": mx.array(1.0)}
+    path = tmp_path / "open_clip_model.safetensors"
+    mx.save_safetensors(str(path), weights)
+    found = read_tower(str(tmp_path))
+    assert found.keys() == timm.keys()
+    assert all(mx.array_equal(found[name].load(), value) for name, value in timm.items())
+
+
+def test_towers_in_pytorchs_format(tmp_path):
+    timm = mx.load(str(HUB / "siglip.safetensors"))
+    content = {n: tensor(np.array(v.astype(mx.float32))) for n, v in timm.items()}
+    write_pt(tmp_path / "pytorch_model.bin", content)
+    source = open_run(NATIVE, siglip=str(tmp_path))
+    name = "vision_tower.siglip.blocks.0.attn.qkv.weight"
+    expected = timm["blocks.0.attn.qkv.weight"]
+    assert mx.array_equal(source.tensors[name].load(), expected)
+
+
+def test_the_checkpoints_own_towers_win(tmp_path):
+    """A fully fine-tuned run; the towers given beside it are not even opened."""
+    directory = copy_run(tmp_path)
+    hf = load_weights(HF_CHECKPOINT)
+    content = read_pt(NATIVE / "checkpoints" / "latest-checkpoint.pt")["model"]
+    content = {
+        part: {name: tensor(np.array(value.load().view(mx.uint16))) for name, value in p.items()}
+        for part, p in content.items()
+    }
+    prefixes = {"featurizer.": "dino_featurizer.", "fused_featurizer.": "siglip_featurizer."}
+    content["vision_backbone"] = {
+        theirs + name.removeprefix(f"vision_backbone.{ours}").replace("scale_factor", "gamma"): (
+            tensor(np.array((value * 2).view(mx.uint16)))
+        )
+        for name, value in hf.items()
+        for ours, theirs in prefixes.items()
+        if name.startswith(f"vision_backbone.{ours}")
+    }
+    write_pt(directory / "checkpoints" / "latest-checkpoint.pt", {"model": content})
+    source = open_run(directory, dino="/nowhere", siglip="/nowhere")
+    ours = open_source(str(HF_CHECKPOINT)).tensors
+    assert source.tensors.keys() == ours.keys()
+    for name in ("dino.pos_embed", "dino.blocks.1.ls2.gamma", "siglip.patch_embed.proj.weight"):
+        found = source.tensors[f"vision_tower.{name}"].load()
+        assert mx.array_equal(found, 2 * ours[f"vision_tower.{name}"].load())
+
+
+def test_exchanged_towers():
+    with pytest.raises(ValueError, match="given for --dino are not those of vit_large"):
+        open_run(NATIVE, dino=NATIVE_FILES.siglip, siglip=NATIVE_FILES.dino)
+
+
+def test_a_tower_for_larger_pictures(monkeypatch):
+    preset = "mlx_vlm_moxin.checkpoints.sources.native.TIMM_TOWERS"
+    towers = {
+        "vit_so400m_patch14_siglip_224": NATIVE_FILES.open().config.vision_config.siglip,
+        "vit_large_patch14_reg4_dinov2.lvd142m": (NATIVE_FILES.open().config.vision_config.dino),
+    }
+    monkeypatch.setattr(preset, towers)
+    with pytest.raises(ValueError, match="pictures of 28 pixels; Moxin needs those for 224"):
+        NATIVE_FILES.open()
+
+
+def test_another_run(tmp_path):
+    directory = copy_run(tmp_path, vision_backbone_id="clip-vit-l-336px")
+    with pytest.raises(ValueError, match=r"not supported: .*clip-vit-l-336px.* not .*224px"):
+        open_run(directory)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ([1, 2], "is no Prismatic checkpoint: .* found list"),
+        ({"state_dict": {}}, r"expected 'model' with .* found \['state_dict'\]"),
+        ({"model": {"projector": {}, "llm_backbone": 3}}, "llm_backbone is no state dict"),
+        ({"model": {"projector": {"a": 1}, "llm_backbone": {}}}, "'a', which is no tensor"),
+        ({"model": {"projector": {}, "llm_backbone": {}}}, "no fused projector"),
+    ],
+)
+def test_other_content(tmp_path, content, message):
+    directory = copy_run(tmp_path)
+    write_pt(directory / "checkpoints" / "latest-checkpoint.pt", content)
+    with pytest.raises(ValueError, match=message):
+        open_run(directory)
+
+
+def test_missing_files(tmp_path):
+    directory = copy_run(tmp_path)
+    (directory / "checkpoints" / "latest-checkpoint.pt").unlink()
+    with pytest.raises(FileNotFoundError, match=r"no checkpoints/latest-checkpoint\.pt"):
+        open_run(directory)
+    with pytest.raises(FileNotFoundError, match=r"has none of the files model\.safetensors"):
+        open_run(NATIVE, dino=str(tmp_path))
+    with pytest.raises(FileNotFoundError, match=r"No tokenizer\.json in .*--llm"):
+        open_run(NATIVE, llm=str(tmp_path))
+
+
+def test_something_else_as_a_tower():
+    with pytest.raises(ValueError, match="holds no timm vision transformer"):
+        open_run(NATIVE, dino=str(HF_CHECKPOINT / "model-00001-of-00003.safetensors"))
+
+
+def test_a_tokenizer_without_special_tokens(tmp_path):
+    llm = copy_checkpoint(HUB / "llm", tmp_path / "llm", skip=("special_tokens_map.json",))
+    edit_json(llm / "tokenizer_config.json", bos_token=None, eos_token=None)
+    with pytest.raises(ValueError, match="has no bos_token or no eos_token"):
+        open_run(NATIVE, llm=str(llm))

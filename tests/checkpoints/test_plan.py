@@ -1,0 +1,249 @@
+"""What is written is what stock mlx-vlm would write, tensor for tensor, bit for bit."""
+
+import mlx.core as mx
+import pytest
+from mlx_vlm import convert as upstream_convert
+from mlx_vlm.convert import QUANT_RECIPES
+from mlx_vlm.utils import load_config
+from source_checkpoints import edit_json, load_weights, with_weights, write_ominix
+from support import HF_CHECKPOINT
+
+from mlx_vlm_moxin.checkpoints.plan import Plan
+from mlx_vlm_moxin.checkpoints.quantize_options import (
+    AFFINE_BITS,
+    AFFINE_GROUP_SIZES,
+    QuantizeOptions,
+)
+from mlx_vlm_moxin.checkpoints.sources import open_source
+from mlx_vlm_moxin.conversion.awq import apply_awq
+
+# Widths of the reference checkpoint's decoder: its MLP's 72 fits no group size.
+QUANTIZED = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"]
+QUANTIZED += ["mlp.gate_proj", "mlp.up_proj"]
+PATHS = [f"language_model.model.layers.{i}.{name}" for i in range(4) for name in QUANTIZED]
+PATHS += ["language_model.lm_head"]
+
+
+@pytest.fixture(scope="module")
+def source():
+    return open_source(str(HF_CHECKPOINT))
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory):
+    return open_source(str(write_ominix(tmp_path_factory.mktemp("ominix") / "8bit")))
+
+
+def computed(plan: Plan) -> dict[str, mx.array]:
+    return {name: plan.compute(name) for name in plan.outputs}
+
+
+def assert_same(ours: dict[str, mx.array], theirs: dict[str, mx.array]) -> None:
+    assert ours.keys() == theirs.keys()
+    for name, value in ours.items():
+        assert value.dtype == theirs[name].dtype, name
+        assert mx.array_equal(value, theirs[name]), name
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"dtype": "float32"},
+        {"dtype": "float16"},
+        {"quantize": True},
+        {"quantize": True, "q_bits": 8, "q_group_size": 32, "dtype": "float32"},
+        {"quantize": True, "q_bits": 3, "q_group_size": 128},
+        {"quantize": True, "q_mode": "mxfp4"},
+        {"quantize": True, "q_mode": "nvfp4"},
+        {"quantize": True, "q_mode": "mxfp8"},
+        {"quantize": True, "quant_predicate": "mixed_3_6"},
+        {"quantize": True, "quant_method": "awq"},
+        {"quantize": True, "quant_method": "awq", "calibration": "multimodal"},
+    ],
+    ids=lambda settings: "-".join(map(str, settings.values())) or "as it is",
+)
+def test_equals_stock_mlx_vlm(tmp_path, source, settings):
+    arguments = {k: v for k, v in settings.items() if k != "q_mode"}
+    mode = settings.get("q_mode", "affine")
+    sizes = {"q_group_size": None, "q_bits": None} if mode != "affine" else {}
+    upstream_convert(
+        str(HF_CHECKPOINT),
+        str(tmp_path / "stock"),
+        trust_remote_code=False,
+        **{"q_mode": mode, **sizes, **arguments},
+    )
+    options = QuantizeOptions(**settings)
+    if options.quant_method == "awq":
+        plan = Plan(apply_awq(source, options), options)
+    else:
+        plan = Plan(source, options)
+    assert_same(computed(plan), load_weights(tmp_path / "stock"))
+    assert plan.quantization == load_config(tmp_path / "stock").get("quantization")
+
+
+@pytest.mark.parametrize("group_size", AFFINE_GROUP_SIZES)
+@pytest.mark.parametrize("bits", AFFINE_BITS)
+def test_decoder_and_head_are_quantised_to_every_width(source, bits, group_size):
+    plan = Plan(source, QuantizeOptions(quantize=True, q_bits=bits, q_group_size=group_size))
+    packed = {name.removesuffix(".scales") for name in plan.outputs if name.endswith(".scales")}
+    assert packed == set(PATHS)
+    for path in PATHS:
+        found = [plan.compute(f"{path}.{part}") for part in ("weight", "scales", "biases")]
+        weight = source.tensors[f"{path}.weight"].load()
+        expected = mx.quantize(weight, group_size, bits)
+        assert all(mx.array_equal(a, b) for a, b in zip(found, expected))
+
+
+@pytest.mark.parametrize("recipe", QUANT_RECIPES)
+def test_every_recipe(source, recipe):
+    plan = Plan(source, QuantizeOptions(quantize=True, quant_predicate=recipe))
+    low, high = map(int, recipe.split("_")[1:])
+    layers = [value for value in plan.quantization.values() if isinstance(value, dict)]
+    assert {layer["bits"] for layer in layers} == {low, high}
+    assert all(plan.compute(name).shape == value.shape for name, value in plan.outputs.items())
+
+
+class TestPackedSources:
+    """A source that is quantised already: kept, unpacked or packed anew."""
+
+    def dequantised(self, packed, path):
+        parts = [packed.tensors[f"{path}.{part}"].load() for part in ("weight", "scales", "biases")]
+        return mx.dequantize(*parts, 64, 8)
+
+    @pytest.mark.parametrize(
+        "options",
+        [QuantizeOptions(), QuantizeOptions(quantize=True, q_bits=8, q_group_size=64)],
+        ids=["nothing asked", "the same asked"],
+    )
+    def test_packed_tensors_are_carried_over(self, packed, options):
+        plan = Plan(packed, options)
+        assert not plan.requantizes
+        assert plan.quantization == {"group_size": 64, "bits": 8, "mode": "affine"}
+        for path in PATHS:
+            for part in ("weight", "scales", "biases"):
+                name = f"{path}.{part}"
+                assert mx.array_equal(plan.compute(name), packed.tensors[name].load())
+
+    def test_other_settings_pack_anew(self, packed):
+        plan = Plan(packed, QuantizeOptions(quantize=True, q_bits=4, q_group_size=32))
+        assert plan.requantizes
+        assert plan.quantization == {"group_size": 32, "bits": 4, "mode": "affine"}
+        expected = mx.quantize(self.dequantised(packed, PATHS[0]), 32, 4)
+        for part, value in zip(("weight", "scales", "biases"), expected):
+            assert mx.array_equal(plan.compute(f"{PATHS[0]}.{part}"), value)
+
+    def test_unpacking(self, packed):
+        plan = Plan(packed, QuantizeOptions(dequantize=True))
+        assert plan.quantization is None
+        assert not any(name.endswith((".scales", ".biases")) for name in plan.outputs)
+        value = plan.compute(f"{PATHS[0]}.weight")
+        assert value.dtype == mx.bfloat16
+        assert mx.array_equal(value, self.dequantised(packed, PATHS[0]))
+
+    def test_a_dtype_applies_to_scales_too(self, packed):
+        plan = Plan(packed, QuantizeOptions(dtype="float32"))
+        values = computed(plan)
+        assert {value.dtype for value in values.values()} == {mx.float32, mx.uint32}
+        assert mx.array_equal(
+            values[f"{PATHS[0]}.weight"], packed.tensors[f"{PATHS[0]}.weight"].load()
+        )
+
+    @pytest.mark.parametrize("mode", ["mxfp4", "nvfp4", "mxfp8"])
+    def test_formats_with_bytes_as_scales(self, tmp_path, mode):
+        upstream_convert(
+            str(HF_CHECKPOINT), str(tmp_path / "x"), True, None, None, mode, trust_remote_code=False
+        )
+        packed = open_source(str(tmp_path / "x"))
+        assert_same(computed(Plan(packed, QuantizeOptions())), load_weights(tmp_path / "x"))
+        weight = Plan(packed, QuantizeOptions(dequantize=True)).compute(f"{PATHS[0]}.weight")
+        original = open_source(str(HF_CHECKPOINT)).tensors[f"{PATHS[0]}.weight"].load()
+        error = mx.abs(weight - original).max() / mx.abs(original).max()
+        assert weight.dtype == mx.bfloat16
+        assert error.item() < 0.2
+
+
+def test_there_is_nothing_to_dequantise(source):
+    with pytest.raises(ValueError, match="nothing to dequantise"):
+        Plan(source, QuantizeOptions(dequantize=True))
+
+
+class TestBrokenTensors:
+    def plan(self, tmp_path, change, **settings):
+        source = open_source(str(with_weights(tmp_path / "broken", change)))
+        return Plan(source, QuantizeOptions(**settings))
+
+    @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+    def test_values_that_are_not_finite(self, tmp_path, value):
+        name = "language_model.model.layers.2.self_attn.q_proj.weight"
+
+        def change(weights):
+            weights[name][3, 5] = value
+
+        plan = self.plan(tmp_path, change, quantize=True)
+        with pytest.raises(ValueError, match=f"{name} has values that are not finite"):
+            computed(plan)
+
+    def test_large_values_are_finite(self, tmp_path):
+        name = "language_model.model.norm.weight"
+        plan = self.plan(tmp_path, lambda weights: weights.update({name: mx.full((128,), 3e38)}))
+        assert plan.compute(name)[0].item() > 2e38
+
+    def test_values_beyond_float16(self, tmp_path):
+        name = "language_model.model.norm.weight"
+        values = {name: mx.full((128,), 1e6)}
+        plan = self.plan(tmp_path, lambda weights: weights.update(values), dtype="float16")
+        with pytest.raises(ValueError, match="beyond the range of float16; use --dtype bfloat16"):
+            computed(plan)
+
+    @pytest.mark.parametrize(
+        ("name", "value", "message"),
+        [
+            ("projector.fc3.bias", mx.zeros((7,)), r"has shape \(7,\), expected \(128,\)"),
+            ("projector.fc3.extra", mx.zeros((7,)), "1 tensors unknown"),
+            ("projector.fc3.bias", None, "1 tensors missing"),
+            ("projector.fc3.bias", mx.zeros((128,), mx.int8), "expected floating-point values"),
+        ],
+    )
+    def test_tensors_that_do_not_fit(self, tmp_path, name, value, message):
+        def change(weights):
+            del weights[name]
+            weights.update({name: value} if value is not None else {})
+
+        def add(weights):
+            weights[name] = value
+
+        with pytest.raises(ValueError, match=message):
+            self.plan(tmp_path, add if "extra" in name else change)
+
+    def test_a_projector_of_another_model(self, tmp_path):
+        def change(weights):
+            weights["projector.fc1.weight"] = mx.zeros((512, 64))
+
+        with pytest.raises(ValueError, match="projector maps width 64 to 128, but"):
+            self.plan(tmp_path, change)
+
+    def test_packed_tensors_of_another_width(self, tmp_path):
+        directory = write_ominix(tmp_path / "x")
+        (directory / "quantize_config.json").write_text(
+            '{"quantization": {"group_size": 64, "bits": 4}}'
+        )
+        with pytest.raises(
+            ValueError, match=r"lm_head\.weight is U32 of shape \(576, 32\), expected U32"
+        ):
+            Plan(open_source(str(directory)), QuantizeOptions())
+
+    @pytest.mark.parametrize(
+        "quantization",
+        [
+            {"bits": 8},
+            {"bits": "x", "group_size": 64},
+            {"bits": 8, "group_size": 0},
+            {"bits": 7, "group_size": 64},
+        ],
+    )
+    def test_unusable_settings(self, tmp_path, quantization):
+        directory = write_ominix(tmp_path / "x")
+        edit_json(directory / "quantize_config.json", quantization=quantization)
+        with pytest.raises(ValueError, match=r"`quantization` of .* is nothing that MLX has"):
+            Plan(open_source(str(directory)), QuantizeOptions())

@@ -1,0 +1,188 @@
+"""Sources are recognised by what their files hold, or refused in one line."""
+
+import json
+
+import mlx.core as mx
+import pytest
+from mlx_vlm import convert as upstream_convert
+from source_checkpoints import (
+    NATIVE_FILES,
+    copy_checkpoint,
+    edit_json,
+    load_weights,
+    refused,
+    with_weights,
+    write_ominix,
+)
+from support import HF_CHECKPOINT
+
+from mlx_vlm_moxin.checkpoints.sources import open_source
+from mlx_vlm_moxin.conversion.convert import SourceFiles
+
+
+class TestRecognition:
+    def test_hf_converted(self):
+        source = open_source(str(HF_CHECKPOINT))
+        assert (source.kind, source.is_loadable) == ("an HF-converted Prismatic checkpoint", True)
+        assert (source.dtype, source.quantization) == ("bfloat16", None)
+
+    def test_native(self):
+        source = NATIVE_FILES.open()
+        assert (source.kind, source.is_loadable) == ("a native Prismatic run directory", False)
+        assert (source.dtype, source.quantization) == ("bfloat16", None)
+
+    def test_ominix(self, tmp_path):
+        source = open_source(str(write_ominix(tmp_path / "x", bits=6, group_size=32)))
+        assert (source.kind, source.is_loadable) == ("an OminiX export", False)
+        assert source.quantization == {"group_size": 32, "bits": 6, "mode": "affine"}
+
+    @pytest.mark.parametrize("quantize", [False, True])
+    def test_conversions_by_stock_mlx_vlm(self, tmp_path, quantize):
+        upstream_convert(str(HF_CHECKPOINT), str(tmp_path / "x"), quantize, trust_remote_code=False)
+        source = open_source(str(tmp_path / "x"))
+        assert (source.kind, source.is_loadable) == ("an MLX conversion", True)
+        assert (source.quantization is not None) == quantize
+
+    def test_what_stock_dequantising_leaves_behind_is_not_believed(self, tmp_path):
+        upstream_convert(str(HF_CHECKPOINT), str(tmp_path / "q"), True, trust_remote_code=False)
+        upstream_convert(
+            str(tmp_path / "q"), str(tmp_path / "d"), dequantize=True, trust_remote_code=False
+        )
+        assert "quantization" in json.loads((tmp_path / "d" / "config.json").read_text())
+        assert open_source(str(tmp_path / "d")).quantization is None
+
+    @pytest.mark.parametrize(
+        ("files", "found"),
+        [
+            ({}, "no config.json, only nothing"),
+            ({"weights.bin": "x"}, "no config.json, only weights.bin"),
+            ({"config.json": "{}"}, "no safetensors, only config.json"),
+        ],
+    )
+    def test_other_directories(self, tmp_path, files, found):
+        for name, content in files.items():
+            (tmp_path / name).write_text(content)
+        message = refused(tmp_path)
+        assert f"found {found}. Supported: a native Prismatic run directory" in message
+        assert "OminiX export" in message
+
+    def test_another_model(self, tmp_path):
+        (tmp_path / "config.json").write_text('{"model_type": "llava"}')
+        mx.save_safetensors(str(tmp_path / "model.safetensors"), {"a.weight": mx.zeros((1,))})
+        assert "model_type 'llava' with tensors such as a.weight" in refused(tmp_path)
+
+    def test_another_prismatic_model(self, tmp_path):
+        directory = copy_checkpoint(HF_CHECKPOINT, tmp_path / "x")
+        edit_json(directory / "config.json", llm_backbone_id="llama2-7b-pure", text_config={})
+        assert "This Prismatic checkpoint is not supported" in refused(directory)
+
+    def test_a_file(self):
+        assert "give the directory" in refused(HF_CHECKPOINT / "config.json")
+
+    def test_nothing(self):
+        assert "neither a local directory nor a Hub" in refused("no/such/place", FileNotFoundError)
+
+    def test_towers_for_a_source_that_has_its_own(self):
+        with pytest.raises(ValueError, match="--dino, --siglip and --llm are for native"):
+            SourceFiles(str(HF_CHECKPOINT), dino="x").open()
+
+
+class TestOminiX:
+    def test_attention_is_joined_row_by_row(self, tmp_path):
+        ours = open_source(str(write_ominix(tmp_path / "x"))).tensors
+        hf = open_source(str(HF_CHECKPOINT)).tensors
+        towers = [name for name in hf if name.startswith("vision_tower.")]
+        assert any(name.endswith("attn.qkv.bias") for name in towers)
+        for name in towers:
+            assert mx.array_equal(ours[name].load(), hf[name].load()), name
+
+    def test_packed_tensors_are_those_of_the_file(self, tmp_path):
+        directory = write_ominix(tmp_path / "x")
+        ours = open_source(str(directory)).tensors
+        packed = [name for name in load_weights(directory) if name.endswith(".inner.weight")]
+        assert len(packed) == 25
+        for name, value in load_weights(directory).items():
+            if name.endswith((".inner.weight", ".scales", ".biases")):
+                assert mx.array_equal(ours[name.replace(".inner.", ".")].load(), value)
+
+    def test_a_missing_part_of_attention(self, tmp_path):
+        directory = write_ominix(tmp_path / "x")
+        name = "vision_backbone.featurizer.blocks.0.attn.k_proj.weight"
+        broken = with_weights(tmp_path / "y", lambda weights: weights.pop(name), directory)
+        assert "blocks.0.attn.qkv.weight's parts q, k and v the checkpoint has only q, v" in (
+            refused(broken)
+        )
+
+    @pytest.mark.parametrize(
+        ("name", "again"),
+        [
+            ("language_model.lm_head.inner.weight", "language_model.lm_head.weight"),
+            (
+                "vision_backbone.featurizer.blocks.0.attn.q_proj.weight",
+                "vision_backbone.featurizer.blocks.0.attn.q_proj.inner.weight",
+            ),
+        ],
+    )
+    def test_one_tensor_under_two_names(self, tmp_path, name, again):
+        directory = write_ominix(tmp_path / "x")
+        broken = with_weights(
+            tmp_path / "y", lambda weights: weights.update({again: weights[name]}), directory
+        )
+        assert "twice, the second time as" in refused(broken)
+
+    def test_no_settings_for_packed_tensors(self, tmp_path):
+        directory = write_ominix(tmp_path / "x")
+        (directory / "quantize_config.json").unlink()
+        assert "quantize_config.json" in refused(directory, FileNotFoundError)
+        (directory / "quantize_config.json").write_text("{}")
+        assert "no `quantization` with group_size and bits" in refused(directory)
+
+
+class TestSaved:
+    def test_packed_tensors_without_settings(self, tmp_path):
+        upstream_convert(str(HF_CHECKPOINT), str(tmp_path / "q"), True, trust_remote_code=False)
+        edit_json(tmp_path / "q" / "config.json", quantization=None)
+        assert "lacks `quantization` for packed tensors" in refused(tmp_path / "q")
+
+    def test_one_tensor_under_two_names(self, tmp_path):
+        name = "vision_backbone.featurizer.blocks.0.ls1."
+
+        def change(weights):
+            weights[f"{name}gamma"] = weights[f"{name}scale_factor"]
+
+        message = refused(with_weights(tmp_path / "x", change))
+        assert "has vision_tower.dino.blocks.0.ls1.gamma twice, under two names" in message
+
+    @pytest.mark.parametrize(
+        "name", ["vision_backbone.featurizer.patch_embed.proj.weight", "projector.fc1.weight"]
+    )
+    def test_a_tensor_that_sizes_are_read_from(self, tmp_path, name):
+        message = refused(with_weights(tmp_path / "x", lambda weights: weights.pop(name)))
+        assert "no tensor" in message or "no fused projector" in message
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"text_config": "mistral"},
+            {"text_config": ["model_type"]},
+            {"pad_token_id": "x"},
+        ],
+    )
+    def test_a_malformed_config(self, tmp_path, changes):
+        directory = copy_checkpoint(HF_CHECKPOINT, tmp_path / "x")
+        edit_json(directory / "config.json", **changes)
+        refused(directory)
+
+    @pytest.mark.parametrize(
+        "name", ["config.json", "preprocessor_config.json", "generation_config.json"]
+    )
+    @pytest.mark.parametrize("content", ["{", "[]", "\\xff", "[" * 100_000])
+    def test_json_that_is_none(self, tmp_path, name, content):
+        directory = copy_checkpoint(HF_CHECKPOINT, tmp_path / "x")
+        (directory / name).write_text(content)
+        refused(directory)
+
+    def test_a_broken_tokenizer(self, tmp_path):
+        directory = copy_checkpoint(HF_CHECKPOINT, tmp_path / "x")
+        (directory / "tokenizer.json").write_text('{"version": "1.0"}')
+        assert "tokenizer" in refused(directory)

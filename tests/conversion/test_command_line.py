@@ -1,0 +1,256 @@
+"""The command line: one line of error, exit statuses, and what is left when it is stopped."""
+
+import os
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+
+import pytest
+from source_checkpoints import NATIVE_ARGUMENTS, copy_checkpoint, load_weights, with_weights
+from support import HF_CHECKPOINT, IMAGES
+
+from mlx_vlm_moxin.conversion.command_line import main
+
+HF_ARGUMENTS = ["--model", str(HF_CHECKPOINT)]
+
+
+@pytest.fixture
+def target(tmp_path):
+    place = tmp_path / "place"
+    place.mkdir()
+    return place / "model"
+
+
+def run(capsys, *arguments) -> tuple[int, str, str]:
+    status = main([str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+def error_of(capsys, target, *arguments) -> str:
+    """The only line of output of a command that fails and leaves nothing behind."""
+    before = sorted(path.name for path in target.parent.iterdir())
+    status, out, err = run(capsys, *arguments, "--mlx-path", target, "--quiet")
+    assert (status, out) == (1, "")
+    assert re.fullmatch(r"error: [^\n]+\n", err), err
+    assert sorted(path.name for path in target.parent.iterdir()) == before
+    return err
+
+
+class TestRuns:
+    def test_what_it_says(self, capsys, target):
+        status, out, err = run(capsys, *NATIVE_ARGUMENTS, "--mlx-path", target, "-q")
+        assert status == 0
+        assert "Converted a native Prismatic run directory to" in out
+        assert "bits per weight" in out
+        assert re.search(r"Converting: 100%.*[kM]B/s", err, re.DOTALL)
+
+    def test_quiet_says_nothing(self, capfd, target):
+        arguments = [*HF_ARGUMENTS, "--mlx-path", str(target), "-q", "--q-bits", "8", "--quiet"]
+        assert main([*arguments, "--no-verify"]) == 0
+        assert capfd.readouterr() == ("", "")
+
+    @pytest.mark.parametrize("arguments", [HF_ARGUMENTS, NATIVE_ARGUMENTS], ids=["hf", "native"])
+    def test_quantising_is_verified_and_written_into_the_card(
+        self, capsys, target, tmp_path, arguments
+    ):
+        shutil.copy(IMAGES / "photo.png", tmp_path)
+        quantize = ["-q", "--q-bits", 8, "--verify-images", tmp_path]
+        status, out, _ = run(capsys, *arguments, "--mlx-path", target, *quantize)
+        assert status == 0
+        assert "photo.png" in out
+        assert (target / "verification.json").exists()
+        assert "Top-1 agreement" in (target / "README.md").read_text()
+        assert [path.name for path in target.parent.iterdir()] == ["model"]
+
+    def test_no_verify(self, capsys, target):
+        status, out, _ = run(capsys, *HF_ARGUMENTS, "--mlx-path", target, "-q", "--no-verify")
+        assert status == 0
+        assert "top-1" not in out
+        assert not (target / "verification.json").exists()
+
+    def test_layout_changes_alone_are_not_verified(self, capsys, target):
+        status, out, _ = run(capsys, *NATIVE_ARGUMENTS, "--mlx-path", target)
+        assert status == 0
+        assert "Not verified: nothing was quantised" in out
+
+    def test_sources_larger_than_the_memory_are_not_verified(self, capsys, target, monkeypatch):
+        monkeypatch.setattr("mlx_vlm_moxin.conversion.verify.cost._physical_memory", lambda: 1000)
+        status, out, _ = run(capsys, *HF_ARGUMENTS, "--mlx-path", target, "-q")
+        assert status == 0
+        assert "--verify does it all the same" in out
+        assert not (target / "verification.json").exists()
+
+    def test_a_failing_verification_does_not_lose_the_model(self, capsys, target, monkeypatch):
+        def fail(*arguments):
+            raise MemoryError("no memory")
+
+        monkeypatch.setattr("mlx_vlm_moxin.conversion.verify.cost.verify", fail)
+        status, _, err = run(capsys, *HF_ARGUMENTS, "--mlx-path", target, "-q", "--quiet")
+        assert status == 0
+        assert err == "warning: not verified: no memory\n"
+        assert (target / "config.json").exists()
+
+    def test_sweep_has_its_own_command_line(self, capsys):
+        with pytest.raises(SystemExit) as stop:
+            main(["sweep", "--help"])
+        assert stop.value.code == 0
+        assert "python -m mlx_vlm_moxin convert sweep" in capsys.readouterr().out
+
+
+class TestErrors:
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (["--model", "no/such/place"], "neither a local directory nor a Hub repository"),
+            (["--model", str(IMAGES)], "is no Moxin checkpoint: found no config.json"),
+            ([*HF_ARGUMENTS, "-q", "--q-group-size", 256], "has 32, 64, 128"),
+            ([*HF_ARGUMENTS, "-q", "--q-bits", 7], "has 2, 3, 4, 5, 6, 8"),
+            ([*HF_ARGUMENTS, "--q-bits", 8], "--q-bits would have no effect without -q"),
+            ([*HF_ARGUMENTS, "-q", "-d"], "either --quantize or --dequantize"),
+            ([*HF_ARGUMENTS, "-d"], "nothing to dequantise"),
+            ([*HF_ARGUMENTS, "--verify-images", "nowhere"], "No directory nowhere"),
+            ([*HF_ARGUMENTS, "--dino", "x"], "--dino, --siglip and --llm are for native"),
+            ([*HF_ARGUMENTS, "--upload-repo", "a/b/c"], "a/b/c"),
+        ],
+    )
+    def test_one_line_and_nothing_left(self, capsys, target, arguments, message):
+        assert message in error_of(capsys, target, *arguments)
+
+    def test_a_damaged_source(self, capsys, tmp_path, target):
+        source = copy_checkpoint(HF_CHECKPOINT, tmp_path / "source")
+        (source / "model-00003-of-00003.safetensors").write_bytes(b"<html>")
+        message = error_of(capsys, target, "--model", source)
+        assert "model-00003-of-00003.safetensors is damaged" in message
+
+    def test_nan_in_the_source(self, capsys, tmp_path, target):
+        def change(weights):
+            weights["projector.fc2.bias"][0] = float("nan")
+
+        source = with_weights(tmp_path / "source", change)
+        message = error_of(capsys, target, "--model", source)
+        assert "multi_modal_projector.fc2.bias has values that are not finite" in message
+
+    def test_an_existing_target(self, capsys, target):
+        target.mkdir()
+        (target / "config.json").write_text("{}")
+        assert "give --overwrite" in error_of(capsys, target, *HF_ARGUMENTS)
+        assert (target / "config.json").read_text() == "{}"
+
+    def test_no_token_is_found_out_first(self, capsys, target, monkeypatch):
+        monkeypatch.setattr("mlx_vlm_moxin.conversion.command_line.get_token", lambda: None)
+        message = error_of(capsys, target, *HF_ARGUMENTS, "--upload-repo", "me/model")
+        assert "no Hugging Face token" in message
+
+    def test_a_place_that_may_not_be_written(self, capsys, target, monkeypatch):
+        def refuse(*arguments, **kwargs):
+            raise PermissionError(13, "Permission denied", str(target))
+
+        monkeypatch.setattr("mlx_vlm_moxin.checkpoints.staging.Path.mkdir", refuse)
+        assert "Permission denied" in error_of(capsys, target, *HF_ARGUMENTS)
+
+    def test_wrong_usage_has_argparses_status(self, capsys):
+        for arguments in ([], ["--model", "x", "--q-mode", "q4_k_m"]):
+            with pytest.raises(SystemExit) as stop:
+                main(arguments)
+            assert stop.value.code == 2
+        assert "Traceback" not in capsys.readouterr().err
+
+
+# Makes the conversion wait in the middle of its second shard, and say so.
+WAIT = """
+import sys, time
+from mlx_vlm_moxin.conversion import writer
+from mlx_vlm_moxin.conversion.command_line import main
+from mlx_vlm_moxin.checkpoints.plan import Plan
+compute = Plan.compute
+def wait(plan, name):
+    if name.endswith("layers.2.mlp.up_proj.weight"):
+        print("waiting", flush=True)
+        time.sleep(60)
+    return compute(plan, name)
+Plan.compute = wait
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+class TestStopped:
+    def start(self, target, *arguments, code=WAIT, **kwargs):
+        return subprocess.Popen(
+            [sys.executable, "-c", code, *HF_ARGUMENTS, "--mlx-path", str(target), *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "HF_HUB_OFFLINE": "1"},
+            **kwargs,
+        )
+
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+    def test_by_a_signal(self, target, number):
+        process = self.start(target)
+        assert process.stdout.readline() == "waiting\n"
+        assert (target.parent / ".model.partial" / "model.safetensors").exists()
+        process.send_signal(number)
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == 1
+        assert "Traceback" not in err
+        assert err.splitlines()[-1] == (
+            f"error: stopped; nothing half-written is left at {target}; "
+            "run the same command again, finished downloads are kept"
+        )
+        assert not any(target.parent.iterdir())
+
+    def test_an_old_model_survives_and_the_next_run_cleans_up(self, capsys, target):
+        assert run(capsys, *HF_ARGUMENTS, "--mlx-path", target, "--no-verify")[0] == 0
+        before = (target / "model.safetensors").read_bytes()
+        process = self.start(target, "--overwrite", "--dtype", "float32")
+        assert process.stdout.readline() == "waiting\n"
+        process.kill()
+        process.communicate(timeout=60)
+        assert (target / "model.safetensors").read_bytes() == before
+        assert (target.parent / ".model.partial").exists()
+        arguments = ["--overwrite", "--dtype", "float16", "--no-verify"]
+        assert run(capsys, *HF_ARGUMENTS, "--mlx-path", target, *arguments)[0] == 0
+        assert [path.name for path in target.parent.iterdir()] == ["model"]
+        assert {str(v.dtype) for v in load_weights(target).values()} == {"mlx.core.float16"}
+
+    def test_during_verification_the_model_stays(self, target):
+        code = """
+import sys, time
+from mlx_vlm_moxin.conversion import cost
+from mlx_vlm_moxin.conversion.command_line import main
+def wait(*arguments):
+    print("waiting", flush=True)
+    time.sleep(60)
+cost.verify = wait
+sys.exit(main(sys.argv[1:]))
+"""
+        process = self.start(target, "-q", "--quiet", code=code)
+        assert process.stdout.readline() == "waiting\n"
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == 1
+        assert err == f"error: stopped; the model is whole in {target}; see --no-verify\n"
+        assert (target / "config.json").exists()
+
+    def test_by_a_full_disk(self, target):
+        """A limit on the size of files stands for the disk: writing fails the same way."""
+
+        def limit():
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
+
+        code = (
+            "import sys; from mlx_vlm_moxin.conversion.command_line import main; "
+            "sys.exit(main(sys.argv[1:]))"
+        )
+        process = self.start(target, "--quiet", code=code, preexec_fn=limit)
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == 1
+        assert err == (
+            f"error: File too large while writing; {target} is as it was. "
+            "Free some space or choose another --mlx-path\n"
+        )
+        assert not any(target.parent.iterdir())

@@ -1,0 +1,152 @@
+"""What the tests of both kinds of CUDA kernels share."""
+
+import mlx.core as mx
+import mlx.nn as nn
+import pytest
+from mlx.utils import tree_flatten, tree_map_with_path
+from mlx_vlm.models.cache import KVCache
+from mlx_vlm.models.moxin import language
+from mlx_vlm.models.moxin.config import TextConfig
+
+needs_gpu = pytest.mark.skipif(
+    not mx.cuda.is_available(), reason="the kernels run on NVIDIA GPUs only"
+)
+# The kernels round less often than the modules do; the modules' own error is the measure.
+MAX_ERROR_RATIO = 1.5
+
+
+def relative_error(actual: mx.array, expected: mx.array) -> float:
+    """Norm of the difference over that of ``expected``, in float32."""
+    difference = actual.astype(mx.float32) - expected
+    return (mx.linalg.norm(difference) / mx.linalg.norm(expected)).item()
+
+
+def assert_as_close(actual: mx.array, allowed: mx.array, expected: mx.array) -> None:
+    """``actual`` has at most ``MAX_ERROR_RATIO`` times the error of ``allowed``."""
+    limit = MAX_ERROR_RATIO * relative_error(allowed, expected)
+    assert relative_error(actual, expected) <= limit
+
+
+def assert_caches_as_close(ours: list, modules: list, exact: list) -> None:
+    for layer, other, true in zip(ours, modules, exact):
+        assert layer.size() == other.size() == true.size()
+        for name in ("keys", "values"):
+            assert_as_close(*(filled(cache, name) for cache in (layer, other, true)))
+
+
+def filled(cache, name: str) -> mx.array:
+    """Keys or values that a layer's cache holds."""
+    return getattr(cache, name)[..., : cache.size(), :]
+
+
+def in_float32(cache: list) -> list:
+    """The caches themselves, their keys and values converted."""
+    for layer in cache:
+        if layer.keys is not None:
+            layer.keys, layer.values = (x.astype(mx.float32) for x in (layer.keys, layer.values))
+    return cache
+
+
+def recording(calls: list[str]):
+    """In place of ``compiler.prepare``: kernels that give zeros and note their names."""
+
+    def prepare(call, arguments, inputs, outputs, **options):
+        def kernel(*arrays):
+            calls.append(call.partition("<")[0])
+            assert [array.dtype for array in arrays] == list(inputs.values())
+            return [mx.zeros(shape, dtype) for shape, dtype in outputs.values()]
+
+        return kernel
+
+    return prepare
+
+
+CONFIG = {
+    "num_hidden_layers": 2,
+    "hidden_size": 256,
+    "intermediate_size": 576,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+    "head_dim": 64,
+    "vocab_size": 300,
+    "sliding_window": 1024,
+}
+
+
+def random_parameter(path, parameter):
+    noise = mx.random.normal(parameter.shape)
+    if "norm" in path or "gamma" in path:
+        return 1 + 0.2 * noise if path.endswith(("weight", "gamma")) else 0.2 * noise
+    return noise / parameter[0].size ** 0.5 if parameter.ndim > 1 else 0.2 * noise
+
+
+def randomised(make, dtype):
+    """The module that ``make`` gives, with random parameters, always the same ones."""
+    mx.random.seed(0)
+    module = make()
+    module.update(tree_map_with_path(random_parameter, module.parameters()))
+    module.set_dtype(dtype)
+    module.eval()
+    return module
+
+
+def make_decoder(dtype=mx.bfloat16, bits=16, group_size=64, mode="affine", **config):
+    model = randomised(lambda: language.LanguageModel(TextConfig(**CONFIG | config)), dtype)
+    if bits < 16:
+        is_linear = {"class_predicate": lambda path, layer: isinstance(layer, nn.Linear)}
+        nn.quantize(model, group_size, bits, mode=mode, **is_linear)
+    model.eval()
+    return model
+
+
+def unpacked(model):
+    """The same decoder with its weights in float32."""
+    weights = dict(tree_flatten(model.parameters()))
+    for path, layer in tree_flatten(model.leaf_modules(), is_leaf=nn.Module.is_module):
+        if isinstance(layer, nn.QuantizedLinear):
+            scales, biases = (weights.pop(f"{path}.{name}") for name in ("scales", "biases"))
+            floats = (array.astype(mx.float32) for array in (scales, biases))
+            weights[f"{path}.weight"] = mx.dequantize(
+                layer.weight, *floats, layer.group_size, layer.bits
+            )
+    model = language.LanguageModel(model.config)
+    model.load_weights([(path, array.astype(mx.float32)) for path, array in weights.items()])
+    model.eval()
+    return model
+
+
+def filled_cache(length, dtype=mx.bfloat16, batch=1, layers=CONFIG["num_hidden_layers"]):
+    cache = []
+    for layer in range(layers):
+        mx.random.seed(layer + 1)
+        shape = (batch, CONFIG["num_key_value_heads"], length, CONFIG["head_dim"])
+        cache.append(KVCache())
+        cache[-1].update_and_fetch(*(mx.random.normal(shape).astype(dtype) for _ in range(2)))
+    return cache
+
+
+def empty(kind=KVCache):
+    return [kind() for _ in range(CONFIG["num_hidden_layers"])]
+
+
+def run(model, cache, shapes, logits_to_keep=0):
+    """Logits of random tokens in passes of these shapes, ``[sum, vocab_size]``."""
+    mx.random.seed(7)
+    logits = []
+    for shape in shapes:
+        inputs = mx.random.randint(0, CONFIG["vocab_size"], shape)
+        logits.append(model(inputs, cache=cache, logits_to_keep=logits_to_keep).logits)
+    return mx.concatenate([part.reshape(-1, CONFIG["vocab_size"]) for part in logits])
+
+
+def check(dtype, bits, group_size, make_cache, shapes, monkeypatch, **config):
+    model = make_decoder(dtype, bits, group_size, **config)
+    exact, ours, modules = in_float32(make_cache(dtype)), make_cache(dtype), make_cache(dtype)
+    expected, actual = run(unpacked(model), exact, shapes), run(model, ours, shapes)
+    assert model._has_kernels
+    monkeypatch.setattr(language, "read_blocks", lambda model: None)
+    plain = unpacked(model)  # MLX takes a minute to compile its packed product for each size
+    plain.set_dtype(dtype)
+    allowed = run(plain, modules, shapes)
+    assert_as_close(actual, allowed, expected)
+    assert_caches_as_close(ours, modules, exact)

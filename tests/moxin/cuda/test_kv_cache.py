@@ -1,0 +1,156 @@
+"""The caches of all layers in one array: when it is appended to, and that nothing else changes."""
+
+import copy
+
+import mlx.core as mx
+import plain_row_kernels
+import pytest
+from cuda_support import CONFIG, filled, filled_cache, make_decoder, needs_gpu
+from mlx_vlm.models.cache import KVCache
+from mlx_vlm.models.moxin.cuda import kv_cache
+
+LAYERS, HEADS = CONFIG["num_hidden_layers"], CONFIG["num_key_value_heads"]
+
+
+@pytest.fixture
+def plain_stack(monkeypatch):
+    monkeypatch.setattr(kv_cache, "stack", plain_row_kernels.stack)
+
+
+def tokens(count, batch=1, seed=0):
+    """Keys or values of ``count`` tokens, of each layer."""
+    mx.random.seed(seed)
+    shape = (batch, HEADS, count, CONFIG["head_dim"])
+    return [mx.random.normal(shape).astype(mx.bfloat16) for _ in range(LAYERS)]
+
+
+def append(cache):
+    """As a decoding step does, but for what its kernel writes."""
+    stacked = kv_cache.take(cache)
+    views = kv_cache.views_of(stacked, LAYERS)
+    kv_cache.put(cache, stacked, views, 1)
+    return stacked
+
+
+@pytest.mark.parametrize(("length", "count"), [(0, 5), (10, 3), (250, 6), (250, 7), (256, 300)])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_new_tokens_stand_behind_the_cached_ones(length, count, batch, plain_stack):
+    def fresh():
+        return filled_cache(length, batch=batch) if length else [KVCache() for _ in range(LAYERS)]
+
+    ours, expected = fresh(), fresh()
+    keys, values = tokens(count, batch), tokens(count, batch, seed=1)
+    kv_cache.extend(ours, keys, values)
+    for layer, other, key, value in zip(ours, expected, keys, values):
+        other.update_and_fetch(key, value)
+        assert layer.offset == length + count
+        assert layer.keys.shape == layer.values.shape
+        assert layer.keys.shape[2] % KVCache.step == 0
+        for name in ("keys", "values"):
+            assert mx.array_equal(filled(layer, name), filled(other, name))
+
+
+def test_a_token_is_appended_to_the_array_of_the_token_before(plain_stack):
+    cache = filled_cache(10)
+    first = append(cache)
+    assert append(cache) is first
+    assert [layer.offset for layer in cache] == LAYERS * [12]
+
+
+def test_a_prompts_array_is_appended_to(plain_stack):
+    cache = [KVCache() for _ in range(LAYERS)]
+    kv_cache.extend(cache, tokens(5), tokens(5))
+    stacked = kv_cache.take(cache)
+    assert kv_cache.take(cache, 251) is stacked
+    assert kv_cache.take(cache, 252) is not stacked
+
+
+def trim(cache):
+    for layer in cache:
+        layer.trim(1)
+    return cache
+
+
+def update(cache):
+    make_decoder()(mx.array([[5]]), cache=cache, capture_layer_ids=[0])
+    return cache
+
+
+def update_last(cache):
+    return update(trim(cache))
+
+
+def replace_one(cache):
+    cache[1].keys = 1 * cache[1].keys
+    return cache
+
+
+@pytest.mark.parametrize("change", [trim, update, update_last, copy.deepcopy, replace_one])
+def test_whoever_may_share_the_memory_gets_an_array_of_their_own(change, plain_stack):
+    cache = filled_cache(10)
+    first = append(cache)
+    changed = change(cache)
+    length = changed[0].offset
+    held = [mx.array(filled(layer, "keys")) for layer in changed]
+    second = append(changed)
+    assert second is not first
+    assert [layer.offset for layer in changed] == LAYERS * [length + 1]
+    for layer, keys in zip(changed, held):
+        assert mx.array_equal(layer.keys[..., :length, :], keys)
+
+
+def test_a_full_array_grows(plain_stack):
+    cache = filled_cache(255)
+    assert append(cache).shape[2] == 256
+    assert append(cache).shape[2] == 512
+
+
+@needs_gpu
+@pytest.mark.parametrize("length", [0, 10, 250])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_the_kernel_gives_what_mlx_gives(length, batch):
+    shapes = (batch, HEADS, 256, 64) if length else None, (batch, HEADS, 7, 64)
+    arrays = [
+        mx.random.normal(shape).astype(mx.bfloat16)
+        for shape in shapes
+        if shape
+        for _ in range(2 * LAYERS)
+    ]
+    arguments = mx.bfloat16, 2 * LAYERS, *shapes, 512
+    position = mx.arange(length, length + 4)
+    (actual,) = kv_cache.stack(*arguments)(position, *arrays)
+    (expected,) = plain_row_kernels.stack(*arguments)(position, *arrays)
+    assert mx.array_equal(actual, expected)
+
+
+@needs_gpu
+def test_copies_of_a_cache_go_on_by_themselves():
+    model = make_decoder()
+
+    def answer(cache, ids):
+        return mx.concatenate([model(mx.array([[id]]), cache=cache).logits for id in ids])
+
+    cache = filled_cache(10)
+    answer(cache, [1, 2])
+    kept = copy.deepcopy(cache)
+    slices = [layer.keys[..., :12, :] for layer in cache]
+    before = [mx.array(keys) for keys in slices]
+    mx.eval(before)
+    expected = answer(copy.deepcopy(kept), [3, 4, 5])
+    mx.eval(expected)
+    answer(cache, [6, 7, 8])
+    assert mx.array_equal(answer(kept, [3, 4, 5]), expected)
+    for layer in cache:
+        layer.trim(4)
+    mx.eval(answer(cache, [9, 9]))
+    assert all(mx.array_equal(a, b) for a, b in zip(slices, before))
+
+
+@needs_gpu
+def test_reading_the_cache_waits_for_the_kernel():
+    model, cache, other = make_decoder(), filled_cache(10), filled_cache(10)
+    model(mx.array([[5]]), cache=cache)
+    keys = [filled(layer, "keys") for layer in cache]
+    mx.eval(model(mx.array([[5]]), cache=other).logits)
+    assert all(mx.array_equal(a, filled(b, "keys")) for a, b in zip(keys, other))
+    assert all(mx.abs(a[..., 10, :]).sum().item() > 0 for a in keys)

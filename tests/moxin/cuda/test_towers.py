@@ -1,0 +1,204 @@
+"""The towers' CUDA kernels: which towers they take, and what they compute where there is a GPU."""
+
+import mlx.core as mx
+import mlx.nn as nn
+import pytest
+from cuda_support import assert_as_close, needs_gpu, randomised, recording
+from mlx.utils import tree_flatten
+from mlx_lm.tuner.lora import LoRALinear
+from mlx_vlm.models.moxin.config import VisionConfig
+from mlx_vlm.models.moxin.cuda import compiler, tower_kernels, towers
+from mlx_vlm.models.moxin.vision import VisionModel
+
+# Widths that fill no tile, different depths, and a head of 72 as SigLIP's.
+DINO = {
+    "hidden_size": 128,
+    "num_attention_heads": 2,
+    "num_hidden_layers": 3,
+    "intermediate_size": 512,
+    "num_register_tokens": 4,
+    "class_token": True,
+    "layer_scale": True,
+}
+SIGLIP = {
+    "hidden_size": 144,
+    "num_attention_heads": 2,
+    "num_hidden_layers": 5,
+    "intermediate_size": 2152,
+}
+
+
+# Of the real towers, with fewer blocks.
+REAL_DINO = DINO | {"hidden_size": 1024, "num_attention_heads": 16, "intermediate_size": 4096}
+REAL_SIGLIP = SIGLIP | {"hidden_size": 1152, "num_attention_heads": 16, "intermediate_size": 4304}
+
+
+def make_model(dtype=mx.bfloat16, dino=DINO, siglip=SIGLIP, image_size=140):
+    config = VisionConfig(image_size=image_size, dino=dino, siglip=siglip)
+    return randomised(lambda: VisionModel(config), dtype)
+
+
+def is_supported(model):
+    return towers.supports(towers.make_pairs((model.dino, model.siglip)))
+
+
+def test_other_devices_use_the_modules():
+    assert mx.cuda.is_available() or not is_supported(make_model())
+
+
+@pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float16])
+def test_supported_dtypes(dtype, kernels_everywhere):
+    assert is_supported(make_model(dtype))
+
+
+@pytest.mark.parametrize(
+    ("kilobytes", "tiles"),
+    [(227, tower_kernels.TILES[0]), (99, tower_kernels.TILES[1]), (64, None)],
+)
+def test_gpus_with_less_shared_memory(kilobytes, tiles, kernels_everywhere, monkeypatch):
+    monkeypatch.setattr(compiler, "device_attribute", lambda number: 1024 * kilobytes)
+    assert tower_kernels.find_tiles() == tiles
+    assert is_supported(make_model()) is (tiles is not None)
+
+
+def adapter(model):
+    attention = model.siglip.blocks[1].attn
+    attention.proj = LoRALinear.from_base(attention.proj)
+    return model
+
+
+def quantised(model):
+    mlp = model.dino.blocks[1].mlp
+    mlp.fc1 = mlp.fc1.to_quantized(64, 8)
+    return model
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        lambda: make_model(mx.float32),
+        lambda: make_model().train(),
+        lambda: adapter(make_model()),
+        lambda: quantised(make_model()),
+    ],
+    ids=["float32", "training", "adapter", "quantised"],
+)
+def test_what_the_kernels_do_not_compute_goes_through_the_modules(model, kernels_everywhere):
+    assert not is_supported(model())
+
+
+def plain_blocks(dtype, towers, count, eps, tiles):
+    """What the kernel computes, in MLX."""
+
+    def linear(x, block, *path):
+        return x @ block[(*path, "weight")].T + block[(*path, "bias")]
+
+    def norm(x, block, name):
+        return mx.fast.layer_norm(x, block[name, "weight"], block[name, "bias"], eps)
+
+    def kernel(arrivals, *arrays):
+        xs, arrays = list(arrays[:2]), iter(arrays[2:])
+        for index in range(count):
+            for which, tower in enumerate(towers):
+                block = {path: next(arrays) for path in tower.parameters}
+                if index >= tower.depth:
+                    continue
+                qkv = linear(norm(xs[which], block, "norm1"), block, "attn", "qkv")
+                qkv = qkv.reshape(tower.batch, tower.tokens, 3, tower.heads, -1)
+                scale = (tower.width // tower.heads) ** -0.5
+                attended = mx.fast.scaled_dot_product_attention(
+                    *qkv.transpose(2, 0, 3, 1, 4), scale=scale
+                )
+                attended = attended.transpose(0, 2, 1, 3).reshape(xs[which].shape)
+                branch = linear(attended, block, "attn", "proj")
+                x = xs[which] + branch * block.get(("ls1", "gamma"), 1)
+                hidden = nn.gelu(linear(norm(x, block, "norm2"), block, "mlp", "fc1"))
+                branch = linear(hidden, block, "mlp", "fc2")
+                xs[which] = x + branch * block.get(("ls2", "gamma"), 1)
+        assert next(arrays, None) is None
+        return xs
+
+    return kernel
+
+
+@pytest.mark.parametrize(
+    ("first", "at_once", "expected"), [(1, 1, [1, 1, 1, 1]), (1, 2, [1, 2, 1]), (4, 11, [4])]
+)
+def test_around_the_kernel_everything_is_as_in_the_modules(
+    first, at_once, expected, kernels_everywhere, monkeypatch
+):
+    monkeypatch.setattr(towers, "DTYPES", (mx.float32,))
+    monkeypatch.setattr(tower_kernels, "FIRST_PAIRS", first)
+    monkeypatch.setattr(tower_kernels, "PAIRS_AT_ONCE", at_once)
+    launches = []
+    monkeypatch.setattr(
+        tower_kernels,
+        "blocks",
+        lambda *arguments: launches.append(arguments[2]) or plain_blocks(*arguments),
+    )
+    model, pixels = make_model(mx.float32), mx.random.normal((2, 6, 140, 140))
+    with mx.stream(mx.cpu):  # GPUs shorten float32 products
+        actual = model(pixels)
+        # SigLIP has four blocks up to its second-to-last one.
+        assert launches == expected
+        monkeypatch.setattr(compiler, "is_available", lambda: False)
+        assert mx.allclose(actual, model(pixels), atol=1e-4).item()
+
+
+def test_many_blocks_of_both_towers_are_one_kernel(kernels_everywhere, monkeypatch):
+    calls = []
+    monkeypatch.setattr(compiler, "prepare", recording(calls))
+    monkeypatch.setattr(tower_kernels, "FIRST_PAIRS", 1)
+    monkeypatch.setattr(  # not the kept one
+        tower_kernels, "blocks", tower_kernels.blocks.__wrapped__
+    )
+    model = make_model()
+    features = model(mx.random.normal((1, 6, 140, 140)))
+    assert features.shape == (1, 100, DINO["hidden_size"] + SIGLIP["hidden_size"])
+    assert calls == ["towers", "towers"]
+
+
+def test_in_stages_the_modules_give_the_same(kernels_everywhere, monkeypatch):
+    monkeypatch.setattr(tower_kernels, "FIRST_PAIRS", 2)
+    model, pixels = make_model(mx.float32), mx.random.normal((2, 6, 140, 140))
+    in_stages = model(pixels)
+    monkeypatch.setattr(compiler, "is_available", lambda: False)
+    assert mx.allclose(in_stages, model(pixels), atol=1e-5).item()
+
+
+def test_a_tower_that_is_changed_is_asked_about_again(kernels_everywhere, monkeypatch):
+    asked, original = [], towers.supports
+    monkeypatch.setattr(towers, "supports", lambda pairs: asked.append(original(pairs)) or False)
+    model, pixels = make_model(), mx.random.normal((1, 6, 140, 140))
+    before = model(pixels)
+    assert all(asked)
+    asked.clear()
+    layer = adapter(model).siglip.blocks[1].attn.proj
+    layer.lora_b = mx.ones_like(layer.lora_b)
+    assert not mx.array_equal(before, model(pixels)).item()
+    assert not all(asked)
+
+
+@needs_gpu
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float16])
+@pytest.mark.parametrize(
+    "sizes", [(DINO, SIGLIP, 140), (REAL_DINO, REAL_SIGLIP, 224)], ids=["small", "real"]
+)
+def test_features_are_as_close_to_float32_as_the_modules(dtype, batch, sizes, monkeypatch):
+    monkeypatch.setattr(tower_kernels, "FIRST_PAIRS", 1)  # two launches
+    model = make_model(dtype, *sizes)
+    assert is_supported(model)
+    size = model.config.image_size
+    pixels = mx.random.normal((batch, 6, size, size)).astype(dtype)
+    exact = VisionModel(model.config)
+    weights = tree_flatten(model.parameters())
+    exact.load_weights([(path, array.astype(mx.float32)) for path, array in weights])
+    exact.eval()
+    expected, actual = exact(pixels), model(pixels)
+    mx.eval(actual)
+    monkeypatch.setattr(towers, "supports", lambda pairs: False)
+    allowed = make_model(dtype, *sizes)(pixels)
+    width = sizes[0]["hidden_size"]
+    for tower in (slice(width), slice(width, None)):
+        assert_as_close(*(features[..., tower] for features in (actual, allowed, expected)))
