@@ -163,7 +163,6 @@ class TestErrors:
 # Makes the conversion wait in the middle of its second shard, and say so.
 WAIT = """
 import sys, time
-from mlx_vlm_moxin.conversion import writer
 from mlx_vlm_moxin.conversion.command_line import main
 from mlx_vlm_moxin.checkpoints.plan import Plan
 compute = Plan.compute
@@ -220,7 +219,7 @@ class TestStopped:
     def test_during_verification_the_model_stays(self, target):
         code = """
 import sys, time
-from mlx_vlm_moxin.conversion import cost
+from mlx_vlm_moxin.conversion.verify import cost
 from mlx_vlm_moxin.conversion.command_line import main
 def wait(*arguments):
     print("waiting", flush=True)
