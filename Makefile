@@ -9,7 +9,7 @@ CHECKPOINT := tests/moxin_tiny/checkpoint
 PICTURE := tests/moxin_tiny/demo.png
 JOBS ?= auto
 
-.PHONY: help demo test test-ui soak matrix lint format lock newest clean
+.PHONY: help demo test test-ui soak matrix lint format docs lock newest clean
 
 help:
 	@echo "make demo    convert the bundled checkpoint to 8 bits in ./moxin and ask about a picture"
@@ -18,6 +18,7 @@ help:
 	@echo "make soak    five minutes of mixed requests from 16 clients against the server"
 	@echo "make matrix  the core tests on the oldest and the newest mlx-vlm"
 	@echo "make lint    ruff"
+	@echo "make docs    the pages of docs/ as a site in ./site; a broken link is an error"
 	@echo "make lock    pin the newest versions of everything in requirements.txt"
 	@echo "make newest  run the tests on the newest mlx-vlm and other packages"
 	@echo "BACKEND=cuda13 make ... for an NVIDIA GPU, PYTHON=python3.12 make ... for another Python"
@@ -52,9 +53,13 @@ format: .venv/ready
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: .venv/ready
+	$(BIN)/python -m pip install -q -c requirements.txt -e ".[docs]"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build -q
+
 lock: .venv/ready
 	$(BIN)/python -m pip install -q uv
-	$(BIN)/uv pip compile -q --upgrade --universal --python-version 3.10 --extra cpu --extra test \
+	$(BIN)/uv pip compile -q --upgrade --universal --python-version 3.10 --extra cpu --extra test --extra docs \
 		--no-emit-index-url --no-header pyproject.toml -o requirements.txt
 
 newest:
