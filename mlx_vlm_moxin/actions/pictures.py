@@ -1,0 +1,103 @@
+"""Camera pictures as the evaluations of OpenVLA and OpenVLA-OFT prepare them.
+
+Both are TensorFlow there; Pillow and NumPy give the same bytes here. Reference:
+``experiments/robot/openvla_utils.py`` of openvla/openvla and moojink/openvla-oft, and
+TensorFlow's kernels ``crop_and_resize_op`` and ``scale_and_translate_op``.
+"""
+
+import numpy as np
+from PIL import Image
+
+from mlx_vlm_moxin.actions.jpeg import round_trip
+
+# Side of the pictures that OpenVLA was trained on, in pixels.
+POLICY_SIZE = 224
+# Area that random cropping kept in training (`image_aug`), so the evaluation crops to it.
+CROP_AREA = 0.9
+LANCZOS_RADIUS = 3
+
+
+def center_crop(image: Image.Image, area: float = CROP_AREA) -> Image.Image:
+    """The centre of ``image``, resized to ``POLICY_SIZE`` (``tf.image.crop_and_resize``).
+
+    Args:
+        image: in RGB, of any size.
+        area: share of the picture's area that is kept.
+    """
+    pixels = np.asarray(image, np.float32) * np.float32(1 / 255)
+    side = np.sqrt(np.float32(area))
+    start = (np.float32(1) - side) / np.float32(2)
+    for axis in (1, 0):
+        pixels = _resample_linear(pixels, axis, start, start + side)
+    # tf.image.convert_image_dtype: 256 equal steps, cut off.
+    scaled = np.clip(pixels, 0, 1) * np.float32(255.5)
+    return Image.fromarray(scaled.astype(np.uint8))
+
+
+def _resample_linear(
+    pixels: np.ndarray, axis: int, start: np.float32, end: np.float32
+) -> np.ndarray:
+    """``POLICY_SIZE`` samples along ``axis``, from ``start`` to ``end`` (shares of its length).
+
+    In float32 throughout, as in the reference: the positions decide the last bit.
+    """
+    last = np.float32(pixels.shape[axis] - 1)
+    step = (end - start) * last / np.float32(POLICY_SIZE - 1)
+    positions = start * last + np.arange(POLICY_SIZE, dtype=np.float32) * step
+    low = np.floor(positions)
+    shape = [1, 1, 1]
+    shape[axis] = -1
+    weight = (positions - low).reshape(shape)
+    left = np.take(pixels, low.astype(int), axis)
+    right = np.take(pixels, np.ceil(positions).astype(int), axis)
+    return left + (right - left) * weight
+
+
+def resize_for_policy(image: Image.Image, size: int = POLICY_SIZE) -> Image.Image:
+    """``image`` as the training data were made: through JPEG, then resized with Lanczos3.
+
+    Args:
+        image: in RGB, of any size.
+        size: side of the result in pixels; proportions are not kept.
+    """
+    pixels = round_trip(np.asarray(image)).astype(np.float32)
+    for axis in (0, 1):
+        pixels = _resample_lanczos(pixels, axis, size)
+    return Image.fromarray(np.clip(np.rint(pixels), 0, 255).astype(np.uint8))
+
+
+def _resample_lanczos(pixels: np.ndarray, axis: int, size: int) -> np.ndarray:
+    """``size`` samples along ``axis``; a shrinking picture widens the kernel (antialiasing).
+
+    In float32, and added up in the reference's order: sums often end at a half, where the last
+    bit decides how they are rounded.
+    """
+    length, one = pixels.shape[axis], np.float32(1)
+    scale = one / (np.float32(size) / np.float32(length))
+    width = max(scale, one)
+    centers = (np.arange(size, dtype=np.float32) + np.float32(0.5)) * scale
+    reach = LANCZOS_RADIUS * width
+    first = np.ceil(centers - reach - np.float32(0.5)).astype(int)
+    last = np.floor(centers + reach - np.float32(0.5)).astype(int)
+    first, last = np.clip(first, 0, length - 1), np.clip(last, 0, length - 1)
+    taps = first[:, None] + np.arange((last - first).max() + 1)
+    x = (taps.astype(np.float32) + np.float32(0.5) - centers[:, None]) * (one / width)
+    weights = np.where(taps <= last[:, None], _lanczos(x), np.float32(0))
+    weights *= one / np.add.accumulate(weights, axis=1)[:, -1:]
+    shape = [1, 1, 1]
+    shape[axis] = size
+    result = np.float32(0)
+    for tap, weight in zip(taps.T, weights.T):
+        values = np.take(pixels, np.minimum(tap, length - 1), axis)
+        result = result + values * weight.reshape(shape)
+    return result
+
+
+def _lanczos(x: np.ndarray) -> np.ndarray:
+    """The Lanczos3 kernel, in float32 like everything here."""
+    pi, radius, one = np.float32(np.pi), np.float32(LANCZOS_RADIUS), np.float32(1)
+    x = np.abs(x)
+    is_center = x <= np.float32(1e-3)
+    x = np.where(is_center, one, x)
+    values = radius * np.sin(pi * x) * np.sin(pi * x / radius) / (pi * pi * x * x)
+    return np.where(is_center, one, np.where(x <= radius, values, np.float32(0)))
