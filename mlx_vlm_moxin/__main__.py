@@ -90,9 +90,10 @@ def main() -> int | None:
     if command in LOADING:
         own, arguments = split_arguments(command, arguments)
         from mlx_vlm_moxin.library import load
-        from mlx_vlm_moxin.plugin import quantize_on_load
+        from mlx_vlm_moxin.plugin import upstream
 
-        quantize_on_load.install(load.quantize_options(own.quantize, own.group_size or 64))
+        options = load.quantize_options(own.quantize, own.group_size or 64)
+        upstream.apply(upstream.COMMAND, options=options)
     sys.argv[:] = [f"python -m mlx_vlm_moxin {command}", *arguments]
     return importlib.import_module(COMMANDS[command][0]).main()
 

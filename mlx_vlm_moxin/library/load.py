@@ -8,7 +8,8 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx_vlm import utils
 from mlx_vlm.models.moxin import Model
-from mlx_vlm.models.moxin.processing_moxin import MODEL_TYPES, MoxinProcessor
+from mlx_vlm.models.moxin.config import MODEL_TYPES
+from mlx_vlm.models.moxin.processing_moxin import MoxinProcessor
 from mlx_vlm.quant_utils import QUANTIZATION_MODE_DEFAULTS
 from mlx_vlm.trainer.peft import apply_lora_layers
 

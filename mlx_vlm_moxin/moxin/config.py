@@ -10,6 +10,9 @@ from typing import Any
 
 from ..base import BaseModelConfig
 
+# What ``model_type`` of config.json may be: ours, and that of HF-converted Prismatic checkpoints.
+MODEL_TYPES = ("moxin", "prismatic")
+
 
 def _require_positive(owner: str, config: Any, names: tuple[str, ...]) -> None:
     for name in names:

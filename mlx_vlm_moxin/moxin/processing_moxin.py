@@ -17,13 +17,12 @@ import mlx.core as mx
 import numpy as np
 from huggingface_hub import snapshot_download
 from PIL import Image, ImageChops
-from transformers import AutoProcessor, PretrainedConfig
 
-from .config import ModelConfig
+from ..base import install_auto_processor_patch
+from .config import MODEL_TYPES, ModelConfig
 from .image_processing_moxin import CONFIG_FILE, ImageInput, MoxinImageProcessor, open_image
 from .tokenization_moxin import MoxinDetokenizer, load_tokenizer
 
-MODEL_TYPES = ("moxin", "prismatic")
 # The last picture is remembered up to this many pixels, four bytes each.
 MAX_REMEMBERED = 2**22
 
@@ -236,29 +235,4 @@ class MoxinProcessor:
         )
 
 
-def _model_type(name_or_path: Any, **kwargs: Any) -> str | None:
-    """``model_type`` of a checkpoint's config.json; None if there is none to read."""
-    try:
-        return PretrainedConfig.get_config_dict(name_or_path, **kwargs)[0].get("model_type")
-    except (OSError, ValueError):
-        return None
-
-
-def _register_processor() -> None:
-    """Let ``AutoProcessor`` return :class:`MoxinProcessor` for Moxin checkpoints.
-
-    mlx-vlm's own ``install_auto_processor_patch`` falls back to a bare tokenizer when a
-    processor fails, which would drop the picture without a word: errors pass here.
-    """
-    original = AutoProcessor.from_pretrained.__func__
-
-    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
-        hub = {key: kwargs[key] for key in ("revision", "token", "cache_dir") if key in kwargs}
-        if _model_type(pretrained_model_name_or_path, **hub) in MODEL_TYPES:
-            return MoxinProcessor.from_pretrained(pretrained_model_name_or_path, **kwargs)
-        return original(cls, pretrained_model_name_or_path, **kwargs)
-
-    AutoProcessor.from_pretrained = classmethod(from_pretrained)
-
-
-_register_processor()
+install_auto_processor_patch(list(MODEL_TYPES), MoxinProcessor)

@@ -3,50 +3,30 @@
 import importlib
 import sys
 from importlib.machinery import ModuleSpec, SourceFileLoader
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import spec_from_file_location
 from pathlib import Path
 from types import ModuleType
 
-from mlx_vlm_moxin import ALIASES, __version__
+from mlx_vlm_moxin import ALIASES
+from mlx_vlm_moxin.plugin import command_errors, upstream
 
 MODEL_DIR = Path(__file__).parents[1] / "moxin"
 
 
-def _installed(distribution: str) -> str:
-    try:
-        return f"{distribution} {version(distribution)}"
-    except PackageNotFoundError:
-        return f"{distribution} (not installed)"
-
-
-def _cannot_load(host: str, error: ImportError) -> RuntimeError:
-    # mlx-vlm takes an ImportError that contains the model type (a file path is enough)
-    # for "Model type moxin not supported" and hides the real cause; mlx-lm takes any.
-    return RuntimeError(
-        f"mlx-vlm-moxin {__version__} cannot be loaded into {_installed(host)}, "
-        f"{_installed('mlx')}, {_installed('transformers')}: {error}"
-    )
-
-
 class _ModelLoader(SourceFileLoader):
-    """Loads the model package, then registers it in mlx-vlm's per-model tables."""
+    """Loads the model package, then makes mlx-vlm ready for it."""
 
     def exec_module(self, module: ModuleType) -> None:
         try:
             super().exec_module(module)
-            from mlx_vlm_moxin.plugin import command_errors, model_tables, server, structured_output
-
-            model_tables.register()
-            command_errors.install()
-            structured_output.install()
-            server.install()
         except ImportError as error:
-            raise _cannot_load("mlx-vlm", error) from error
+            raise upstream.cannot_load("mlx-vlm", error) from error
+        upstream.apply(upstream.MODEL)
+        command_errors.install()
 
 
 class _AliasLoader:
-    """Binds an alias to the module object that it stands for."""
+    """Binds an alias to the module object it names."""
 
     def create_module(self, spec: ModuleSpec) -> None:
         return None
@@ -58,7 +38,7 @@ class _AliasLoader:
             sys.modules[module.__name__] = importlib.import_module(ALIASES[module.__name__])
         except ImportError as error:
             host = module.__name__.partition(".")[0].replace("_", "-")
-            raise _cannot_load(host, error) from error
+            raise upstream.cannot_load(host, error) from error
 
 
 def model_spec(fullname: str) -> ModuleSpec:

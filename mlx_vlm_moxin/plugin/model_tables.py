@@ -1,24 +1,21 @@
 """mlx-vlm's per-model tables: the entries that an in-tree model would have there."""
 
-import sys
-
-from mlx_vlm import prompt_utils
-
-MODEL_TYPES = ("moxin", "prismatic")
-
-# Snapshots of MODEL_CONFIG's keys, taken when the module is imported.
-_SNAPSHOTS = ("mlx_vlm.trainer.datasets.next_token", "mlx_vlm.trainer.datasets.preference")
+from mlx_vlm.models.moxin.config import MODEL_TYPES
+from mlx_vlm.prompt_utils import MessageFormat
 
 
-def register() -> None:
-    """Enter both model types: plain-text messages, one image per prompt.
+def message_formats(table: dict[str, MessageFormat]) -> dict[str, MessageFormat]:
+    """``MODEL_CONFIG`` with plain-text messages for both model types.
 
     ``TEXT_ONLY`` is the format of models whose processor places the picture itself:
     messages reach the chat template as text, without an image marker.
     """
     for model_type in MODEL_TYPES:
-        prompt_utils.MODEL_CONFIG.setdefault(model_type, prompt_utils.MessageFormat.TEXT_ONLY)
-        prompt_utils.SINGLE_IMAGE_ONLY_MODELS.add(model_type)
-    for name in _SNAPSHOTS:
-        if name in sys.modules:
-            sys.modules[name].NATIVE_PREPROCESS_MODELS.update(MODEL_TYPES)
+        table.setdefault(model_type, MessageFormat.TEXT_ONLY)
+    return table
+
+
+def model_types(table: set[str]) -> set[str]:
+    """A set of model types with both of ours added."""
+    table.update(MODEL_TYPES)
+    return table

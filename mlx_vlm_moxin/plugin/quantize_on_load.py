@@ -4,15 +4,17 @@ Each of them loads through ``mlx_vlm.utils.load``, in this process or in a threa
 and ``load`` finds ``load_model`` in its own module: one name to replace.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import mlx.nn as nn
 from mlx_vlm import utils
+from mlx_vlm.models.moxin.config import MODEL_TYPES
 
 from mlx_vlm_moxin.checkpoints.quantize_options import QuantizeOptions
-from mlx_vlm_moxin.library.load import load_model, model_type
-from mlx_vlm_moxin.plugin.model_tables import MODEL_TYPES
+from mlx_vlm_moxin.library.load import load_model as load_moxin
+from mlx_vlm_moxin.library.load import model_type
 
 
 def _is_drafter(model_path: Path) -> bool:
@@ -21,23 +23,26 @@ def _is_drafter(model_path: Path) -> bool:
     return architecture.__name__.startswith("mlx_vlm.speculative.")
 
 
-def install(options: QuantizeOptions) -> None:
-    """From now on, mlx-vlm loads Moxin quantised as ``options`` say, and OminiX exports.
+def load_model(
+    original: Callable[..., nn.Module], options: QuantizeOptions
+) -> Callable[..., nn.Module]:
+    """``mlx_vlm.utils.load_model`` that loads Moxin quantised, and OminiX exports.
 
-    Other models load as ever. If the command was to quantise one, it ends with an error,
-    drafters aside.
+    Args:
+        original: the function, used for other models. If the command was to quantise one,
+            it ends with an error, drafters aside.
+        options: how Moxin is to be quantised.
     """
-    stock_load_model = utils.load_model
 
-    def load_any_model(model_path: Path, lazy: bool = False, **kwargs: Any) -> nn.Module:
+    def load(model_path: Path, lazy: bool = False, **kwargs: Any) -> nn.Module:
         found = model_type(model_path)
         if found in MODEL_TYPES:
-            return load_model(model_path, lazy, options, **kwargs)
+            return load_moxin(model_path, lazy, options, **kwargs)
         if options.quantize and not _is_drafter(model_path):
             raise ValueError(
                 f"--quantize is for Moxin, and {model_path} is a {found!r} model; "
                 "quantise it with mlx_vlm.convert -q"
             )
-        return stock_load_model(model_path, lazy, **kwargs)
+        return original(model_path, lazy, **kwargs)
 
-    utils.load_model = load_any_model
+    return load

@@ -4,8 +4,9 @@ mlx-vlm masks the logits that a JSON schema forbids with a Metal kernel, which f
 MLX's other backends for every model. The same mask in plain MLX operations serves there.
 """
 
+from collections.abc import Callable
+
 import mlx.core as mx
-from mlx_vlm import structured
 
 
 def apply_llguidance_mask(logits: mx.array, mask: mx.array) -> mx.array:
@@ -14,7 +15,7 @@ def apply_llguidance_mask(logits: mx.array, mask: mx.array) -> mx.array:
     Args:
         logits: ``[B, V]`` or ``[V]``.
         mask: ``[B, W]`` or ``[W]`` int32, the bit of token ``t`` at ``t % 32`` of word
-            ``t // 32``; tokens behind the last word are forbidden.
+            ``t // 32``; tokens after the last word are forbidden.
     """
     logits, mask = mx.atleast_2d(logits), mx.atleast_2d(mask)
     tokens = mx.arange(logits.shape[-1])
@@ -23,7 +24,10 @@ def apply_llguidance_mask(logits: mx.array, mask: mx.array) -> mx.array:
     return mx.where(allowed, logits, -mx.inf)
 
 
-def install() -> None:
-    """Replace mlx-vlm's mask function if Metal, which it needs, is not there. Idempotent."""
-    if not mx.metal.is_available():
-        structured._apply_llguidance_mask = apply_llguidance_mask
+def mask_function(original: Callable[..., mx.array]) -> Callable[..., mx.array]:
+    """``mlx_vlm.structured._apply_llguidance_mask`` that runs on this machine.
+
+    Args:
+        original: mlx-vlm's function, kept where there is Metal, which it needs.
+    """
+    return original if mx.metal.is_available() else apply_llguidance_mask

@@ -17,11 +17,11 @@ from mlx_vlm.models.base import cache_position_offset
 from mlx_vlm.models.moxin.config import ModelConfig
 from mlx_vlm.models.moxin.linear import replace_linears
 
-from mlx_vlm_moxin.plugin.mlx_lm import tokenizer
+from mlx_vlm_moxin.plugin import upstream
 
 PREFIX = "language_model."
 
-tokenizer.register()
+upstream.apply(upstream.DECODER)
 
 
 @dataclass

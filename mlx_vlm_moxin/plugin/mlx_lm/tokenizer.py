@@ -6,14 +6,12 @@ and the streaming detokenizer has no entry for ids above ``<PAD>``.
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from mlx_lm import utils
 from mlx_lm.tokenizer_utils import TokenizerWrapper
-from mlx_lm.utils import _load_tokenizer as load_other_tokenizer
-from mlx_vlm.models.moxin.processing_moxin import MODEL_TYPES
+from mlx_vlm.models.moxin.config import MODEL_TYPES
 from mlx_vlm.models.moxin.tokenization_moxin import MoxinDetokenizer, load_tokenizer
 
 
@@ -45,15 +43,19 @@ def load_moxin_tokenizer(
     )
 
 
-def _load(
-    model_path: Path, tokenizer_config_extra: dict | None = None, **kwargs: Any
-) -> TokenizerWrapper:
-    model_type = _model_type(model_path)
-    if model_type in MODEL_TYPES:
-        return load_moxin_tokenizer(model_path, model_type, kwargs.get("eos_token_ids"))
-    return load_other_tokenizer(model_path, tokenizer_config_extra, **kwargs)
+def load_tokenizer_of(original: Callable[..., TokenizerWrapper]) -> Callable[..., TokenizerWrapper]:
+    """``mlx_lm.utils._load_tokenizer`` that loads Moxin's tokenizer with this module.
 
+    Args:
+        original: the function, used for all other checkpoints.
+    """
 
-def register() -> None:
-    """Let mlx-lm load Moxin's tokenizer by this module; others as before. Idempotent."""
-    utils._load_tokenizer = _load
+    def load(
+        model_path: Path, tokenizer_config_extra: dict | None = None, **kwargs: Any
+    ) -> TokenizerWrapper:
+        model_type = _model_type(model_path)
+        if model_type in MODEL_TYPES:
+            return load_moxin_tokenizer(model_path, model_type, kwargs.get("eos_token_ids"))
+        return original(model_path, tokenizer_config_extra, **kwargs)
+
+    return load

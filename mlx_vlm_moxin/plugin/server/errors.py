@@ -6,15 +6,16 @@ cannot be read. The exceptions stay what they are; only the answer made from the
 
 import re
 import sys
+from collections.abc import Callable
 from json import JSONDecodeError
 from typing import Any
 
+from fastapi import FastAPI
 from fastapi.encoders import jsonable_encoder
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from jinja2 import TemplateError
 from mlx_vlm.models.moxin.processing_moxin import MoxinProcessor
-from mlx_vlm.server import anthropic, app, openai
 from mlx_vlm.server.runtime import runtime
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
@@ -77,14 +78,10 @@ def _answer(status: int, message: str, detail: Any, headers: Any = None) -> Resp
     return JSONResponse({"detail": detail, "error": error}, status, headers)
 
 
-def install() -> None:
-    """Install the answers in mlx-vlm's FastAPI application. Idempotent."""
+def exception_handlers(app: FastAPI) -> FastAPI:
+    """mlx-vlm's application with handlers that answer errors of the client as such."""
     answer_http_exception = app.exception_handlers[HTTPException]
     answer_invalid = app.exception_handlers[RequestValidationError]
-    answer_anthropic_error = anthropic._anthropic_error_response
-    parse_response_request = openai._parse_response_request
-    if getattr(answer_http_exception, "__module__", None) == __name__:
-        return
 
     async def http_exception(request: Request, error: HTTPException) -> Response:
         better = _better_answer(error)
@@ -104,27 +101,42 @@ def install() -> None:
         message = f"The body of the request is not JSON: {error}"
         return _answer(400, message, message)
 
-    def response_request(body: Any) -> Any:
-        if serves_moxin() and not isinstance(body, dict):
-            raise HTTPException(400, "The body of the request is not a JSON object")
-        return parse_response_request(body)
-
-    def anthropic_error(status_code: int, message: str, *args: Any) -> Response:
-        # Called in except blocks: the endpoint turns exceptions into answers itself.
-        error = sys.exc_info()[1]
-        if isinstance(error, ValidationError) and serves_moxin():
-            return answer_anthropic_error(status_code, _first_fault(error), *args)
-        better = _better_answer(error) if status_code >= 500 else None
-        if better is None:
-            return answer_anthropic_error(status_code, message, *args)
-        kind = "not_found_error" if better[0] == 404 else "invalid_request_error"
-        return answer_anthropic_error(better[0], str(better[1]), kind)
-
     app.add_exception_handler(HTTPException, http_exception)
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(JSONDecodeError, no_json)
     app.add_exception_handler(UnicodeDecodeError, no_json)
-    anthropic._anthropic_error_response = anthropic_error
-    openai._parse_response_request = response_request
     # Built when the server started; the next request builds it with these handlers.
     app.middleware_stack = None
+    return app
+
+
+def parse_response_request(original: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """mlx-vlm's reader of a body for ``/v1/responses``, given JSON objects only."""
+
+    def parse(body: Any) -> Any:
+        if serves_moxin() and not isinstance(body, dict):
+            raise HTTPException(400, "The body of the request is not a JSON object")
+        return original(body)
+
+    return parse
+
+
+def anthropic_error_response(original: Callable[..., Response]) -> Callable[..., Response]:
+    """The answer of Anthropic's endpoints to an error, with the status that fits the error.
+
+    Args:
+        original: mlx-vlm's function. It is called in ``except`` blocks, since these endpoints
+            turn exceptions into answers themselves.
+    """
+
+    def error_response(status_code: int, message: str, *args: Any) -> Response:
+        error = sys.exc_info()[1]
+        if isinstance(error, ValidationError) and serves_moxin():
+            return original(status_code, _first_fault(error), *args)
+        better = _better_answer(error) if status_code >= 500 else None
+        if better is None:
+            return original(status_code, message, *args)
+        kind = "not_found_error" if better[0] == 404 else "invalid_request_error"
+        return original(better[0], str(better[1]), kind)
+
+    return error_response

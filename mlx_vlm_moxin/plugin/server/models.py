@@ -5,6 +5,7 @@ that a misspelt name would take the model, and requests under way, from everybod
 """
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +38,12 @@ def check_model(name: str, adapter: Any) -> None:
         raise HTTPException(404, f"No adapter directory {adapter!r} on the server")
 
 
-def install() -> None:
-    """Wrap ``mlx_vlm.server.get_cached_model``, which every endpoint calls. Idempotent."""
-    original = server.get_cached_model
-    if hasattr(original, "__wrapped__"):
-        return
+def get_cached_model(original: Callable) -> Callable:
+    """``mlx_vlm.server.get_cached_model``, which every endpoint calls.
+
+    Args:
+        original: the function, called once the model is known to exist.
+    """
 
     @functools.wraps(original)
     def get_cached_model(
@@ -53,4 +55,4 @@ def install() -> None:
                 check_model(model_path, adapter_path)
         return original(model_path, adapter_path, model_kind=model_kind)
 
-    server.get_cached_model = get_cached_model
+    return get_cached_model

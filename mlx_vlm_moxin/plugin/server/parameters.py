@@ -7,10 +7,10 @@ the vocabulary writes outside the logits' memory.
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 from mlx_vlm.models.moxin.processing_moxin import MoxinProcessor
-from mlx_vlm.server import request_normalization
 from mlx_vlm.server.runtime import runtime
 
 from mlx_vlm_moxin.plugin.server.errors import BadRequestError
@@ -99,11 +99,12 @@ def check(request: Any, vocab_size: int) -> None:
         _refuse("logit_bias", bias, "its values must be finite numbers")
 
 
-def install() -> None:
-    """Wrap the function that turns every request into ``GenerationArguments``. Idempotent."""
-    original = request_normalization._build_gen_args
-    if hasattr(original, "__wrapped__"):
-        return
+def build_gen_args(original: Callable) -> Callable:
+    """The function that turns every request into ``GenerationArguments``.
+
+    Args:
+        original: mlx-vlm's ``_build_gen_args``, called once the parameters are checked.
+    """
 
     @functools.wraps(original)
     def build_gen_args(request: Any, processor: Any = None, *args: Any, **kwargs: Any) -> Any:
@@ -127,4 +128,4 @@ def install() -> None:
             arguments.max_tokens = length
         return arguments
 
-    request_normalization._build_gen_args = build_gen_args
+    return build_gen_args

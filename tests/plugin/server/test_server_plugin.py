@@ -17,12 +17,7 @@ from mlx_vlm.server.runtime import ModelCacheRegistry, runtime
 from mlx_vlm.utils import load_image
 from starlette.exceptions import HTTPException
 
-from mlx_vlm_moxin.plugin import server as plugin
-
-
-@pytest.fixture(scope="module", autouse=True)
-def installed(model):
-    plugin.install()
+pytestmark = pytest.mark.usefixtures("model")  # loading it puts the additions in place
 
 
 @pytest.fixture(params=[False, True], ids=["another model", "Moxin"])

@@ -1,0 +1,266 @@
+"""The names of mlx-vlm, mlx-lm and transformers that this package replaces or adds to.
+
+Each name is one row of :data:`UPSTREAM`. :func:`apply` is the only place that assigns to a
+module of another package. A module that is not imported yet gets its rows when it is, so the
+order of imports does not matter. A name that is missing ends the import with one
+``RuntimeError`` that says which; tests/plugin/test_upstream.py checks for every row that
+mlx-vlm still calls what the row puts in place.
+"""
+
+import importlib
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from packaging.specifiers import SpecifierSet
+
+from mlx_vlm_moxin import __version__
+from mlx_vlm_moxin.plugin.after_import import after_import
+
+MLX_VLM = ">=0.7.9,<0.8"
+MLX_LM = ">=0.31,<0.33"
+TRANSFORMERS = ">=5.14"
+
+# When the rows are applied: with the model, with the decoder for mlx-lm, or by a command of this
+# package that loads a model.
+MODEL = "model"
+DECODER = "decoder"
+COMMAND = "command"
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """One name that is replaced or added to.
+
+    Attributes:
+        module: the module that holds the name.
+        name: the name, dotted for an attribute of a class.
+        make: ``module:function`` below ``mlx_vlm_moxin.plugin``. The function receives the
+            object under the name and returns the one to put there: a wrapper, or the same
+            object with entries added. None: nothing is replaced, since a subclass of ours
+            overrides the name; it is listed because it must exist.
+        why: what mlx-vlm does without it.
+        versions: versions of the package that need the row; with others it is not applied.
+        when: :data:`MODEL`, :data:`DECODER` or :data:`COMMAND`.
+        after: module whose import applies the row, if not ``module``.
+    """
+
+    module: str
+    name: str
+    make: str | None
+    why: str
+    versions: str = MLX_VLM
+    when: str = MODEL
+    after: str | None = None
+
+    @property
+    def distribution(self) -> str:
+        """The package on the index that ``module`` belongs to."""
+        return self.module.partition(".")[0].replace("_", "-")
+
+
+_on_server = partial(Replacement, after="mlx_vlm.server")
+
+UPSTREAM = (
+    Replacement(
+        "transformers",
+        "AutoProcessor.from_pretrained",
+        "auto_processor:from_pretrained",
+        "mlx-vlm's own patch turns a processor that fails into a bare tokenizer",
+        versions=TRANSFORMERS,
+    ),
+    Replacement(
+        "mlx_vlm.prompt_utils",
+        "MODEL_CONFIG",
+        "model_tables:message_formats",
+        "a model type without a message format is refused",
+    ),
+    Replacement(
+        "mlx_vlm.prompt_utils",
+        "SINGLE_IMAGE_ONLY_MODELS",
+        "model_tables:model_types",
+        "a second picture would reach the processor",
+    ),
+    Replacement(
+        "mlx_vlm.trainer.datasets.next_token",
+        "NATIVE_PREPROCESS_MODELS",
+        "model_tables:model_types",
+        "a snapshot of MODEL_CONFIG, taken when the module is imported",
+    ),
+    Replacement(
+        "mlx_vlm.trainer.datasets.preference",
+        "NATIVE_PREPROCESS_MODELS",
+        "model_tables:model_types",
+        "a snapshot of MODEL_CONFIG, taken when the module is imported",
+    ),
+    Replacement(
+        "mlx_vlm.structured",
+        "_apply_llguidance_mask",
+        "structured_output:mask_function",
+        "structured output needs Metal: it fails on MLX's CPU and CUDA backends",
+    ),
+    _on_server(
+        "mlx_vlm.server",
+        "app",
+        "server.errors:exception_handlers",
+        "errors of the client are answered with HTTP 500",
+    ),
+    _on_server(
+        "mlx_vlm.server.anthropic",
+        "_anthropic_error_response",
+        "server.errors:anthropic_error_response",
+        "errors of the client are answered with HTTP 500",
+    ),
+    _on_server(
+        "mlx_vlm.server.openai",
+        "_parse_response_request",
+        "server.errors:parse_response_request",
+        "a body that is not a JSON object is answered with HTTP 500",
+    ),
+    _on_server(
+        "mlx_vlm.server.request_normalization",
+        "_build_gen_args",
+        "server.parameters:build_gen_args",
+        "parameters out of range are ignored or end every request under way",
+    ),
+    _on_server(
+        "mlx_vlm.server",
+        "get_cached_model",
+        "server.models:get_cached_model",
+        "a request for an unknown model unloads the one that is loaded",
+    ),
+    _on_server(
+        "mlx_vlm.server.generation",
+        "ResponseGenerator.generate",
+        None,
+        "stop strings are ignored (server.generator.MoxinResponseGenerator)",
+    ),
+    _on_server(
+        "mlx_vlm.server.generation",
+        "ResponseGenerator.validate_context_budget",
+        None,
+        "a picture that cannot be read ends a stream that has begun",
+    ),
+    _on_server(
+        "mlx_vlm.server.generation",
+        "ResponseGenerator._make_sampler",
+        None,
+        "a batch is sampled with the settings of its first request",
+    ),
+    _on_server(
+        "mlx_vlm.server.generation",
+        "ResponseGenerator._make_logits_processors",
+        None,
+        "a batch is sampled with the settings of its first request",
+    ),
+    Replacement(
+        "mlx_vlm.utils",
+        "load_model",
+        "quantize_on_load:load_model",
+        "mlx-vlm's commands quantise no model while they load it, and load no OminiX export",
+        when=COMMAND,
+    ),
+    Replacement(
+        "mlx_lm.utils",
+        "_load_tokenizer",
+        "mlx_lm.tokenizer:load_tokenizer_of",
+        "AutoTokenizer rebuilds the tokenizer, and some ids change",
+        versions=MLX_LM,
+        when=DECODER,
+    ),
+)
+
+# Rows that are applied, by their place in other packages.
+_applied: set[tuple[str, str]] = set()
+
+
+def _installed(distribution: str) -> str:
+    try:
+        return f"{distribution} {version(distribution)}"
+    except PackageNotFoundError:
+        return f"{distribution} (not installed)"
+
+
+def cannot_load(host: str, reason: str | Exception) -> RuntimeError:
+    """The error for a version of another package that lacks what this one needs.
+
+    Args:
+        host: the other package, as the index calls it.
+        reason: what is missing.
+
+    Returns:
+        A ``RuntimeError``: mlx-vlm reports an ImportError whose text contains the model type
+        (a file path is enough) as "Model type moxin not supported", mlx-lm any ImportError.
+    """
+    others = [name for name in ("mlx-vlm", "mlx", "transformers") if name != host]
+    return RuntimeError(
+        f"mlx-vlm-moxin {__version__} cannot be loaded into "
+        f"{', '.join(map(_installed, [host, *others]))}: {reason}"
+    )
+
+
+def _owner(row: Replacement) -> tuple[Any, str]:
+    """The module or class that holds the name, and the last part of the name.
+
+    Raises:
+        RuntimeError: if the module or the name does not exist.
+    """
+    *path, name = row.name.split(".")
+    try:
+        owner = importlib.import_module(row.module)
+        for part in path:
+            owner = getattr(owner, part)
+        getattr(owner, name)
+    except (ImportError, AttributeError) as error:
+        reason = f"{row.module} has no {row.name} ({row.why})"
+        raise cannot_load(row.distribution, reason) from error
+    return owner, name
+
+
+def _is_needed(row: Replacement) -> bool:
+    try:
+        installed = version(row.distribution)
+    except PackageNotFoundError:
+        return True  # a source tree on the path has no metadata
+    return SpecifierSet(row.versions).contains(installed, prereleases=True)
+
+
+def _replace(rows: Iterable[Replacement], settings: dict[str, Any]) -> None:
+    """Look for every name first, so that a missing one leaves nothing half replaced."""
+    places = [(row, *_owner(row)) for row in rows if (row.module, row.name) not in _applied]
+    for row, owner, name in places:
+        if row.make is not None:
+            module, _, function = row.make.partition(":")
+            maker = getattr(importlib.import_module(f"{__package__}.{module}"), function)
+            try:
+                setattr(owner, name, maker(getattr(owner, name), **settings))
+            except (AttributeError, LookupError) as error:
+                reason = f"{row.module}.{row.name} has changed: {error!r}"
+                raise cannot_load(row.distribution, reason) from error
+        _applied.add((row.module, row.name))
+
+
+def apply(when: str, **settings: Any) -> None:
+    """Apply the rows of one occasion, each once its module is imported. Idempotent.
+
+    Args:
+        when: :data:`MODEL`, :data:`DECODER` or :data:`COMMAND`.
+        settings: further arguments for the functions in ``make``.
+
+    Raises:
+        RuntimeError: naming the package, its version and the name that it lacks. For a
+            module that is imported later, the import raises it.
+    """
+    groups: dict[str, list[Replacement]] = {}
+    for row in UPSTREAM:
+        if row.when == when and _is_needed(row):
+            groups.setdefault(row.after or row.module, []).append(row)
+    # Of modules that are imported already, every name is looked for before any is replaced.
+    imported = [row for module, rows in groups.items() if module in sys.modules for row in rows]
+    _replace(imported, settings)
+    for module, rows in groups.items():
+        if module not in sys.modules:
+            after_import(module, partial(_replace, rows, settings))

@@ -1,0 +1,197 @@
+"""The table of replaced names: whole, in place in every order of imports, and loud if not."""
+
+import ast
+import importlib
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+from packaging.specifiers import SpecifierSet
+from support import run_python
+
+import mlx_vlm_moxin
+from mlx_vlm_moxin.plugin import upstream
+from mlx_vlm_moxin.plugin.upstream import MODEL, UPSTREAM, Replacement
+
+PLUGIN = Path(mlx_vlm_moxin.__file__).parent / "plugin"
+MODEL_ROWS = [row for row in UPSTREAM if row.when == MODEL]
+SERVER_ROWS = [row for row in MODEL_ROWS if row.module.startswith("mlx_vlm.server")]
+
+
+def row_id(row: Replacement) -> str:
+    return f"{row.module}.{row.name}"
+
+
+def test_no_row_is_there_twice():
+    assert len({row_id(row) for row in UPSTREAM}) == len(UPSTREAM)
+
+
+@pytest.mark.parametrize("row", UPSTREAM, ids=row_id)
+def test_a_rows_replacement_exists_and_its_versions_can_be_read(row):
+    if row.make is not None:
+        module, _, function = row.make.partition(":")
+        tree = ast.parse((PLUGIN / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8"))
+        assert function in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+    assert SpecifierSet(row.versions)
+    assert row.why
+
+
+FUNCTIONS = """
+import importlib, sys
+for module in sys.argv[1].split():
+    importlib.import_module(module)
+for place in sys.argv[2].split():
+    module, _, name = place.partition(":")
+    value = importlib.import_module(module)
+    for part in name.split("."):
+        value = getattr(value, part)
+    print(value.__code__.co_filename)
+"""
+
+
+@pytest.mark.parametrize(
+    "modules",
+    [
+        "mlx_vlm.models.moxin mlx_vlm.server",
+        "mlx_vlm.server mlx_vlm.models.moxin",
+        "mlx_vlm.server.app mlx_vlm.models.prismatic",
+        "mlx_vlm.models.prismatic mlx_vlm.server.openai",
+    ],
+)
+def test_the_server_has_the_same_functions_in_every_order_of_imports(modules):
+    rows = [row for row in SERVER_ROWS if row.make is not None and row.name != "app"]
+    places = " ".join(f"{row.module}:{row.name}" for row in rows)
+    files = run_python(FUNCTIONS, modules, places).splitlines()
+    assert len(files) == len(rows)
+    assert all(Path(file).is_relative_to(PLUGIN) for file in files), files
+
+
+def test_python_dash_m_has_them_too():
+    # runpy finds and runs a package's __main__ without the import statement.
+    code = """
+import runpy, sys
+import mlx_vlm.models.moxin
+sys.argv = ["server", "--help"]
+try:
+    runpy.run_module("mlx_vlm.server", run_name="__main__")
+except SystemExit:
+    pass
+print(hasattr(sys.modules["mlx_vlm.server"].get_cached_model, "__wrapped__"))
+"""
+    assert run_python(code).splitlines()[-1] == "True"
+
+
+@pytest.mark.parametrize("first", ["moxin", "server"])
+def test_the_server_answers_errors_in_every_order_of_imports(first):
+    modules = ["mlx_vlm.models.moxin", "mlx_vlm.server"]
+    code = f"""
+import {", ".join(modules if first == "moxin" else modules[::-1])}
+from starlette.exceptions import HTTPException
+app, cached = mlx_vlm.server.app, mlx_vlm.server.get_cached_model
+print(app.exception_handlers[HTTPException].__module__, hasattr(cached, "__wrapped__"))
+"""
+    assert run_python(code).split() == ["mlx_vlm_moxin.plugin.server.errors", "True"]
+
+
+@pytest.mark.parametrize("name", ["next_token", "preference"])
+@pytest.mark.parametrize("first", ["moxin", "trainer"])
+def test_the_trainers_snapshots_know_both_types_in_every_order_of_imports(name, first):
+    modules = ["mlx_vlm.models.moxin", f"mlx_vlm.trainer.datasets.{name}"]
+    code = f"""
+import sys, {", ".join(modules if first == "moxin" else modules[::-1])}
+print({{"moxin", "prismatic"}} <= sys.modules[{modules[1]!r}].NATIVE_PREPROCESS_MODELS)
+"""
+    assert run_python(code).strip() == "True"
+
+
+def test_looking_for_a_module_without_importing_it_loses_nothing():
+    code = """
+import importlib.util
+import mlx_vlm.models.moxin
+importlib.util.find_spec("mlx_vlm.server")
+import mlx_vlm.server
+print(hasattr(mlx_vlm.server.get_cached_model, "__wrapped__"), mlx_vlm.server.__spec__.origin)
+"""
+    found, origin = run_python(code).split()
+    assert found == "True"
+    assert Path(origin).name == "__init__.py"
+
+
+def owner_of(row: Replacement) -> tuple[object, str]:
+    """The module or class that holds the row's name, and the name in it."""
+    *path, name = row.name.split(".")
+    owner = importlib.import_module(row.module)
+    for part in path:
+        owner = getattr(owner, part)
+    return owner, name
+
+
+@pytest.mark.parametrize("row", UPSTREAM, ids=row_id)
+def test_a_name_that_is_missing_is_one_line_and_nothing_is_replaced(row, monkeypatch):
+    importlib.import_module(row.after or row.module)
+    place = owner_of(row)
+    monkeypatch.setattr(upstream, "_applied", set())
+    monkeypatch.setattr(upstream, "UPSTREAM", (MODEL_ROWS[1], row))
+    formats = {}
+    monkeypatch.setattr("mlx_vlm.prompt_utils.MODEL_CONFIG", formats)
+    monkeypatch.delattr(*place)
+    if row.module == "mlx_vlm.server":
+        # Its __getattr__ looks in the module app.
+        monkeypatch.delattr(sys.modules["mlx_vlm.server.app"], row.name)
+    with pytest.raises(RuntimeError) as caught:
+        upstream.apply(row.when)
+    line = str(caught.value)
+    assert line.startswith(f"mlx-vlm-moxin {mlx_vlm_moxin.__version__} cannot be loaded into ")
+    assert f"{row.distribution} {version(row.distribution)}" in line
+    assert f"{row.module} has no {row.name}" in line
+    assert "\n" not in line
+    assert len(line) < 500
+    assert not formats
+
+
+@pytest.mark.parametrize(
+    ("delete", "then"),
+    [
+        ("mlx_vlm.structured._apply_llguidance_mask", "mlx_vlm.models.moxin"),
+        ("mlx_lm.utils._load_tokenizer", "mlx_lm.models.prismatic"),
+    ],
+)
+def test_a_name_that_is_missing_ends_the_import_of_the_model(delete, then):
+    code = f"""
+import importlib
+import {delete.rpartition(".")[0]}
+del {delete}
+try:
+    importlib.import_module({then!r})
+except RuntimeError as error:
+    print(error)
+"""
+    assert f"has no {delete.rpartition('.')[2]} (" in run_python(code)
+
+
+def test_a_name_that_a_later_import_lacks_ends_that_import():
+    code = """
+import mlx_vlm.models.moxin
+from importlib.machinery import SourceFileLoader
+class Without(SourceFileLoader):
+    def exec_module(self, module):
+        super().exec_module(module)
+        del module._parse_response_request
+import sys
+from importlib.machinery import PathFinder
+class Finder:
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        spec = PathFinder.find_spec(name, path) if name == "mlx_vlm.server.openai" else None
+        if spec is not None:
+            spec.loader = Without(name, spec.origin)
+        return spec
+sys.meta_path.insert(0, Finder)
+try:
+    import mlx_vlm.server
+except RuntimeError as error:
+    print(error)
+"""
+    line = run_python(code).strip()
+    assert "mlx_vlm.server.openai has no _parse_response_request" in line
