@@ -39,7 +39,7 @@ def _command_parser() -> argparse.ArgumentParser:
 
 def quantize_parser(command: str) -> argparse.ArgumentParser:
     """The options that this package adds to a stock command."""
-    from mlx_vlm_moxin.checkpoints.quantize_options import AFFINE_BITS, AFFINE_GROUP_SIZES
+    from mlx_vlm_moxin.checkpoints.layer_settings import AFFINE_BITS, AFFINE_GROUP_SIZES
 
     parser = argparse.ArgumentParser(
         prog=f"python -m mlx_vlm_moxin {command}",

@@ -18,9 +18,9 @@ BITS = (16, 8, 6, 4)
 def real_config():
     """Moxin-7B VLM's own configuration."""
     register()
-    from mlx_vlm.models.moxin import ModelConfig, TextConfig
+    from mlx_vlm_moxin.checkpoints.published import MOXIN_7B
 
-    return ModelConfig(text_config=TextConfig(num_hidden_layers=36, vocab_size=32064))
+    return MOXIN_7B
 
 
 def _random_like(parameter: mx.array) -> mx.array:

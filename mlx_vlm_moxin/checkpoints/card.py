@@ -6,7 +6,6 @@ from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from mlx_vlm_moxin import __version__
-from mlx_vlm_moxin.conversion.verify.report import Verification
 
 # The licence on the Hub page of moxin-org/Moxin-7B-VLM, whose weights every source holds.
 WEIGHTS_LICENSE = "mit"
@@ -76,7 +75,7 @@ def write_card(
     source: str,
     base_model: str,
     quantization: dict | None,
-    verification: Verification | None,
+    verification: str | None,
     upload_repo: str | None,
 ) -> None:
     """Write ``README.md`` of a converted model.
@@ -86,7 +85,7 @@ def write_card(
         source: Hub id or local path of what was converted; a path is not written down.
         base_model: Hub id of the model that the weights come from.
         quantization: config.json's ``quantization``, None if not quantised.
-        verification: what it cost, None if it was not measured.
+        verification: Markdown that says what it cost, None if it was not measured.
         upload_repo: Hub id that the model goes to, None if it stays here; the command on
             the card is then to be run in ``directory``, whatever its name.
 
@@ -114,7 +113,7 @@ def write_card(
     else:
         cost = (
             "Compared with its source on the source's own greedy answers about pictures, "
-            f"token by token:\n\n{verification.markdown()}"
+            f"token by token:\n\n{verification}"
         )
     text = _text(
         name=upload_repo or f"{base_model.rpartition('/')[2]} for MLX",

@@ -1,34 +1,51 @@
-"""How a source is to be stored: the settings of ``mlx_vlm.convert``, checked."""
+"""How a checkpoint is to be stored: the options of ``mlx_vlm.convert``, checked."""
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
-from mlx_vlm.quant_utils import QUANTIZATION_MODE_DEFAULTS
-
-# What mx.quantize has for mode "affine"; each other mode has one group size and width.
-AFFINE_GROUP_SIZES = (32, 64, 128)
-AFFINE_BITS = (2, 3, 4, 5, 6, 8)
+from mlx_vlm_moxin.checkpoints.layer_settings import MODES, supported
 
 
-def mlx_settings(mode: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Group sizes and numbers of bits that MLX has for ``mode``.
+class OptionNames(NamedTuple):
+    """What the user wrote before the value of each setting, for messages."""
+
+    bits: str
+    group_size: str
+    mode: str
+
+
+CONVERT_OPTIONS = OptionNames("--q-bits ", "--q-group-size ", "--q-mode ")
+
+
+def check_settings(
+    bits: int | None, group_size: int | None, mode: str, names: OptionNames = CONVERT_OPTIONS
+) -> None:
+    """Refuse settings that MLX does not have; None stands for its default.
 
     Raises:
-        ValueError: if it has no such mode.
+        ValueError: naming the option, the value and the values that exist.
     """
-    if mode == "affine":
-        return AFFINE_GROUP_SIZES, AFFINE_BITS
-    if mode not in QUANTIZATION_MODE_DEFAULTS:
-        raise ValueError(f"MLX has no mode {mode!r}, only {', '.join(QUANTIZATION_MODE_DEFAULTS)}")
-    group_size, bits = QUANTIZATION_MODE_DEFAULTS[mode]
-    return (group_size,), (bits,)
+    if mode not in MODES:
+        raise ValueError(f"{names.mode}{mode!r} does not exist; MLX has {', '.join(MODES)}")
+    group_sizes, widths = supported(mode)
+    for name, value, known in (
+        (names.bits, bits, widths),
+        (names.group_size, group_size, group_sizes),
+    ):
+        # True is 1 for Python, and no number of bits.
+        if value is not None and (value not in known or isinstance(value, bool)):
+            raise ValueError(
+                f"{name}{value!r} does not exist in MLX; mode {mode} has "
+                f"{', '.join(map(str, known))}"
+            )
 
 
 @dataclass(frozen=True)
 class QuantizeOptions:
-    """Settings under the names that ``mlx_vlm.convert`` gives them.
+    """Options under the names that ``mlx_vlm.convert`` gives them.
 
-    ``dtype`` None means the source's own choice, None elsewhere MLX's default.
+    ``dtype`` None means the source's dtype; None elsewhere means MLX's default.
     """
 
     quantize: bool = False
@@ -43,7 +60,7 @@ class QuantizeOptions:
     dequantize: bool = False
 
     def _given(self) -> list[str]:
-        """Options on the command line that say something about quantising."""
+        """Options that have an effect only with ``--quantize``."""
         given = {
             "--q-group-size": self.q_group_size is not None,
             "--q-bits": self.q_bits is not None,
@@ -54,31 +71,31 @@ class QuantizeOptions:
         return [name for name, is_given in given.items() if is_given]
 
     def check(self) -> None:
-        """Refuse settings that MLX does not have or that contradict each other.
+        """Refuse options that do not exist, have no effect or contradict each other.
 
         Raises:
-            ValueError: naming the setting and what there is instead.
+            ValueError: naming the option and what is possible instead.
         """
         if self.quantize and self.dequantize:
             raise ValueError("Choose either --quantize or --dequantize, not both")
         if self._given() and not self.quantize:
             raise ValueError(f"{', '.join(self._given())} would have no effect without -q")
-        if self.quant_method == "awq" and self.q_mode != "affine":
+        settings = {"--q-group-size", "--q-bits", "--q-mode"} & {*self._given()}
+        if self.quant_predicate is not None and settings:
+            raise ValueError(
+                f"{', '.join(sorted(settings))} would have no effect with --quant-predicate, "
+                "which sets bits and group size of each layer"
+            )
+        is_awq = self.quant_method == "awq"
+        if is_awq and self.q_mode != "affine":
             raise ValueError("--quant-method awq searches its scales for --q-mode affine only")
+        if self.calibration != "text" and not is_awq:
+            raise ValueError("--calibration would have no effect without --quant-method awq")
         if self.calibration_data is not None:
-            if self.quant_method != "awq" or self.calibration != "multimodal":
+            if not is_awq or self.calibration != "multimodal":
                 raise ValueError(
                     "--calibration-data needs --quant-method awq --calibration multimodal"
                 )
             if not Path(self.calibration_data).is_dir():
                 raise ValueError(f"--calibration-data: {self.calibration_data} is no directory")
-        group_sizes, bits = mlx_settings(self.q_mode)
-        for name, value, known in (
-            ("--q-group-size", self.q_group_size, group_sizes),
-            ("--q-bits", self.q_bits, bits),
-        ):
-            if value is not None and value not in known:
-                raise ValueError(
-                    f"{name} {value} does not exist in MLX; mode {self.q_mode} has "
-                    f"{', '.join(map(str, known))}"
-                )
+        check_settings(self.q_bits, self.q_group_size, self.q_mode)

@@ -8,7 +8,7 @@ Format: https://github.com/huggingface/safetensors#format
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import mlx.core as mx
@@ -37,45 +37,46 @@ def _header(tensors: dict[str, mx.array]) -> bytes:
 
 
 def _write_shard(
-    path: Path, tensors: dict[str, mx.array], compute: Callable[[str], mx.array]
+    path: Path, tensors: dict[str, mx.array], values: Iterator[tuple[str, mx.array]]
 ) -> None:
     with open(path, "wb") as file:
         file.write(_header(tensors))
-        for name, expected in tensors.items():
-            value = mx.contiguous(compute(name))
-            if (value.shape, value.dtype) != (expected.shape, expected.dtype):
+        for expected_name, expected in tensors.items():
+            name, value = next(values)
+            found = (name, value.shape, value.dtype)
+            if found != (expected_name, expected.shape, expected.dtype):
                 raise RuntimeError(
-                    f"{name} came out as {value.shape} {value.dtype} instead of "
-                    f"{expected.shape} {expected.dtype}"
+                    f"Tensor {found} was computed where {expected_name} with shape "
+                    f"{expected.shape} and dtype {expected.dtype} was expected"
                 )
-            file.write(memoryview(value))
+            file.write(memoryview(mx.contiguous(value)))
             del value
-            mx.clear_cache()
         file.flush()
         os.fsync(file.fileno())
 
 
 def write_weights(
-    directory: Path, outputs: dict[str, mx.array], compute: Callable[[str], mx.array]
+    directory: Path, tensors: dict[str, mx.array], values: Iterable[tuple[str, mx.array]]
 ) -> None:
     """Write ``model*.safetensors`` and their index.
 
     Args:
-        outputs: name, shape and dtype of every tensor; the arrays are never evaluated.
-        compute: the value of the tensor with that name.
+        tensors: name, shape and dtype of every tensor; the arrays are never evaluated.
+        values: name and value of every tensor, in the order of ``tensors``.
 
     Raises:
         OSError: if the disk is full or fails.
     """
-    shards = make_shards(outputs)
+    shards = make_shards(tensors)
     name_format = "model-{:05d}-of-{:05d}.safetensors" if len(shards) > 1 else "model.safetensors"
     weight_map = {}
+    remaining = iter(values)
     for number, shard in enumerate(shards, start=1):
         name = name_format.format(number, len(shards))
-        _write_shard(directory / name, shard, compute)
+        _write_shard(directory / name, shard, remaining)
         weight_map.update(dict.fromkeys(shard, name))
     index = {
-        "metadata": {"total_size": sum(value.nbytes for value in outputs.values())},
+        "metadata": {"total_size": sum(value.nbytes for value in tensors.values())},
         "weight_map": dict(sorted(weight_map.items())),
     }
     (directory / INDEX_FILE).write_text(json.dumps(index, indent=4), encoding="utf-8")

@@ -1,52 +1,17 @@
 """Whether a source's tensors can be the model's: names, shapes, dtypes, values."""
 
-from typing import Any
-
 import mlx.core as mx
 from mlx.utils import tree_flatten
 from mlx_vlm.models.moxin.config import ModelConfig
 from mlx_vlm.models.moxin.moxin import Model
 from mlx_vlm.models.moxin.weights import check_weights
 
-from mlx_vlm_moxin.checkpoints.quantize_options import mlx_settings
-from mlx_vlm_moxin.checkpoints.tensors import FORMAT_NAMES, LazyTensor
-
-# What a quantised layer consists of; the mx and nv formats have no biases.
-PACKED_PARTS = ("weight", "scales", "biases")
-Settings = dict[str, Any]
-
-
-def split_name(name: str) -> tuple[str, str]:
-    """Path of a tensor's layer, and what of the layer the tensor is."""
-    path, _, part = name.rpartition(".")
-    return path, part
-
-
-def is_floating(tensor: mx.array | LazyTensor) -> bool:
-    return mx.issubdtype(tensor.dtype, mx.floating)
-
-
-def layer_settings(quantization: dict[str, Any], path: str) -> Settings:
-    """``group_size``, ``bits`` and ``mode`` of the packed layer at ``path``.
-
-    Raises:
-        ValueError: if they are not complete, or MLX does not have them.
-    """
-    own = quantization.get(path)
-    settings = own if isinstance(own, dict) else quantization
-    group_size, bits = settings.get("group_size"), settings.get("bits")
-    mode = settings.get("mode", "affine")
-    group_sizes, widths = mlx_settings(mode) if isinstance(mode, str) else ((), ())
-    if group_size not in group_sizes or bits not in widths:
-        raise ValueError(
-            f"`quantization` of {path} is nothing that MLX has: group_size {group_size!r}, "
-            f"bits {bits!r}, mode {mode!r}"
-        )
-    return {"group_size": group_size, "bits": bits, "mode": mode}
+from mlx_vlm_moxin.checkpoints.layer_settings import PACKED_PARTS, LayerSettings, split_name
+from mlx_vlm_moxin.checkpoints.tensors import FORMAT_NAMES, LazyTensor, is_floating
 
 
 def _check_packed(
-    tensors: dict[str, LazyTensor], packed: dict[str, Settings], model: Model
+    tensors: dict[str, LazyTensor], packed: dict[str, LayerSettings], model: Model
 ) -> None:
     """Compare packed tensors with what their settings make of the layers of ``model``."""
     shapes = {name: value.shape for name, value in tree_flatten(model.parameters())}
@@ -95,7 +60,7 @@ def check_depth(config: ModelConfig, num_tensors: int) -> None:
 
 
 def check_tensors(
-    tensors: dict[str, LazyTensor], packed: dict[str, Settings], model: Model
+    tensors: dict[str, LazyTensor], packed: dict[str, LayerSettings], model: Model
 ) -> None:
     """Check everything about a source's tensors but their values.
 

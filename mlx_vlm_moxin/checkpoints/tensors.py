@@ -62,6 +62,10 @@ class LazyTensor:
         return cls(value.shape, value.dtype, lambda: value)
 
 
+def is_floating(tensor: "mx.array | LazyTensor") -> bool:
+    return mx.issubdtype(tensor.dtype, mx.floating)
+
+
 def concatenate(tensors: list[LazyTensor]) -> LazyTensor:
     """The tensors joined along their first axis, still unread.
 

@@ -3,14 +3,15 @@
 import contextlib
 import io
 from dataclasses import replace
+from importlib.metadata import version
 
 from mlx.utils import tree_flatten
-from mlx_vlm.convert import _apply_awq_calibration
 from mlx_vlm.models.moxin.moxin import Model
 
-from mlx_vlm_moxin.checkpoints.plan import Plan
 from mlx_vlm_moxin.checkpoints.quantize_options import QuantizeOptions
+from mlx_vlm_moxin.checkpoints.skeleton import build_skeleton
 from mlx_vlm_moxin.checkpoints.sources import Source
+from mlx_vlm_moxin.checkpoints.tensor_values import compute_tensors
 from mlx_vlm_moxin.checkpoints.tensors import LazyTensor
 
 
@@ -20,11 +21,20 @@ def apply_awq(source: Source, options: QuantizeOptions, quiet: bool = False) -> 
     mlx-vlm has no public function between "load a checkpoint" and "write it" for this.
 
     Raises:
-        ValueError, OSError: see :class:`~mlx_vlm_moxin.checkpoints.plan.Plan`.
+        ValueError, OSError: see :func:`~mlx_vlm_moxin.checkpoints.skeleton.build_skeleton`
+            and :func:`~mlx_vlm_moxin.checkpoints.tensor_values.compute_tensors`.
+        RuntimeError: if this version of mlx-vlm has no AWQ.
     """
-    plan = Plan(source, QuantizeOptions(dtype=options.dtype, dequantize=bool(source.quantization)))
+    try:
+        from mlx_vlm.convert import _apply_awq_calibration
+    except ImportError as error:
+        raise RuntimeError(
+            f"--quant-method awq: mlx-vlm {version('mlx-vlm')} has no "
+            "mlx_vlm.convert._apply_awq_calibration; use --quant-method rtn"
+        ) from error
+    unpacked = QuantizeOptions(dtype=options.dtype, dequantize=bool(source.quantization))
     model = Model(source.config)
-    model.load_weights([(name, plan.compute(name)) for name in plan.outputs])
+    model.load_weights(list(compute_tensors(source, build_skeleton(source, unpacked))))
     with contextlib.redirect_stdout(io.StringIO()) if quiet else contextlib.nullcontext():
         _apply_awq_calibration(
             model,

@@ -105,11 +105,11 @@ def _finish(conversion: Conversion, files: SourceFiles, args: argparse.Namespace
             source=files.hf_path,
             base_model=files.base_model,
             quantization=conversion.quantization,
-            verification=verification,
+            verification=verification.markdown(),
             upload_repo=args.upload_repo,
         )
         if not args.quiet:
-            print(verification.table())
+            verification.print_table()
         elif verification.warning is not None:
             print(f"warning: {verification.warning}", file=sys.stderr)
     if args.upload_repo:

@@ -5,22 +5,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import mlx.core as mx
 from tqdm import tqdm
 
 from mlx_vlm_moxin.checkpoints.card import write_card
-from mlx_vlm_moxin.checkpoints.plan import Plan
+from mlx_vlm_moxin.checkpoints.messages import format_size
+from mlx_vlm_moxin.checkpoints.published import MOXIN_7B_ID
 from mlx_vlm_moxin.checkpoints.quantize_options import QuantizeOptions
 from mlx_vlm_moxin.checkpoints.safetensors_writer import write_weights
 from mlx_vlm_moxin.checkpoints.settings_files import check_output, write_settings
+from mlx_vlm_moxin.checkpoints.skeleton import Skeleton, build_skeleton
 from mlx_vlm_moxin.checkpoints.sources import Source, open_source
 from mlx_vlm_moxin.checkpoints.sources.files import is_repository, local_path
 from mlx_vlm_moxin.checkpoints.staging import staged
+from mlx_vlm_moxin.checkpoints.tensor_values import compute_tensors
 from mlx_vlm_moxin.conversion.awq import apply_awq
-from mlx_vlm_moxin.conversion.verify.report import format_size
 
-# The published model that every local source holds.
-BASE_MODEL = "moxin-org/Moxin-7B-VLM"
 # Room for the files beside the weights.
 _MARGIN_BYTES = 16 << 20
 
@@ -49,7 +48,7 @@ class SourceFiles:
     @property
     def base_model(self) -> str:
         """Hub id for the model card."""
-        return self.hf_path if is_repository(self.hf_path) else BASE_MODEL
+        return self.hf_path if is_repository(self.hf_path) else MOXIN_7B_ID
 
 
 @dataclass(frozen=True)
@@ -85,20 +84,14 @@ def _check_apart(target: Path, files: SourceFiles) -> None:
             raise ValueError(f"{target} holds the source {name}; choose another --mlx-path")
 
 
-def _write(directory: Path, source: Source, plan: Plan, quiet: bool) -> None:
-    total = sum(value.nbytes for value in plan.outputs.values())
-    _check_space(directory, total + _MARGIN_BYTES)
-    bar = tqdm(total=plan.source_bytes, desc="Converting", unit="B", unit_scale=True, disable=quiet)
-
-    def compute(name: str) -> mx.array:
-        value = plan.compute(name)
-        bar.update(plan.bytes_read - bar.n)
-        return value
-
-    with bar:
-        write_weights(directory, plan.outputs, compute)
+def _write(directory: Path, source: Source, skeleton: Skeleton, quiet: bool) -> None:
+    _check_space(directory, skeleton.nbytes + _MARGIN_BYTES)
+    with tqdm(
+        total=skeleton.nbytes, desc="Converting", unit="B", unit_scale=True, disable=quiet
+    ) as bar:
+        write_weights(directory, skeleton.tensors, compute_tensors(source, skeleton, bar.update))
     write_settings(
-        directory, source.config, plan.quantization, source.processor, source.generation_config
+        directory, source.config, skeleton.quantization, source.processor, source.generation_config
     )
 
 
@@ -127,21 +120,22 @@ def convert(
     _check_apart(target, files)
     with staged(target, overwrite) as directory:
         source = files.open()
-        plan = Plan(source, options)
-        if plan.requantizes and not quiet:
-            print("The source is quantised already; what that cost it stays in the result.")
+        skeleton = build_skeleton(source, options)
+        if skeleton.requantizes(source) and not quiet:
+            print("The source is already quantised; the accuracy that this cost stays lost.")
         if options.quant_method == "awq":
             if not quiet:
-                print(f"AWQ takes the whole model into memory ({plan.source_bytes / 1e9:.1f} GB).")
-            plan = Plan(apply_awq(source, options, quiet), options)
-        _write(directory, source, plan, quiet)
+                print(f"AWQ loads the whole model into memory ({format_size(source.nbytes)}).")
+            scaled = apply_awq(source, options, quiet)
+            skeleton = build_skeleton(scaled, options)
+        _write(directory, scaled if options.quant_method == "awq" else source, skeleton, quiet)
         write_card(
             directory,
             source=files.hf_path,
             base_model=files.base_model,
-            quantization=plan.quantization,
+            quantization=skeleton.quantization,
             verification=None,
             upload_repo=upload_repo,
         )
         check_output(directory)
-    return Conversion(target, source, plan.quantization, plan.bits_per_weight)
+    return Conversion(target, source, skeleton.quantization, skeleton.bits_per_weight)

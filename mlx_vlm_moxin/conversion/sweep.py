@@ -14,16 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from mlx_vlm_moxin.checkpoints.card import write_card
-from mlx_vlm_moxin.checkpoints.quantize_options import (
-    AFFINE_BITS,
-    AFFINE_GROUP_SIZES,
-    QuantizeOptions,
-)
+from mlx_vlm_moxin.checkpoints.layer_settings import AFFINE_BITS, AFFINE_GROUP_SIZES
+from mlx_vlm_moxin.checkpoints.messages import format_size
+from mlx_vlm_moxin.checkpoints.quantize_options import QuantizeOptions
 from mlx_vlm_moxin.checkpoints.sources import Source
 from mlx_vlm_moxin.conversion.convert import SourceFiles, convert
 from mlx_vlm_moxin.conversion.sweep_plot import check_plotting, plot
 from mlx_vlm_moxin.conversion.verify.compare import Reference, reference
-from mlx_vlm_moxin.conversion.verify.report import FILE_NAME, format_size
+from mlx_vlm_moxin.conversion.verify.report import FILE_NAME
 from mlx_vlm_moxin.conversion.verify.samples import find_samples
 
 TABLE_FILE = "sweep.json"
@@ -114,7 +112,7 @@ def _measure(
         source=files.hf_path,
         base_model=files.base_model,
         quantization=conversion.quantization,
-        verification=verification,
+        verification=verification.markdown(),
         upload_repo=None,
     )
     summary = verification.to_dict()

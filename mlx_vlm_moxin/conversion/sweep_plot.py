@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from mlx_vlm_moxin.conversion.verify.report import format_size
+from mlx_vlm_moxin.checkpoints.messages import format_size
 
 DPI = 150
 

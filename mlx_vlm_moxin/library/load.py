@@ -4,26 +4,26 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import mlx.core as mx
 import mlx.nn as nn
 from mlx_vlm import utils
 from mlx_vlm.models.moxin import Model
 from mlx_vlm.models.moxin.config import MODEL_TYPES
 from mlx_vlm.models.moxin.processing_moxin import MoxinProcessor
-from mlx_vlm.quant_utils import QUANTIZATION_MODE_DEFAULTS
 from mlx_vlm.trainer.peft import apply_lora_layers
 
-from mlx_vlm_moxin.checkpoints.plan import Plan
 from mlx_vlm_moxin.checkpoints.quantize_options import (
-    AFFINE_BITS,
-    AFFINE_GROUP_SIZES,
+    OptionNames,
     QuantizeOptions,
+    check_settings,
 )
+from mlx_vlm_moxin.checkpoints.skeleton import build_skeleton
 from mlx_vlm_moxin.checkpoints.sources import Source, open_source
 from mlx_vlm_moxin.checkpoints.sources.files import SMALL_FILES, fetch, read_json
+from mlx_vlm_moxin.checkpoints.tensor_values import compute_tensors
 
 logger = logging.getLogger(__name__)
 AS_STORED = QuantizeOptions()
+LOAD_ARGUMENTS = OptionNames("quantize=", "group_size=", "mode=")
 # The seam in plugin/quantize_on_load.py replaces this name in mlx_vlm.utils.
 _stock_load_model = utils.load_model
 
@@ -36,18 +36,7 @@ def quantize_options(bits: int | None, group_size: int, mode: str = "affine") ->
     """
     if bits is None:
         return AS_STORED
-    if mode not in QUANTIZATION_MODE_DEFAULTS:
-        raise ValueError(f"mode={mode!r} does not exist; MLX has {[*QUANTIZATION_MODE_DEFAULTS]}")
-    if mode == "affine":
-        group_sizes, widths = AFFINE_GROUP_SIZES, AFFINE_BITS
-    else:
-        group_sizes, widths = ([value] for value in QUANTIZATION_MODE_DEFAULTS[mode])
-    for name, value, known in (("quantize", bits, widths), ("group_size", group_size, group_sizes)):
-        if value not in known:
-            raise ValueError(
-                f"{name}={value!r} does not exist in MLX; mode {mode!r} has "
-                f"{', '.join(map(str, known))}"
-            )
+    check_settings(bits, group_size, mode, LOAD_ARGUMENTS)
     return QuantizeOptions(quantize=True, q_bits=bits, q_group_size=group_size, q_mode=mode)
 
 
@@ -69,21 +58,17 @@ def _compute(source: Source, options: QuantizeOptions, **kwargs: Any) -> nn.Modu
     What a tensor was read from is freed before the next is read, so that memory holds the
     result and little more.
     """
-    plan = Plan(source, options)
+    skeleton = build_skeleton(source, options)
     stored = source.quantization
-    if stored is not None and plan.quantization != stored:
+    if stored is not None and skeleton.quantization != stored:
         logger.warning(
             "%s is quantised to %s bits already; it is unpacked and quantised again, which costs "
             "accuracy twice: start from an unquantised checkpoint if you have one",
             source.directory,
             stored.get("bits"),
         )
-    weights = {}
-    for name in plan.outputs:
-        weights[name] = plan.compute(name)
-        mx.eval(weights[name])
-        mx.clear_cache()
-    settings = {} if plan.quantization is None else {"quantization": plan.quantization}
+    weights = dict(compute_tensors(source, skeleton))
+    settings = {} if skeleton.quantization is None else {"quantization": skeleton.quantization}
     utils.apply_generation_config_defaults(source.config, source.generation_config)
     return utils.load_model_weights(
         Model(source.config), settings, weights, source.directory, **kwargs

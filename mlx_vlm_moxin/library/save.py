@@ -1,8 +1,6 @@
 """Saving a loaded model as a checkpoint that stock mlx-vlm loads."""
 
-from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -12,35 +10,12 @@ from mlx_vlm.models.moxin.processing_moxin import MoxinProcessor
 from mlx_vlm.models.moxin.weights import check_weights
 
 from mlx_vlm_moxin.checkpoints.card import write_card
+from mlx_vlm_moxin.checkpoints.layer_settings import quantization_of
+from mlx_vlm_moxin.checkpoints.published import MOXIN_7B_ID
 from mlx_vlm_moxin.checkpoints.safetensors_writer import write_weights
 from mlx_vlm_moxin.checkpoints.settings_files import check_output, write_settings
 from mlx_vlm_moxin.checkpoints.sources.saved import read_generation_config
 from mlx_vlm_moxin.checkpoints.staging import staged
-from mlx_vlm_moxin.conversion.convert import BASE_MODEL
-
-_SETTINGS = ("group_size", "bits", "mode")
-
-
-def quantization_of(model: nn.Module) -> dict[str, Any] | None:
-    """config.json's ``quantization`` of a model: the commonest settings, then what differs.
-
-    Returns:
-        ``group_size``, ``bits`` and ``mode``, and such an entry under the path of each
-        layer that has others; None if no layer is quantised.
-    """
-    layers = {
-        path: tuple(getattr(module, name) for name in _SETTINGS)
-        for path, module in model.named_modules()
-        if hasattr(module, "bits")
-    }
-    if not layers:
-        return None
-    commonest = Counter(layers.values()).most_common(1)[0][0]
-    others = {path: settings for path, settings in layers.items() if settings != commonest}
-    return {
-        **dict(zip(_SETTINGS, commonest)),
-        **{path: dict(zip(_SETTINGS, settings)) for path, settings in others.items()},
-    }
 
 
 def save_quantized(
@@ -71,12 +46,12 @@ def save_quantized(
     quantization = quantization_of(model)
     generation_config = read_generation_config(Path(model.model_path), model.config)
     with staged(target, overwrite) as directory:
-        write_weights(directory, weights, weights.__getitem__)
+        write_weights(directory, weights, weights.items())
         write_settings(directory, model.config, quantization, processor, generation_config)
         write_card(
             directory,
             source=str(model.model_path),
-            base_model=BASE_MODEL,
+            base_model=MOXIN_7B_ID,
             quantization=quantization,
             verification=None,
             upload_repo=None,

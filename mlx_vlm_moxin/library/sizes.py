@@ -9,12 +9,12 @@ import io
 
 import mlx.core as mx
 from mlx.utils import tree_flatten
-from mlx_vlm.models.moxin import Model, ModelConfig, TextConfig
+from mlx_vlm.models.moxin import Model, ModelConfig
 from mlx_vlm.quant_utils import QUANTIZATION_MODE_DEFAULTS, quantize_model
 
-from mlx_vlm_moxin.checkpoints.quantize_options import AFFINE_BITS, AFFINE_GROUP_SIZES
+from mlx_vlm_moxin.checkpoints.layer_settings import AFFINE_BITS, AFFINE_GROUP_SIZES
+from mlx_vlm_moxin.checkpoints.published import MOXIN_7B
 
-MOXIN_7B = ModelConfig(text_config=TextConfig(num_hidden_layers=36, vocab_size=32064))
 # Part -> prefix of its parameters' names; the first that fits counts.
 PARTS = {
     "DINOv2 tower": "vision_tower.dino.",

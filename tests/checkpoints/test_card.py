@@ -104,7 +104,7 @@ def test_the_cards_command_runs_the_model_it_lies_beside(fp32_checkpoint, tmp_pa
     convert(str(fp32_checkpoint), str(model), quantize=True, q_bits=8, q_group_size=32)
     quantization = json.loads((model / "config.json").read_text())["quantization"]
     verification = verify(fp32_checkpoint, model, IMAGES, quiet=True)
-    text = card(model, quantization=quantization, verification=verification).text
+    text = card(model, quantization=quantization, verification=verification.markdown()).text
     assert verification.markdown() in text
     block = text.partition("```bash\n")[2].partition("```")[0].replace("\\\n", "")
     command = next(line for line in block.splitlines() if line.startswith("python "))

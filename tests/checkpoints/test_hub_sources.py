@@ -11,10 +11,11 @@ from huggingface_hub import constants
 from source_checkpoints import HUB, NATIVE, write_ominix
 from support import HF_CHECKPOINT
 
+from mlx_vlm_moxin.checkpoints.published import MOXIN_7B_ID
 from mlx_vlm_moxin.checkpoints.sources import open_source
 from mlx_vlm_moxin.checkpoints.sources.native import LLM_REPOSITORY
 from mlx_vlm_moxin.checkpoints.sources.towers import DINO_REPOSITORY, SIGLIP_REPOSITORY
-from mlx_vlm_moxin.conversion.convert import BASE_MODEL, SourceFiles
+from mlx_vlm_moxin.conversion.convert import SourceFiles
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -127,7 +128,7 @@ def test_weights_and_settings_of_a_repository(hub):
     assert mx.array_equal(source.tensors[name].load(), local.tensors[name].load())
     assert not any("modeling" in path or "/o" in path for path in hub.asked)
     assert SourceFiles("owner/moxin").base_model == "owner/moxin"
-    assert SourceFiles(str(HF_CHECKPOINT)).base_model == BASE_MODEL
+    assert SourceFiles(str(HF_CHECKPOINT)).base_model == MOXIN_7B_ID
 
 
 def test_an_ominix_repository(hub, tmp_path):

@@ -3,11 +3,8 @@
 import pytest
 from mlx_vlm.convert import configure_parser as upstream_parser
 
-from mlx_vlm_moxin.checkpoints.quantize_options import (
-    AFFINE_BITS,
-    AFFINE_GROUP_SIZES,
-    QuantizeOptions,
-)
+from mlx_vlm_moxin.checkpoints.layer_settings import AFFINE_BITS, AFFINE_GROUP_SIZES
+from mlx_vlm_moxin.checkpoints.quantize_options import QuantizeOptions
 from mlx_vlm_moxin.conversion.command_line import configure_parser
 
 # Moxin has no native multi-token prediction, and no code of a repository is ever run.
@@ -38,6 +35,12 @@ def test_what_mlx_has(group_size, bits):
         ({"q_mode": "nvfp4", "q_group_size": 32}, "mode nvfp4 has 16"),
         ({"q_mode": "mxfp8", "q_bits": 4}, "mode mxfp8 has 8"),
         ({"q_mode": "mxfp8", "quant_method": "awq"}, "for --q-mode affine only"),
+        (
+            {"quant_predicate": "mixed_3_6", "q_bits": 8},
+            "--q-bits would have no effect with --quant",
+        ),
+        ({"calibration": "multimodal"}, "no effect without --quant-method awq"),
+        ({"q_mode": "gguf"}, "'gguf' does not exist; MLX has affine, mxfp4"),
         ({"dequantize": True}, "either --quantize or --dequantize"),
         ({"calibration_data": "pictures"}, "needs --quant-method awq --calibration multimodal"),
         (

@@ -6,8 +6,8 @@ from mlx_vlm import load
 from source_checkpoints import NATIVE_FILES, converted, copy_checkpoint, edit_json
 from support import GOLDENS, HF_CHECKPOINT, image_path, run_module
 
+from mlx_vlm_moxin.checkpoints.published import MOXIN_7B_ID
 from mlx_vlm_moxin.checkpoints.quantize_options import QuantizeOptions
-from mlx_vlm_moxin.conversion.convert import BASE_MODEL
 
 FILES = {
     "README.md",
@@ -100,7 +100,7 @@ def test_sampling_defaults_of_the_source_are_kept(tmp_path):
 
 def test_the_model_card_of_a_local_source(tmp_path):
     card = (converted(HF_CHECKPOINT, tmp_path / "x") / "README.md").read_text()
-    assert f"base_model: {BASE_MODEL}" in card
+    assert f"base_model: {MOXIN_7B_ID}" in card
     assert str(tmp_path) not in card
 
 

@@ -164,14 +164,14 @@ class TestErrors:
 WAIT = """
 import sys, time
 from mlx_vlm_moxin.conversion.command_line import main
-from mlx_vlm_moxin.checkpoints.plan import Plan
-compute = Plan.compute
-def wait(plan, name):
-    if name.endswith("layers.2.mlp.up_proj.weight"):
+from mlx_vlm_moxin.checkpoints import tensor_values
+compute = tensor_values.compute_layer
+def wait(source, skeleton, names):
+    if names[0].endswith("layers.2.mlp.up_proj.weight"):
         print("waiting", flush=True)
         time.sleep(60)
-    return compute(plan, name)
-Plan.compute = wait
+    return compute(source, skeleton, names)
+tensor_values.compute_layer = wait
 sys.exit(main(sys.argv[1:]))
 """
 

@@ -18,7 +18,8 @@ from support import (
     image_path,
 )
 
-from mlx_vlm_moxin.checkpoints.quantize_options import AFFINE_BITS, QuantizeOptions
+from mlx_vlm_moxin.checkpoints.layer_settings import AFFINE_BITS
+from mlx_vlm_moxin.checkpoints.quantize_options import QuantizeOptions
 from mlx_vlm_moxin.conversion.convert import SourceFiles, convert
 
 
@@ -136,7 +137,7 @@ class TestOwnOutputAgain:
         directory = convert(SourceFiles(str(eight_bits)), tmp_path / "x", options).directory
         config = json.loads((directory / "config.json").read_text())
         assert config["quantization"] == {"group_size": 32, "bits": 4, "mode": "affine"}
-        assert "what that cost it stays in the result" in capsys.readouterr().out
+        assert "the accuracy that this cost stays lost" in capsys.readouterr().out
         load(str(directory))
 
     def test_a_quantised_stock_conversion(self, tmp_path):

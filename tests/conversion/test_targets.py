@@ -5,7 +5,7 @@ import pytest
 from source_checkpoints import converted, copy_checkpoint, load_weights, with_weights
 from support import HF_CHECKPOINT
 
-from mlx_vlm_moxin.checkpoints.plan import Plan
+from mlx_vlm_moxin.checkpoints import tensor_values
 from mlx_vlm_moxin.checkpoints.quantize_options import QuantizeOptions
 
 
@@ -57,18 +57,18 @@ def test_too_little_space(place, monkeypatch):
 
 
 def test_a_failing_read_in_the_middle(tmp_path, place, monkeypatch):
-    source = copy_checkpoint(HF_CHECKPOINT, tmp_path / "source")
-    compute = Plan.compute
+    directory = copy_checkpoint(HF_CHECKPOINT, tmp_path / "source")
+    compute = tensor_values.compute_layer
 
-    def cut_then_compute(plan, name):
-        if name.endswith("layers.1.self_attn.q_proj.weight"):
-            for file in source.glob("*.safetensors"):
+    def cut_then_compute(source, skeleton, names):
+        if names[0].endswith("layers.1.self_attn.q_proj.weight"):
+            for file in directory.glob("*.safetensors"):
                 file.write_bytes(b"")
-        return compute(plan, name)
+        return compute(source, skeleton, names)
 
-    monkeypatch.setattr(Plan, "compute", cut_then_compute)
+    monkeypatch.setattr(tensor_values, "compute_layer", cut_then_compute)
     with pytest.raises(OSError, match="too early; download it again"):
-        converted(source, place / "x")
+        converted(directory, place / "x")
     assert not any(place.iterdir())
 
 

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from mlx_vlm.models.moxin.config import ModelConfig, VisionConfig
 from mlx_vlm.models.moxin.processing_moxin import MoxinProcessor
 from mlx_vlm.models.moxin.weights import convert_weights, moxin_name
 
+from mlx_vlm_moxin.checkpoints.layer_settings import LayerSettings, layer_settings, split_name
 from mlx_vlm_moxin.checkpoints.tensors import LazyTensor
 
 Tensors = dict[str, LazyTensor]
@@ -48,6 +50,24 @@ class Source:
     generation_config: dict[str, Any]
     dtype: str | None = None
     quantization: dict[str, Any] | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Size of all tensors."""
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
+    @cached_property
+    def packed_layers(self) -> dict[str, LayerSettings]:
+        """Settings of the layers whose tensors are packed, by path.
+
+        Raises:
+            ValueError: if MLX does not support them.
+        """
+        return {
+            path: layer_settings(self.quantization or {}, path)
+            for path, part in map(split_name, self.tensors)
+            if part == "scales"
+        }
 
 
 def our_tensors(tensors: Tensors, config: VisionConfig) -> Tensors:

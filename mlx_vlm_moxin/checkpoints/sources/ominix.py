@@ -14,11 +14,11 @@ from pathlib import Path
 from mlx_vlm_moxin.checkpoints.sources.base import Source, Tensors, our_tensors
 from mlx_vlm_moxin.checkpoints.sources.files import read_json
 from mlx_vlm_moxin.checkpoints.sources.saved import (
+    config_dtype,
     packed_layers,
     read_config,
     read_generation_config,
     read_processor,
-    stored_dtype,
 )
 from mlx_vlm_moxin.checkpoints.tensors import LazyTensor, concatenate, read_checkpoint
 
@@ -85,6 +85,6 @@ def open_ominix(directory: Path) -> Source:
         tensors=our_tensors(tensors, config.vision_config),
         processor=read_processor(directory),
         generation_config=read_generation_config(directory, config),
-        dtype=stored_dtype(read_json(directory / "config.json")),
+        dtype=config_dtype(read_json(directory / "config.json")),
         quantization=quantization,
     )

@@ -68,7 +68,7 @@ def read_generation_config(directory: Path, config: ModelConfig) -> dict[str, An
     return {k: v for k, v in content.items() if k not in _PROVENANCE}
 
 
-def stored_dtype(raw_config: dict[str, Any]) -> str | None:
+def config_dtype(raw_config: dict[str, Any]) -> str | None:
     """dtype that a config.json names for its weights, at the top or for the decoder."""
     for config in (raw_config, raw_config.get("text_config") or {}):
         for key in _DTYPE_KEYS:
@@ -93,7 +93,7 @@ def open_hf(directory: Path) -> Source:
         tensors=our_tensors(read_checkpoint(directory), config.vision_config),
         processor=read_processor(directory),
         generation_config=read_generation_config(directory, config),
-        dtype=stored_dtype(read_json(directory / "config.json")),
+        dtype=config_dtype(read_json(directory / "config.json")),
     )
 
 

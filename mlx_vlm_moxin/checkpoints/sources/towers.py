@@ -1,9 +1,11 @@
 """The two vision towers as timm publishes them, for native checkpoints without their own."""
 
+import math
+
 import mlx.core as mx
 import numpy as np
+from PIL import Image
 
-from mlx_vlm_moxin.checkpoints.pos_embed import resample_pos_embed
 from mlx_vlm_moxin.checkpoints.pt_file import read_pt
 from mlx_vlm_moxin.checkpoints.sources.base import Tensors
 from mlx_vlm_moxin.checkpoints.sources.files import fetch_first, local_path
@@ -44,6 +46,36 @@ def read_tower(name: str) -> Tensors:
     if not isinstance(tensors, dict) or "pos_embed" not in tensors:
         raise ValueError(f"{path} holds no timm vision transformer (it has no pos_embed)")
     return tensors
+
+
+def resample_pos_embed(pos_embed: np.ndarray, grid: int) -> np.ndarray:
+    """Position embeddings on another grid, as timm resamples them when it loads a tower.
+
+    timm (``resample_abs_pos_embed`` in ``timm/layers/pos_embed.py``) calls PyTorch's
+    ``interpolate`` in float32 with ``mode="bicubic"`` and ``antialias=True``, which is the
+    filter of Pillow's bicubic resize.
+
+    Args:
+        pos_embed: ``[1, old * old, D]`` float32, patches only (timm's ``no_embed_class``).
+
+    Returns:
+        ``[1, grid * grid, D]`` float32; ``pos_embed`` itself if the grid is the same.
+
+    Raises:
+        ValueError: if the embeddings do not form a square.
+    """
+    _, count, width = pos_embed.shape
+    old = math.isqrt(count)
+    if old * old != count:
+        raise ValueError(f"Position embeddings for {count} patches do not form a square grid")
+    if old == grid:
+        return pos_embed
+    channels = np.ascontiguousarray(pos_embed.reshape(old, old, width).transpose(2, 0, 1))
+    resized = [
+        Image.fromarray(channel).resize((grid, grid), Image.Resampling.BICUBIC)
+        for channel in channels
+    ]
+    return np.stack(resized, axis=-1).reshape(1, grid * grid, width)
 
 
 def resample(pos_embed: LazyTensor, num_patches: int) -> LazyTensor:

@@ -5,11 +5,12 @@ import sys
 import tempfile
 from pathlib import Path
 
-from mlx_vlm_moxin.checkpoints.plan import Plan
+from mlx_vlm_moxin.checkpoints.messages import format_size
 from mlx_vlm_moxin.checkpoints.quantize_options import QuantizeOptions
+from mlx_vlm_moxin.checkpoints.skeleton import build_skeleton
 from mlx_vlm_moxin.conversion.convert import Conversion, SourceFiles, convert
 from mlx_vlm_moxin.conversion.verify.compare import verify
-from mlx_vlm_moxin.conversion.verify.report import Verification, format_size
+from mlx_vlm_moxin.conversion.verify.report import Verification
 
 # Share of the memory that a model may take: the rest is for activations and the system.
 _MEMORY_SHARE = 0.75
@@ -24,8 +25,7 @@ def _reason_not_to(conversion: Conversion) -> str | None:
     source = conversion.source
     if not source.is_loadable and conversion.quantization == source.quantization:
         return "nothing was quantised that was not quantised before"
-    plan = Plan(source, QuantizeOptions())
-    size, memory = sum(value.nbytes for value in plan.outputs.values()), _physical_memory()
+    size, memory = build_skeleton(source, QuantizeOptions()).nbytes, _physical_memory()
     if size > _MEMORY_SHARE * memory:
         return (
             f"the source takes {format_size(size)} of this machine's {format_size(memory)} of "

@@ -5,18 +5,14 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from rich.console import Console
+from rich.table import Table
+
+from mlx_vlm_moxin.checkpoints.messages import format_size
 from mlx_vlm_moxin.conversion.verify.divergence import Divergence, concatenate
 from mlx_vlm_moxin.conversion.verify.samples import Sample
 
 FILE_NAME = "verification.json"
-
-
-def format_size(size: int) -> str:
-    """``size`` bytes in decimal units, as file managers and the Hub show them."""
-    for unit, scale in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
-        if size >= scale:
-            return f"{size / scale:.2f} {unit}"
-    return f"{size} bytes"
 
 
 def _number(value: float) -> float | None:
@@ -108,26 +104,22 @@ class Verification:
         text = json.dumps(self.to_dict(), indent=2, allow_nan=False)
         Path(path).write_text(text + "\n", encoding="utf-8")
 
-    def table(self) -> str:
-        """For the screen: one row per answer, the total, then sizes and the warning."""
-        head = ["picture", "prompt", "tokens", "KL mean", "KL max", "top-1", "perplexity ratio"]
-        rows = [
-            [sample.picture.name, sample.prompt, *_cells(divergence)]
-            for sample, divergence in zip(self.samples, self.divergences)
-        ]
-        rows.append(["all", "", *_cells(self.total)])
-        widths = [max(map(len, column)) for column in zip(head, *rows)]
-        lines = [
-            "  ".join(
-                cell.ljust(width) if i < 2 else cell.rjust(width)
-                for i, (cell, width) in enumerate(zip(row, widths))
-            )
-            for row in [head, *rows]
-        ]
-        lines += [f"source: {self.source}", f"result: {self.result}"]
+    def print_table(self) -> None:
+        """Print one row per answer, the total, then sizes and the warning."""
+        table = Table(box=None, pad_edge=False)
+        table.add_column("picture", no_wrap=True)
+        table.add_column("prompt")
+        for name in ("tokens", "KL mean", "KL max", "top-1", "perplexity ratio"):
+            table.add_column(name, justify="right")
+        for sample, divergence in zip(self.samples, self.divergences):
+            table.add_row(sample.picture.name, sample.prompt, *_cells(divergence))
+        table.add_row("all", "", *_cells(self.total))
+        # A picture's name may look like rich's markup.
+        Console(markup=False, emoji=False, highlight=False).print(table)
+        print(f"source: {self.source}")
+        print(f"result: {self.result}")
         if self.warning is not None:
-            lines.append(f"warning: {self.warning}")
-        return "\n".join(lines)
+            print(f"warning: {self.warning}")
 
     def markdown(self) -> str:
         """For the model card: the totals and both models' sizes."""

@@ -197,8 +197,9 @@ class TestReport:
         assert content["top1_agreement"] == pytest.approx(np.mean(agrees))
         assert content["warning"] == verification.warning
 
-    def test_names_of_ones_own_pictures_are_shown_but_not_saved(self, verification):
-        assert "holiday.png" in verification.table()
+    def test_names_of_ones_own_pictures_are_shown_but_not_saved(self, verification, capsys):
+        verification.print_table()
+        assert "holiday.png" in capsys.readouterr().out
         assert "holiday" not in json.dumps(verification.to_dict())
         assert "holiday" not in verification.markdown()
 
@@ -207,8 +208,12 @@ class TestReport:
             file.name for file in BUNDLED_PICTURES.glob("*.png")
         }
 
-    def test_the_table_has_a_row_per_answer_and_one_for_all(self, verification):
-        lines = verification.table().splitlines()
+    def test_the_table_has_a_row_per_answer_and_one_for_all(
+        self, verification, capsys, monkeypatch
+    ):
+        monkeypatch.setenv("COLUMNS", "200")
+        verification.print_table()
+        lines = capsys.readouterr().out.splitlines()
         total = verification.total
         assert lines[0].split()[:3] == ["picture", "prompt", "tokens"]
         assert [line.split()[0] for line in lines[1:4]] == ["holiday.png", "holiday.png", "all"]

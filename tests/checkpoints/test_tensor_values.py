@@ -8,13 +8,11 @@ from mlx_vlm.utils import load_config
 from source_checkpoints import edit_json, load_weights, with_weights, write_ominix
 from support import HF_CHECKPOINT
 
-from mlx_vlm_moxin.checkpoints.plan import Plan
-from mlx_vlm_moxin.checkpoints.quantize_options import (
-    AFFINE_BITS,
-    AFFINE_GROUP_SIZES,
-    QuantizeOptions,
-)
-from mlx_vlm_moxin.checkpoints.sources import open_source
+from mlx_vlm_moxin.checkpoints.layer_settings import AFFINE_BITS, AFFINE_GROUP_SIZES
+from mlx_vlm_moxin.checkpoints.quantize_options import QuantizeOptions
+from mlx_vlm_moxin.checkpoints.skeleton import build_skeleton
+from mlx_vlm_moxin.checkpoints.sources import Source, open_source
+from mlx_vlm_moxin.checkpoints.tensor_values import compute_tensors
 from mlx_vlm_moxin.conversion.awq import apply_awq
 
 # Widths of the reference checkpoint's decoder: its MLP's 72 fits no group size.
@@ -34,8 +32,8 @@ def packed(tmp_path_factory):
     return open_source(str(write_ominix(tmp_path_factory.mktemp("ominix") / "8bit")))
 
 
-def computed(plan: Plan) -> dict[str, mx.array]:
-    return {name: plan.compute(name) for name in plan.outputs}
+def computed(source: Source, options: QuantizeOptions) -> dict[str, mx.array]:
+    return dict(compute_tensors(source, build_skeleton(source, options)))
 
 
 def assert_same(ours: dict[str, mx.array], theirs: dict[str, mx.array]) -> None:
@@ -75,21 +73,22 @@ def test_equals_stock_mlx_vlm(tmp_path, source, settings):
     )
     options = QuantizeOptions(**settings)
     if options.quant_method == "awq":
-        plan = Plan(apply_awq(source, options), options)
-    else:
-        plan = Plan(source, options)
-    assert_same(computed(plan), load_weights(tmp_path / "stock"))
-    assert plan.quantization == load_config(tmp_path / "stock").get("quantization")
+        source = apply_awq(source, options)
+    assert_same(computed(source, options), load_weights(tmp_path / "stock"))
+    assert build_skeleton(source, options).quantization == load_config(tmp_path / "stock").get(
+        "quantization"
+    )
 
 
 @pytest.mark.parametrize("group_size", AFFINE_GROUP_SIZES)
 @pytest.mark.parametrize("bits", AFFINE_BITS)
 def test_decoder_and_head_are_quantised_to_every_width(source, bits, group_size):
-    plan = Plan(source, QuantizeOptions(quantize=True, q_bits=bits, q_group_size=group_size))
-    packed = {name.removesuffix(".scales") for name in plan.outputs if name.endswith(".scales")}
+    options = QuantizeOptions(quantize=True, q_bits=bits, q_group_size=group_size)
+    values = computed(source, options)
+    packed = {name.removesuffix(".scales") for name in values if name.endswith(".scales")}
     assert packed == set(PATHS)
     for path in PATHS:
-        found = [plan.compute(f"{path}.{part}") for part in ("weight", "scales", "biases")]
+        found = [values[f"{path}.{part}"] for part in ("weight", "scales", "biases")]
         weight = source.tensors[f"{path}.weight"].load()
         expected = mx.quantize(weight, group_size, bits)
         assert all(mx.array_equal(a, b) for a, b in zip(found, expected))
@@ -97,11 +96,14 @@ def test_decoder_and_head_are_quantised_to_every_width(source, bits, group_size)
 
 @pytest.mark.parametrize("recipe", QUANT_RECIPES)
 def test_every_recipe(source, recipe):
-    plan = Plan(source, QuantizeOptions(quantize=True, quant_predicate=recipe))
+    skeleton = build_skeleton(source, QuantizeOptions(quantize=True, quant_predicate=recipe))
     low, high = map(int, recipe.split("_")[1:])
-    layers = [value for value in plan.quantization.values() if isinstance(value, dict)]
+    layers = [value for value in skeleton.quantization.values() if isinstance(value, dict)]
     assert {layer["bits"] for layer in layers} == {low, high}
-    assert all(plan.compute(name).shape == value.shape for name, value in plan.outputs.items())
+    assert all(
+        value.shape == skeleton.tensors[name].shape
+        for name, value in compute_tensors(source, skeleton)
+    )
 
 
 class TestPackedSources:
@@ -117,33 +119,36 @@ class TestPackedSources:
         ids=["nothing asked", "the same asked"],
     )
     def test_packed_tensors_are_carried_over(self, packed, options):
-        plan = Plan(packed, options)
-        assert not plan.requantizes
-        assert plan.quantization == {"group_size": 64, "bits": 8, "mode": "affine"}
+        skeleton = build_skeleton(packed, options)
+        assert not skeleton.requantizes(packed)
+        assert skeleton.quantization == {"group_size": 64, "bits": 8, "mode": "affine"}
+        values = computed(packed, options)
         for path in PATHS:
             for part in ("weight", "scales", "biases"):
                 name = f"{path}.{part}"
-                assert mx.array_equal(plan.compute(name), packed.tensors[name].load())
+                assert mx.array_equal(values[name], packed.tensors[name].load())
 
     def test_other_settings_pack_anew(self, packed):
-        plan = Plan(packed, QuantizeOptions(quantize=True, q_bits=4, q_group_size=32))
-        assert plan.requantizes
-        assert plan.quantization == {"group_size": 32, "bits": 4, "mode": "affine"}
+        options = QuantizeOptions(quantize=True, q_bits=4, q_group_size=32)
+        skeleton = build_skeleton(packed, options)
+        assert skeleton.requantizes(packed)
+        assert skeleton.quantization == {"group_size": 32, "bits": 4, "mode": "affine"}
         expected = mx.quantize(self.dequantised(packed, PATHS[0]), 32, 4)
+        values = computed(packed, options)
         for part, value in zip(("weight", "scales", "biases"), expected):
-            assert mx.array_equal(plan.compute(f"{PATHS[0]}.{part}"), value)
+            assert mx.array_equal(values[f"{PATHS[0]}.{part}"], value)
 
     def test_unpacking(self, packed):
-        plan = Plan(packed, QuantizeOptions(dequantize=True))
-        assert plan.quantization is None
-        assert not any(name.endswith((".scales", ".biases")) for name in plan.outputs)
-        value = plan.compute(f"{PATHS[0]}.weight")
+        options = QuantizeOptions(dequantize=True)
+        assert build_skeleton(packed, options).quantization is None
+        values = computed(packed, options)
+        assert not any(name.endswith((".scales", ".biases")) for name in values)
+        value = values[f"{PATHS[0]}.weight"]
         assert value.dtype == mx.bfloat16
         assert mx.array_equal(value, self.dequantised(packed, PATHS[0]))
 
     def test_a_dtype_applies_to_scales_too(self, packed):
-        plan = Plan(packed, QuantizeOptions(dtype="float32"))
-        values = computed(plan)
+        values = computed(packed, QuantizeOptions(dtype="float32"))
         assert {value.dtype for value in values.values()} == {mx.float32, mx.uint32}
         assert mx.array_equal(
             values[f"{PATHS[0]}.weight"], packed.tensors[f"{PATHS[0]}.weight"].load()
@@ -155,8 +160,8 @@ class TestPackedSources:
             str(HF_CHECKPOINT), str(tmp_path / "x"), True, None, None, mode, trust_remote_code=False
         )
         packed = open_source(str(tmp_path / "x"))
-        assert_same(computed(Plan(packed, QuantizeOptions())), load_weights(tmp_path / "x"))
-        weight = Plan(packed, QuantizeOptions(dequantize=True)).compute(f"{PATHS[0]}.weight")
+        assert_same(computed(packed, QuantizeOptions()), load_weights(tmp_path / "x"))
+        weight = computed(packed, QuantizeOptions(dequantize=True))[f"{PATHS[0]}.weight"]
         original = open_source(str(HF_CHECKPOINT)).tensors[f"{PATHS[0]}.weight"].load()
         error = mx.abs(weight - original).max() / mx.abs(original).max()
         assert weight.dtype == mx.bfloat16
@@ -165,13 +170,13 @@ class TestPackedSources:
 
 def test_there_is_nothing_to_dequantise(source):
     with pytest.raises(ValueError, match="nothing to dequantise"):
-        Plan(source, QuantizeOptions(dequantize=True))
+        build_skeleton(source, QuantizeOptions(dequantize=True))
 
 
 class TestBrokenTensors:
-    def plan(self, tmp_path, change, **settings):
+    def converted(self, tmp_path, change, **settings):
         source = open_source(str(with_weights(tmp_path / "broken", change)))
-        return Plan(source, QuantizeOptions(**settings))
+        return computed(source, QuantizeOptions(**settings))
 
     @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
     def test_values_that_are_not_finite(self, tmp_path, value):
@@ -180,21 +185,21 @@ class TestBrokenTensors:
         def change(weights):
             weights[name][3, 5] = value
 
-        plan = self.plan(tmp_path, change, quantize=True)
         with pytest.raises(ValueError, match=f"{name} has values that are not finite"):
-            computed(plan)
+            self.converted(tmp_path, change, quantize=True)
 
     def test_large_values_are_finite(self, tmp_path):
         name = "language_model.model.norm.weight"
-        plan = self.plan(tmp_path, lambda weights: weights.update({name: mx.full((128,), 3e38)}))
-        assert plan.compute(name)[0].item() > 2e38
+        values = {name: mx.full((128,), 3e38)}
+        assert (
+            self.converted(tmp_path, lambda weights: weights.update(values))[name][0].item() > 2e38
+        )
 
     def test_values_beyond_float16(self, tmp_path):
         name = "language_model.model.norm.weight"
         values = {name: mx.full((128,), 1e6)}
-        plan = self.plan(tmp_path, lambda weights: weights.update(values), dtype="float16")
         with pytest.raises(ValueError, match="beyond the range of float16; use --dtype bfloat16"):
-            computed(plan)
+            self.converted(tmp_path, lambda weights: weights.update(values), dtype="float16")
 
     @pytest.mark.parametrize(
         ("name", "value", "message"),
@@ -214,14 +219,14 @@ class TestBrokenTensors:
             weights[name] = value
 
         with pytest.raises(ValueError, match=message):
-            self.plan(tmp_path, add if "extra" in name else change)
+            self.converted(tmp_path, add if "extra" in name else change)
 
     def test_a_projector_of_another_model(self, tmp_path):
         def change(weights):
             weights["projector.fc1.weight"] = mx.zeros((512, 64))
 
         with pytest.raises(ValueError, match="projector maps width 64 to 128, but"):
-            self.plan(tmp_path, change)
+            self.converted(tmp_path, change)
 
     def test_packed_tensors_of_another_width(self, tmp_path):
         directory = write_ominix(tmp_path / "x")
@@ -231,7 +236,7 @@ class TestBrokenTensors:
         with pytest.raises(
             ValueError, match=r"lm_head\.weight is U32 of shape \(576, 32\), expected U32"
         ):
-            Plan(open_source(str(directory)), QuantizeOptions())
+            build_skeleton(open_source(str(directory)), QuantizeOptions())
 
     @pytest.mark.parametrize(
         "quantization",
@@ -245,5 +250,5 @@ class TestBrokenTensors:
     def test_unusable_settings(self, tmp_path, quantization):
         directory = write_ominix(tmp_path / "x")
         edit_json(directory / "quantize_config.json", quantization=quantization)
-        with pytest.raises(ValueError, match=r"`quantization` of .* is nothing that MLX has"):
-            Plan(open_source(str(directory)), QuantizeOptions())
+        with pytest.raises(ValueError, match=r"`quantization` of .* does not exist in MLX"):
+            build_skeleton(open_source(str(directory)), QuantizeOptions())

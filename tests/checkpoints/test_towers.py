@@ -6,8 +6,7 @@ import pytest
 from source_checkpoints import HUB
 from support import ARRAYS
 
-from mlx_vlm_moxin.checkpoints.pos_embed import resample_pos_embed
-from mlx_vlm_moxin.checkpoints.sources.towers import resample
+from mlx_vlm_moxin.checkpoints.sources.towers import resample, resample_pos_embed
 from mlx_vlm_moxin.checkpoints.tensors import LazyTensor, read_safetensors
 
 

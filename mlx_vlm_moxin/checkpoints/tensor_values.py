@@ -1,0 +1,111 @@
+"""The values of a conversion's tensors, computed layer by layer from those of the source."""
+
+from collections.abc import Callable, Iterator
+
+import mlx.core as mx
+
+from mlx_vlm_moxin.checkpoints.layer_settings import PACKED_PARTS, split_name
+from mlx_vlm_moxin.checkpoints.skeleton import Skeleton
+from mlx_vlm_moxin.checkpoints.sources import Source
+from mlx_vlm_moxin.checkpoints.tensor_checks import check_finite
+from mlx_vlm_moxin.checkpoints.tensors import is_floating
+
+_NOT_FINITE = "has values that are not finite (NaN, infinity); the source is damaged"
+_TOO_LARGE = "has values beyond the range of float16; use --dtype bfloat16"
+
+
+def _read(source: Source, name: str) -> mx.array:
+    return check_finite(name, source.tensors[name].load(), _NOT_FINITE)
+
+
+def _cast(name: str, value: mx.array, dtype: mx.Dtype) -> mx.array:
+    if value.dtype == dtype:
+        return value
+    value = value.astype(dtype)
+    return check_finite(name, value, _TOO_LARGE) if dtype == mx.float16 else value
+
+
+def _carry_over(source: Source, skeleton: Skeleton, name: str) -> mx.array:
+    """A part of a packed layer whose settings stay: bit for bit, or in another dtype."""
+    value = _read(source, name)
+    return _cast(name, value, skeleton.tensors[name].dtype) if is_floating(value) else value
+
+
+def _unpacked(source: Source, skeleton: Skeleton, name: str) -> mx.array:
+    """A parameter before quantising, in its stored dtype."""
+    path, part = split_name(name)
+    if path in source.packed_layers and part == "weight":
+        names = [f"{path}.{part}" for part in PACKED_PARTS]
+        parts = [_read(source, name) for name in names if name in source.tensors]
+        value = mx.dequantize(*parts, **source.packed_layers[path])
+    else:
+        value = _read(source, name)
+    return _cast(name, value, skeleton.dtypes[name])
+
+
+def compute_layer(
+    source: Source, skeleton: Skeleton, names: tuple[str, ...]
+) -> dict[str, mx.array]:
+    """The values of tensors that are computed together.
+
+    Args:
+        names: the packed parts of one quantised layer, or a single tensor.
+
+    Returns:
+        Name -> value, in the order of ``names``.
+
+    Raises:
+        OSError: if the source cannot be read.
+        ValueError: naming a tensor with values that are not finite.
+    """
+    path, _ = split_name(names[0])
+    if not _is_packed(skeleton, names[0]):
+        return {name: _unpacked(source, skeleton, name) for name in names}
+    settings = skeleton.layers[path]
+    if source.packed_layers.get(path) == settings:
+        return {name: _carry_over(source, skeleton, name) for name in names}
+    parts = mx.quantize(_unpacked(source, skeleton, f"{path}.weight"), **settings)
+    values = {f"{path}.{part}": value for part, value in zip(PACKED_PARTS, parts)}
+    return {name: values[name] for name in names}
+
+
+def _is_packed(skeleton: Skeleton, name: str) -> bool:
+    path, part = split_name(name)
+    return path in skeleton.layers and part in PACKED_PARTS
+
+
+def group_by_layer(skeleton: Skeleton) -> list[tuple[str, ...]]:
+    """Names of all tensors, those that are computed together in one tuple.
+
+    A layer's packed parts follow each other in the skeleton's order.
+    """
+    groups: list[list[str]] = []
+    for name in skeleton.tensors:
+        same_layer = groups and split_name(groups[-1][0])[0] == split_name(name)[0]
+        if same_layer and _is_packed(skeleton, name) and _is_packed(skeleton, groups[-1][0]):
+            groups[-1].append(name)
+        else:
+            groups.append([name])
+    return [tuple(group) for group in groups]
+
+
+def compute_tensors(
+    source: Source, skeleton: Skeleton, on_progress: Callable[[int], None] = lambda _: None
+) -> Iterator[tuple[str, mx.array]]:
+    """Every tensor of the skeleton with its value, in the skeleton's order.
+
+    One layer at a time is in memory; what was read for it is freed before the next.
+
+    Args:
+        on_progress: called with the bytes of each layer that is done.
+
+    Raises:
+        OSError, ValueError: see :func:`compute_layer`.
+    """
+    for names in group_by_layer(skeleton):
+        values = compute_layer(source, skeleton, names)
+        mx.eval(values)
+        mx.clear_cache()
+        on_progress(sum(value.nbytes for value in values.values()))
+        for name in names:
+            yield name, values.pop(name)
