@@ -6,9 +6,9 @@ is imported, until one of them is asked for:
 
 - ``mlx_vlm.models.moxin``: the package in ``mlx_vlm_moxin/moxin/``, loaded under the
   name it would have inside mlx-vlm, so that its relative imports work unchanged.
-- ``mlx_vlm.models.prismatic``: the same module object, for checkpoints that still
-  carry the model type of the PyTorch code base they come from.
-- ``mlx_lm.models.moxin`` and ``mlx_lm.models.prismatic``: the decoder alone, for mlx-lm
+- ``mlx_vlm.models.prismatic`` and ``mlx_vlm.models.openvla``: the same module object, for
+  checkpoints that still carry the model type of the PyTorch code base they come from.
+- ``moxin``, ``prismatic`` and ``openvla`` in ``mlx_lm.models``: the decoder alone, for mlx-lm
   (``mlx_vlm_moxin/plugin/mlx_lm/decoder.py``).
 
 This file runs at the start of every Python process of the environment (from the
@@ -57,8 +57,10 @@ MODEL_MODULE = "mlx_vlm.models.moxin"
 DECODER_MODULE = "mlx_vlm_moxin.plugin.mlx_lm.decoder"
 ALIASES = {
     "mlx_vlm.models.prismatic": MODEL_MODULE,
+    "mlx_vlm.models.openvla": MODEL_MODULE,
     "mlx_lm.models.moxin": DECODER_MODULE,
     "mlx_lm.models.prismatic": DECODER_MODULE,
+    "mlx_lm.models.openvla": DECODER_MODULE,
 }
 
 
@@ -75,7 +77,7 @@ class _MoxinFinder:
 
 
 def register() -> None:
-    """Make the model types ``moxin`` and ``prismatic`` known to mlx-vlm and mlx-lm.
+    """Make the model types ``moxin``, ``prismatic`` and ``openvla`` known to mlx-vlm and mlx-lm.
 
     Called by the installed start-up file; call it yourself only where Python does not
     read those (``python -S``, ``pip install --target``, zipapps). The finder is

@@ -10,8 +10,14 @@ from mlx_vlm.models.moxin.config import ModelConfig
 from mlx_vlm.models.moxin.processing_moxin import MoxinProcessor
 from mlx_vlm.utils import save_config
 
-# Follow from other settings or from where the model is, or hold for Prismatic configs only.
-_DERIVED = ("model_path", "timm_model_ids", "image_sizes")
+# Follow from other settings, belong in another file, or hold for HF-converted configs only.
+_DERIVED = (
+    "timm_model_ids",
+    "timm_override_act_layers",
+    "image_sizes",
+    "arch_specifier",
+    "generation_config",
+)
 _DERIVED_TEXT = ("layer_types", "rope_parameters")
 # What transformers adds about this machine and its own version.
 _LOCAL_TOKENIZER = ("is_local", "local_files_only", "backend")
@@ -24,11 +30,13 @@ def complete_config(config: ModelConfig, quantization: dict[str, Any] | None) ->
         quantization: settings of packed layers; written as ``quantization`` for MLX and as
             ``quantization_config`` for the Hub, as mlx-vlm does.
     """
-    content = {k: v for k, v in asdict(config).items() if k not in _DERIVED}
+    content = {k: v for k, v in asdict(config).items() if k not in _DERIVED and v is not None}
     content["model_type"] = "moxin"
     content["text_config"] = {
         k: v for k, v in content["text_config"].items() if k not in _DERIVED_TEXT
     }
+    vision_config = content["vision_config"]
+    content["vision_config"] = {k: v for k, v in vision_config.items() if v is not None}
     if quantization is not None:
         content["quantization"] = content["quantization_config"] = quantization
     return content

@@ -50,8 +50,7 @@ def check_depth(config: ModelConfig, num_tensors: int) -> None:
     Raises:
         ValueError: naming the number.
     """
-    vision = config.vision_config
-    for part in (config.text_config, vision.dino, vision.siglip):
+    for part in (config.text_config, *config.vision_config.towers.values()):
         if part.num_hidden_layers > num_tensors:
             raise ValueError(
                 f"config.json names {part.num_hidden_layers} layers, but the checkpoint has only "

@@ -69,6 +69,7 @@ def _compute(source: Source, options: QuantizeOptions, **kwargs: Any) -> nn.Modu
         )
     weights = dict(compute_tensors(source, skeleton))
     settings = {} if skeleton.quantization is None else {"quantization": skeleton.quantization}
+    source.config.generation_config = source.generation_config
     utils.apply_generation_config_defaults(source.config, source.generation_config)
     return utils.load_model_weights(
         Model(source.config), settings, weights, source.directory, **kwargs

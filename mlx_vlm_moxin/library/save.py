@@ -14,7 +14,7 @@ from mlx_vlm_moxin.checkpoints.layer_settings import quantization_of
 from mlx_vlm_moxin.checkpoints.published import MOXIN_7B_ID
 from mlx_vlm_moxin.checkpoints.safetensors_writer import write_weights
 from mlx_vlm_moxin.checkpoints.settings_files import check_output, write_settings
-from mlx_vlm_moxin.checkpoints.sources.saved import read_generation_config
+from mlx_vlm_moxin.checkpoints.sources.saved import complete_generation_config
 from mlx_vlm_moxin.checkpoints.staging import staged
 
 
@@ -42,12 +42,13 @@ def save_quantized(
     weights: dict[str, mx.array] = dict(tree_flatten(model.parameters()))
     if any("lora" in name for name in weights):
         raise ValueError("The model has an adapter; fuse it with the weights before saving")
-    check_weights(weights, Model(model.config))
+    config = model.config
+    check_weights(weights, Model(config))
     quantization = quantization_of(model)
-    generation_config = read_generation_config(Path(model.model_path), model.config)
+    generation_config = complete_generation_config(config.generation_config or {}, config)
     with staged(target, overwrite) as directory:
         write_weights(directory, weights, weights.items())
-        write_settings(directory, model.config, quantization, processor, generation_config)
+        write_settings(directory, config, quantization, processor, generation_config)
         write_card(
             directory,
             source=str(model.model_path),

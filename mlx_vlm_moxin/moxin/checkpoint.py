@@ -1,19 +1,14 @@
-"""Sizes that a Prismatic config leaves out, read from the checkpoint's tensor headers."""
+"""Sizes that a config leaves out, read from the headers of the checkpoint's tensor files."""
 
 import json
 import math
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from .config import (
-    TIMM_TOWERS,
-    ModelConfig,
-    ProjectorConfig,
-    TowerConfig,
-    VisionConfig,
-)
+from .towers import TimmModel, TowerConfig
+from .vision_config import PROJECTOR_LAYERS, ProjectorConfig, VisionConfig
 from .weights import moxin_name
 
 Shapes = dict[str, tuple[int, ...]]
@@ -57,74 +52,84 @@ def tensor_shapes(model_path: Path) -> Shapes:
     return shapes
 
 
-def _tower(shapes: Shapes, prefix: str, preset: TowerConfig, converted: bool) -> TowerConfig:
-    """``preset`` with the sizes that the tensors under ``prefix`` have."""
-
-    def shape(name: str) -> tuple[int, ...]:
-        if prefix + name not in shapes:
-            raise ValueError(f"This checkpoint has no tensor {prefix + name}")
-        return shapes[prefix + name]
-
+def _tower_sizes(shapes: Shapes, model: TimmModel, is_converted: bool) -> TowerConfig:
+    """The configuration of a tower with the sizes that its tensors have."""
+    prefix = f"vision_tower.{model.name}."
     start = len(prefix + "blocks.")
     blocks = {int(n[start:].split(".")[0]) for n in shapes if n.startswith(prefix + "blocks.")}
     # Sources hold the whole tower, conversions one block less: the one that is not used.
     # So does an export of the real tower that already left its last block out.
-    depth = len(blocks) + int(converted)
-    if depth == preset.num_hidden_layers - 1:
-        depth = preset.num_hidden_layers
-    return replace(
-        preset,
-        hidden_size=shape("pos_embed")[-1],
-        num_hidden_layers=depth,
-        intermediate_size=shape("blocks.0.mlp.fc1.weight")[0],
+    depth = len(blocks) + int(is_converted)
+    published = model.tower_config().num_hidden_layers
+    return model.tower_config(
+        hidden_size=_shape(shapes, prefix + "pos_embed")[-1],
+        num_hidden_layers=published if depth == published - 1 else depth,
+        intermediate_size=_shape(shapes, prefix + "blocks.0.mlp.fc1.weight")[0],
         num_register_tokens=shapes.get(prefix + "reg_token", (1, 0))[1],
         class_token=prefix + "cls_token" in shapes,
         layer_scale=prefix + "blocks.0.ls1.gamma" in shapes,
+        pre_norm=prefix + "norm_pre.weight" in shapes,
+        patch_bias=prefix + "patch_embed.proj.bias" in shapes,
     )
 
 
-def read_sizes(config: ModelConfig) -> None:
-    """Give ``config`` the vision and projector sizes that its checkpoint has, in place.
+def _shape(shapes: Shapes, name: str) -> tuple[int, ...]:
+    if name not in shapes:
+        raise ValueError(f"This checkpoint has no tensor {name}")
+    return shapes[name]
 
-    Only a Prismatic config (it has ``timm_model_ids``) is changed: presets give the
-    towers' kind, the tensors at ``config.model_path`` their sizes. Files are checked in
-    any case, since a tensor of a damaged file fails only when it is computed.
+
+def vision_sizes(
+    source_shapes: Shapes, models: Sequence[TimmModel], image_size: int | None
+) -> VisionConfig:
+    """The configuration of the towers that a checkpoint holds.
+
+    Args:
+        source_shapes: shape of every tensor, by its name in a source or a conversion.
+        models: the towers' kinds, in the order of their features.
+        image_size: side of the pictures in pixels; None: the published one if it gives the
+            number of patches that the last tower has, else the least that does.
 
     Raises:
-        FileNotFoundError, ValueError: see :func:`tensor_shapes`.
+        ValueError: naming a tensor that is missing or does not fit.
     """
-    if config.model_path is None:
-        return
-    source_shapes = tensor_shapes(Path(config.model_path))
-    if config.timm_model_ids is not None:
-        set_sizes(config, source_shapes)
+    names = [model.name for model in models]
+    prefixes = [f"vision_tower.{name}." for name in names]
+    shapes = {moxin_name(name, names): shape for name, shape in source_shapes.items()}
+    is_converted = any(name.startswith("vision_tower.") for name in source_shapes)
+    towers = {model.name: _tower_sizes(shapes, model, is_converted) for model in models}
+    # OIHW in sources, OHWI in conversions: the patch size is the third number of both.
+    patch_sizes = [_shape(shapes, prefix + "patch_embed.proj.weight")[2] for prefix in prefixes]
+    # A tower of other patches is refused with the shape of its tensors.
+    patch_size = patch_sizes[-1]
+    num_positions = shapes[prefixes[-1] + "pos_embed"][1]
+    num_patches = num_positions - int(towers[names[-1]].class_position)
+    size = image_size or models[-1].image_size
+    if (size // patch_size) ** 2 != num_patches:
+        if image_size is not None:
+            raise ValueError(
+                f"config.json has pictures of {image_size} pixels, but {prefixes[-1]}pos_embed has "
+                f"{num_positions} positions"
+            )
+        size = math.isqrt(num_patches) * patch_size
+    return VisionConfig(image_size=size, patch_size=patch_size, **towers)
 
 
-def set_sizes(config: ModelConfig, source_shapes: Shapes) -> None:
-    """Give ``config``, which has ``timm_model_ids``, the sizes of these tensors, in place.
+def projector_sizes(source_shapes: Shapes, kind: str) -> ProjectorConfig:
+    """The configuration of a checkpoint's projector, one of ``PROJECTOR_LAYERS``.
 
     Raises:
         ValueError: naming a tensor that is missing.
     """
-    shapes = {moxin_name(name): shape for name, shape in source_shapes.items()}
-    converted = "vision_tower.dino.pos_embed" in source_shapes
-    dino, siglip = (
-        _tower(shapes, f"vision_tower.{name}.", TIMM_TOWERS[timm_id], converted)
-        for name, timm_id in zip(("dino", "siglip"), config.timm_model_ids)
-    )
-    # OIHW in sources, OHWI in conversions: the patch size is the third number of both.
-    patch_size = shapes["vision_tower.dino.patch_embed.proj.weight"][2]
-    num_patches = shapes["vision_tower.dino.pos_embed"][1]
-    fc1 = shapes.get("multi_modal_projector.fc1.weight")
-    fc2 = shapes.get("multi_modal_projector.fc2.weight")
-    if fc1 is None or fc2 is None:
-        raise ValueError("This checkpoint has no fused projector (projector.fc1, fc2, fc3)")
-    config.vision_config = VisionConfig(
-        image_size=math.isqrt(num_patches) * patch_size,
-        patch_size=patch_size,
-        dino=dino,
-        siglip=siglip,
-    )
-    config.projector_config = ProjectorConfig(
-        input_size=fc1[1], intermediate_size=fc1[0], output_size=fc2[0]
+    shapes = {moxin_name(name, ()): shape for name, shape in source_shapes.items()}
+    layers = [f"multi_modal_projector.fc{1 + i}.weight" for i in range(PROJECTOR_LAYERS[kind])]
+    missing = [name for name in layers if name not in shapes]
+    if missing:
+        raise ValueError(f"This checkpoint has no {kind} projector: {', '.join(missing)} missing")
+    first, last = shapes[layers[0]], shapes[layers[-1]]
+    return ProjectorConfig(
+        model_type=kind,
+        input_size=first[1],
+        intermediate_size=first[0],
+        output_size=last[0],
     )

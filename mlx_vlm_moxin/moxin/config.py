@@ -1,36 +1,50 @@
-"""Configuration of Moxin: two vision towers, a projector, a Mistral decoder.
+"""Configuration: one or two vision towers, a projector, a Llama or Mistral decoder.
 
 Two kinds of ``config.json`` arrive here: our own (``model_type: moxin``, complete) and
-that of an HF-converted Prismatic checkpoint (``model_type: prismatic``), which names
-only timm model ids and the few text settings that differ from the library's defaults.
+that of an HF-converted checkpoint (``prismatic`` or ``openvla``), which names only timm
+model ids and the few text settings that differ from the library's defaults.
 """
 
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from ..base import BaseModelConfig
+from .checkpoint import Shapes, projector_sizes, tensor_shapes, vision_sizes
+from .prismatic import check_supported, projector_kind, prompt_format, tower_models
+from .towers import require_positive
+from .vision_config import ProjectorConfig, VisionConfig
 
-# What ``model_type`` of config.json may be: ours, and that of HF-converted Prismatic checkpoints.
-MODEL_TYPES = ("moxin", "prismatic")
+# What ``model_type`` of config.json may be: that of HF-converted checkpoints, and ours.
+SOURCE_TYPES = ("prismatic", "openvla")
+MODEL_TYPES = ("moxin", *SOURCE_TYPES)
 
-
-def _require_positive(owner: str, config: Any, names: tuple[str, ...]) -> None:
-    for name in names:
-        value = getattr(config, name)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0:
-            raise ValueError(
-                f"config.json: {owner}.{name} must be a positive number, got {value!r}"
-            )
+# What transformers' LlamaConfig and MistralConfig have where a text_config is silent.
+# max_position_embeddings is the exception: it is the value in the language model's own
+# config, sets nothing in the arithmetic and is what the server reports.
+LIBRARY_DEFAULTS = {
+    "llama": {
+        "intermediate_size": 11008,
+        "num_key_value_heads": None,
+        "max_position_embeddings": 4096,
+        "sliding_window": None,
+    },
+    "mistral": {
+        "intermediate_size": 14336,
+        "num_key_value_heads": 8,
+        "max_position_embeddings": 32768,
+        "sliding_window": 4096,
+    },
+}
 
 
 @dataclass
 class TextConfig(BaseModelConfig):
     """The decoder, under the names that ``mlx_vlm.models.llama`` reads.
 
-    Defaults are those of transformers' ``MistralConfig``, since HF-converted
-    checkpoints leave out what equals them (``rms_norm_eps`` is then 1e-6).
-    ``max_position_embeddings`` is the exception: it is the value in the language
-    model's own config, sets nothing in the arithmetic and is what the server reports.
+    HF-converted checkpoints leave out what equals the defaults of the library's class, so
+    ``rms_norm_eps`` is 1e-6 there. :meth:`from_dict` knows the defaults of both decoders;
+    those of the fields are Mistral's.
     """
 
     model_type: str = "mistral"
@@ -38,7 +52,7 @@ class TextConfig(BaseModelConfig):
     num_hidden_layers: int = 32
     intermediate_size: int = 14336
     num_attention_heads: int = 32
-    num_key_value_heads: int = 8
+    num_key_value_heads: int | None = 8
     head_dim: int | None = None
     rms_norm_eps: float = 1e-6
     vocab_size: int = 32000
@@ -54,23 +68,36 @@ class TextConfig(BaseModelConfig):
     tie_word_embeddings: bool = False
     layer_types: list[str] | None = None
 
+    @classmethod
+    def from_dict(cls, params: dict[str, Any]) -> "TextConfig":
+        """Build from a ``text_config``; what it leaves out is the library's default.
+
+        Raises:
+            ValueError: what is out of range or not supported.
+        """
+        defaults = LIBRARY_DEFAULTS.get(params.get("model_type", "mistral"), {})
+        return super().from_dict({**defaults, **params})
+
     def __post_init__(self):
-        if self.model_type != "mistral" or self.hidden_act != "silu":
+        if self.model_type not in LIBRARY_DEFAULTS or self.hidden_act != "silu":
             raise ValueError(
-                "config.json: Moxin's decoder is model_type 'mistral' with hidden_act "
-                f"'silu', got {self.model_type!r} with {self.hidden_act!r}"
+                f"config.json: supported are decoders of model_type "
+                f"{' and '.join(LIBRARY_DEFAULTS)} with hidden_act 'silu', got "
+                f"{self.model_type!r} with {self.hidden_act!r}"
             )
+        if self.model_type == "llama":
+            # transformers' Llama ignores it.
+            self.sliding_window = None
+        if self.num_key_value_heads is None:
+            self.num_key_value_heads = self.num_attention_heads
         # transformers 5 writes rope_parameters where version 4 wrote rope_theta.
         if self.rope_parameters:
             self.rope_theta = self.rope_parameters.get("rope_theta", self.rope_theta)
             if self.rope_parameters.get("rope_type", "default") != "default":
                 self.rope_scaling = self.rope_parameters
-        _require_positive(
-            "text_config",
-            self,
-            ("hidden_size", "num_hidden_layers", "intermediate_size", "num_attention_heads")
-            + ("num_key_value_heads", "rms_norm_eps", "vocab_size", "rope_theta"),
-        )
+        sizes = ("hidden_size", "num_hidden_layers", "intermediate_size", "num_attention_heads")
+        numbers = ("num_key_value_heads", "rms_norm_eps", "vocab_size", "rope_theta")
+        require_positive("text_config", self, (*sizes, *numbers))
         if self.head_dim is None:
             self.head_dim = self.hidden_size // self.num_attention_heads
         if self.num_attention_heads % self.num_key_value_heads:
@@ -83,129 +110,6 @@ class TextConfig(BaseModelConfig):
 
 
 @dataclass
-class TowerConfig(BaseModelConfig):
-    """One timm vision transformer.
-
-    ``num_hidden_layers`` counts the blocks of the pretrained tower. Moxin's features
-    leave after block ``num_hidden_layers - 2``, so one block less is built.
-    """
-
-    hidden_size: int = 1024
-    num_hidden_layers: int = 24
-    num_attention_heads: int = 16
-    intermediate_size: int = 4096
-    num_register_tokens: int = 0
-    class_token: bool = False
-    layer_scale: bool = False
-    layer_norm_eps: float = 1e-6
-
-    def __post_init__(self):
-        _require_positive(
-            "vision_config",
-            self,
-            ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"),
-        )
-        if self.hidden_size % self.num_attention_heads or self.num_hidden_layers < 2:
-            raise ValueError(
-                "config.json: a vision tower needs at least 2 layers and a hidden_size that is a "
-                f"multiple of num_attention_heads, got {self}"
-            )
-
-    @property
-    def num_blocks(self) -> int:
-        """Blocks that are built and run."""
-        return self.num_hidden_layers - 1
-
-    @property
-    def num_prefix_tokens(self) -> int:
-        """Class and register tokens in front of the patch tokens."""
-        return self.num_register_tokens + int(self.class_token)
-
-
-# timm 0.9.16, timm/models/vision_transformer.py; SigLIP's MLP is int(3.7362 * 1152).
-TIMM_TOWERS = {
-    "vit_large_patch14_reg4_dinov2.lvd142m": TowerConfig(
-        num_register_tokens=4, class_token=True, layer_scale=True
-    ),
-    "vit_so400m_patch14_siglip_224": TowerConfig(
-        hidden_size=1152, num_hidden_layers=27, intermediate_size=4304
-    ),
-}
-DINO_ID, SIGLIP_ID = TIMM_TOWERS
-
-
-@dataclass
-class VisionConfig(BaseModelConfig):
-    """Both towers; they see the same square picture, normalised in two ways."""
-
-    model_type: str = "moxin_vision"
-    image_size: int = 224
-    patch_size: int = 14
-    dino: TowerConfig = field(default_factory=lambda: replace(TIMM_TOWERS[DINO_ID]))
-    siglip: TowerConfig = field(default_factory=lambda: replace(TIMM_TOWERS[SIGLIP_ID]))
-
-    def __post_init__(self):
-        _require_positive("vision_config", self, ("image_size", "patch_size"))
-        if self.image_size % self.patch_size:
-            raise ValueError(
-                f"config.json: vision_config.image_size {self.image_size} is no multiple of "
-                f"patch_size {self.patch_size}"
-            )
-        if isinstance(self.dino, dict):
-            self.dino = TowerConfig.from_dict(self.dino)
-        if isinstance(self.siglip, dict):
-            self.siglip = TowerConfig.from_dict(self.siglip)
-
-    @property
-    def num_patches(self) -> int:
-        """Visual tokens per picture."""
-        return (self.image_size // self.patch_size) ** 2
-
-    @property
-    def hidden_size(self) -> int:
-        """Width of the fused features: both towers' channels, concatenated."""
-        return self.dino.hidden_size + self.siglip.hidden_size
-
-
-@dataclass
-class ProjectorConfig(BaseModelConfig):
-    """The fused MLP projector: ``input_size -> intermediate_size -> output_size`` twice."""
-
-    model_type: str = "fused-gelu-mlp"
-    input_size: int = 2176
-    intermediate_size: int = 8704
-    output_size: int = 4096
-
-    def __post_init__(self):
-        _require_positive(
-            "projector_config", self, ("input_size", "intermediate_size", "output_size")
-        )
-
-
-def _check_prismatic(params: dict) -> None:
-    """Refuse a Prismatic config that is not Moxin-like, saying what was found."""
-    text_config = params.get("text_config") or {}
-    found = {
-        "timm_model_ids": params.get("timm_model_ids"),
-        "arch_specifier": params.get("arch_specifier"),
-        "llm_backbone_id": params.get("llm_backbone_id"),
-        "text_config.model_type": text_config.get("model_type"),
-    }
-    supported = (
-        found["timm_model_ids"] == [DINO_ID, SIGLIP_ID]
-        and str(found["arch_specifier"]).endswith("fused-gelu-mlp")
-        and str(found["llm_backbone_id"]).endswith("-pure")
-        and found["text_config.model_type"] == "mistral"
-    )
-    if not supported:
-        raise ValueError(
-            f"This Prismatic checkpoint is not supported: its config.json has {found}. "
-            f"Supported: timm_model_ids {[DINO_ID, SIGLIP_ID]}, arch_specifier "
-            "'*fused-gelu-mlp', llm_backbone_id '*-pure', text_config.model_type 'mistral'."
-        )
-
-
-@dataclass
 class ModelConfig(BaseModelConfig):
     """The whole model.
 
@@ -213,8 +117,14 @@ class ModelConfig(BaseModelConfig):
         pad_token_id: ``<PAD>``, the first id above the tokenizer's own vocabulary.
         image_token_index: first of the reserved ids above ``<PAD>`` that stand for
             visual tokens in ``input_ids`` (see ``processing_moxin.py``).
-        timm_model_ids: set by Prismatic configs, whose sizes follow from the weights.
-        model_path: set by mlx-vlm before it builds the model.
+        prompt_format: name of the prompt that the model was trained with.
+        llm_backbone_id: Prismatic's id of the language model.
+        norm_stats: OpenVLA's action statistics per data set.
+        n_action_bins: number of an OpenVLA model's action tokens.
+        pad_to_multiple_of: OpenVLA's padding of the vocabulary, in ids.
+        timm_model_ids, timm_override_act_layers, image_sizes, arch_specifier: set by
+            HF-converted configs, whose sizes follow from the weights.
+        generation_config: content of generation_config.json, which mlx-vlm puts here.
     """
 
     text_config: TextConfig = field(default_factory=TextConfig)
@@ -225,9 +135,19 @@ class ModelConfig(BaseModelConfig):
     image_token_index: int | None = None
     bos_token_id: int = 1
     eos_token_id: int = 2
-    image_sizes: list[int] | None = None
+    prompt_format: str = "pure"
+    llm_backbone_id: str | None = None
+    norm_stats: dict[str, Any] | None = None
+    n_action_bins: int | None = None
+    pad_to_multiple_of: int | None = None
     timm_model_ids: list[str] | None = None
-    model_path: str | None = None
+    timm_override_act_layers: list[str | None] | None = None
+    image_sizes: list[int] | None = None
+    arch_specifier: str | None = None
+    generation_config: dict[str, Any] | None = None
+
+    # No field: it is no setting of the model.
+    _model_path = None
 
     def __post_init__(self):
         for name, kind in (
@@ -248,18 +168,76 @@ class ModelConfig(BaseModelConfig):
             )
 
     @classmethod
-    def from_dict(cls, params: dict) -> "ModelConfig":
-        """Build from ``config.json``; a Prismatic config is checked first.
+    def from_dict(cls, params: dict[str, Any]) -> "ModelConfig":
+        """Build from ``config.json``; that of an HF-converted checkpoint is checked first.
+
+        Its towers and projector have the published sizes until :attr:`model_path` is set.
 
         Raises:
             ValueError: what is missing, out of range or not supported.
         """
-        if params.get("model_type") == "prismatic":
-            _check_prismatic(params)
+        is_source = params.get("model_type") in SOURCE_TYPES
+        if is_source:
+            check_supported(params)
         missing = [name for name in ("text_config", "pad_token_id") if not params.get(name)]
         if missing:
             raise ValueError(f"config.json: {' and '.join(missing)} missing")
-        return super().from_dict(params)
+        config = super().from_dict(params)
+        if is_source:
+            config.prompt_format = prompt_format(config.llm_backbone_id)
+            config._set_published_sizes()
+        return config
+
+    @property
+    def model_path(self) -> str | None:
+        """Directory of the checkpoint. mlx-vlm sets it before it builds the model.
+
+        Setting it reads the headers of the tensor files, so that the config is complete and
+        ``Model(config)`` reads no file: sizes that an HF-converted config leaves out are
+        filled in. Files are checked in any case, since a tensor of a damaged file would fail
+        only when it is computed.
+
+        Raises:
+            FileNotFoundError, ValueError: what is missing, damaged or does not fit.
+        """
+        return self._model_path
+
+    @model_path.setter
+    def model_path(self, path: str | Path | None) -> None:
+        if path is not None:
+            shapes = tensor_shapes(Path(path))
+            if self.timm_model_ids is not None:
+                self.set_sizes(shapes)
+        self._model_path = path
+
+    def _set_published_sizes(self) -> None:
+        models = tower_models(self.timm_model_ids, self.timm_override_act_layers)
+        self.vision_config = VisionConfig(
+            image_size=(self.image_sizes or [models[-1].image_size])[0],
+            patch_size=models[-1].patch_size,
+            **{model.name: model.tower_config() for model in models},
+        )
+        width = self.vision_config.hidden_size
+        self.projector_config = ProjectorConfig(
+            model_type=projector_kind(self.arch_specifier),
+            input_size=width,
+            intermediate_size=4 * width,
+            output_size=self.text_config.hidden_size,
+        )
+
+    def set_sizes(self, shapes: Shapes) -> None:
+        """Give a config with ``timm_model_ids`` the sizes of its checkpoint's tensors.
+
+        Args:
+            shapes: of every tensor, by its name in an HF-converted checkpoint or ours.
+
+        Raises:
+            ValueError: naming a tensor that is missing or does not fit.
+        """
+        models = tower_models(self.timm_model_ids, self.timm_override_act_layers)
+        image_size = self.image_sizes[0] if self.image_sizes else None
+        self.vision_config = vision_sizes(shapes, models, image_size)
+        self.projector_config = projector_sizes(shapes, projector_kind(self.arch_specifier))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain nested dictionaries, ready for ``json``."""

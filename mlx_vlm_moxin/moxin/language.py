@@ -1,6 +1,7 @@
-"""The decoder: Mistral from mlx-vlm's own Llama blocks, behind mlx-vlm's interface.
+"""The decoder: Llama or Mistral from mlx-vlm's own Llama blocks, in mlx-vlm's interface.
 
-Paper: https://arxiv.org/abs/2310.06825. Reference: transformers' ``MistralForCausalLM``.
+Papers: https://arxiv.org/abs/2307.09288 (Llama 2), https://arxiv.org/abs/2310.06825 (Mistral).
+Reference: transformers' ``LlamaForCausalLM`` and ``MistralForCausalLM``.
 """
 
 from typing import Any
@@ -30,7 +31,7 @@ def _padding_mask(mask: mx.array, window: int | None) -> mx.array:
     return (causal & (mask.astype(mx.bool_)[:, None, None, :])) | (distance == 0)
 
 
-class MistralModel(LlamaModel):
+class DecoderModel(LlamaModel):
     """``LlamaModel`` with Mistral's sliding window and taps for speculative drafters."""
 
     def attention_mask(self, h: mx.array, cache: Any | None, mask: mx.array | None) -> Any:
@@ -77,7 +78,7 @@ class LanguageModel(nn.Module):
         super().__init__()
         self.config = config
         self.model_type = config.model_type
-        self.model = MistralModel(config)
+        self.model = DecoderModel(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         replace_linears(self)
         self._decode_step = None
@@ -174,7 +175,7 @@ class LanguageModel(nn.Module):
         group = group or mx.distributed.init()
         if self.n_kv_heads % group.size():
             raise ValueError(
-                f"Moxin has {self.n_kv_heads} key-value heads, which cannot be divided over "
+                f"The decoder has {self.n_kv_heads} key-value heads, which cannot be divided over "
                 f"{group.size()} processes; start a number that divides {self.n_kv_heads}"
             )
         LlamaForCausalLM.shard(self, group)

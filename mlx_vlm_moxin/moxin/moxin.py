@@ -6,10 +6,9 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..base import InputEmbeddingsFeatures, LanguageModelOutput
-from .checkpoint import read_sizes
 from .config import ModelConfig
 from .language import LanguageModel
-from .projector import MultiModalProjector
+from .projector import make_projector
 from .vision import VisionModel
 from .weights import check_weights, convert_weights
 
@@ -45,15 +44,14 @@ class Model(nn.Module):
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        read_sizes(config)
         self.config = config
         self.model_type = config.model_type
         self.vision_tower = VisionModel(config.vision_config)
-        self.multi_modal_projector = MultiModalProjector(config.projector_config)
+        self.multi_modal_projector = make_projector(config.projector_config)
         self.language_model = LanguageModel(config.text_config)
 
     def encode_image(self, pixel_values: mx.array) -> mx.array:
-        """Visual tokens ``[B, num_patches, hidden_size]`` of ``pixel_values`` ``[B, 6, H, W]``."""
+        """Visual tokens ``[B, num_patches, hidden_size]`` of ``pixel_values`` ``[B, C, H, W]``."""
         return self.multi_modal_projector(self.vision_tower(pixel_values))
 
     def _image_features(

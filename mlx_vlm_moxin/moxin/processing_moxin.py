@@ -28,7 +28,7 @@ MAX_REMEMBERED = 2**22
 
 
 def image_placeholders(pixels: np.ndarray, count: int, first: int, vocab_size: int) -> list[int]:
-    """``count`` ids for one picture, ``[6, S, S]``: a code of its pixels, then ``first``."""
+    """``count`` ids for one picture, ``[C, S, S]``: a code of its pixels, then ``first``."""
     # SHA-256 reads the pixels, as processors have instructions for it; SHAKE only extends it.
     code = hashlib.sha256(np.ascontiguousarray(pixels)).digest()
     digest = hashlib.shake_256(code).digest(count - 1)
@@ -89,7 +89,7 @@ class MoxinProcessor:
 
         Returns:
             ``input_ids`` and ``attention_mask`` ``[B, T]`` int32 and, with images,
-            ``pixel_values`` ``[len(images), 6, S, S]`` float32.
+            ``pixel_values`` ``[len(images), C, S, S]`` float32.
 
         Raises:
             ValueError: more pictures than prompts, or a picture that cannot be used.
@@ -115,7 +115,7 @@ class MoxinProcessor:
         return inputs
 
     def _picture(self, image: ImageInput) -> tuple[mx.array, list[int]]:
-        """Pixels ``[1, 6, S, S]`` and placeholders of a picture.
+        """Pixels ``[1, C, S, S]`` and placeholders of a picture.
 
         The next question is often about the same picture, which comes along again: it
         takes a tenth of the time to compare all of it with the last one.

@@ -1,17 +1,42 @@
-"""Prismatic's fused GELU MLP between vision and language (``no-align+fused-gelu-mlp``)."""
+"""Projectors from vision to language, as Prismatic's ``nn_utils.py`` defines them.
+
+The attribute in the model is called ``multi_modal_projector``: that name keeps mlx-vlm's
+converter from quantising it. GELU is the exact one.
+"""
 
 import mlx.core as mx
 import mlx.nn as nn
 
-from .config import ProjectorConfig
+from .vision_config import ProjectorConfig
 
 
-class MultiModalProjector(nn.Module):
-    """``fc3(gelu(fc2(gelu(fc1(x)))))`` with the exact GELU.
+class LinearProjector(nn.Module):
+    """``fc1(x)`` (``linear``)."""
 
-    Its attribute in the model is called ``multi_modal_projector``: that name keeps
-    mlx-vlm's converter from quantising it.
-    """
+    def __init__(self, config: ProjectorConfig):
+        super().__init__()
+        self.fc1 = nn.Linear(config.input_size, config.output_size)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """``[B, N, input_size] -> [B, N, output_size]``."""
+        return self.fc1(x)
+
+
+class MLPProjector(nn.Module):
+    """``fc2(gelu(fc1(x)))`` (``gelu-mlp``)."""
+
+    def __init__(self, config: ProjectorConfig):
+        super().__init__()
+        self.fc1 = nn.Linear(config.input_size, config.output_size)
+        self.fc2 = nn.Linear(config.output_size, config.output_size)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """``[B, N, input_size] -> [B, N, output_size]``."""
+        return self.fc2(nn.gelu(self.fc1(x)))
+
+
+class FusedMLPProjector(nn.Module):
+    """``fc3(gelu(fc2(gelu(fc1(x)))))`` (``fused-gelu-mlp``), for two towers."""
 
     def __init__(self, config: ProjectorConfig):
         super().__init__()
@@ -22,3 +47,15 @@ class MultiModalProjector(nn.Module):
     def __call__(self, x: mx.array) -> mx.array:
         """``[B, N, input_size] -> [B, N, output_size]``."""
         return self.fc3(nn.gelu(self.fc2(nn.gelu(self.fc1(x)))))
+
+
+PROJECTORS = {
+    "linear": LinearProjector,
+    "gelu-mlp": MLPProjector,
+    "fused-gelu-mlp": FusedMLPProjector,
+}
+
+
+def make_projector(config: ProjectorConfig) -> nn.Module:
+    """The projector whose kind is ``config.model_type``."""
+    return PROJECTORS[config.model_type](config)

@@ -1,24 +1,31 @@
-"""The two vision towers: DINOv2 ViT-L/14 with registers and SigLIP SO400M/14.
+"""Vision towers: DINOv2, SigLIP, CLIP and ViT, one or two of them on one picture.
 
-Papers: https://arxiv.org/abs/2304.07193, https://arxiv.org/abs/2309.16588 (registers),
-https://arxiv.org/abs/2303.15343. Architecture and parameter names: timm 0.9.16,
-``vision_transformer.py``, models ``vit_large_patch14_reg4_dinov2.lvd142m`` and
-``vit_so400m_patch14_siglip_224``.
+Papers: https://arxiv.org/abs/2304.07193, https://arxiv.org/abs/2309.16588 (DINOv2 with
+registers), https://arxiv.org/abs/2303.15343 (SigLIP), https://arxiv.org/abs/2103.00020 (CLIP),
+https://arxiv.org/abs/2106.10270 (ViT). Architecture and parameter names: timm 0.9.16,
+``vision_transformer.py``; which models, says ``towers.py``.
 """
 
 import mlx.core as mx
 import mlx.nn as nn
 
-from .config import TowerConfig, VisionConfig
 from .cuda import compiler, towers
+from .towers import TowerConfig
+from .vision_config import VisionConfig
 
 
 class PatchEmbed(nn.Module):
-    """Non-overlapping patches to tokens, ``[B, H, W, 3] -> [B, (H/P)(W/P), D]``."""
+    """Non-overlapping patches to tokens, ``[B, H, W, 3] -> [B, (H//P)(W//P), D]``."""
 
-    def __init__(self, hidden_size: int, patch_size: int):
+    def __init__(self, config: TowerConfig, patch_size: int):
         super().__init__()
-        self.proj = nn.Conv2d(3, hidden_size, kernel_size=patch_size, stride=patch_size)
+        self.proj = nn.Conv2d(
+            3,
+            config.hidden_size,
+            kernel_size=patch_size,
+            stride=patch_size,
+            bias=config.patch_bias,
+        )
 
     def __call__(self, x: mx.array) -> mx.array:
         return self.proj(x).flatten(1, 2)
@@ -43,15 +50,18 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """``fc2(gelu(fc1(x)))`` with the exact GELU (SigLIP in transformers uses tanh)."""
+    """``fc2(gelu(fc1(x)))``: the exact GELU (not tanh, as SigLIP in transformers) or CLIP's."""
 
     def __init__(self, config: TowerConfig):
         super().__init__()
+        self.activation = config.activation
         self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
         self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
 
     def __call__(self, x: mx.array) -> mx.array:
-        return self.fc2(nn.gelu(self.fc1(x)))
+        x = self.fc1(x)
+        x = nn.gelu_fast_approx(x) if self.activation == "quick_gelu" else nn.gelu(x)
+        return self.fc2(x)
 
 
 class LayerScale(nn.Module):
@@ -89,30 +99,35 @@ class Block(nn.Module):
 class VisionTransformer(nn.Module):
     """One tower, up to its second-to-last block and without the final norm.
 
-    Position embeddings cover the patches only; class and register tokens go in front of
-    the patches after they are added (timm's ``no_embed_class``) and are cut off again.
+    The class token has a position embedding in CLIP and ViT. In DINOv2 position embeddings
+    cover the patches only (timm's ``no_embed_class``): class and register tokens precede the
+    patches after they are added. All of them are cut off again.
     """
 
     def __init__(self, config: TowerConfig, num_patches: int, patch_size: int):
         super().__init__()
         self.config = config
         width = config.hidden_size
-        self.patch_embed = PatchEmbed(width, patch_size)
-        self.pos_embed = mx.zeros((1, num_patches, width))
+        self.patch_embed = PatchEmbed(config, patch_size)
+        self.pos_embed = mx.zeros((1, num_patches + int(config.class_position), width))
         if config.class_token:
             self.cls_token = mx.zeros((1, 1, width))
         if config.num_register_tokens:
             self.reg_token = mx.zeros((1, config.num_register_tokens, width))
+        if config.pre_norm:
+            self.norm_pre = nn.LayerNorm(width, eps=config.layer_norm_eps)
         self.blocks = [Block(config) for _ in range(config.num_blocks)]
 
     def embed(self, x: mx.array) -> mx.array:
         """``[B, H, W, 3]`` normalised pixels to the first block's input ``[B, N, hidden_size]``."""
-        x = self.patch_embed(x) + self.pos_embed
+        x = self.patch_embed(x)
         prefix = [self[name] for name in ("cls_token", "reg_token") if name in self]
-        if prefix:
-            tokens = [mx.broadcast_to(t, (x.shape[0], *t.shape[1:])) for t in prefix]
-            x = mx.concatenate([*tokens, x], axis=1)
-        return x
+        prefix = [mx.broadcast_to(t, (x.shape[0], *t.shape[1:])) for t in prefix]
+        if self.config.class_position:
+            class_token, *prefix = prefix
+            x = mx.concatenate([class_token, x], axis=1)
+        x = mx.concatenate([*prefix, x + self.pos_embed], axis=1)
+        return self.norm_pre(x) if "norm_pre" in self else x
 
     def patches(self, x: mx.array) -> mx.array:
         """The patches among all tokens ``[B, N, hidden_size]``."""
@@ -127,46 +142,51 @@ class VisionTransformer(nn.Module):
 
 
 class VisionModel(nn.Module):
-    """Both towers on one picture, their features concatenated channel by channel.
+    """One or two towers on one picture, their features concatenated channel by channel.
 
-    Outside training the graph is compiled, which fuses what stands between the matrix
+    Outside training the graph is compiled, which fuses what is between the matrix
     products: launching those small kernels is what a single picture waits for.
     """
 
     def __init__(self, config: VisionConfig):
         super().__init__()
         self.config = config
-        self.dino = VisionTransformer(config.dino, config.num_patches, config.patch_size)
-        self.siglip = VisionTransformer(config.siglip, config.num_patches, config.patch_size)
+        for name, tower in config.towers.items():
+            self[name] = VisionTransformer(tower, config.num_patches, config.patch_size)
         self._compiled = None
         self._stages = None
 
+    @property
+    def towers(self) -> list[VisionTransformer]:
+        """The towers, in the order of their features."""
+        return [self[name] for name in self.config.towers]
+
     def _features(self, pixel_values: mx.array, in_stages: bool = False) -> mx.array:
-        pixels = pixel_values.astype(self.dino.pos_embed.dtype).transpose(0, 2, 3, 1)
-        towers, inputs = (self.dino, self.siglip), (pixels[..., :3], pixels[..., 3:])
+        pixels = pixel_values.astype(self.towers[0].pos_embed.dtype).transpose(0, 2, 3, 1)
+        inputs = mx.split(pixels, len(self.towers), axis=-1)
         if in_stages:
-            x = [tower.embed(pixels) for tower, pixels in zip(towers, inputs)]
+            x = [tower.embed(pixels) for tower, pixels in zip(self.towers, inputs)]
             x = self._stages(x)
-            features = [tower.patches(tokens) for tower, tokens in zip(towers, x)]
+            features = [tower.patches(tokens) for tower, tokens in zip(self.towers, x)]
         else:
-            features = [tower(pixels) for tower, pixels in zip(towers, inputs)]
+            features = [tower(pixels) for tower, pixels in zip(self.towers, inputs)]
         return mx.concatenate(features, axis=-1)
 
     def __call__(self, pixel_values: mx.array) -> mx.array:
-        """Fused patch features.
+        """Patch features.
 
         Args:
-            pixel_values: ``[B, 6, H, W]``, DINOv2's normalisation in channels 0-2,
-                SigLIP's in 3-5; computed in the dtype of the towers' weights.
+            pixel_values: ``[B, 3 * towers, H, W]``, three channels for each tower in its
+                normalisation; computed in the dtype of the towers' weights.
 
         Returns:
-            ``[B, num_patches, dino.hidden_size + siglip.hidden_size]``.
+            ``[B, num_patches, hidden_size]``, the towers' widths added up.
         """
         if self.training:
             return self._features(pixel_values)
-        if compiler.is_available():
+        if compiler.is_available() and len(self.towers) == 2:
             if self._stages is None:
-                self._stages = towers.Stages((self.dino, self.siglip))
+                self._stages = towers.Stages(self.towers)
             return self._features(pixel_values, in_stages=True)
         if self._compiled is None:
             # As inputs, weights may change after the first call; captured, they may not.

@@ -1,46 +1,49 @@
 """Names and layout of Moxin's weights: what a checkpoint calls them, what we call them.
 
 An HF-converted Prismatic checkpoint differs from this model only in prefixes, in the
-name of LayerScale's vector and in the layout of the two patch convolutions. Ours keeps
+name of LayerScale's vector and in the layout of the patch convolutions. Ours keeps
 timm's names inside the towers, so no other rule is needed.
 """
 
 import re
+from collections.abc import Sequence
 
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from .config import VisionConfig
+from .vision_config import VisionConfig
 
-# Source prefix -> ours. Prefixes end with a dot, so none is a prefix of another.
-PREFIXES = {
-    "vision_backbone.featurizer.": "vision_tower.dino.",
-    "vision_backbone.fused_featurizer.": "vision_tower.siglip.",
-    "projector.": "multi_modal_projector.",
-    "language_model.": "language_model.",
-}
-# Parts of a tower behind the features: final norm and SigLIP's pooling head.
-_UNUSED = re.compile(r"vision_tower\.(dino|siglip)\.(norm|attn_pool)\.")
-_BLOCK = re.compile(r"vision_tower\.(dino|siglip)\.blocks\.(\d+)\.")
+# Prefixes of the first and the second tower in a source.
+TOWER_PREFIXES = ("vision_backbone.featurizer.", "vision_backbone.fused_featurizer.")
+_PROJECTOR = ("projector.", "multi_modal_projector.")
+# Parts of a tower after the features: final norm and SigLIP's pooling head.
+_UNUSED = re.compile(r"vision_tower\.\w+\.(norm|attn_pool)\.")
+_BLOCK = re.compile(r"vision_tower\.(\w+)\.blocks\.(\d+)\.")
 _PATCH_CONV = "patch_embed.proj.weight"
 _QUANTIZED_PARTS = ("scales", "biases")
 
 
-def moxin_name(name: str) -> str:
-    """Our name of a source tensor; names that follow no rule come back unchanged."""
-    for source, ours in PREFIXES.items():
+def moxin_name(name: str, towers: Sequence[str]) -> str:
+    """Our name of a source tensor; names that follow no rule come back unchanged.
+
+    Args:
+        towers: names of the first and, if there is one, the second tower.
+    """
+    prefixes = [(source, f"vision_tower.{ours}.") for source, ours in zip(TOWER_PREFIXES, towers)]
+    for source, ours in [*prefixes, _PROJECTOR]:
         if name.startswith(source):
             return re.sub(r"\.(ls[12])\.scale_factor$", r".\1.gamma", ours + name[len(source) :])
     return name
 
 
 def is_unused(name: str, config: VisionConfig) -> bool:
-    """Whether tensor ``name`` (ours) lies behind the layer whose features are used."""
+    """Whether tensor ``name`` (ours) follows the layer whose features are used."""
     block = _BLOCK.match(name)
     if block is None:
         return _UNUSED.match(name) is not None
-    return int(block[2]) >= getattr(config, block[1]).num_blocks
+    tower = config.towers.get(block[1])
+    return tower is not None and int(block[2]) >= tower.num_blocks
 
 
 def convert_weights(weights: dict[str, mx.array], config: VisionConfig) -> dict[str, mx.array]:
@@ -48,9 +51,9 @@ def convert_weights(weights: dict[str, mx.array], config: VisionConfig) -> dict[
 
     Converted weights come back as they are: only source names are changed.
     """
-    converted = {}
+    converted, towers = {}, [*config.towers]
     for name, value in weights.items():
-        ours = moxin_name(name)
+        ours = moxin_name(name, towers)
         if is_unused(ours, config):
             continue
         if ours != name and ours.endswith(_PATCH_CONV):

@@ -5,7 +5,7 @@ from mlx_vlm.prompt_utils import MessageFormat
 
 
 def message_formats(table: dict[str, MessageFormat]) -> dict[str, MessageFormat]:
-    """``MODEL_CONFIG`` with plain-text messages for both model types.
+    """``MODEL_CONFIG`` with plain-text messages for our model types.
 
     ``TEXT_ONLY`` is the format of models whose processor places the picture itself:
     messages reach the chat template as text, without an image marker.

@@ -6,6 +6,7 @@ import mlx.core as mx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from mlx_vlm.models.moxin.towers import TOWER_NAMES
 from mlx_vlm.models.moxin.weights import is_unused, moxin_name
 from source_checkpoints import HUB, NATIVE, NATIVE_FILES, write_ominix
 from support import HF_CHECKPOINT
@@ -87,9 +88,9 @@ def to_ominix(name: str) -> list[str]:
 
 @given(names)
 def test_hf_names_can_be_undone(hf_names):
-    ours = [moxin_name(name) for name in hf_names]
+    ours = [moxin_name(name, TOWER_NAMES) for name in hf_names]
     assert [undo_hf(name) for name in ours] == hf_names
-    assert [moxin_name(name) for name in ours] == ours
+    assert [moxin_name(name, TOWER_NAMES) for name in ours] == ours
 
 
 @given(names)
@@ -146,7 +147,7 @@ def test_only_what_lies_behind_the_features_is_lost():
         (files, native),
         (list(read_checkpoint(HF_CHECKPOINT)), open_source(str(HF_CHECKPOINT))),
     ):
-        ours = [moxin_name(name) for name in all_names]
+        ours = [moxin_name(name, TOWER_NAMES) for name in all_names]
         used = [name for name in ours if not is_unused(name, source.config.vision_config)]
         assert len(set(ours)) == len(ours)
         assert sorted(used) == sorted(source.tensors)

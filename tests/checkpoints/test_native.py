@@ -1,10 +1,12 @@
 """Native run directories: towers, tokenizer and settings from where they belong."""
 
 import json
+from dataclasses import replace
 
 import mlx.core as mx
 import numpy as np
 import pytest
+from mlx_vlm.models.moxin.towers import DINO_ID, SIGLIP_ID, TIMM_MODELS
 from source_checkpoints import HUB, NATIVE, NATIVE_FILES, copy_checkpoint, edit_json, load_weights
 from support import ARRAYS, GOLDENS, HF_CHECKPOINT, image_path
 from torch_files import tensor, write_pt
@@ -110,12 +112,11 @@ def test_exchanged_towers():
 
 
 def test_a_tower_for_larger_pictures(monkeypatch):
-    preset = "mlx_vlm_moxin.checkpoints.sources.native.TIMM_TOWERS"
-    towers = {
-        "vit_so400m_patch14_siglip_224": NATIVE_FILES.open().config.vision_config.siglip,
-        "vit_large_patch14_reg4_dinov2.lvd142m": (NATIVE_FILES.open().config.vision_config.dino),
-    }
-    monkeypatch.setattr(preset, towers)
+    vision = NATIVE_FILES.open().config.vision_config
+    for timm_id in (DINO_ID, SIGLIP_ID):
+        model = TIMM_MODELS[timm_id]
+        config = vars(getattr(vision, model.name))
+        monkeypatch.setitem(TIMM_MODELS, timm_id, replace(model, config=config))
     with pytest.raises(ValueError, match="pictures of 28 pixels; Moxin needs those for 224"):
         NATIVE_FILES.open()
 
@@ -133,7 +134,7 @@ def test_another_run(tmp_path):
         ({"state_dict": {}}, r"expected 'model' with .* found \['state_dict'\]"),
         ({"model": {"projector": {}, "llm_backbone": 3}}, "llm_backbone is no state dict"),
         ({"model": {"projector": {"a": 1}, "llm_backbone": {}}}, "'a', which is no tensor"),
-        ({"model": {"projector": {}, "llm_backbone": {}}}, "no fused projector"),
+        ({"model": {"projector": {}, "llm_backbone": {}}}, "no fused-gelu-mlp projector"),
     ],
 )
 def test_other_content(tmp_path, content, message):

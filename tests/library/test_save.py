@@ -1,6 +1,8 @@
 """``save_quantized``: what is saved is what stock mlx-vlm loads."""
 
 import json
+import shutil
+from functools import partial
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -8,6 +10,7 @@ import mlx_vlm
 import pytest
 from comparing import assert_same_parameters, tokens
 from mlx_vlm.trainer.peft import get_peft_model
+from source_checkpoints import copy_checkpoint, edit_json
 from support import HF_CHECKPOINT
 
 from mlx_vlm_moxin import load, save_quantized
@@ -32,6 +35,18 @@ def test_stock_mlx_vlm_loads_what_was_saved(tmp_path, options):
     config = json.loads((tmp_path / "saved" / "config.json").read_text())
     assert config["model_type"] == "moxin"
     assert config.get("quantization", {}).get("bits") == options.get("quantize")
+
+
+@pytest.mark.parametrize("loads", [mlx_vlm.load, load, partial(load, quantize=8)])
+def test_a_model_is_saved_after_its_source_has_moved(tmp_path, loads):
+    source = copy_checkpoint(HF_CHECKPOINT, tmp_path / "source")
+    edit_json(source / "generation_config.json", temperature=0.25)
+    model, processor = loads(str(source))
+    shutil.rmtree(source)
+    save_quantized(model, processor, tmp_path / "saved")
+    stock_model, _ = mlx_vlm.load(str(tmp_path / "saved"))
+    assert_same_parameters(model, stock_model)
+    assert stock_model.config.temperature == model.config.temperature == 0.25
 
 
 def test_layers_with_settings_of_their_own_keep_them(tmp_path):

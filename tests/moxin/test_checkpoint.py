@@ -5,8 +5,9 @@ import shutil
 
 import mlx.core as mx
 import pytest
-from mlx_vlm.models.moxin.checkpoint import INDEX_FILE, read_sizes, tensor_shapes
-from mlx_vlm.models.moxin.config import TIMM_TOWERS, ModelConfig
+from mlx_vlm.models.moxin.checkpoint import INDEX_FILE, tensor_shapes
+from mlx_vlm.models.moxin.config import ModelConfig
+from mlx_vlm.models.moxin.towers import TIMM_MODELS
 from mlx_vlm.models.moxin.weights import convert_weights
 from support import HF_CHECKPOINT
 
@@ -39,36 +40,31 @@ def assert_tiny_sizes(config: ModelConfig) -> None:
 
 def test_sizes_follow_the_tensors_of_a_source_checkpoint():
     config = config_at(HF_CHECKPOINT)
-    read_sizes(config)
     assert_tiny_sizes(config)
 
 
 def test_sizes_follow_the_tensors_of_a_converted_checkpoint(fp32_checkpoint):
     config = config_at(fp32_checkpoint)
-    read_sizes(config)
     assert_tiny_sizes(config)
 
 
 def test_without_a_path_a_prismatic_config_is_the_real_model():
     config = ModelConfig.from_dict(PRISMATIC)
-    read_sizes(config)
     assert config.vision_config.hidden_size == 2176
 
 
 def test_an_export_of_the_real_tower_without_its_last_block_keeps_the_real_depth(tmp_path):
     config = config_at(HF_CHECKPOINT)
-    read_sizes(config)
     weights = {}
     for file in sorted(HF_CHECKPOINT.glob("*.safetensors")):
         weights.update(mx.load(str(file)))
     block = "vision_backbone.featurizer.blocks."
     first = {k.removeprefix(block + "0."): v for k, v in weights.items() if block + "0." in k}
-    used = TIMM_TOWERS[config.timm_model_ids[0]].num_blocks
+    used = TIMM_MODELS[config.timm_model_ids[0]].tower_config().num_blocks
     for index in range(used):
         weights.update({f"{block}{index}.{name}": value for name, value in first.items()})
     mx.save_safetensors(str(tmp_path / "model.safetensors"), weights)
     config = config_at(tmp_path)
-    read_sizes(config)
     assert config.vision_config.dino.num_blocks == used
     kept = convert_weights(weights, config.vision_config)
     assert f"vision_tower.dino.blocks.{used - 1}.norm1.weight" in kept
@@ -98,4 +94,4 @@ def test_a_tensor_that_decides_sizes_must_be_there(tmp_path, gone):
     del weights[gone]
     mx.save_safetensors(str(tmp_path / "model.safetensors"), weights)
     with pytest.raises(ValueError, match="This checkpoint has no"):
-        read_sizes(config_at(tmp_path))
+        config_at(tmp_path)

@@ -3,7 +3,8 @@
 import json
 
 import pytest
-from mlx_vlm.models.moxin.config import DINO_ID, SIGLIP_ID, ModelConfig, TextConfig, VisionConfig
+from mlx_vlm.models.moxin.config import ModelConfig, TextConfig, VisionConfig
+from mlx_vlm.models.moxin.towers import DINO_ID, SIGLIP_ID
 from support import HF_CHECKPOINT
 
 PRISMATIC = json.loads((HF_CHECKPOINT / "config.json").read_text(encoding="utf-8"))
@@ -15,6 +16,21 @@ def test_missing_text_settings_take_the_library_defaults_of_mistral():
     assert (config.num_attention_heads, config.num_key_value_heads) == (32, 8)
     assert (config.rms_norm_eps, config.rope_theta, config.sliding_window) == (1e-6, 1e4, 4096)
     assert len(config.layer_types) == 36
+
+
+def test_missing_text_settings_take_the_library_defaults_of_llama():
+    config = TextConfig.from_dict({"model_type": "llama", "vocab_size": 32064})
+    assert (config.hidden_size, config.intermediate_size, config.head_dim) == (4096, 11008, 128)
+    assert (config.num_attention_heads, config.num_key_value_heads) == (32, 32)
+    assert (config.rms_norm_eps, config.rope_theta, config.sliding_window) == (1e-6, 1e4, None)
+
+
+def test_llama_has_no_window_whatever_its_config_says():
+    config = TextConfig.from_dict({"model_type": "llama", "sliding_window": 64})
+    assert config.sliding_window is None
+    windowed = TextConfig.from_dict({"model_type": "mistral", "sliding_window": 64})
+    assert windowed.sliding_window == 64
+    assert TextConfig.from_dict({"sliding_window": None}).sliding_window is None
 
 
 @pytest.mark.parametrize(
@@ -58,11 +74,14 @@ def test_to_dict_is_plain_json_and_comes_back_equal():
 @pytest.mark.parametrize(
     ("changed", "found"),
     [
-        ({"timm_model_ids": ["vit_so400m_patch14_siglip_224"]}, "vit_so400m_patch14_siglip_224"),
+        ({"timm_model_ids": ["vit_base_patch16_224"]}, "vit_base_patch16_224"),
+        ({"timm_model_ids": [DINO_ID, DINO_ID]}, DINO_ID),
+        ({"timm_model_ids": []}, "[]"),
+        ({"timm_model_ids": [["nested"]]}, "nested"),
         ({"timm_model_ids": [SIGLIP_ID, DINO_ID]}, SIGLIP_ID),
         ({"timm_model_ids": None}, "None"),
-        ({"arch_specifier": "no-align+linear"}, "no-align+linear"),
-        ({"llm_backbone_id": "vicuna-v15-7b"}, "vicuna-v15-7b"),
+        ({"arch_specifier": "no-align+mlp"}, "no-align+mlp"),
+        ({"llm_backbone_id": "phi-2-3b"}, "phi-2-3b"),
         ({"text_config": {"model_type": "phi"}}, "phi"),
     ],
 )
@@ -99,7 +118,7 @@ def test_nonsense_text_values_are_named(nonsense):
 
 @pytest.mark.parametrize(
     "nonsense",
-    [{"image_size": 225}, {"patch_size": 0}, {"dino": {"hidden_size": 100}}],
+    [{"image_size": 13}, {"patch_size": 0}, {"dino": {"hidden_size": 100}}],
 )
 def test_nonsense_vision_values_are_named(nonsense):
     with pytest.raises(ValueError, match=r"^config\.json: "):

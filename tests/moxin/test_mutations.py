@@ -8,7 +8,7 @@ import pytest
 import reference_checks as checks
 from mlx_vlm import load
 from mlx_vlm.models.moxin import image_processing_moxin, vision
-from mlx_vlm.models.moxin.config import TowerConfig
+from mlx_vlm.models.moxin.towers import TowerConfig
 from PIL import Image
 from support import HF_CHECKPOINT
 

@@ -3,6 +3,7 @@
 import mlx.core as mx
 import pytest
 from mlx.utils import tree_flatten
+from mlx_vlm.models.moxin.towers import TOWER_NAMES
 from mlx_vlm.models.moxin.weights import convert_weights, is_unused, moxin_name
 from support import HF_CHECKPOINT
 
@@ -17,7 +18,11 @@ def source():
 
 def test_every_parameter_comes_from_exactly_one_source_tensor(source, bf16_model):
     config = bf16_model.config.vision_config
-    used = [moxin_name(name) for name in source if not is_unused(moxin_name(name), config)]
+    used = [
+        moxin_name(name, TOWER_NAMES)
+        for name in source
+        if not is_unused(moxin_name(name, TOWER_NAMES), config)
+    ]
     parameters = [name for name, _ in tree_flatten(bf16_model.parameters())]
     assert sorted(used) == sorted(parameters)
 
@@ -27,7 +32,7 @@ def test_only_what_lies_behind_the_features_is_dropped(source, bf16_model):
     dropped = {
         name.removeprefix("vision_backbone.")
         for name in source
-        if is_unused(moxin_name(name), config)
+        if is_unused(moxin_name(name, TOWER_NAMES), config)
     }
     parts = {".".join(name.split(".")[:3]) for name in dropped}
     assert {part for part in parts if "blocks" in part} == {
@@ -52,7 +57,9 @@ def test_sanitize_accepts_source_and_converted_weights(source, bf16_model):
 
 def test_both_names_of_the_layer_scale_vector_are_known():
     prefix = "vision_backbone.featurizer.blocks.0.ls1."
-    assert moxin_name(prefix + "scale_factor") == moxin_name(prefix + "gamma")
+    assert moxin_name(prefix + "scale_factor", TOWER_NAMES) == moxin_name(
+        prefix + "gamma", TOWER_NAMES
+    )
 
 
 def test_missing_unknown_and_misshapen_tensors_are_all_named(source, bf16_model):

@@ -8,7 +8,7 @@ decoder's widths are multiples of 128, so that every group size divides them.
 from typing import Any
 
 from mlx_vlm.models.moxin import ModelConfig
-from mlx_vlm.models.moxin.config import DINO_ID, SIGLIP_ID
+from mlx_vlm.models.moxin.towers import DINO_ID, SIGLIP_ID
 
 IMAGE_SIZE, PATCH_SIZE = 112, 14
 NUM_PATCHES = (IMAGE_SIZE // PATCH_SIZE) ** 2

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from mlx_vlm.models.moxin.checkpoint import tensor_shapes
+from mlx_vlm.models.moxin.config import MODEL_TYPES
 
 from mlx_vlm_moxin.checkpoints.sources.base import MALFORMED, Source, malformed
 from mlx_vlm_moxin.checkpoints.sources.files import (
@@ -22,7 +23,7 @@ __all__ = ["Source", "open_source"]
 
 SUPPORTED = (
     "a native Prismatic run directory (config.json, checkpoints/latest-checkpoint.pt), "
-    "an HF-converted checkpoint (model_type 'prismatic', vision_backbone.* tensors), "
+    "an HF-converted checkpoint (model_type 'prismatic' or 'openvla', vision_backbone.* tensors), "
     "an OminiX export (the same with split attention and quantize_config.json), "
     "or a conversion of one of these (vision_tower.* tensors)"
 )
@@ -46,7 +47,7 @@ def _open_saved(name: str, directory: Path, config: dict[str, Any]) -> Source:
     names = tensor_shapes(directory).keys()
     if not names:
         raise _not_recognised(name, f"no safetensors, only {_listing(directory) or 'nothing'}")
-    if config.get("model_type") in ("prismatic", "moxin"):
+    if config.get("model_type") in MODEL_TYPES:
         if any(key.startswith("vision_tower.") for key in names):
             return open_own(directory)
         if any(".inner." in key or ".attn.q_proj." in key for key in names):

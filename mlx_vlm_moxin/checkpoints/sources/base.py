@@ -6,8 +6,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from mlx_vlm.models.moxin.config import ModelConfig, VisionConfig
+from mlx_vlm.models.moxin.config import ModelConfig
 from mlx_vlm.models.moxin.processing_moxin import MoxinProcessor
+from mlx_vlm.models.moxin.vision_config import VisionConfig
 from mlx_vlm.models.moxin.weights import convert_weights, moxin_name
 
 from mlx_vlm_moxin.checkpoints.layer_settings import LayerSettings, layer_settings, split_name
@@ -76,7 +77,7 @@ def our_tensors(tensors: Tensors, config: VisionConfig) -> Tensors:
     Raises:
         ValueError: if two of them have the same name of ours.
     """
-    counts = Counter(map(moxin_name, tensors))
+    counts = Counter(moxin_name(name, [*config.towers]) for name in tensors)
     twice = [name for name, count in counts.items() if count > 1]
     if twice:
         raise ValueError(f"The checkpoint has {twice[0]} twice, under two names")

@@ -10,11 +10,11 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from mlx_vlm.models.moxin.checkpoint import set_sizes
-from mlx_vlm.models.moxin.config import DINO_ID, SIGLIP_ID, TIMM_TOWERS, ModelConfig, TextConfig
+from mlx_vlm.models.moxin.config import ModelConfig, TextConfig
 from mlx_vlm.models.moxin.image_processing_moxin import MoxinImageProcessor
 from mlx_vlm.models.moxin.processing_moxin import MoxinProcessor
 from mlx_vlm.models.moxin.tokenization_moxin import CHAT_TEMPLATE_FILE
+from mlx_vlm.models.moxin.towers import DINO_ID, SIGLIP_ID, TIMM_MODELS
 from transformers import PreTrainedTokenizerFast
 
 from mlx_vlm_moxin.checkpoints.pt_file import read_pt
@@ -98,12 +98,12 @@ def _check_towers(config: ModelConfig) -> None:
     """Refuse towers of another kind or, at full width, for another picture size."""
     vision = config.vision_config
     for name, timm_id in (("dino", DINO_ID), ("siglip", SIGLIP_ID)):
-        tower, preset = getattr(vision, name), TIMM_TOWERS[timm_id]
+        tower, preset = getattr(vision, name), TIMM_MODELS[timm_id].tower_config()
         kind = ("class_token", "num_register_tokens", "layer_scale")
         if any(getattr(tower, key) != getattr(preset, key) for key in kind):
             raise ValueError(f"The weights given for --{name} are not those of {timm_id}")
     pixels = int(re.search(r"(\d+)px$", SUPPORTED["vision_backbone_id"])[1])
-    is_full_width = vision.siglip.hidden_size == TIMM_TOWERS[SIGLIP_ID].hidden_size
+    is_full_width = vision.siglip.hidden_size == TIMM_MODELS[SIGLIP_ID].tower_config().hidden_size
     if is_full_width and vision.image_size != pixels:
         raise ValueError(
             f"The weights given for --siglip are for pictures of {vision.image_size} pixels; "
@@ -136,6 +136,7 @@ def _make_config(llm: dict[str, Any], tokenizer: PreTrainedTokenizerFast) -> Mod
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         timm_model_ids=[DINO_ID, SIGLIP_ID],
+        arch_specifier="fused-gelu-mlp",
     )
 
 
@@ -170,7 +171,7 @@ def open_native(
     try:
         num_patches = tensors[_SIGLIP + "pos_embed"].shape[1]
         tensors[_DINO + "pos_embed"] = resample(tensors[_DINO + "pos_embed"], num_patches)
-        set_sizes(config, {name: tensor.shape for name, tensor in tensors.items()})
+        config.set_sizes({name: tensor.shape for name, tensor in tensors.items()})
     except (KeyError, IndexError) as error:
         raise ValueError(f"A vision tower lacks a tensor or has a wrong shape ({error})") from error
     _check_towers(config)

@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-from mlx_vlm.models.moxin.checkpoint import read_sizes
 from mlx_vlm.models.moxin.config import ModelConfig
 from mlx_vlm.models.moxin.image_processing_moxin import CONFIG_FILE
 from mlx_vlm.models.moxin.processing_moxin import MoxinProcessor
@@ -26,8 +25,8 @@ def read_config(directory: Path) -> ModelConfig:
     """
     try:
         config = ModelConfig.from_dict(read_json(directory / "config.json"))
+        # Reads sizes; where the files were is nothing that the result keeps.
         config.model_path = str(directory)
-        read_sizes(config)
         config.model_path = None
     except KeyError as error:
         raise ValueError(f"{directory} has no tensor {error}") from error
@@ -60,12 +59,16 @@ def special_ids(config: ModelConfig) -> dict[str, int]:
     return {name: getattr(config, name) for name in names}
 
 
+def complete_generation_config(content: dict[str, Any], config: ModelConfig) -> dict[str, Any]:
+    """generation_config.json of a conversion, from a source's."""
+    content = {**special_ids(config), **content}
+    return {k: v for k, v in content.items() if k not in _PROVENANCE}
+
+
 def read_generation_config(directory: Path, config: ModelConfig) -> dict[str, Any]:
     """generation_config.json of a source; the special ids alone if it has none."""
     path = directory / "generation_config.json"
-    content = read_json(path) if path.exists() else {}
-    content = {**special_ids(config), **content}
-    return {k: v for k, v in content.items() if k not in _PROVENANCE}
+    return complete_generation_config(read_json(path) if path.exists() else {}, config)
 
 
 def config_dtype(raw_config: dict[str, Any]) -> str | None:

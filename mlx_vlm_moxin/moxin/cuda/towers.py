@@ -49,6 +49,7 @@ def supports(pairs: Sequence[Pair]) -> bool:
         and all(linear.keys() == {"weight", "bias"} for linear in linears)
         and all(linear.weight.dtype == dtype for linear in linears)
         and all(size % WIDTH_MULTIPLE == 0 for linear in linears for size in linear.weight.shape)
+        and all(block.mlp.activation == "gelu" for block in blocks)
         and len({norm.eps for block in blocks for norm in (block.norm1, block.norm2)}) == 1
         and all(block.norm1.weight.shape[0] // block.attn.num_heads % 8 == 0 for block in blocks)
     )

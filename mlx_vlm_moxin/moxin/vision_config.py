@@ -1,0 +1,84 @@
+"""Configuration of the two parts that see: vision towers and projector."""
+
+from dataclasses import dataclass
+
+from ..base import BaseModelConfig
+from .towers import DINO_ID, SIGLIP_ID, TIMM_MODELS, TOWER_NAMES, TowerConfig, require_positive
+
+# Kinds of projectors -> number of linear layers.
+PROJECTOR_LAYERS = {"linear": 1, "gelu-mlp": 2, "fused-gelu-mlp": 3}
+
+
+@dataclass
+class VisionConfig(BaseModelConfig):
+    """One or two towers that see the same square picture, each normalised in its own way.
+
+    Without any tower in the constructor it is Moxin-7B's pair.
+    """
+
+    model_type: str = "moxin_vision"
+    image_size: int = 224
+    patch_size: int = 14
+    dino: TowerConfig | None = None
+    siglip: TowerConfig | None = None
+    clip: TowerConfig | None = None
+    in1k: TowerConfig | None = None
+
+    def __post_init__(self):
+        require_positive("vision_config", self, ("image_size", "patch_size"))
+        if self.patch_size > self.image_size:
+            raise ValueError(
+                f"config.json: vision_config.patch_size {self.patch_size} is larger than "
+                f"image_size {self.image_size}"
+            )
+        for name in TOWER_NAMES:
+            if isinstance(getattr(self, name), dict):
+                setattr(self, name, TowerConfig.from_dict(getattr(self, name)))
+        if not self.towers:
+            self.dino = TIMM_MODELS[DINO_ID].tower_config()
+            self.siglip = TIMM_MODELS[SIGLIP_ID].tower_config()
+        if len(self.towers) > 2:
+            raise ValueError(
+                "config.json: vision_config has the towers "
+                f"{', '.join(self.towers)}; supported are one and two"
+            )
+
+    @property
+    def towers(self) -> dict[str, TowerConfig]:
+        """The towers by name, in the order in which their features are concatenated."""
+        towers = {name: getattr(self, name) for name in TOWER_NAMES}
+        return {name: tower for name, tower in towers.items() if tower is not None}
+
+    @property
+    def num_patches(self) -> int:
+        """Visual tokens per picture; a margin narrower than a patch is not looked at."""
+        return (self.image_size // self.patch_size) ** 2
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the features: the towers' channels, concatenated."""
+        return sum(tower.hidden_size for tower in self.towers.values())
+
+
+@dataclass
+class ProjectorConfig(BaseModelConfig):
+    """The projector: ``model_type`` is one of ``PROJECTOR_LAYERS``.
+
+    ``intermediate_size`` is the width after the first of three layers; projectors of one
+    and two layers have only the other two widths.
+    """
+
+    model_type: str = "fused-gelu-mlp"
+    input_size: int = 2176
+    intermediate_size: int = 8704
+    output_size: int = 4096
+
+    def __post_init__(self):
+        if self.model_type not in PROJECTOR_LAYERS:
+            raise ValueError(
+                f"config.json: projector_config.model_type {self.model_type!r} is not "
+                f"supported; supported are {', '.join(PROJECTOR_LAYERS)}"
+            )
+        require_positive(
+            "projector_config", self, ("input_size", "intermediate_size", "output_size")
+        )
