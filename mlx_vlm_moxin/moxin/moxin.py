@@ -173,14 +173,31 @@ class Model(nn.Module):
         return self
 
     def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
-        """Source or converted weights under this model's names, unused ones dropped.
+        """Source or converted weights, all or some, with this model's names and layout.
+
+        Unused ones are dropped. Running it on its result changes nothing.
+        """
+        return convert_weights(weights, self.config.vision_config)
+
+    def load_weights(
+        self, file_or_weights: str | list[tuple[str, mx.array]], strict: bool = True
+    ) -> nn.Module:
+        """``nn.Module.load_weights`` that refuses a checkpoint that is cut short in one line.
+
+        MLX names every tensor that is missing, which may be hundreds, and mlx-vlm gives up a
+        part of the model (sets it to None) that has no weights at all.
+
+        Args:
+            file_or_weights: a safetensors file, or names and arrays.
+            strict: whether all parameters, and no others, must be given.
 
         Raises:
-            ValueError: naming every tensor that is missing, unknown or of a wrong shape.
+            ValueError: naming tensors that are missing, unknown or of a wrong shape.
         """
-        weights = convert_weights(weights, self.config.vision_config)
-        check_weights(weights, self)
-        return weights
+        if strict and not isinstance(file_or_weights, str):
+            is_whole = None not in (self.vision_tower, self.multi_modal_projector)
+            check_weights(dict(file_or_weights), self if is_whole else Model(self.config))
+        return super().load_weights(file_or_weights, strict)
 
     def quant_predicate(self, path: str, module: nn.Module) -> bool:
         """Quantise the decoder's attention, MLP and ``lm_head``; nothing else.

@@ -6,8 +6,7 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerFast
 
 from ...tokenizer_utils import StreamingDetokenizer
-
-CHAT_TEMPLATE_FILE = Path(__file__).parent / "chat_template.jinja"
+from .chat_template import CHAT_TEMPLATE
 
 
 def load_tokenizer(model_path: Path, own_template: bool) -> PreTrainedTokenizerFast:
@@ -35,7 +34,7 @@ def load_tokenizer(model_path: Path, own_template: bool) -> PreTrainedTokenizerF
         if getattr(tokenizer, name) is None:
             raise ValueError(f"The tokenizer in {model_path} has no {name}")
     if not own_template or tokenizer.chat_template is None:
-        tokenizer.chat_template = CHAT_TEMPLATE_FILE.read_text(encoding="utf-8")
+        tokenizer.chat_template = CHAT_TEMPLATE
     return tokenizer
 
 

@@ -151,6 +151,7 @@ class VisionModel(nn.Module):
     def __init__(self, config: VisionConfig):
         super().__init__()
         self.config = config
+        self.model_type = config.model_type
         for name, tower in config.towers.items():
             self[name] = VisionTransformer(tower, config.num_patches, config.patch_size)
         self._compiled = None

@@ -62,16 +62,16 @@ def convert_weights(weights: dict[str, mx.array], config: VisionConfig) -> dict[
     return converted
 
 
-def _some(names: list[str]) -> str:
-    shown = ", ".join(sorted(names)[:5])
-    return f"{shown} and {len(names) - 5} more" if len(names) > 5 else shown
+def _some(names: list[str], limit: int = 3) -> str:
+    shown = ", ".join(sorted(names)[:limit])
+    return f"{shown} and {len(names) - limit} more" if len(names) > limit else shown
 
 
 def check_weights(weights: dict[str, mx.array], model: nn.Module) -> None:
-    """Compare ``weights`` with the parameters of a not yet quantised ``model``.
+    """Compare ``weights`` with the parameters of ``model``.
 
-    A quantised layer shows as ``weight``, ``scales`` and possibly ``biases``; its packed
-    shapes are left to the loader.
+    If the model is not yet quantised, a quantised layer shows in the weights as ``weight``,
+    ``scales`` and possibly ``biases``; its packed shapes are left to the loader.
 
     Raises:
         ValueError: naming the tensors that are missing, unknown or of a wrong shape.
@@ -94,9 +94,14 @@ def check_weights(weights: dict[str, mx.array], model: nn.Module) -> None:
     unknown = [name for name in weights if not is_known(name)]
     if unknown:
         problems.append(f"{len(unknown)} tensors unknown ({_some(unknown)})")
-    for name, shape in expected.items():
-        is_packed = f"{layer(name)}.scales" in weights
-        if name in weights and not is_packed and weights[name].shape != shape:
-            problems.append(f"{name} has shape {weights[name].shape}, expected {shape}")
+    misshapen = [
+        f"{name} has shape {weights[name].shape}, expected {shape}"
+        for name, shape in expected.items()
+        if name in weights
+        and f"{layer(name)}.scales" not in weights
+        and weights[name].shape != shape
+    ]
+    if misshapen:
+        problems.append(_some(misshapen, limit=2))
     if problems:
         raise ValueError("This checkpoint does not fit its config.json: " + "; ".join(problems))

@@ -1,6 +1,8 @@
-{#- Prismatic's "pure" prompt: "In: {message}\nOut:" and, after an answer, "</s>" and the next turn.
-    A system message goes on a line of its own in front of the next user message; user messages in
-    a row are one message. The tokenizer adds <s>. -#}
+"""The chat template. A Python string, since mlx-vlm packages no other kind of file."""
+
+CHAT_TEMPLATE = r"""{#- Prismatic's "pure" prompt: "In: {message}\nOut:" and, after an answer,
+    "</s>" and the next turn. A system message goes on a separate line before the next user message;
+    user messages in a row are one message. The tokenizer adds <s>. -#}
 {%- set ns = namespace(message=none) -%}
 {%- for turn in messages -%}
   {%- set text -%}
@@ -19,9 +21,11 @@
     {%- else -%}{%- set ns.message = (ns.message + ns.separator + text) | trim -%}{%- endif -%}
     {%- set ns.separator = ' ' if turn['role'] == 'user' else '\n' -%}
   {%- else -%}
-    {{- raise_exception("Moxin's prompt has no role '" + turn['role'] + "'; it knows system, user and assistant") -}}
+    {{- raise_exception("Moxin's prompt has no role '" + turn['role']
+        + "'; it knows system, user and assistant") -}}
   {%- endif -%}
 {%- endfor -%}
 {%- if ns.message is not none or add_generation_prompt -%}
   {{- 'In: ' + (ns.message or '') + '\nOut:' -}}
 {%- endif -%}
+"""
