@@ -6,16 +6,15 @@ from typing import Any
 import mlx.nn as nn
 from mlx_vlm import apply_chat_template, stream_generate
 from mlx_vlm.generate import DEFAULT_MAX_TOKENS
+from mlx_vlm.models.moxin.picture import PictureSource, read_picture
 from mlx_vlm.models.moxin.processing_moxin import MoxinProcessor
-
-from mlx_vlm_moxin.library.images import ImageSource, open_picture
 
 
 def generate(
     model: nn.Module,
     processor: MoxinProcessor,
     prompt: str | list[dict[str, Any]],
-    image: ImageSource | None = None,
+    image: PictureSource | None = None,
     *,
     max_tokens: int = DEFAULT_MAX_TOKENS,
     temperature: float | None = None,
@@ -27,7 +26,7 @@ def generate(
         prompt: the question as one types it, or the messages of a conversation
             (``{"role": ..., "content": ...}``); the chat template is applied here.
         image: the picture that is asked about, see
-            :func:`~mlx_vlm_moxin.library.images.open_picture`.
+            :func:`~mlx_vlm.models.moxin.picture.read_picture`.
         max_tokens: at most so many tokens.
         temperature: 0 for the likeliest token each time, above it for sampling; None for
             what the checkpoint's generation_config.json says, greedy if it says nothing.
@@ -41,7 +40,7 @@ def generate(
         ValueError: if the picture cannot be used.
     """
     text = apply_chat_template(processor, model.config, prompt, num_images=int(image is not None))
-    pictures = None if image is None else [open_picture(image)]
+    pictures = None if image is None else [read_picture(image)]
     processor.tokenizer.stopping_criteria.reset(model.config.eos_token_id)
     results = stream_generate(
         model, processor, text, pictures, max_tokens=max_tokens, temperature=temperature, **kwargs

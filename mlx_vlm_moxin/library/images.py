@@ -1,44 +1,18 @@
 """Pictures as arrays: opened, squared and normalised for each of the two towers."""
 
-from io import BytesIO
-from pathlib import Path
-
 import mlx.core as mx
 import numpy as np
 from mlx_vlm.models.moxin.image_processing_moxin import (
     IMAGE_MEAN,
     IMAGE_STD,
     MoxinImageProcessor,
-    open_image,
 )
-from PIL import Image
+from mlx_vlm.models.moxin.picture import PictureSource
 
-ImageSource = str | Path | bytes | Image.Image | np.ndarray | mx.array
 _DINO, _SIGLIP = range(2)
 
 
-def open_picture(image: ImageSource) -> Image.Image:
-    """A picture in RGB and upright.
-
-    Args:
-        image: path, ``http(s)`` URL, data URI, the bytes of an image file, a PIL image, or
-            a uint8 array ``[H, W, 3]``.
-
-    Raises:
-        ValueError: saying what cannot be used as a picture, and why.
-    """
-    name = image if isinstance(image, (str, Path)) else f"the given {type(image).__name__}"
-    try:
-        if isinstance(image, bytes):
-            image = Image.open(BytesIO(image))
-        elif isinstance(image, mx.array):
-            image = np.array(image)
-        return open_image(image)
-    except (OSError, Image.DecompressionBombError) as error:
-        raise ValueError(f"Cannot read {name} as a picture: {error}") from error
-
-
-def preprocess(image: ImageSource, image_size: int = 224) -> mx.array:
+def preprocess(image: PictureSource, image_size: int = 224) -> mx.array:
     """One picture as the towers want it, not yet normalised.
 
     This is the ``resize-naive`` strategy of Moxin's published checkpoints: RGB, squashed
@@ -46,17 +20,18 @@ def preprocess(image: ImageSource, image_size: int = 224) -> mx.array:
     checkpoint has its own strategy and constants.
 
     Args:
-        image: see :func:`open_picture`.
+        image: a path, a URL, a data URI, bytes, a binary file, a dictionary of a data set, a PIL
+            image or an array; see ``mlx_vlm.models.moxin.picture.read_picture``.
         image_size: side of the square, in pixels.
 
     Returns:
         ``[1, image_size, image_size, 3]`` float32 in [0, 1].
 
     Raises:
-        ValueError: see :func:`open_picture`.
+        ValueError: what cannot be used as a picture, and why.
     """
     only_resize = MoxinImageProcessor(image_size, image_mean=[[0, 0, 0]], image_std=[[1, 1, 1]])
-    return mx.array(only_resize(open_picture(image))).transpose(0, 2, 3, 1)
+    return mx.array(only_resize(image)).transpose(0, 2, 3, 1)
 
 
 def _check(images: mx.array | np.ndarray) -> mx.array:

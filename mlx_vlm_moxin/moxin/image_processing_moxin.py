@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image, ImageOps
 
-from ...utils import load_image
+from .picture import PictureSource, read_picture
 
 CONFIG_FILE = "preprocessor_config.json"
 RESIZE_STRATEGIES = ("resize-naive", "letterbox", "resize-crop")
@@ -25,9 +25,7 @@ IMAGE_STD = ((0.229, 0.224, 0.225), (0.5, 0.5, 0.5))
 # A thread is worth starting for this many pixels.
 PIXELS_PER_THREAD = 2**20
 MAX_THREADS = 8
-REMOTE = ("http://", "https://", "data:image/")
 
-ImageInput = Image.Image | np.ndarray | str | Path
 Colour = Sequence[int]
 
 
@@ -77,43 +75,6 @@ def _letterbox(image: Image.Image, fill: Colour) -> Image.Image:
     return ImageOps.expand(image, border=(x, y, x, y), fill=tuple(fill))
 
 
-def open_image(image: ImageInput) -> Image.Image:
-    """A picture in RGB and upright, from a PIL image, an array, a path or a URL.
-
-    A PIL image that is both already is returned as it is: copying a large one takes
-    half as long as resizing it.
-
-    Raises:
-        ValueError: saying what cannot be used as a picture, and why.
-        OSError: from Pillow, for a file that breaks off.
-    """
-    if isinstance(image, str) and image.startswith(REMOTE):
-        return load_image(image)
-    if isinstance(image, (str, Path)):
-        try:
-            image = Image.open(image)
-        except Exception as error:
-            raise ValueError(f"Failed to load image from {image}: {error}") from error
-    if isinstance(image, np.ndarray):
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-            raise ValueError(
-                "An image array must be uint8 of shape [height, width, 3], "
-                f"got {image.dtype} of shape {list(image.shape)}"
-            )
-        image = Image.fromarray(image)
-    if not isinstance(image, Image.Image):
-        raise ValueError(
-            f"Cannot use {type(image).__name__} as a picture; give a PIL image, a uint8 array, "
-            "a path or a URL"
-        )
-    if 0 in image.size:
-        raise ValueError(f"The picture is empty ({image.width}x{image.height} pixels)")
-    image.load()  # a truncated file fails here, not when it is resized
-    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
-        image = ImageOps.exif_transpose(image)
-    return image if image.mode == "RGB" else image.convert("RGB")
-
-
 class MoxinImageProcessor:
     """Resizes a picture and normalises it once per tower.
 
@@ -159,21 +120,21 @@ class MoxinImageProcessor:
         channels = np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
         return np.divide(channels, 255, dtype=np.float32)
 
-    def preprocess(self, images: ImageInput | Sequence[ImageInput]) -> np.ndarray:
+    def preprocess(self, images: PictureSource | Sequence[PictureSource]) -> np.ndarray:
         """Pixels of one or more pictures.
 
         Returns:
             ``[B, 6, S, S]`` float32, DINOv2's three channels first.
 
         Raises:
-            ValueError: see :func:`open_image`.
+            PictureError: see :func:`~.picture.read_picture`.
         """
         if not isinstance(images, (list, tuple)):
             images = [images]
         size = self.image_size
         pixels = np.empty((len(images), len(self.image_mean), 3, size, size), np.float32)
         for image, towers in zip(images, pixels):
-            self._preprocess_one(open_image(image), towers)
+            self._preprocess_one(read_picture(image), towers)
         return pixels.reshape(len(images), -1, size, size)
 
     def _preprocess_one(self, image: Image.Image, towers: np.ndarray) -> None:

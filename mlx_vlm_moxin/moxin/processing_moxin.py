@@ -20,7 +20,8 @@ from PIL import Image, ImageChops
 
 from ..base import install_auto_processor_patch
 from .config import MODEL_TYPES, ModelConfig
-from .image_processing_moxin import CONFIG_FILE, ImageInput, MoxinImageProcessor, open_image
+from .image_processing_moxin import CONFIG_FILE, MoxinImageProcessor
+from .picture import PictureSource, read_picture
 from .tokenization_moxin import MoxinDetokenizer, load_tokenizer
 
 # The last picture is remembered up to this many pixels, four bytes each.
@@ -71,7 +72,7 @@ class MoxinProcessor:
     def __call__(
         self,
         text: str | Sequence[str],
-        images: ImageInput | Sequence[ImageInput] | None = None,
+        images: PictureSource | Sequence[PictureSource] | None = None,
         padding: bool = True,
         padding_side: str = "left",
         add_special_tokens: bool = True,
@@ -114,13 +115,13 @@ class MoxinProcessor:
             mx.eval(inputs["pixel_values"])
         return inputs
 
-    def _picture(self, image: ImageInput) -> tuple[mx.array, list[int]]:
+    def _picture(self, image: PictureSource) -> tuple[mx.array, list[int]]:
         """Pixels ``[1, C, S, S]`` and placeholders of a picture.
 
         The next question is often about the same picture, which comes along again: it
         takes a tenth of the time to compare all of it with the last one.
         """
-        image = open_image(image)
+        image = read_picture(image)
         if image.width * image.height > MAX_REMEMBERED:
             return self._computed(image)
         # What the result depends on besides.

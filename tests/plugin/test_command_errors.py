@@ -128,7 +128,7 @@ def test_two_pictures_are_one_too_many():
 
 def test_a_picture_given_as_an_array_of_a_wrong_kind_is_refused_in_the_api(processor):
     with pytest.raises(ValueError, match="uint8"):
-        processor("In: a\nOut:", [np.zeros((4, 4, 3))])
+        processor("In: a\nOut:", [np.zeros((4, 4, 3), np.int64)])
 
 
 def test_the_traceback_can_be_had():
