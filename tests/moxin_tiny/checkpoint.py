@@ -8,12 +8,14 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 from mlx_vlm.models.moxin import Model
 from mlx_vlm.models.moxin.vision import Block
-from mlx_vlm.models.moxin.weights import PREFIXES
+from mlx_vlm.models.moxin.weights import TOWER_PREFIXES
 from support import preprocessor_config
 from tokenizers import Tokenizer
 
 from .architecture import IMAGE_SIZE, source_config
 from .texts import BOS_ID, EOS_ID, PAD, tokenizer_files
+
+TOWERS = ("dino", "siglip")
 
 
 def source_weights(model: Model) -> dict[str, mx.array]:
@@ -23,7 +25,7 @@ def source_weights(model: Model) -> dict[str, mx.array]:
     which the features do not pass through; here they are untrained.
     """
     weights = dict(tree_flatten(model.parameters()))
-    for name in ("dino", "siglip"):
+    for name in TOWERS:
         tower = getattr(model.vision_tower, name)
         prefix = f"vision_tower.{name}."
         block = f"{prefix}blocks.{tower.config.num_blocks}."
@@ -31,11 +33,13 @@ def source_weights(model: Model) -> dict[str, mx.array]:
         weights.update({block + part: value for part, value in unused})
         weights[f"{prefix}norm.weight"] = mx.ones((tower.config.hidden_size,))
         weights[f"{prefix}norm.bias"] = mx.zeros((tower.config.hidden_size,))
+    prefixes = {f"vision_tower.{name}.": source for name, source in zip(TOWERS, TOWER_PREFIXES)}
+    prefixes["multi_modal_projector."] = "projector."
     converted = {}
     for name, value in weights.items():
         if name.endswith("patch_embed.proj.weight"):
             value = value.transpose(0, 3, 1, 2)
-        for source, ours in PREFIXES.items():
+        for ours, source in prefixes.items():
             if name.startswith(ours):
                 name = source + name[len(ours) :]
                 break

@@ -7,11 +7,11 @@ a picture, one after the other as turns of a conversation; a test row has one qu
 import hashlib
 import random
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import lru_cache
 from multiprocessing import get_context
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import numpy as np
@@ -183,19 +183,25 @@ def make_batch(split: str, start: int, pictures: int, questions: int, turns: int
     return Batch(squares, patches, *_worker["encoder"].rows(conversations))
 
 
-def batches(tasks: Iterable[tuple], workers: int, setup: tuple) -> Iterator[Batch]:
-    """Results of :func:`make_batch` in the order of ``tasks``, made a little ahead of time.
+def batches(
+    tasks: Iterable[tuple],
+    workers: int,
+    setup: tuple,
+    make: Callable[..., Any] = make_batch,
+    start: Callable[..., None] = start_worker,
+) -> Iterator[Any]:
+    """Results of ``make`` in the order of ``tasks``, made a little ahead of time.
 
     Args:
-        tasks: arguments of :func:`make_batch`.
+        tasks: arguments of ``make``.
         workers: number of processes.
-        setup: arguments of :func:`start_worker`.
+        setup: arguments of ``start``, which each process calls first.
     """
     context = get_context("spawn")
-    with ProcessPoolExecutor(workers, context, start_worker, setup) as pool:
+    with ProcessPoolExecutor(workers, context, start, setup) as pool:
         pending: deque = deque()
         for task in tasks:
-            pending.append(pool.submit(make_batch, *task))
+            pending.append(pool.submit(make, *task))
             if len(pending) > 3 * workers:
                 yield pending.popleft().result()
         while pending:

@@ -78,18 +78,23 @@ def _turned(points: list[Point], thing: Thing, centre: Point) -> list[Point]:
     ]
 
 
+def draw_thing(pen: ImageDraw.ImageDraw, thing: Thing, width: int, height: int) -> None:
+    """Draw one shape into a picture of ``width`` by ``height`` pixels."""
+    centre = thing.x * width, thing.y * height
+    fill = mix_colour(thing.colour, thing.mix)
+    if thing.shape in OUTLINES:
+        pen.polygon(_turned(OUTLINES[thing.shape], thing, centre), fill=fill)
+    elif thing.shape == "circle":
+        pen.circle(centre, 0.95 * thing.radius, fill=fill)
+    else:
+        ring = round((1 - _RING_HOLE) * thing.radius)
+        pen.circle(centre, thing.radius, outline=fill, width=ring)
+
+
 def draw(scene: Scene) -> Image.Image:
     """The picture of a scene, RGB, ``scene.width`` by ``scene.height`` pixels."""
     image = _background(scene)
     pen = ImageDraw.Draw(image)
     for thing in scene.things:
-        centre = thing.x * scene.width, thing.y * scene.height
-        fill = mix_colour(thing.colour, thing.mix)
-        if thing.shape in OUTLINES:
-            pen.polygon(_turned(OUTLINES[thing.shape], thing, centre), fill=fill)
-        elif thing.shape == "circle":
-            pen.circle(centre, 0.95 * thing.radius, fill=fill)
-        else:
-            width = round((1 - _RING_HOLE) * thing.radius)
-            pen.circle(centre, thing.radius, outline=fill, width=width)
+        draw_thing(pen, thing, scene.width, scene.height)
     return image

@@ -6,7 +6,8 @@ from typing import Any
 DPI = 110
 
 
-def _save(figure: Any, path: Path) -> None:
+def save_figure(figure: Any, path: Path) -> None:
+    """Write a figure as a PNG that depends on its content alone."""
     figure.savefig(path, dpi=DPI, metadata={"Software": None})
 
 
@@ -28,7 +29,7 @@ def plot_training(log: dict[str, Any], path: Path) -> None:
     other.plot(steps, [100 * share for share in right], "s--", color="tab:green", markersize=3)
     other.set(ylabel="validation answers right (%, dashed)", ylim=(0, 101))
     axes.legend(loc="lower left")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_formats(results: dict[str, Any], path: Path) -> None:
@@ -61,4 +62,4 @@ def plot_formats(results: dict[str, Any], path: Path) -> None:
     top.legend(fontsize=8)
     for axes in (top, bottom):
         axes.grid(alpha=0.3)
-    _save(figure, path)
+    save_figure(figure, path)

@@ -31,8 +31,11 @@ def corpus_words() -> set[str]:
     return words
 
 
-def _bpe(words: Iterable[str]) -> models.BPE:
-    """Merges that make each word one token; ids are specials, bytes, merges, characters."""
+def _bpe(words: Iterable[str], multiple: int, reserved: int) -> models.BPE:
+    """Merges that make each word one token; ids are specials, bytes, merges, characters.
+
+    Unused tokens follow: ``reserved`` of them at least, up to a multiple of ``multiple``.
+    """
     trained = Tokenizer(models.BPE())
     trainer = trainers.BpeTrainer(
         vocab_size=1 << 16,
@@ -45,17 +48,30 @@ def _bpe(words: Iterable[str]) -> models.BPE:
     merged = [token for token, _ in by_id if len(token) > 1]
     characters = [token for token, _ in by_id if len(token) == 1]
     tokens = [UNKNOWN, BOS, EOS, *(f"<0x{byte:02X}>" for byte in range(256))]
-    vocab = {token: index for index, token in enumerate([*tokens, *merged, *characters])}
+    tokens += [*merged, *characters]
+    unused = reserved + -(len(tokens) + reserved) % multiple
+    tokens += [f"{SPACE}<{index}>" for index in range(unused)]
+    vocab = {token: index for index, token in enumerate(tokens)}
     merges = [tuple(pair) for pair in json.loads(trained.to_str())["model"]["merges"]]
     return models.BPE(vocab, merges, unk_token=UNKNOWN, fuse_unk=True, byte_fallback=True)
 
 
 def train_tokenizer() -> Tokenizer:
+    """The tokenizer of this task's words."""
+    return build_tokenizer(corpus_words())
+
+
+def build_tokenizer(words: Iterable[str], multiple: int = 1, reserved: int = 0) -> Tokenizer:
     """A tokenizer built as Moxin's is: normalizer, decoder and special tokens are Llama's.
 
     ``<PAD>`` comes last, as the first id above the vocabulary proper.
+
+    Args:
+        words: each becomes one token.
+        multiple: the vocabulary before ``<PAD>`` is filled up to a multiple of it.
+        reserved: number of unused tokens before ``<PAD>``, at least.
     """
-    tokenizer = Tokenizer(_bpe(corpus_words()))
+    tokenizer = Tokenizer(_bpe(words, multiple, reserved))
     tokenizer.normalizer = normalizers.Sequence(
         [normalizers.Prepend(SPACE), normalizers.Replace(" ", SPACE)]
     )

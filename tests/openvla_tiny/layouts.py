@@ -1,0 +1,97 @@
+"""Tables at random from a seed, and what only the test set shows.
+
+As in moxin-tiny, training knows neither the held-out background tints, nor the colour mixes, nor
+seven combinations of colour and shape; every test instruction names a held-out combination.
+"""
+
+import random
+
+from moxin_tiny.scenes import (
+    COLOURS,
+    HELD_OUT_COMBINATIONS,
+    HELD_OUT_MIXES,
+    HELD_OUT_TINTS,
+    SHAPES,
+    TEXTURES,
+    TINTS,
+    TRAIN_MIXES,
+)
+
+from .table import Item, Table
+
+SPLITS = ("train", "validation", "test")
+RADII = (0.055, 0.075)
+BOX_RADIUS = 0.1
+# Nothing lies closer to the edge, so that the gripper gets to either side of it.
+MARGIN = 0.2
+GAP = 0.06
+
+
+def layout_random(split: str, index: int) -> random.Random:
+    """The random source of table ``index`` of ``split``; splits share no seed."""
+    if split not in SPLITS:
+        raise ValueError(f"Unknown split {split!r}; known: {', '.join(SPLITS)}")
+    return random.Random(f"openvla-tiny/{split}/{index}")
+
+
+def _names(rng: random.Random, count: int, held_out: bool) -> list[tuple[str, str]]:
+    """``count`` different pairs of colour and shape; the first is held out where asked for."""
+    pairs = [(c, s) for c in COLOURS for s in SHAPES]
+    known = [pair for pair in pairs if pair not in HELD_OUT_COMBINATIONS]
+    if not held_out:
+        return rng.sample(known, count)
+    first = rng.choice(sorted(HELD_OUT_COMBINATIONS))
+    return [first, *rng.sample([pair for pair in pairs if pair != first], count - 1)]
+
+
+def _places(rng: random.Random, radii: list[float]) -> list[tuple[float, float]] | None:
+    """Centres that keep everything apart, or None if none were found."""
+    places: list[tuple[float, float]] = []
+    for index, radius in enumerate(radii):
+        for _ in range(40):
+            x, y = rng.uniform(MARGIN, 1 - MARGIN), rng.uniform(MARGIN, 1 - MARGIN)
+            if all(
+                (x - a) ** 2 + (y - b) ** 2 > (radius + other + GAP) ** 2
+                for (a, b), other in zip(places, radii[:index])
+            ):
+                places.append((x, y))
+                break
+        else:
+            return None
+    return places
+
+
+def make_table(split: str, index: int) -> tuple[Table, random.Random]:
+    """Table ``index`` of ``split``, the same every time, and its random source to go on with.
+
+    The item that an instruction is to be about comes first.
+
+    Raises:
+        ValueError: for an unknown split.
+    """
+    rng = layout_random(split, index)
+    held_out = split != "train"
+    while True:
+        count = rng.randint(2, 4)
+        radii = [rng.uniform(*RADII) for _ in range(count)]
+        places = _places(rng, [*radii, BOX_RADIUS])
+        if places is not None:
+            break
+    mixes = HELD_OUT_MIXES if held_out else TRAIN_MIXES
+    items = tuple(
+        Item(shape, colour, x, y, radius, rng.uniform(*rng.choice(mixes)), rng.uniform(-15, 15))
+        for (colour, shape), (x, y), radius in zip(_names(rng, count, held_out), places, radii)
+    )
+    table = Table(
+        items=items,
+        box=places[-1],
+        x=rng.uniform(0.05, 0.95),
+        y=rng.uniform(0.15, 0.95),
+        z=1.0,
+        is_open=True,
+        held=None,
+        tint=rng.choice([tint for tint in TINTS if (tint in HELD_OUT_TINTS) == held_out]),
+        texture=rng.choice(TEXTURES),
+        texture_seed=rng.getrandbits(32),
+    )
+    return table, rng

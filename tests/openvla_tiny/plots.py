@@ -1,0 +1,43 @@
+"""The figures beside training.json and results.json; they need matplotlib."""
+
+from pathlib import Path
+from typing import Any
+
+from moxin_tiny.plots import save_figure
+
+
+def plot_training(log: dict[str, Any], path: Path) -> None:
+    """Training and validation loss over the steps, and action tokens that are right."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.add_subplot()
+    axes.plot(*zip(*log["step_loss"]), linewidth=1, label="training loss")
+    steps, losses, right = zip(*log["step_validation_loss_right"])
+    axes.plot(steps, losses, "o-", markersize=3, label="validation loss")
+    axes.set(xlabel="step", ylabel="cross entropy of action tokens (nats)", yscale="log")
+    other = axes.twinx()
+    other.plot(steps, [100 * share for share in right], "s--", color="tab:green", markersize=3)
+    other.set(ylabel="validation action tokens right (%, dashed)", ylim=(0, 101))
+    axes.legend(loc="lower left")
+    save_figure(figure, path)
+
+
+def plot_formats(results: dict[str, Any], path: Path) -> None:
+    """Success rate of every format, by kind of task."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    formats = results["formats"]
+    kinds = list(formats[0]["by_kind"])
+    width = 0.8 / len(kinds)
+    for offset, kind in enumerate(kinds):
+        places = [row + offset * width for row in range(len(formats))]
+        axes.bar(places, [100 * row["by_kind"][kind] for row in formats], width, label=kind)
+    axes.set_xticks([row + 0.4 - width / 2 for row in range(len(formats))])
+    axes.set_xticklabels([row["name"] for row in formats], rotation=20)
+    axes.set(ylabel="episodes that succeed (%)", ylim=(0, 101))
+    axes.legend(ncols=len(kinds), fontsize=8, loc="lower left")
+    axes.grid(axis="y", alpha=0.3)
+    save_figure(figure, path)

@@ -1,0 +1,116 @@
+"""What the gripper can be told to do, in which words, and when it is done."""
+
+import random
+from dataclasses import dataclass
+
+import numpy as np
+
+from .table import Table
+
+KINDS = ("move", "beside", "into", "left", "right")
+REACHED = 0.06
+BESIDE = 0.1
+INSIDE = 0.07
+PUSHED = 0.12
+# Training knows all but the last wording of each kind, and every word of that one.
+WORDINGS = {
+    "move": (
+        "move to the {item}",
+        "go to the {item}",
+        "reach the {item}",
+        "move the gripper to the {item}",
+        "go with the gripper to the {item}",
+    ),
+    "beside": (
+        "pick up the {item} and put it beside the {other}",
+        "put the {item} beside the {other}",
+        "place the {item} beside the {other}",
+        "pick the {item} up and place it beside the {other}",
+    ),
+    "into": (
+        "pick up the {item} and put it into the box",
+        "put the {item} into the box",
+        "place the {item} into the box with the gripper",
+        "pick the {item} up and place it into the box",
+    ),
+    "left": (
+        "push the {item} left",
+        "push the {item} to the left",
+        "slide the {item} left",
+        "slide the {item} to the left",
+    ),
+    "right": (
+        "push the {item} right",
+        "push the {item} to the right",
+        "slide the {item} right",
+        "slide the {item} to the right",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Task:
+    """An instruction about items of a table.
+
+    Attributes:
+        kind: one of :data:`KINDS`.
+        item, other: indices of the items that it names (``other`` only for "beside").
+        start: where the item lay at first.
+        instruction: the words.
+    """
+
+    kind: str
+    item: int
+    other: int
+    start: tuple[float, float]
+    instruction: str
+
+    def target(self, table: Table) -> tuple[float, float]:
+        """Where the item is to be put down ("beside" and "into")."""
+        if self.kind == "into":
+            return table.box
+        item, other = table.items[self.item], table.items[self.other]
+        gap = item.radius + other.radius + 0.03
+        # To the right of the other item, where there is room.
+        return (other.x + gap if other.x < 0.7 else other.x - gap), other.y
+
+    def is_done(self, table: Table) -> bool:
+        """Whether the instruction is fulfilled."""
+        item = table.items[self.item]
+        if self.kind == "move":
+            return item.distance(table.x, table.y) < REACHED
+        if self.kind == "left":
+            return self.start[0] - item.x >= PUSHED
+        if self.kind == "right":
+            return item.x - self.start[0] >= PUSHED
+        if table.held is not None or not table.is_open:
+            return False
+        tolerance = BESIDE if self.kind == "beside" else INSIDE
+        return item.distance(*self.target(table)) < tolerance
+
+
+def make_task(
+    kind: str,
+    table: Table,
+    split: str,
+    rng: random.Random,
+    wording: int | None = None,
+    item: int = 0,
+) -> Task:
+    """A task of a kind about an item of a table, the first one by default.
+
+    Args:
+        wording: index into :data:`WORDINGS`; None for a random one that the split knows. The
+            test set knows them all, training all but the last one.
+    """
+    texts = WORDINGS[kind]
+    if wording is None:
+        wording = rng.randrange(len(texts) - (split == "train"))
+    other = rng.choice([index for index in range(len(table.items)) if index != item])
+    text = texts[wording].format(item=table.items[item].name, other=table.items[other].name)
+    return Task(kind, item, other, (table.items[item].x, table.items[item].y), text)
+
+
+def as_action(dx: float, dy: float, dz: float, gripper: float) -> np.ndarray:
+    """``[7]`` float64; turns are not used."""
+    return np.array([dx, dy, dz, 0, 0, 0, gripper])

@@ -1,0 +1,39 @@
+"""The tokenizer: moxin-tiny's kind, trained on the instructions, with 256 tokens for actions."""
+
+import re
+
+from moxin_tiny.scenes import COLOURS, SHAPES
+from moxin_tiny.texts import SPACE, build_tokenizer
+from tokenizers import Tokenizer
+
+from .tasks import WORDINGS
+
+ACTION_TOKENS = 256
+# As in Llama-2: what there is beside <PAD> fills a multiple of 64.
+VOCAB_MULTIPLE = 64
+
+
+def prompt(instruction: str) -> str:
+    """OpenVLA's prompt, in which the action's tokens follow."""
+    return f"In: What action should the robot take to {instruction.lower()}?\nOut:"
+
+
+def words() -> set[str]:
+    """Every word of every instruction, its leading space written as Llama writes it."""
+    names = [f"{colour} {shape}" for colour in COLOURS for shape in SHAPES]
+    texts = [
+        prompt(text.format(item=name, other=name))
+        for kind in WORDINGS.values()
+        for text in kind
+        for name in names
+    ]
+    pieces = {piece for text in texts for piece in re.findall(r" ?\w+|[^\w\s]", f" {text}")}
+    return {piece.replace(" ", SPACE) for piece in pieces}
+
+
+def train_tokenizer() -> Tokenizer:
+    """Words, then the 256 tokens that stand for actions, then ``<PAD>``.
+
+    The last 256 tokens before ``<PAD>`` are what OpenVLA overwrites in Llama's vocabulary.
+    """
+    return build_tokenizer(words(), VOCAB_MULTIPLE, ACTION_TOKENS)
