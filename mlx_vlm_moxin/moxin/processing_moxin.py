@@ -229,7 +229,11 @@ class MoxinProcessor:
             )
         return cls(
             image_processor,
-            load_tokenizer(path, own_template=config.model_type == "moxin"),
+            load_tokenizer(
+                path,
+                own_template=config.model_type == "moxin",
+                prompt_format=config.prompt_format,
+            ),
             image_token_index=config.image_token_index,
             vocab_size=config.text_config.vocab_size,
             num_image_tokens=(image_processor.image_size // config.vision_config.patch_size) ** 2,

@@ -6,10 +6,12 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerFast
 
 from ...tokenizer_utils import StreamingDetokenizer
-from .chat_template import CHAT_TEMPLATE
+from .prompts import chat_template
 
 
-def load_tokenizer(model_path: Path, own_template: bool) -> PreTrainedTokenizerFast:
+def load_tokenizer(
+    model_path: Path, *, own_template: bool, prompt_format: str
+) -> PreTrainedTokenizerFast:
     """The tokenizer of a checkpoint directory, with a chat template.
 
     ``PreTrainedTokenizerFast`` takes tokenizer.json as it is. ``AutoTokenizer`` would
@@ -18,8 +20,9 @@ def load_tokenizer(model_path: Path, own_template: bool) -> PreTrainedTokenizerF
     Args:
         model_path: directory with tokenizer.json and tokenizer_config.json.
         own_template: keep the checkpoint's own chat template. A source checkpoint may
-            carry one of its language model's, which is not the prompt Moxin was
-            trained on.
+            carry one of its language model's, which need not be the prompt that the
+            model was trained on.
+        prompt_format: one of ``prompts.PROMPT_FORMATS``, for any other chat template.
 
     Raises:
         FileNotFoundError: if there is no tokenizer.json.
@@ -34,7 +37,7 @@ def load_tokenizer(model_path: Path, own_template: bool) -> PreTrainedTokenizerF
         if getattr(tokenizer, name) is None:
             raise ValueError(f"The tokenizer in {model_path} has no {name}")
     if not own_template or tokenizer.chat_template is None:
-        tokenizer.chat_template = CHAT_TEMPLATE
+        tokenizer.chat_template = chat_template(prompt_format)
     return tokenizer
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from mlx_vlm.models.moxin.tokenization_moxin import MoxinDetokenizer, load_tokenizer
 from support import GOLDENS, HF_CHECKPOINT
 
-TOKENIZER = load_tokenizer(HF_CHECKPOINT, own_template=False)
+TOKENIZER = load_tokenizer(HF_CHECKPOINT, own_template=False, prompt_format="pure")
 VOCAB_SIZE = 576
 
 
@@ -73,14 +73,14 @@ def test_a_template_of_the_language_model_does_not_replace_moxins(tmp_path):
     (tmp_path / "chat_template.jinja").write_text("{{ '[INST]' }}", encoding="utf-8")
     turn = [{"role": "user", "content": "a"}]
     for own, expected in ((False, "In: a\nOut:"), (True, "[INST]")):
-        tokenizer = load_tokenizer(tmp_path, own_template=own)
+        tokenizer = load_tokenizer(tmp_path, own_template=own, prompt_format="pure")
         text = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
         assert text == expected
 
 
 def test_missing_tokenizer_files_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"No tokenizer\.json in .*; copy"):
-        load_tokenizer(tmp_path, own_template=False)
+        load_tokenizer(tmp_path, own_template=False, prompt_format="pure")
 
 
 def stream(ids: list[int]) -> tuple[MoxinDetokenizer, list[str]]:

@@ -10,10 +10,10 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from mlx_vlm.models.moxin.chat_template import CHAT_TEMPLATE
 from mlx_vlm.models.moxin.config import ModelConfig, TextConfig
 from mlx_vlm.models.moxin.image_processing_moxin import MoxinImageProcessor
 from mlx_vlm.models.moxin.processing_moxin import MoxinProcessor
+from mlx_vlm.models.moxin.prompts import chat_template
 from mlx_vlm.models.moxin.towers import DINO_ID, SIGLIP_ID, TIMM_MODELS
 from transformers import PreTrainedTokenizerFast
 
@@ -124,7 +124,7 @@ def _read_tokenizer(directory: Path, max_length: int) -> PreTrainedTokenizerFast
         raise ValueError(f"The tokenizer in {directory} has no bos_token or no eos_token")
     tokenizer.add_special_tokens({"pad_token": PAD_TOKEN})
     tokenizer.model_max_length = max_length
-    tokenizer.chat_template = CHAT_TEMPLATE
+    tokenizer.chat_template = chat_template("pure")
     return tokenizer
 
 

@@ -11,26 +11,28 @@ from pathlib import Path
 from typing import Any
 
 from mlx_lm.tokenizer_utils import TokenizerWrapper
-from mlx_vlm.models.moxin.config import MODEL_TYPES
+from mlx_vlm.models.moxin.config import MODEL_TYPES, ModelConfig
 from mlx_vlm.models.moxin.tokenization_moxin import MoxinDetokenizer, load_tokenizer
 
 
-def _model_type(model_path: Path) -> str | None:
-    config = model_path / "config.json"
-    if not config.is_file():
-        return None
-    return json.loads(config.read_text(encoding="utf-8")).get("model_type")
+def _read_config(model_path: Path) -> dict[str, Any]:
+    path = model_path / "config.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def load_moxin_tokenizer(
-    model_path: Path, model_type: str, eos_token_ids: int | Iterable[int] | None = None
+    model_path: Path, config: ModelConfig, eos_token_ids: int | Iterable[int] | None = None
 ) -> TokenizerWrapper:
     """Tokenizer, chat template and detokenizer of a Moxin checkpoint directory.
 
     Raises:
         FileNotFoundError, ValueError: what its tokenizer files lack.
     """
-    tokenizer = load_tokenizer(model_path, own_template=model_type == "moxin")
+    tokenizer = load_tokenizer(
+        model_path,
+        own_template=config.model_type == "moxin",
+        prompt_format=config.prompt_format,
+    )
 
     def chat_template(*args: Any, **kwargs: Any) -> str:
         prompt = tokenizer.apply_chat_template(*args, **{**kwargs, "tokenize": False})
@@ -53,9 +55,10 @@ def load_tokenizer_of(original: Callable[..., TokenizerWrapper]) -> Callable[...
     def load(
         model_path: Path, tokenizer_config_extra: dict | None = None, **kwargs: Any
     ) -> TokenizerWrapper:
-        model_type = _model_type(model_path)
-        if model_type in MODEL_TYPES:
-            return load_moxin_tokenizer(model_path, model_type, kwargs.get("eos_token_ids"))
+        params = _read_config(model_path)
+        if params.get("model_type") in MODEL_TYPES:
+            config = ModelConfig.from_dict(params)
+            return load_moxin_tokenizer(model_path, config, kwargs.get("eos_token_ids"))
         return original(model_path, tokenizer_config_extra, **kwargs)
 
     return load
