@@ -16,12 +16,14 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from .picture import PictureSource, read_picture
+from .towers import DINO_ID, SIGLIP_ID, TIMM_MODELS, TimmModel
 
 CONFIG_FILE = "preprocessor_config.json"
 RESIZE_STRATEGIES = ("resize-naive", "letterbox", "resize-crop")
-# timm's constants for DINOv2 (ImageNet) and SigLIP.
-IMAGE_MEAN = ((0.485, 0.456, 0.406), (0.5, 0.5, 0.5))
-IMAGE_STD = ((0.229, 0.224, 0.225), (0.5, 0.5, 0.5))
+# timm's constants for Moxin-7B's towers.
+_MODELS = [TIMM_MODELS[timm_id] for timm_id in (DINO_ID, SIGLIP_ID)]
+IMAGE_MEAN = tuple(model.image_mean for model in _MODELS)
+IMAGE_STD = tuple(model.image_std for model in _MODELS)
 # A thread is worth starting for this many pixels.
 PIXELS_PER_THREAD = 2**20
 MAX_THREADS = 8
@@ -124,7 +126,7 @@ class MoxinImageProcessor:
         """Pixels of one or more pictures.
 
         Returns:
-            ``[B, 6, S, S]`` float32, DINOv2's three channels first.
+            ``[B, 3 * towers, S, S]`` float32, the first tower's three channels first.
 
         Raises:
             PictureError: see :func:`~.picture.read_picture`.
@@ -138,7 +140,7 @@ class MoxinImageProcessor:
         return pixels.reshape(len(images), -1, size, size)
 
     def _preprocess_one(self, image: Image.Image, towers: np.ndarray) -> None:
-        """Write a picture's pixels into ``towers``, ``[2, 3, S, S]``."""
+        """Write a picture's pixels into ``towers``, ``[towers, 3, S, S]``."""
         squares: dict[tuple, np.ndarray] = {}
         constants = zip(towers, self.image_mean, self.image_std, self.letterbox_fill)
         for tower, mean, std, fill in constants:
@@ -154,11 +156,23 @@ class MoxinImageProcessor:
     __call__ = preprocess
 
     @classmethod
+    def of_towers(
+        cls, models: Sequence[TimmModel], image_size: int, resize_strategy: str
+    ) -> "MoxinImageProcessor":
+        """With timm's constants, as a native checkpoint is run."""
+        return cls(
+            image_size,
+            resize_strategy,
+            image_mean=[model.image_mean for model in models],
+            image_std=[model.image_std for model in models],
+        )
+
+    @classmethod
     def from_dict(cls, config: dict[str, Any]) -> "MoxinImageProcessor":
         """From a preprocessor_config.json, ours or an HF-converted checkpoint's.
 
         The latter's ``tvf_*`` entries are what its processor computes with: constants
-        rounded to bfloat16, and one letterbox colour for both towers.
+        rounded to bfloat16, and one letterbox colour for all towers.
 
         Raises:
             ValueError: naming an entry that is missing or not supported.
@@ -170,16 +184,24 @@ class MoxinImageProcessor:
             sizes = config["input_sizes"]
             normalize = config["tvf_normalize_params"]
             fill = config.get("tvf_letterbox_fill")
-            if set(config["interpolations"]) != {"bicubic"} or len(normalize) != 2:
-                raise ValueError(f"{CONFIG_FILE}: expected two towers with bicubic resizing")
+            if set(config["interpolations"]) != {"bicubic"} or len(normalize) != len(sizes):
+                raise ValueError(
+                    f"{CONFIG_FILE}: expected bicubic resizing and one normalisation per tower"
+                )
             if len({side for size in sizes for side in size[1:]}) != 1:
                 raise ValueError(f"{CONFIG_FILE}: input_sizes must be one square, got {sizes}")
+            resized = [params["size"] for params in config.get("tvf_resize_params") or []]
+            if any(size not in (sizes[0][1], sizes[0][1:]) for size in resized):
+                raise ValueError(
+                    f"{CONFIG_FILE}: tvf_resize_params {resized} are not the size of input_sizes; "
+                    "a crop of a larger picture is not supported"
+                )
             return cls(
                 image_size=sizes[0][1],
                 resize_strategy=config["image_resize_strategy"],
                 image_mean=[params["mean"] for params in normalize],
                 image_std=[params["std"] for params in normalize],
-                letterbox_fill=[fill, fill] if fill else None,
+                letterbox_fill=[fill] * len(sizes) if fill else None,
             )
         except KeyError as error:
             raise ValueError(f"{CONFIG_FILE}: {error} missing") from error

@@ -23,6 +23,7 @@ from .config import MODEL_TYPES, ModelConfig
 from .image_processing_moxin import CONFIG_FILE, MoxinImageProcessor
 from .picture import PictureSource, read_picture
 from .tokenization_moxin import MoxinDetokenizer, load_tokenizer
+from .towers import MODELS_BY_NAME
 
 # The last picture is remembered up to this many pixels, four bytes each.
 MAX_REMEMBERED = 2**22
@@ -223,9 +224,16 @@ class MoxinProcessor:
             text = (path / CONFIG_FILE).read_text(encoding="utf-8")
             image_processor = MoxinImageProcessor.from_dict(json.loads(text))
         else:
-            image_processor = MoxinImageProcessor(
-                image_size=(config.image_sizes or [config.vision_config.image_size])[0],
+            image_processor = MoxinImageProcessor.of_towers(
+                [MODELS_BY_NAME[name] for name in config.vision_config.towers],
+                image_size=config.vision_config.image_size,
                 resize_strategy=raw_config.get("image_resize_strategy", "resize-naive"),
+            )
+        found, expected = len(image_processor.image_mean), len(config.vision_config.towers)
+        if found != expected:
+            raise ValueError(
+                f"{CONFIG_FILE} is for {found} vision tower{'s' * (found > 1)}, config.json has "
+                f"{expected}"
             )
         return cls(
             image_processor,

@@ -135,3 +135,5 @@ TIMM_MODELS = {
 }
 # Every kind of tower. Features of two towers are concatenated in this order.
 TOWER_NAMES = ("dino", "siglip", "clip", "in1k")
+# A timm model of each kind: sizes of pictures differ, the rest does not.
+MODELS_BY_NAME = {model.name: model for model in TIMM_MODELS.values()}
