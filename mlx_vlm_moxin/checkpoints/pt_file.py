@@ -1,17 +1,13 @@
 """PyTorch checkpoints without PyTorch and without running anything that is in them.
 
 A ``torch.save`` file is a zip archive: ``data.pkl`` describes the objects, ``data/<key>``
-holds the bytes of each storage, uncompressed. The pickle may name a handful of globals,
-each of which stands for an inert object here; any other ends the reading, so nothing in
-the file can run. Tensors stay in the file until they are loaded.
+holds the bytes of each storage. Tensors stay in the file until they are loaded. Whatever the
+file holds, reading it takes seconds and less than 300 MB, or it is refused.
 
 Format: ``torch/serialization.py`` and ``torch/_utils.py`` of PyTorch 1.6 and later.
 """
 
-import io
-import pickle
-import struct
-import zipfile
+import re
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +15,9 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import numpy as np
 
+from mlx_vlm_moxin.checkpoints.messages import one_line
+from mlx_vlm_moxin.checkpoints.pt_archive import PtArchive
+from mlx_vlm_moxin.checkpoints.pt_pickle import Functions, PickleReader
 from mlx_vlm_moxin.checkpoints.tensors import SAFETENSORS_DTYPES, LazyTensor, read_span, to_mlx
 
 _STORAGES = {
@@ -34,13 +33,16 @@ _STORAGES = {
     "BoolStorage": "BOOL",
 }
 # The description of a checkpoint with some hundred tensors has about 100 kB.
-_MAX_PICKLE_BYTES = 64 << 20
-_LOCAL_HEADER = struct.Struct("<4s22xHH")
-_RESAVE = "load it with torch.load(..., weights_only=True) and save it again with torch.save"
+_MAX_PICKLE_BYTES = 8 << 20
+# Tensors of vision towers have 4 axes; PyTorch allows 64.
+_MAX_AXES = 8
+_MAX_COUNT = 2**48
+_STORAGE_KEY = re.compile(r"\w{1,32}")
+_BYTE_ORDER = "byteorder"
 
 
 class _StorageType(NamedTuple):
-    """Stands for ``torch.FloatStorage`` and its siblings."""
+    """What ``torch.FloatStorage`` and its siblings stand for."""
 
     numpy_dtype: type[np.generic]
     dtype: mx.Dtype
@@ -54,35 +56,32 @@ class _Storage(NamedTuple):
     kind: _StorageType
 
 
-class _StateDict(dict):
-    """Stands for ``collections.OrderedDict``; attributes such as ``_metadata`` are dropped."""
-
-    def __setstate__(self, state: Any) -> None:
-        pass
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < _MAX_COUNT
 
 
-class _RebuildParameter:
-    """Stands for ``torch._utils._rebuild_parameter``. Slots keep it unchangeable."""
-
-    __slots__ = ()
-
-    def __call__(self, data: Any, requires_grad: Any, backward_hooks: Any) -> Any:
-        return data
+def _are_counts(values: Any) -> bool:
+    return type(values) is tuple and len(values) <= _MAX_AXES and all(map(_is_count, values))
 
 
-class _RebuildTensor:
-    """Stands for ``torch._utils._rebuild_tensor_v2``. Slots keep it unchangeable."""
+def _new_dict(*arguments: Any) -> dict:
+    """``collections.OrderedDict``, which torch.save calls without arguments."""
+    if arguments:
+        raise ValueError("an OrderedDict with arguments")
+    return {}
 
-    __slots__ = ("_path",)
 
-    def __init__(self, path: Path):
-        object.__setattr__(self, "_path", path)
+def _rebuild_parameter(data: Any, requires_grad: Any, backward_hooks: Any) -> LazyTensor:
+    """``torch._utils._rebuild_parameter``: the parameter's tensor."""
+    if not isinstance(data, LazyTensor):
+        raise ValueError("a parameter without a tensor")
+    return data
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        raise AttributeError(name)
 
-    def __call__(
-        self,
+def _tensor_builder(path: Path) -> Any:
+    """``torch._utils._rebuild_tensor_v2`` for tensors of the file ``path``."""
+
+    def rebuild_tensor(
         storage: Any,
         offset: Any,
         shape: Any,
@@ -92,19 +91,21 @@ class _RebuildTensor:
         metadata: Any = None,
     ) -> LazyTensor:
         """A view of ``storage``, refused if it reaches outside of it."""
-        numbers = [offset, *shape, *strides]
         if (
             type(storage) is not _Storage
+            or not _is_count(offset)
+            or not (_are_counts(shape) and _are_counts(strides))
             or len(shape) != len(strides)
-            or any(type(number) is not int or number < 0 for number in numbers)
         ):
-            raise ValueError(f"a tensor with shape {shape!r} and strides {strides!r}")
+            raise ValueError("a tensor whose shape, strides or storage make no sense")
         last = offset + sum((size - 1) * stride for size, stride in zip(shape, strides))
         if prod(shape) and last >= storage.count:
             raise ValueError(
                 f"a tensor of shape {shape} at {offset} in a storage of {storage.count} values"
             )
-        return _view(self._path, storage, offset, tuple(shape), tuple(strides))
+        return _view(path, storage, offset, shape, strides)
+
+    return rebuild_tensor
 
 
 def _view(
@@ -125,69 +126,38 @@ def _view(
     return LazyTensor(shape, mx.float32 if kind.dtype == mx.float64 else kind.dtype, load)
 
 
-class _Unpickler(pickle.Unpickler):
-    """Builds containers, numbers, strings and :class:`LazyTensor`, and nothing else."""
-
-    def __init__(self, path: Path, archive: zipfile.ZipFile, root: str, data: bytes):
-        super().__init__(io.BytesIO(data))
-        self._path, self._archive, self._root = path, archive, root
-        self._globals = {
-            ("collections", "OrderedDict"): _StateDict,
-            ("torch._utils", "_rebuild_tensor_v2"): _RebuildTensor(path),
-            ("torch._utils", "_rebuild_parameter"): _RebuildParameter(),
-        }
-        for name, format_name in _STORAGES.items():
-            kind = _StorageType(*SAFETENSORS_DTYPES[format_name])
-            self._globals["torch", name] = self._globals["torch.storage", name] = kind
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in self._globals:
-            return self._globals[module, name]
-        if module.startswith("torch") and name.endswith("Storage"):
-            raise ValueError(f"a tensor of an unknown dtype ({module}.{name})")
-        raise ValueError(f"the global {module}.{name}, which no state dict needs")
-
-    def persistent_load(self, pid: Any) -> _Storage:
-        tag, kind, key, _, count = pid
-        if tag != "storage" or type(kind) is not _StorageType or type(count) is not int:
-            raise ValueError(f"a persistent id {pid!r}")
-        info = self._archive.getinfo(f"{self._root}data/{key}")
-        needed = count * np.dtype(kind.numpy_dtype).itemsize
-        if not 0 <= needed <= info.file_size:
-            raise ValueError(f"a storage {info.filename} of {info.file_size} bytes, not {needed}")
-        return _Storage(_data_offset(self._path, info), count, kind)
+def _functions(path: Path) -> Functions:
+    """The globals that a state dict's pickle may name."""
+    functions: Functions = {
+        ("collections", "OrderedDict"): _new_dict,
+        ("torch._utils", "_rebuild_tensor_v2"): _tensor_builder(path),
+        ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
+    }
+    for name, format_name in _STORAGES.items():
+        kind = _StorageType(*SAFETENSORS_DTYPES[format_name])
+        functions["torch", name] = functions["torch.storage", name] = kind
+    return functions
 
 
-def _data_offset(path: Path, info: zipfile.ZipInfo) -> int:
-    """Byte at which an uncompressed member's data start."""
-    if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
-        raise ValueError(f"a compressed or encrypted member {info.filename}")
-    with open(path, "rb") as file:
-        file.seek(info.header_offset)
-        signature, name_size, extra_size = _LOCAL_HEADER.unpack(file.read(_LOCAL_HEADER.size))
-    start = info.header_offset + _LOCAL_HEADER.size + name_size + extra_size
-    if signature != b"PK\3\4" or start + info.file_size > path.stat().st_size:
-        raise ValueError(f"a member {info.filename} that lies outside of the file")
-    return start
-
-
-def _find_root(archive: zipfile.ZipFile) -> str:
-    """Folder of the archive that holds ``data.pkl``, with its slash."""
-    names = [name for name in archive.namelist() if name.rpartition("/")[2] == "data.pkl"]
-    if len(names) != 1:
-        raise ValueError(f"{len(names)} members called data.pkl instead of one")
-    return names[0].removesuffix("data.pkl")
-
-
-def _unpickle(path: Path, archive: zipfile.ZipFile) -> Any:
-    root = _find_root(archive)
-    info = archive.getinfo(root + "data.pkl")
-    if info.file_size > _MAX_PICKLE_BYTES:
-        raise ValueError(f"a data.pkl of {info.file_size} bytes")
-    order = f"{root}byteorder"
-    if order in archive.namelist() and archive.read(order) != b"little":
-        raise ValueError("big-endian values")
-    return _Unpickler(path, archive, root, archive.read(info)).load()
+def _open_storage(archive: PtArchive, persistent_id: Any) -> _Storage:
+    """The storage that a persistent id ``("storage", type, key, device, count)`` names."""
+    if type(persistent_id) is not tuple or len(persistent_id) != 5:
+        raise ValueError("a persistent id that is no storage")
+    tag, kind, key, _, count = persistent_id
+    if (
+        type(tag) is not str
+        or tag != "storage"
+        or type(kind) is not _StorageType
+        or type(key) is not str
+        or not _STORAGE_KEY.fullmatch(key)
+        or not _is_count(count)
+    ):
+        raise ValueError("a persistent id that is no storage")
+    offset, size = archive.span(f"data/{key}")
+    needed = count * np.dtype(kind.numpy_dtype).itemsize
+    if needed > size:
+        raise ValueError(f"a storage data/{key} of {size} bytes, not {needed}")
+    return _Storage(offset, count, kind)
 
 
 def read_pt(path: Path) -> Any:
@@ -199,23 +169,16 @@ def read_pt(path: Path) -> Any:
         FileNotFoundError: if there is no such file.
         ValueError: one line that says what is wrong with the file and what to do.
     """
-    with open(path, "rb") as file:
-        start = file.read(4)
-    if start != b"PK\3\4":
-        raise ValueError(
-            f"{path} is not in PyTorch's zip format; if it comes from PyTorch before 1.6, {_RESAVE}"
-        )
-    try:
-        archive = zipfile.ZipFile(path)
-    # Damaged directories of members and hostile pickles raise anything.
-    except Exception as error:
-        raise ValueError(f"{path} is cut short or damaged; download it again") from error
-    with archive:
+    with PtArchive(path) as archive:
         try:
-            return _unpickle(path, archive)
+            if archive.has(_BYTE_ORDER) and archive.read(_BYTE_ORDER, limit=16) != b"little":
+                raise ValueError("big-endian values")
+            reader = PickleReader(_functions(path), lambda pid: _open_storage(archive, pid))
+            return reader.read(archive.read("data.pkl", _MAX_PICKLE_BYTES))
+        # Damaged files raise many kinds of errors.
         except Exception as error:
-            reason = " ".join(str(error).split()) or type(error).__name__
             raise ValueError(
-                f"{path} holds {reason}; this is no plain state dict and was not read further. "
-                f"If you trust the file, {_RESAVE}"
+                f"{path} holds {one_line(error)}; this is no plain state dict and was not read "
+                "further. If you trust the file, load it with torch.load(..., weights_only=True) "
+                "and save it again with torch.save"
             ) from error

@@ -92,6 +92,17 @@ def test_tensors_are_read_only_when_loaded(tmp_path):
         found.load()
 
 
+def test_exactly_the_bytes_of_a_view_are_read(tmp_path):
+    found = read(tmp_path, Tensor(Storage(np.arange(6, dtype=np.float32)), 0, (2, 2), (3, 1)))
+    path = tmp_path / "file.pt"
+    # The view ends before the storage's last value, with which the file is cut off.
+    os.truncate(path, path.read_bytes().rindex(np.float32(5).tobytes()))
+    np.testing.assert_array_equal(np.array(found.load()), [[0, 1], [3, 4]])
+    os.truncate(path, path.stat().st_size - 1)
+    with pytest.raises(OSError, match="1 bytes too early"):
+        found.load()
+
+
 class TestHostileFiles:
     @pytest.fixture(autouse=True)
     def nothing_ran(self, tmp_path):
@@ -144,7 +155,7 @@ class TestHostileFiles:
         assert "whose attributes are to be changed" in refused(tmp_path, content)
 
     def test_methods_of_a_state_dict_cannot_be_replaced(self, tmp_path):
-        data = b"ccollections\nOrderedDict\n)R}S'items'\nI1\nsb."
+        data = b"ccollections\nOrderedDict\n)R}X\x05\0\0\0itemsK\x01sb."
         assert list(read(tmp_path, None, data=data).items()) == []
 
     def test_extension_codes(self, tmp_path):
@@ -200,8 +211,20 @@ def test_an_unknown_dtype(tmp_path):
 
 def test_compressed_members(tmp_path):
     message = refused(tmp_path, tensor(VALUES), compression=zipfile.ZIP_DEFLATED)
-    assert "a compressed or encrypted member archive/data/0" in message
+    assert "a compressed or encrypted member archive/byteorder" in message
     assert "save it again with torch.save" in message
+
+
+def test_a_compressed_storage(tmp_path):
+    path, small = tmp_path / "file.pt", tmp_path / "small.pt"
+    with zipfile.ZipFile(write_pt(path, tensor(VALUES))) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(small, "w") as archive:
+        for name, content in members.items():
+            kind = zipfile.ZIP_DEFLATED if name == "archive/data/0" else zipfile.ZIP_STORED
+            archive.writestr(name, content, kind)
+    with pytest.raises(ValueError, match="a compressed or encrypted member archive/data/0"):
+        read_pt(small)
 
 
 def test_big_endian_values(tmp_path):
