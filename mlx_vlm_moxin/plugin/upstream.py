@@ -25,10 +25,11 @@ MLX_LM = ">=0.31,<0.33"
 TRANSFORMERS = ">=5.14"
 
 # When the rows are applied: with the model, with the decoder for mlx-lm, or by a command of this
-# package that loads a model.
+# package that loads a model. ON_USE: never, the name is imported where it is used.
 MODEL = "model"
 DECODER = "decoder"
 COMMAND = "command"
+ON_USE = "on use"
 
 
 @dataclass(frozen=True)
@@ -40,11 +41,11 @@ class Replacement:
         name: the name, dotted for an attribute of a class.
         make: ``module:function`` below ``mlx_vlm_moxin.plugin``. The function receives the
             object under the name and returns the one to put there: a wrapper, or the same
-            object with entries added. None: nothing is replaced, since a subclass of ours
-            overrides the name; it is listed because it must exist.
+            object with entries added. None: nothing is replaced; the name is private, this
+            package imports or overrides it, and so it must exist.
         why: what mlx-vlm does without it.
         versions: versions of the package that need the row; with others it is not applied.
-        when: :data:`MODEL`, :data:`DECODER` or :data:`COMMAND`.
+        when: :data:`MODEL`, :data:`DECODER`, :data:`COMMAND` or :data:`ON_USE`.
         after: module whose import applies the row, if not ``module``.
     """
 
@@ -133,6 +134,12 @@ UPSTREAM = (
         "a request for an unknown model unloads the one that is loaded",
     ),
     _on_server(
+        "mlx_vlm.server",
+        "_INHERIT_ADAPTER",
+        None,
+        "the default of get_cached_model's adapter_path",
+    ),
+    _on_server(
         "mlx_vlm.server.generation",
         "ResponseGenerator.generate",
         None,
@@ -162,6 +169,13 @@ UPSTREAM = (
         "quantize_on_load:load_model",
         "mlx-vlm's commands quantise no model while they load it, and load no OminiX export",
         when=COMMAND,
+    ),
+    Replacement(
+        "mlx_vlm.convert",
+        "_apply_awq_calibration",
+        None,
+        "mlx-vlm has no public function that scales weights for AWQ",
+        when=ON_USE,
     ),
     Replacement(
         "mlx_lm.utils",

@@ -23,6 +23,58 @@ def row_id(row: Replacement) -> str:
     return f"{row.module}.{row.name}"
 
 
+def is_upstream(module: str | None) -> bool:
+    return (module or "").split(".")[0] in ("mlx_vlm", "mlx_lm", "transformers") and not (
+        module.startswith("mlx_vlm.models.moxin")
+    )
+
+
+def private_names(file: Path) -> set[str]:
+    """Private names of mlx-vlm, mlx-lm and transformers that a file imports or reads."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    modules, found = {}, set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and is_upstream(node.module):
+            for alias in node.names:
+                modules[alias.asname or alias.name] = f"{node.module}.{alias.name}"
+                if alias.name.startswith("_"):
+                    found.add(f"{node.module}.{alias.name}")
+    for node in ast.walk(tree):
+        if (
+            isinstance(node, ast.Attribute)
+            and isinstance(node.value, ast.Name)
+            and node.value.id in modules
+            and node.attr.startswith("_")
+            and not node.attr.endswith("__")
+        ):
+            found.add(f"{modules[node.value.id]}.{node.attr}")
+    return found
+
+
+def test_every_private_name_that_is_read_is_a_row():
+    files = [file for file in PLUGIN.parent.rglob("*.py")]
+    found = set().union(*map(private_names, files))
+    assert found >= {"mlx_vlm.server._INHERIT_ADAPTER", "mlx_vlm.convert._apply_awq_calibration"}
+    assert found <= {row_id(row) for row in UPSTREAM}
+
+
+def test_every_private_method_that_is_overridden_is_a_row():
+    names = set()
+    for file in PLUGIN.rglob("*.py"):
+        parts = file.relative_to(PLUGIN.parent).with_suffix("").parts
+        module = importlib.import_module(".".join(["mlx_vlm_moxin", *parts]))
+        for kind in vars(module).values():
+            if not isinstance(kind, type) or kind.__module__ != module.__name__:
+                continue
+            for base in kind.__mro__[1:]:
+                if is_upstream(base.__module__):
+                    private = {name for name in vars(kind) if name.startswith("_")}
+                    shared = {name for name in private & vars(base).keys() if name[:2] != "__"}
+                    names |= {f"{base.__module__}.{base.__name__}.{name}" for name in shared}
+    assert "mlx_vlm.server.generation.ResponseGenerator._make_sampler" in names
+    assert names <= {row_id(row) for row in UPSTREAM}
+
+
 def test_no_row_is_there_twice():
     assert len({row_id(row) for row in UPSTREAM}) == len(UPSTREAM)
 

@@ -1,0 +1,196 @@
+"""mlx-vlm and mlx-lm still call what the table of replaced names puts in place.
+
+For every row of the table one ordinary use of mlx-vlm, through its public entry points, must
+reach the name that the row replaces. A name that still exists but is not called any more fails
+here, in the version matrix.
+"""
+
+import importlib
+import os
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import wraps
+from typing import Any
+
+import mlx.core as mx
+import mlx_lm.models.moxin  # puts its row of the table in place
+import mlx_vlm
+import pytest
+from bodies import CHAT, MESSAGES_API, RESPONSES, body, picture_data
+from mlx_vlm import apply_chat_template
+from mlx_vlm.trainer.datasets import PreferenceVisionDataset, VisionDataset
+from mlx_vlm.utils import load_processor
+from starlette.testclient import TestClient
+from support import HF_CHECKPOINT, image_path
+
+from mlx_vlm_moxin.plugin.upstream import ON_USE, UPSTREAM, Replacement
+
+MODEL = str(HF_CHECKPOINT)
+# Names that are imported, not replaced: that they exist is checked in test_upstream.py.
+IMPORTED = {"mlx_vlm.server._INHERIT_ADAPTER"}
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[TestClient]:
+    """mlx-vlm's server in this process, with Moxin loaded."""
+    server = importlib.import_module("mlx_vlm.server")
+    os.environ["MLX_VLM_PRELOAD_MODEL"] = MODEL
+    with TestClient(server.app, raise_server_exceptions=False) as client:
+        yield client
+        # A thread with MLX streams that outlives the main thread would abort the process.
+        server.unload_model_sync()
+
+
+def ask(client: TestClient, endpoint: str = CHAT, *pictures: str, **parameters: Any) -> int:
+    """The status of the answer to a request."""
+    request = body(endpoint, MODEL, "What is shown?", *pictures, max_tokens=2, **parameters)
+    return client.post(endpoint, json=request).status_code
+
+
+def format_messages(images: int = 1) -> str:
+    processor, config = load_processor(HF_CHECKPOINT), {"model_type": "prismatic"}
+    return apply_chat_template(processor, config, "What?", num_images=images)
+
+
+def train_on(dataset: Callable, **row: Any) -> None:
+    config = {"model_type": "prismatic", "image_token_index": 1}
+    row = {"images": [image_path("photo")], **row}
+    dataset([row], config, load_processor(HF_CHECKPOINT))[0]
+
+
+def mask_logits() -> None:
+    from mlx_vlm.structured import build_json_schema_logits_processor
+
+    tokenizer = load_processor(HF_CHECKPOINT).tokenizer
+    processor = build_json_schema_logits_processor(tokenizer, {"type": "boolean"})
+    logits = mx.zeros((1, len(tokenizer)))
+    assert mx.isinf(processor(mx.array([1]), logits)).any()
+
+
+def two_pictures() -> None:
+    with suppress(ValueError):
+        format_messages(images=2)
+
+
+TURNS = [{"role": "user", "content": "What?"}, {"role": "assistant", "content": "A dog"}]
+ALONE: dict[str, Callable[[], Any]] = {
+    "transformers.AutoProcessor.from_pretrained": lambda: load_processor(HF_CHECKPOINT),
+    "mlx_vlm.prompt_utils.MODEL_CONFIG": format_messages,
+    "mlx_vlm.prompt_utils.SINGLE_IMAGE_ONLY_MODELS": two_pictures,
+    "mlx_vlm.trainer.datasets.next_token.NATIVE_PREPROCESS_MODELS": lambda: train_on(
+        VisionDataset, messages=TURNS
+    ),
+    "mlx_vlm.trainer.datasets.preference.NATIVE_PREPROCESS_MODELS": lambda: train_on(
+        PreferenceVisionDataset, chosen=TURNS, rejected=TURNS
+    ),
+    "mlx_vlm.structured._apply_llguidance_mask": mask_logits,
+    "mlx_vlm.utils.load_model": lambda: mlx_vlm.load(MODEL),
+    "mlx_lm.utils._load_tokenizer": lambda: mlx_lm.load(MODEL, lazy=True),
+}
+GENERATION = "mlx_vlm.server.generation.ResponseGenerator."
+SERVED: dict[str, Callable[[TestClient], Any]] = {
+    "mlx_vlm.server.app": lambda client: client.post(CHAT, content="{"),
+    "mlx_vlm.server.anthropic._anthropic_error_response": lambda client: client.post(
+        MESSAGES_API, json={"model": MODEL}
+    ),
+    "mlx_vlm.server.openai._parse_response_request": lambda client: ask(client, RESPONSES),
+    "mlx_vlm.server.request_normalization._build_gen_args": ask,
+    "mlx_vlm.server.get_cached_model": ask,
+    GENERATION + "generate": ask,
+    GENERATION + "validate_context_budget": lambda client: ask(
+        client, CHAT, picture_data("photo"), stream=True
+    ),
+    GENERATION + "_make_sampler": ask,
+    GENERATION + "_make_logits_processors": ask,
+}
+
+
+def row_id(row: Replacement) -> str:
+    return f"{row.module}.{row.name}"
+
+
+CALLED = [row for row in UPSTREAM if row.when != ON_USE and row_id(row) not in IMPORTED]
+
+
+def test_every_row_has_a_use():
+    assert {row_id(row) for row in CALLED} == {*ALONE, *SERVED}
+
+
+def counted(function: Callable, calls: list[str]) -> Callable:
+    @wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        calls.append(function.__name__)
+        return function(*args, **kwargs)
+
+    return call
+
+
+def counted_table(table: dict | set, calls: list[str]) -> dict | set:
+    """A copy that counts how often it is asked for our model types."""
+
+    class Counted(type(table)):
+        def __contains__(self, key: object) -> bool:
+            calls.append(f"{key} in")
+            return super().__contains__(key)
+
+        def get(self, key: object, *default: Any) -> Any:
+            calls.append(f"get {key}")
+            return super().get(key, *default)
+
+        def __getitem__(self, key: object) -> Any:
+            calls.append(f"get {key}")
+            return super().__getitem__(key)
+
+    return Counted(table)
+
+
+@pytest.fixture
+def calls(row, monkeypatch) -> list[str]:
+    """The calls of what ``row`` puts in place, from now on."""
+    found: list[str] = []
+    if row.module == "mlx_vlm.server" and row.name == "app":
+        app = importlib.import_module(row.module).app
+        for key, handler in app.exception_handlers.items():
+            if handler.__module__.startswith("mlx_vlm_moxin."):
+                monkeypatch.setitem(app.exception_handlers, key, counted_async(handler, found))
+        monkeypatch.setattr(app, "middleware_stack", None)
+        return found
+    if row.make is None:
+        from mlx_vlm_moxin.plugin.server.generator import MoxinResponseGenerator
+
+        owner, name = MoxinResponseGenerator, row.name.rpartition(".")[2]
+        value = vars(owner)[name]
+    else:
+        *path, name = row.name.split(".")
+        owner = importlib.import_module(row.module)
+        for part in path:
+            owner = getattr(owner, part)
+        value = getattr(owner, name)
+    if isinstance(value, (dict, set)):
+        monkeypatch.setattr(owner, name, counted_table(value, found))
+    elif isinstance(owner, type) and row.make is not None:
+        monkeypatch.setattr(owner, name, staticmethod(counted(value, found)))
+    else:
+        monkeypatch.setattr(owner, name, counted(value, found))
+    return found
+
+
+def counted_async(handler: Callable, calls: list[str]) -> Callable:
+    @wraps(handler)
+    async def call(*args: Any) -> Any:
+        calls.append(handler.__name__)
+        return await handler(*args)
+
+    return call
+
+
+@pytest.mark.parametrize("row", [row for row in CALLED if row_id(row) in ALONE], ids=row_id)
+def test_a_use_of_the_library_reaches_the_replacement(row, calls):
+    ALONE[row_id(row)]()
+    assert calls
+
+
+@pytest.mark.parametrize("row", [row for row in CALLED if row_id(row) in SERVED], ids=row_id)
+def test_a_request_reaches_the_replacement(client, row, calls):
+    SERVED[row_id(row)](client)
+    assert calls
