@@ -16,6 +16,8 @@ import numpy as np
 from mlx_vlm.models.moxin.checkpoint import weight_files
 from safetensors import SafetensorError, safe_open
 
+from mlx_vlm_moxin.checkpoints.regular_files import check_regular
+
 # dtype names of the safetensors format -> (numpy dtype of the same width, MLX dtype).
 SAFETENSORS_DTYPES = {
     "F64": (np.float64, mx.float64),
@@ -32,6 +34,10 @@ SAFETENSORS_DTYPES = {
     "U8": (np.uint8, mx.uint8),
     "BOOL": (np.bool_, mx.bool_),
 }
+_LENGTH_BYTES = 8
+# The header of a checkpoint with 2,000 tensors has about 250 kB.
+_MAX_HEADER_BYTES = 4 << 20
+MAX_TENSORS = 20_000
 FORMAT_NAMES = {dtype: name for name, (_, dtype) in SAFETENSORS_DTYPES.items()}
 
 
@@ -109,11 +115,26 @@ def read_span(path: Path, offset: int, count: int, dtype: type[np.generic]) -> n
     return values
 
 
+def _check_header_size(path: Path) -> None:
+    """Refuse a header that takes long to read before it is read.
+
+    Raises:
+        ValueError: naming the file and the size.
+    """
+    with open(path, "rb") as file:
+        size = int.from_bytes(file.read(_LENGTH_BYTES), "little")
+    # What a damaged file says is left to the library's message.
+    if _MAX_HEADER_BYTES < size < path.stat().st_size:
+        raise ValueError(
+            f"{path} has a header of {size} bytes; checkpoints have at most {_MAX_HEADER_BYTES}"
+        )
+
+
 def _read_header(path: Path) -> tuple[dict, int]:
     """JSON header of a safetensors file, and the byte at which its tensors start."""
     with open(path, "rb") as file:
-        size = int.from_bytes(file.read(8), "little")
-        return json.loads(file.read(size)), 8 + size
+        size = int.from_bytes(file.read(_LENGTH_BYTES), "little")
+        return json.loads(file.read(size)), _LENGTH_BYTES + size
 
 
 def read_safetensors(path: Path) -> dict[str, LazyTensor]:
@@ -123,6 +144,8 @@ def read_safetensors(path: Path) -> dict[str, LazyTensor]:
         FileNotFoundError, ValueError: if it is missing or damaged, or a tensor has a dtype
             that MLX does not have.
     """
+    check_regular(path)
+    _check_header_size(path)
     try:
         # The library checks what the header says against the size of the file.
         with safe_open(path, framework="np"):
@@ -130,11 +153,13 @@ def read_safetensors(path: Path) -> dict[str, LazyTensor]:
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged ({error}); download it again") from error
     header.pop("__metadata__", None)
+    if len(header) > MAX_TENSORS:
+        raise ValueError(f"{path} has {len(header)} tensors; checkpoints have fewer than 3,000")
     tensors = {}
     for name, entry in header.items():
         if entry["dtype"] not in SAFETENSORS_DTYPES:
             raise ValueError(
-                f"{path}: {name} has dtype {entry['dtype']}; supported are "
+                f"{path}: {name[:100]} has dtype {entry['dtype']}; supported are "
                 f"{', '.join(SAFETENSORS_DTYPES)}"
             )
         numpy_dtype, dtype = SAFETENSORS_DTYPES[entry["dtype"]]
@@ -160,6 +185,6 @@ def read_checkpoint(directory: Path) -> dict[str, LazyTensor]:
     for path in weight_files(directory):
         for name, tensor in read_safetensors(path).items():
             if name in tensors:
-                raise ValueError(f"{directory} has tensor {name} in two files")
+                raise ValueError(f"{directory} has tensor {name[:100]} in two files")
             tensors[name] = tensor
     return tensors

@@ -16,6 +16,7 @@ from mlx_vlm.quant_utils import QUANTIZATION_MODE_DEFAULTS
 from mlx_vlm.utils import MODEL_CONVERSION_DTYPES
 
 from mlx_vlm_moxin.checkpoints.card import write_card
+from mlx_vlm_moxin.checkpoints.messages import one_line
 from mlx_vlm_moxin.checkpoints.quantize_options import QuantizeOptions
 from mlx_vlm_moxin.conversion.convert import Conversion, SourceFiles, convert
 from mlx_vlm_moxin.conversion.sweep import main as sweep
@@ -164,7 +165,7 @@ def _message(error: BaseException, mlx_path: str) -> str:
             f"{error.strerror} while writing; {mlx_path} is as it was. "
             "Free some space or choose another --mlx-path"
         )
-    return " ".join(str(error).split()) or type(error).__name__
+    return one_line(error)
 
 
 def _convert(arguments: Sequence[str]) -> int:

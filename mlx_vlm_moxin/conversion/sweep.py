@@ -15,7 +15,7 @@ from typing import Any
 
 from mlx_vlm_moxin.checkpoints.card import write_card
 from mlx_vlm_moxin.checkpoints.layer_settings import AFFINE_BITS, AFFINE_GROUP_SIZES
-from mlx_vlm_moxin.checkpoints.messages import format_size
+from mlx_vlm_moxin.checkpoints.messages import format_size, one_line
 from mlx_vlm_moxin.checkpoints.quantize_options import QuantizeOptions
 from mlx_vlm_moxin.checkpoints.sources import Source
 from mlx_vlm_moxin.conversion.convert import SourceFiles, convert
@@ -185,7 +185,6 @@ def main(argv: Sequence[str]) -> int:
         )
         return 1
     except (OSError, ValueError, RuntimeError, MemoryError) as error:
-        text = " ".join(str(error).split()) or type(error).__name__
-        print(f"error: {text}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 1
     return 0

@@ -27,6 +27,7 @@ from huggingface_hub.utils import (
 )
 
 from mlx_vlm_moxin import __version__
+from mlx_vlm_moxin.checkpoints.messages import one_line
 
 MODULE = "mlx_vlm_moxin.conversion.upload"
 
@@ -137,9 +138,11 @@ def upload(directory: Path, repo_id: str, quiet: bool = False) -> None:
             )
     # huggingface_hub and hf-xet raise many kinds; whatever it was, the model is safe here.
     except Exception as error:
-        reason = " ".join(_reason(error, repo_id).split()).rstrip(".")
+        reason = _reason(error, repo_id)
         if token is not None:
             reason = reason.replace(token, "[token]")
+        # Room for the way on, which follows.
+        reason = one_line(reason)[:300].rstrip(".")
     if reason is not None:
         # The client's error holds unfinished progress bars, which print once more as they go.
         gc.collect()

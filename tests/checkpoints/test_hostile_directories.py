@@ -1,9 +1,10 @@
 """Directories that reach for what is not theirs, or that lack what they name."""
 
 import json
+import os
 
 import pytest
-from source_checkpoints import NATIVE, copy_checkpoint, refused
+from source_checkpoints import NATIVE, NATIVE_FILES, copy_checkpoint, refused
 from support import HF_CHECKPOINT
 
 from mlx_vlm_moxin.checkpoints.sources import open_source
@@ -71,3 +72,64 @@ def test_a_shard_that_is_cut_short(tmp_path):
     path = directory / "model-00002-of-00003.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
     assert "model-00002-of-00003.safetensors is damaged" in refused(directory)
+
+
+@pytest.mark.parametrize(
+    "name", ["config.json", "model.safetensors.index.json", "model-00002-of-00003.safetensors"]
+)
+def test_files_that_never_end(tmp_path, name):
+    directory = copy_checkpoint(HF_CHECKPOINT, tmp_path / "x")
+    (directory / name).unlink()
+    os.mkfifo(directory / name)
+    assert f"{name} is not a regular file" in refused(directory)
+
+
+@pytest.mark.parametrize("name", ["dino", "siglip"])
+def test_a_tower_that_never_ends(tmp_path, name):
+    fifo = tmp_path / f"{name}.safetensors"
+    os.mkfifo(fifo)
+    files = {"dino": NATIVE_FILES.dino, "siglip": NATIVE_FILES.siglip, name: str(fifo)}
+    with pytest.raises(ValueError, match="is not a regular file"):
+        open_source(str(NATIVE), llm=NATIVE_FILES.llm, **files)
+
+
+@pytest.mark.parametrize("content", ['{"a": NaN}', '{"a": -Infinity}', "[" * 100_000, "{", "[]"])
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json"])
+def test_settings_that_are_no_json_object(tmp_path, name, content):
+    directory = copy_checkpoint(HF_CHECKPOINT, tmp_path / "x")
+    (directory / name).write_text(content)
+    message = refused(directory)
+    assert name in message
+    assert len(message) < 500
+
+
+def test_settings_of_gigabytes_are_not_read(tmp_path):
+    directory = copy_checkpoint(HF_CHECKPOINT, tmp_path / "x")
+    os.truncate(directory / "config.json", 10**10)
+    assert "config.json has 10.00 GB; settings have at most 4.19 MB" in refused(directory)
+
+
+def header_file(path, header: bytes) -> None:
+    path.write_bytes(len(header).to_bytes(8, "little") + header)
+
+
+def test_a_header_of_many_tensors(tmp_path):
+    directory = copy_checkpoint(HF_CHECKPOINT, tmp_path / "x", skip=("model*",))
+    path = directory / "model.safetensors"
+    tensor = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
+    header_file(path, json.dumps({f"t{i}": tensor for i in range(20_001)}).encode())
+    assert "has 20001 tensors" in refused(directory)
+
+
+def test_a_large_header_is_not_read(tmp_path):
+    directory = copy_checkpoint(HF_CHECKPOINT, tmp_path / "x", skip=("model*",))
+    header_file(directory / "model.safetensors", b" " * 5_000_000)
+    assert "has a header of 5000000 bytes" in refused(directory)
+
+
+def test_long_names_are_not_repeated_in_full(tmp_path):
+    directory = copy_checkpoint(HF_CHECKPOINT, tmp_path / "x", skip=("model*",))
+    tensor = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
+    header = json.dumps({"x" * 100_000: tensor}).encode()
+    header_file(directory / "model.safetensors", header)
+    assert len(refused(directory)) < 1000

@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from mlx_vlm.models.moxin.checkpoint import tensor_shapes
 from mlx_vlm.models.moxin.config import MODEL_TYPES
 
+from mlx_vlm_moxin.checkpoints.messages import bounded_errors
 from mlx_vlm_moxin.checkpoints.sources.base import MALFORMED, Source, malformed
 from mlx_vlm_moxin.checkpoints.sources.files import (
     SMALL_FILES,
@@ -18,6 +18,7 @@ from mlx_vlm_moxin.checkpoints.sources.native import FILES as NATIVE_FILES
 from mlx_vlm_moxin.checkpoints.sources.native import open_native
 from mlx_vlm_moxin.checkpoints.sources.ominix import open_ominix
 from mlx_vlm_moxin.checkpoints.sources.saved import open_hf, open_own
+from mlx_vlm_moxin.checkpoints.tensors import read_checkpoint
 
 __all__ = ["Source", "open_source"]
 
@@ -44,22 +45,23 @@ def _listing(directory: Path) -> str:
 
 def _open_saved(name: str, directory: Path, config: dict[str, Any]) -> Source:
     """A directory with safetensors, told apart by their names."""
-    names = tensor_shapes(directory).keys()
-    if not names:
+    tensors = read_checkpoint(directory)
+    if not tensors:
         raise _not_recognised(name, f"no safetensors, only {_listing(directory) or 'nothing'}")
     if config.get("model_type") in MODEL_TYPES:
-        if any(key.startswith("vision_tower.") for key in names):
-            return open_own(directory)
-        if any(".inner." in key or ".attn.q_proj." in key for key in names):
-            return open_ominix(directory)
-        if any(key.startswith("vision_backbone.") for key in names):
-            return open_hf(directory)
-    example = ", ".join(sorted(names)[:2])
+        if any(key.startswith("vision_tower.") for key in tensors):
+            return open_own(directory, tensors)
+        if any(".inner." in key or ".attn.q_proj." in key for key in tensors):
+            return open_ominix(directory, tensors)
+        if any(key.startswith("vision_backbone.") for key in tensors):
+            return open_hf(directory, tensors)
+    example = ", ".join(sorted(tensors)[:2])
     raise _not_recognised(
         name, f"model_type {config.get('model_type')!r} with tensors such as {example}"
     )
 
 
+@bounded_errors()
 def open_source(
     name: str,
     revision: str | None = None,

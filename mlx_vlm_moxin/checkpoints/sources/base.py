@@ -12,6 +12,7 @@ from mlx_vlm.models.moxin.vision_config import VisionConfig
 from mlx_vlm.models.moxin.weights import convert_weights, moxin_name
 
 from mlx_vlm_moxin.checkpoints.layer_settings import LayerSettings, layer_settings, split_name
+from mlx_vlm_moxin.checkpoints.messages import one_line
 from mlx_vlm_moxin.checkpoints.tensors import LazyTensor
 
 Tensors = dict[str, LazyTensor]
@@ -21,7 +22,7 @@ MALFORMED = (AttributeError, IndexError, KeyError, OverflowError, TypeError, Zer
 
 def malformed(name: str, error: Exception) -> str:
     """Message about such an error in the JSON files of ``name``."""
-    reason = " ".join(str(error).split())[:100]
+    reason = one_line(error)[:100]
     return f"A setting in {name} is malformed ({type(error).__name__}: {reason})"
 
 

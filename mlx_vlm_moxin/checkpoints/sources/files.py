@@ -5,7 +5,7 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from huggingface_hub import hf_hub_download, snapshot_download
 from huggingface_hub.errors import (
@@ -17,10 +17,19 @@ from huggingface_hub.errors import (
 )
 from mlx_vlm.models.moxin.checkpoint import INDEX_FILE
 
+from mlx_vlm_moxin.checkpoints.messages import format_size
+from mlx_vlm_moxin.checkpoints.regular_files import check_regular
+
 # Everything but weights that a conversion may read.
 SMALL_FILES = ["*.json", "*.jinja"]
+# The index of a checkpoint with 2,000 tensors has about 200 kB.
+MAX_JSON_BYTES = 4 << 20
 _SHARD = re.compile(r"[^/\\]+\.safetensors")
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON value")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -29,8 +38,15 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         FileNotFoundError, ValueError: naming the file.
     """
+    check_regular(path)
+    size = path.stat().st_size
+    if size > MAX_JSON_BYTES:
+        raise ValueError(
+            f"{path} has {format_size(size)}; settings have at most {format_size(MAX_JSON_BYTES)}"
+        )
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        # Python would read NaN and Infinity, which JSON does not have.
+        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON ({error}); download it again") from error
     if not isinstance(content, dict):
@@ -69,11 +85,14 @@ def check_index(directory: Path) -> None:
         raise ValueError(f"{path} has no weight_map; download it again")
     for name in weight_map.values():
         if not isinstance(name, str) or not _SHARD.fullmatch(name):
-            raise ValueError(f"{path} names the file {name!r}, which is not in its directory")
+            raise ValueError(
+                f"{path} names the file {str(name)[:100]!r}, which is not in its directory"
+            )
 
 
 def check_directory(directory: Path) -> None:
-    """:func:`check_inside` for all files that are read, and :func:`check_index`.
+    """:func:`check_inside` and :func:`check_regular` for all files that are read, and
+    :func:`check_index`.
 
     Raises:
         ValueError: see there.
@@ -81,6 +100,8 @@ def check_directory(directory: Path) -> None:
     for pattern in ("*.json", "*.jinja", "*.safetensors", "checkpoints", "checkpoints/*"):
         for path in directory.glob(pattern):
             check_inside(path, directory)
+            if path.exists() and not path.is_dir():
+                check_regular(path)
     check_index(directory)
 
 

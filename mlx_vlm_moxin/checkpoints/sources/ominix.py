@@ -20,7 +20,7 @@ from mlx_vlm_moxin.checkpoints.sources.saved import (
     read_generation_config,
     read_processor,
 )
-from mlx_vlm_moxin.checkpoints.tensors import LazyTensor, concatenate, read_checkpoint
+from mlx_vlm_moxin.checkpoints.tensors import LazyTensor, concatenate
 
 QUANTIZE_CONFIG = "quantize_config.json"
 _SPLIT = re.compile(r"(vision_backbone\..+\.attn\.)([qkv])_proj\.(\w+)")
@@ -62,14 +62,14 @@ def join_attention(tensors: Tensors) -> Tensors:
     return joined
 
 
-def open_ominix(directory: Path) -> Source:
+def open_ominix(directory: Path, tensors: Tensors) -> Source:
     """An OminiX export; its packed tensors are taken as they are.
 
     Raises:
         ValueError: if tensors are packed and quantize_config.json does not say how.
     """
-    config = read_config(directory)
-    tensors = join_attention(read_checkpoint(directory))
+    config = read_config(directory, tensors)
+    tensors = join_attention(tensors)
     quantization = None
     if packed_layers(tensors):
         path = directory / QUANTIZE_CONFIG

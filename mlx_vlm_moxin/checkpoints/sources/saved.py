@@ -9,7 +9,6 @@ from mlx_vlm.models.moxin.processing_moxin import MoxinProcessor
 
 from mlx_vlm_moxin.checkpoints.sources.base import Source, Tensors, our_tensors
 from mlx_vlm_moxin.checkpoints.sources.files import read_json
-from mlx_vlm_moxin.checkpoints.tensors import read_checkpoint
 
 # mlx_vlm.convert's choice of keys, and what newer transformers call it.
 _DTYPE_KEYS = ("torch_dtype", "dtype")
@@ -17,17 +16,16 @@ _DTYPE_KEYS = ("torch_dtype", "dtype")
 _PROVENANCE = ("_from_model_config", "transformers_version")
 
 
-def read_config(directory: Path) -> ModelConfig:
-    """Complete config of a directory with safetensors, sizes read from its tensors.
+def read_config(directory: Path, tensors: Tensors) -> ModelConfig:
+    """Complete config of a directory with safetensors, with the sizes of its tensors.
 
     Raises:
         FileNotFoundError, ValueError: what is missing, malformed or not supported.
     """
     try:
         config = ModelConfig.from_dict(read_json(directory / "config.json"))
-        # Reads sizes; where the files were is nothing that the result keeps.
-        config.model_path = str(directory)
-        config.model_path = None
+        if config.timm_model_ids is not None:
+            config.set_sizes({name: tensor.shape for name, tensor in tensors.items()})
     except KeyError as error:
         raise ValueError(f"{directory} has no tensor {error}") from error
     return config
@@ -85,22 +83,26 @@ def packed_layers(tensors: Tensors) -> list[str]:
     return [name.removesuffix(".scales") for name in tensors if name.endswith(".scales")]
 
 
-def open_hf(directory: Path) -> Source:
-    """An HF-converted Prismatic checkpoint."""
-    config = read_config(directory)
+def open_hf(directory: Path, tensors: Tensors) -> Source:
+    """An HF-converted Prismatic checkpoint.
+
+    Args:
+        tensors: of its files, under their names there.
+    """
+    config = read_config(directory, tensors)
     return Source(
         kind="an HF-converted Prismatic checkpoint",
         directory=directory,
         is_loadable=True,
         config=config,
-        tensors=our_tensors(read_checkpoint(directory), config.vision_config),
+        tensors=our_tensors(tensors, config.vision_config),
         processor=read_processor(directory),
         generation_config=read_generation_config(directory, config),
         dtype=config_dtype(read_json(directory / "config.json")),
     )
 
 
-def open_own(directory: Path) -> Source:
+def open_own(directory: Path, tensors: Tensors) -> Source:
     """A conversion: by this package, or by stock ``mlx_vlm.convert``.
 
     The latter leaves ``quantization`` behind when it dequantises, so the tensors decide.
@@ -108,8 +110,7 @@ def open_own(directory: Path) -> Source:
     Raises:
         ValueError: if tensors are packed and config.json does not say how.
     """
-    config = read_config(directory)
-    tensors = read_checkpoint(directory)
+    config = read_config(directory, tensors)
     quantization = None
     if packed_layers(tensors):
         quantization = read_json(directory / "config.json").get("quantization")

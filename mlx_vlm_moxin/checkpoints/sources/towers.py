@@ -34,7 +34,7 @@ def read_tower(name: str) -> Tensors:
         FileNotFoundError, OSError, ValueError: if there is no tower at ``name``.
     """
     path = local_path(name)
-    if not path.is_file():
+    if path.is_dir() or not path.exists():
         path = fetch_first(name, _FILES)
     tensors = read_safetensors(path) if path.suffix == ".safetensors" else read_pt(path)
     if isinstance(tensors, dict) and any(key.startswith(_OPEN_CLIP) for key in tensors):

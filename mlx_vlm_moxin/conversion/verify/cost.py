@@ -5,7 +5,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from mlx_vlm_moxin.checkpoints.messages import format_size
+from mlx_vlm_moxin.checkpoints.messages import format_size, one_line
 from mlx_vlm_moxin.checkpoints.quantize_options import QuantizeOptions
 from mlx_vlm_moxin.checkpoints.skeleton import build_skeleton
 from mlx_vlm_moxin.conversion.convert import Conversion, SourceFiles, convert
@@ -64,6 +64,5 @@ def measure_cost(
             baseline = convert(files, Path(place) / "model", QuantizeOptions(), quiet=quiet)
             return verify(baseline.directory, conversion.directory, images, quiet)
     except (OSError, ValueError, RuntimeError, MemoryError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        print(f"warning: not verified: {reason}", file=sys.stderr)
+        print(f"warning: not verified: {one_line(error)}", file=sys.stderr)
         return None
