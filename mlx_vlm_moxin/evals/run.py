@@ -14,11 +14,11 @@ from tqdm import tqdm
 
 from mlx_vlm_moxin.evals.answering import Answering, Question
 from mlx_vlm_moxin.evals.answers_file import AnswersFile
+from mlx_vlm_moxin.evals.data.picture import open_picture
 from mlx_vlm_moxin.evals.data.source import Source
 from mlx_vlm_moxin.evals.example import Answer, Example
 from mlx_vlm_moxin.evals.scores.summary import Numbers
 from mlx_vlm_moxin.evals.tasks import Task
-from mlx_vlm_moxin.library.images import open_picture
 
 T = TypeVar("T")
 # Of a generated answer.
@@ -87,13 +87,12 @@ class Result:
     seconds: float
 
 
+def _open_all(examples: Sequence[Example]) -> list[Image.Image]:
+    return [open_picture(example.picture) for example in examples]
+
+
 def _batches(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
     return (items[start : start + size] for start in range(0, len(items), size))
-
-
-def _open(example: Example) -> Image.Image:
-    picture = example.picture
-    return open_picture(picture() if callable(picture) else picture)
 
 
 class Run:
@@ -135,12 +134,12 @@ class Run:
         bar = tqdm(total=len(examples), initial=done, desc=name, unit="ex", disable=self._quiet)
         with bar, ThreadPoolExecutor(1) as opener:
             batches = list(_batches(waiting, self._batch_size))
-            following = [opener.submit(list, map(_open, batch)) for batch in batches[:1]]
+            following = [opener.submit(_open_all, batch) for batch in batches[:1]]
             for index, batch in enumerate(batches):
                 images = following.pop().result()
                 # Opened while the model works on this batch.
                 if index + 1 < len(batches):
-                    following.append(opener.submit(list, map(_open, batches[index + 1])))
+                    following.append(opener.submit(_open_all, batches[index + 1]))
                 self._file.add(self._answer(name, task, batch, images))
                 bar.update(len(batch))
         seconds = time.perf_counter() - start

@@ -9,9 +9,9 @@ from datasets import Dataset, Features, Image, List, Value
 from small_data import COUNT, asked, save_picture
 
 from mlx_vlm_moxin.evals.data import ocid_ref, refer
+from mlx_vlm_moxin.evals.data.picture import open_picture
 from mlx_vlm_moxin.evals.data.source import Source
 from mlx_vlm_moxin.evals.tasks import TASKS
-from mlx_vlm_moxin.library.images import open_picture
 
 TEXT = Value("string")
 
@@ -264,7 +264,7 @@ def without_places(examples):
 
 
 def pictures_of(examples):
-    return [open_picture(e.picture() if callable(e.picture) else e.picture).size for e in examples]
+    return [open_picture(e.picture).size for e in examples]
 
 
 @pytest.fixture
