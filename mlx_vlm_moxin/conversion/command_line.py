@@ -16,7 +16,7 @@ from mlx_vlm.quant_utils import QUANTIZATION_MODE_DEFAULTS
 from mlx_vlm.utils import MODEL_CONVERSION_DTYPES
 
 from mlx_vlm_moxin.checkpoints.card import write_card
-from mlx_vlm_moxin.checkpoints.messages import one_line
+from mlx_vlm_moxin.checkpoints.messages import print_error
 from mlx_vlm_moxin.checkpoints.quantize_options import QuantizeOptions
 from mlx_vlm_moxin.conversion.convert import Conversion, SourceFiles, convert
 from mlx_vlm_moxin.conversion.sweep import main as sweep
@@ -158,16 +158,6 @@ def run(args: argparse.Namespace) -> None:
         raise Stopped(f"the model is whole in {conversion.directory}; see --no-verify") from None
 
 
-def _message(error: BaseException, mlx_path: str) -> str:
-    """One line for the user."""
-    if isinstance(error, OSError) and error.errno in _DISK_FULL:
-        return (
-            f"{error.strerror} while writing; {mlx_path} is as it was. "
-            "Free some space or choose another --mlx-path"
-        )
-    return one_line(error)
-
-
 def _convert(arguments: Sequence[str]) -> int:
     args = configure_parser().parse_args(arguments)
     if args.quiet:
@@ -175,11 +165,14 @@ def _convert(arguments: Sequence[str]) -> int:
     try:
         run(args)
     except Stopped as error:
-        print(f"error: stopped; {error}", file=sys.stderr)
-        return 1
+        return print_error(Stopped(f"stopped; {error}"))
     except (OSError, ValueError, RuntimeError, MemoryError) as error:
-        print(f"error: {_message(error, args.mlx_path)}", file=sys.stderr)
-        return 1
+        if isinstance(error, OSError) and error.errno in _DISK_FULL:
+            error = OSError(
+                f"{error.strerror} while writing; {args.mlx_path} is as it was. "
+                "Free some space or choose another --mlx-path"
+            )
+        return print_error(error)
     return 0
 
 

@@ -6,7 +6,6 @@ is done is in ``sweep.json`` at once, so a sweep that was stopped goes on where 
 
 import argparse
 import json
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,7 +14,7 @@ from typing import Any
 
 from mlx_vlm_moxin.checkpoints.card import write_card
 from mlx_vlm_moxin.checkpoints.layer_settings import AFFINE_BITS, AFFINE_GROUP_SIZES
-from mlx_vlm_moxin.checkpoints.messages import format_size, one_line
+from mlx_vlm_moxin.checkpoints.messages import format_size, print_error
 from mlx_vlm_moxin.checkpoints.quantize_options import QuantizeOptions
 from mlx_vlm_moxin.checkpoints.sources import Source
 from mlx_vlm_moxin.conversion.convert import SourceFiles, convert
@@ -180,11 +179,8 @@ def main(argv: Sequence[str]) -> int:
     try:
         sweep(args)
     except KeyboardInterrupt:
-        print(
-            "error: stopped; run the same command again, finished widths are kept", file=sys.stderr
-        )
-        return 1
+        message = "stopped; run the same command again, finished widths are kept"
+        return print_error(KeyboardInterrupt(message))
     except (OSError, ValueError, RuntimeError, MemoryError) as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return 1
+        return print_error(error)
     return 0
