@@ -23,6 +23,7 @@ __all__ = [
     "load",
     "normalize_dino",
     "normalize_siglip",
+    "predict_action",
     "preprocess",
     "register",
     "save_quantized",
@@ -32,6 +33,7 @@ __all__ = [
 # What type checkers take for typing.TYPE_CHECKING, without its import.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from mlx_vlm_moxin.actions.policy import predict_action
     from mlx_vlm_moxin.library.generate import generate
     from mlx_vlm_moxin.library.images import (
         normalize_dino,
@@ -48,6 +50,7 @@ _LIBRARY = {
     "load": "library.load",
     "normalize_dino": "library.images",
     "normalize_siglip": "library.images",
+    "predict_action": "actions.policy",
     "preprocess": "library.images",
     "save_quantized": "library.save",
     "to_pixel_values": "library.images",

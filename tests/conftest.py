@@ -1,7 +1,10 @@
 """Fixtures of many tests, such as the reference checkpoint loaded by mlx-vlm."""
 
+import functools
+
 import mlx.core as mx
 import pytest
+from action_models import write_checkpoint
 from mlx_vlm import convert, load
 from mlx_vlm.models.moxin.cuda import compiler
 from support import HF_CHECKPOINT
@@ -37,6 +40,13 @@ def fp32_checkpoint(tmp_path_factory):
     path = tmp_path_factory.mktemp("fp32") / "checkpoint"
     convert(str(HF_CHECKPOINT), str(path), dtype="float32", trust_remote_code=False)
     return path
+
+
+@pytest.fixture(scope="session")
+def action_checkpoint(tmp_path_factory):
+    """By name (openvla, oft, moxin): the HF checkpoint. Tests must leave it as it is."""
+    place = tmp_path_factory.mktemp("action_models")
+    return functools.cache(lambda name: write_checkpoint(name, place / name))
 
 
 @pytest.fixture

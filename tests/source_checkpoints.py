@@ -12,8 +12,7 @@ from support import HF_CHECKPOINT, TINY
 
 from mlx_vlm_moxin.checkpoints.quantize_options import QuantizeOptions
 from mlx_vlm_moxin.checkpoints.sources import open_source
-from mlx_vlm_moxin.conversion.convert import convert
-from mlx_vlm_moxin.conversion.source_files import SourceFiles
+from mlx_vlm_moxin.conversion.convert import SourceFiles, convert
 
 NATIVE, HUB = TINY / "native", TINY / "hub"
 NATIVE_FILES = SourceFiles(

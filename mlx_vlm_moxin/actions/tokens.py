@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 
 NUM_BINS = 256
+# Ids by which Prismatic's vocabularies are longer than their tokenizers'.
+VOCABULARY_PADDING = 64
 
 
 class ActionTokenizer:
@@ -30,7 +32,8 @@ class ActionTokenizer:
     @classmethod
     def of(cls, config: Any) -> "ActionTokenizer":
         """For the vocabulary and the bins of a model's ``config``."""
-        return cls(config.text_config.vocab_size - config.pad_to_multiple_of, config.n_action_bins)
+        padding = config.pad_to_multiple_of or VOCABULARY_PADDING
+        return cls(config.text_config.vocab_size - padding, config.n_action_bins or NUM_BINS)
 
     @property
     def ids(self) -> range:

@@ -7,8 +7,6 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from mlx_vlm_moxin.checkpoints.messages import print_error
-
 from . import models, report
 from .machine import probe
 from .measure import Figure, Plan, measure
@@ -39,17 +37,13 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status.
-
-    Bad input ends with one line on standard error and status 1.
-    """
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command: input that cannot be used ends it with one line."""
     args = parser().parse_args(argv)
     try:
         run(args)
     except (OSError, ValueError, RuntimeError) as error:
-        return print_error(error)
-    return 0
+        sys.exit("error: " + " ".join(str(error).split()))
 
 
 def run(args: argparse.Namespace) -> None:
@@ -79,4 +73,4 @@ def run(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

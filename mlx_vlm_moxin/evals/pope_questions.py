@@ -2,17 +2,13 @@
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from mlx_vlm_moxin.evals.data.files import Pictures
-from mlx_vlm_moxin.evals.data.source import Source, load_rows
-from mlx_vlm_moxin.evals.example import Picture
-from mlx_vlm_moxin.evals.pope_scores import CATEGORIES, LABELS
+from PIL import Image
 
-# Folders of COCO's pictures as its zip file and Prismatic's harness name them.
-PICTURE_FOLDERS = ("val2014", "val_images", "images")
+from mlx_vlm_moxin.evals.pope_scores import CATEGORIES, LABELS
 
 
 @dataclass
@@ -24,7 +20,7 @@ class Question:
     question: str
     answer: str
     image_source: str
-    image: Picture
+    image: Image.Image | Path
 
 
 def _question(where: str, category: str, row: dict, names: dict[str, str]) -> Question:
@@ -51,12 +47,7 @@ def question_files(dataset: Path) -> dict[str, Path]:
     return {c: f for c in CATEGORIES for f in files if f.stem.rpartition("_")[2] == c}
 
 
-def read_files(files: dict[str, Path], pictures: Pictures) -> Iterator[Question]:
-    """The questions of POPE's own files.
-
-    Raises:
-        OSError, ValueError: naming what is missing or wrong, and where.
-    """
+def _from_files(files: dict[str, Path], image_folder: Path) -> Iterator[Question]:
     names = {"question": "text", "answer": "label", "image": "image"}
     for category, file in files.items():
         with file.open(encoding="utf-8") as lines:
@@ -68,35 +59,21 @@ def read_files(files: dict[str, Path], pictures: Pictures) -> Iterator[Question]
                     row = json.loads(line)
                 except json.JSONDecodeError as error:
                     raise ValueError(f"{where} is no JSON: {error}") from error
-                if not isinstance(row, dict):
-                    raise ValueError(f"{where} is no JSON object")
                 question = _question(where, category, row, names)
-                try:
-                    question.image = pictures.find(str(row["image"]))
-                except FileNotFoundError as error:
-                    raise FileNotFoundError(f"{where} asks about {row['image']}: {error}") from None
+                question.image = image_folder / row["image"]
+                if not question.image.is_file():
+                    raise FileNotFoundError(
+                        f"{where} asks about {question.image}, which is not there; "
+                        "name the folder of the pictures with --image-folder"
+                    )
                 yield question
 
 
-def read_rows(source: Source, split: str = "test") -> Iterator[Question]:
-    """The questions of a data set in Hugging Face's format.
-
-    Raises:
-        OSError, ValueError: naming what is missing or wrong, and where.
-    """
+def _from_rows(rows: Iterable[dict], dataset: str, split: str) -> Iterator[Question]:
     names = {"question": "question", "answer": "answer", "image": "image"}
-
-    def question(number: int, row: dict, picture: Picture) -> Question:
-        where, category = f"Row {number} of {source.location}", str(row.get("category", split))
-        return _question(where, category, {**row, "image": picture}, names)
-
-    rows = load_rows(source, split)
-    return (question(number, *row) for number, row in enumerate(rows))
-
-
-def _opened(question: Question) -> Question:
-    image = question.image
-    return replace(question, image=image()) if callable(image) else question
+    for number, row in enumerate(rows):
+        where = f"Row {number} of {dataset}"
+        yield _question(where, str(row.get("category", split)), row, names)
 
 
 def load_questions(
@@ -124,11 +101,10 @@ def load_questions(
     path = Path(dataset)
     files = question_files(path) if path.exists() else {}
     if files:
-        folder = path if path.is_dir() else path.parent
-        pictures = Pictures.of(folder, PICTURE_FOLDERS, ())
-        if image_folder is not None:
-            pictures = Pictures((image_folder,))
+        folder = image_folder or (path if path.is_dir() else path.parent)
         # A list: everything is checked before the first question is asked.
-        return list(islice(read_files(files, pictures), max_samples))
-    rows = read_rows(Source(dataset, streaming=streaming), split)
-    return map(_opened, islice(rows, max_samples))
+        return list(islice(_from_files(files, folder), max_samples))
+    from datasets import load_dataset
+
+    rows = load_dataset(dataset, split=split, streaming=streaming)
+    return islice(_from_rows(rows, dataset, split), max_samples)

@@ -11,6 +11,7 @@ from mlx_vlm.models.moxin.config import MODEL_TYPES
 from mlx_vlm.models.moxin.processing_moxin import MoxinProcessor
 from mlx_vlm.trainer.peft import apply_lora_layers
 
+from mlx_vlm_moxin.checkpoints.action_options import NO_OPTIONS, ActionOptions
 from mlx_vlm_moxin.checkpoints.quantize_options import (
     OptionNames,
     QuantizeOptions,
@@ -18,6 +19,7 @@ from mlx_vlm_moxin.checkpoints.quantize_options import (
 )
 from mlx_vlm_moxin.checkpoints.skeleton import build_skeleton
 from mlx_vlm_moxin.checkpoints.sources import Source, open_source
+from mlx_vlm_moxin.checkpoints.sources.action_heads import FILES as ACTION_FILES
 from mlx_vlm_moxin.checkpoints.sources.files import SMALL_FILES, fetch, read_json
 from mlx_vlm_moxin.checkpoints.tensor_values import compute_tensors
 
@@ -77,7 +79,11 @@ def _compute(source: Source, options: QuantizeOptions, **kwargs: Any) -> nn.Modu
 
 
 def load_model(
-    directory: Path, lazy: bool = False, options: QuantizeOptions = AS_STORED, **kwargs: Any
+    directory: Path,
+    lazy: bool = False,
+    options: QuantizeOptions = AS_STORED,
+    actions: ActionOptions = NO_OPTIONS,
+    **kwargs: Any,
 ) -> nn.Module:
     """``mlx_vlm.utils.load_model`` for a Moxin checkpoint, quantised as ``options`` say.
 
@@ -85,14 +91,17 @@ def load_model(
     only then does ``lazy`` have an effect.
 
     Args:
+        actions: what the files of an action model do not say.
         kwargs: mlx-vlm's other arguments.
 
     Raises:
         OSError, ValueError: one line that says what is wrong with the checkpoint.
     """
-    source = open_source(str(directory))
+    source = open_source(str(directory), actions=actions)
     if source.is_loadable and not options.quantize:
-        return _stock_load_model(directory, lazy, **kwargs)
+        model = _stock_load_model(directory, lazy, **kwargs)
+        model.config.action_config = source.config.action_config
+        return model
     return _compute(source, options, **kwargs)
 
 
@@ -110,7 +119,7 @@ def _fetch(path_or_repo: str | Path, revision: str | None) -> Path:
             "checkpoints. A native Prismatic run directory is converted first: "
             f"python -m mlx_vlm_moxin convert --hf-path {name} --mlx-path moxin"
         )
-    return fetch(name, [*SMALL_FILES, "*.safetensors"], revision)
+    return fetch(name, [*SMALL_FILES, "*.safetensors", *ACTION_FILES], revision)
 
 
 def load(
@@ -121,6 +130,7 @@ def load(
     adapter_path: str | Path | None = None,
     lazy: bool = False,
     revision: str | None = None,
+    actions: ActionOptions | str | None = None,
 ) -> tuple[nn.Module, MoxinProcessor]:
     """Load Moxin and its processor, as ``mlx_vlm.load`` does, quantised on request.
 
@@ -141,6 +151,8 @@ def load(
         lazy: read weights when they are first needed. Without effect on weights that are
             quantised here or come from an OminiX export.
         revision: branch, tag or commit of a Hub repository.
+        actions: what the files of an action model do not say: the name of a preset
+            (``"libero"``, ``"aloha"``, ``"bridge"``), or single settings.
 
     Returns:
         The model in evaluation mode and its processor.
@@ -150,7 +162,9 @@ def load(
     """
     options = quantize_options(quantize, group_size, mode)
     directory = _fetch(path_or_repo, revision)
-    model = load_model(directory, lazy, options)
+    if isinstance(actions, str):
+        actions = ActionOptions(preset=actions)
+    model = load_model(directory, lazy, options, actions or NO_OPTIONS)
     if adapter_path is not None:
         model = apply_lora_layers(model, adapter_path)
         model.eval()

@@ -5,17 +5,20 @@ that of an HF-converted checkpoint (``prismatic`` or ``openvla``), which names o
 model ids and the few text settings that differ from the library's defaults.
 """
 
+import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..base import BaseModelConfig
+from .action_config import ActionConfig
 from .checkpoint import Shapes, projector_sizes, tensor_shapes, vision_sizes
 from .prismatic import check_supported, projector_kind, prompt_format, tower_models
 from .towers import require_positive
 from .vision_config import ProjectorConfig, VisionConfig
-from .weights import moxin_name
 
+# OpenVLA's training leaves it beside a checkpoint.
+STATISTICS_FILE = "dataset_statistics.json"
 # What ``model_type`` of config.json may be: that of HF-converted checkpoints, and ours.
 SOURCE_TYPES = ("prismatic", "openvla")
 MODEL_TYPES = ("moxin", *SOURCE_TYPES)
@@ -123,6 +126,7 @@ class ModelConfig(BaseModelConfig):
         norm_stats: OpenVLA's action statistics per data set.
         n_action_bins: number of an OpenVLA model's action tokens.
         pad_to_multiple_of: OpenVLA's padding of the vocabulary, in ids.
+        action_config: how actions are given; None if the model gives none.
         timm_model_ids, timm_override_act_layers, image_sizes, arch_specifier: set by
             HF-converted configs, whose sizes follow from the weights.
         generation_config: content of generation_config.json, which mlx-vlm puts here.
@@ -141,6 +145,7 @@ class ModelConfig(BaseModelConfig):
     norm_stats: dict[str, Any] | None = None
     n_action_bins: int | None = None
     pad_to_multiple_of: int | None = None
+    action_config: ActionConfig | None = None
     timm_model_ids: list[str] | None = None
     timm_override_act_layers: list[str | None] | None = None
     image_sizes: list[int] | None = None
@@ -155,10 +160,13 @@ class ModelConfig(BaseModelConfig):
             ("text_config", TextConfig),
             ("vision_config", VisionConfig),
             ("projector_config", ProjectorConfig),
+            ("action_config", ActionConfig),
         ):
             value = getattr(self, name)
             if isinstance(value, dict):
                 setattr(self, name, kind.from_dict(value))
+        if self.norm_stats and self.action_config is None:
+            self.action_config = ActionConfig()
         if self.image_token_index is None:
             self.image_token_index = self.pad_token_id + 1
         if not self.pad_token_id < self.image_token_index < self.text_config.vocab_size - 1:
@@ -179,15 +187,7 @@ class ModelConfig(BaseModelConfig):
         """
         is_source = params.get("model_type") in SOURCE_TYPES
         if is_source:
-            text_config = params.get("text_config") or {}
-            check_supported(
-                {
-                    "timm_model_ids": params.get("timm_model_ids"),
-                    "arch_specifier": params.get("arch_specifier"),
-                    "llm_backbone_id": params.get("llm_backbone_id"),
-                    "text_config.model_type": text_config.get("model_type"),
-                }
-            )
+            check_supported(params)
         missing = [name for name in ("text_config", "pad_token_id") if not params.get(name)]
         if missing:
             raise ValueError(f"config.json: {' and '.join(missing)} missing")
@@ -217,7 +217,23 @@ class ModelConfig(BaseModelConfig):
             shapes = tensor_shapes(Path(path))
             if self.timm_model_ids is not None:
                 self.set_sizes(shapes)
+            self._read_statistics(Path(path))
         self._model_path = path
+
+    def _read_statistics(self, directory: Path) -> None:
+        """A dataset_statistics.json beside the checkpoint, which wins over ``norm_stats``."""
+        path = directory / STATISTICS_FILE
+        if not path.is_file():
+            return
+        try:
+            statistics = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path} is not valid JSON ({error}); copy it again") from error
+        if not isinstance(statistics, dict) or not statistics:
+            raise ValueError(f"{path} holds no statistics by data set; copy it again")
+        self.norm_stats = statistics
+        if self.action_config is None:
+            self.action_config = ActionConfig()
 
     def _set_published_sizes(self) -> None:
         models = tower_models(self.timm_model_ids, self.timm_override_act_layers)
@@ -234,24 +250,18 @@ class ModelConfig(BaseModelConfig):
             output_size=self.text_config.hidden_size,
         )
 
-    def set_sizes(self, shapes: Shapes, is_converted: bool | None = None) -> None:
+    def set_sizes(self, shapes: Shapes) -> None:
         """Give a config with ``timm_model_ids`` the sizes of its checkpoint's tensors.
 
         Args:
             shapes: of every tensor, by its name in an HF-converted checkpoint or ours.
-            is_converted: whether the blocks that are not used were left out; None: they
-                were if the names are ours.
 
         Raises:
             ValueError: naming a tensor that is missing or does not fit.
         """
         models = tower_models(self.timm_model_ids, self.timm_override_act_layers)
-        if is_converted is None:
-            is_converted = any(name.startswith("vision_tower.") for name in shapes)
-        towers = [model.name for model in models]
-        shapes = {moxin_name(name, towers): shape for name, shape in shapes.items()}
         image_size = self.image_sizes[0] if self.image_sizes else None
-        self.vision_config = vision_sizes(shapes, models, image_size, is_converted)
+        self.vision_config = vision_sizes(shapes, models, image_size)
         self.projector_config = projector_sizes(shapes, projector_kind(self.arch_specifier))
 
     def to_dict(self) -> dict[str, Any]:

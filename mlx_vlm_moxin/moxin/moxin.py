@@ -6,6 +6,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..base import InputEmbeddingsFeatures, LanguageModelOutput
+from .action_head import L1ActionHead, ProprioProjector
 from .config import ModelConfig
 from .language import LanguageModel
 from .projector import make_projector
@@ -49,6 +50,11 @@ class Model(nn.Module):
         self.vision_tower = VisionModel(config.vision_config)
         self.multi_modal_projector = make_projector(config.projector_config)
         self.language_model = LanguageModel(config.text_config)
+        actions, width = config.action_config, config.text_config.hidden_size
+        if actions is not None and actions.head is not None:
+            self.action_head = L1ActionHead(width, actions.head_hidden_size, actions.action_dim)
+        if actions is not None and actions.proprio_dim is not None:
+            self.proprio_projector = ProprioProjector(actions.proprio_dim, width)
 
     def encode_image(self, pixel_values: mx.array) -> mx.array:
         """Visual tokens ``[B, num_patches, hidden_size]`` of ``pixel_values`` ``[B, C, H, W]``."""

@@ -97,7 +97,7 @@ def check_directory(directory: Path) -> None:
     Raises:
         ValueError: see there.
     """
-    for pattern in ("*.json", "*.jinja", "*.safetensors", "checkpoints", "checkpoints/*"):
+    for pattern in ("*.json", "*.jinja", "*.safetensors", "*.pt", "checkpoints", "checkpoints/*"):
         for path in directory.glob(pattern):
             check_inside(path, directory)
             if path.exists() and not path.is_dir():

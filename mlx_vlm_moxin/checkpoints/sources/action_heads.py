@@ -1,0 +1,169 @@
+"""OpenVLA-OFT's parts beside a checkpoint, and the settings of the action model.
+
+A fine-tuned model is an OpenVLA checkpoint with ``action_head--{step}_checkpoint.pt`` and
+``proprio_projector--{step}_checkpoint.pt``, state dicts with DDP's prefix ``module.``. Chunks,
+cameras and normalisation are in none of its files.
+"""
+
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from mlx_vlm.models.moxin.action_config import ActionConfig
+from mlx_vlm.models.moxin.config import ModelConfig
+
+from mlx_vlm_moxin.checkpoints.action_options import PRESETS, ActionOptions
+from mlx_vlm_moxin.checkpoints.pt_file import read_pt
+from mlx_vlm_moxin.checkpoints.sources.base import Source, Tensors
+from mlx_vlm_moxin.checkpoints.tensors import LazyTensor
+
+FILES = ["*_checkpoint.pt"]
+_FILE = re.compile(r"(\w+)--(\d+)_checkpoint\.pt")
+# Parts of OpenVLA-OFT models that are not run.
+_UNSUPPORTED = {
+    "vision_backbone": "towers conditioned on the instruction (FiLM)",
+    "noisy_action_projector": "a diffusion head",
+}
+_HEAD, _PROPRIO = "action_head", "proprio_projector"
+# Settings that follow from tensors.
+_SIZES = ("action_dim", "proprio_dim")
+
+
+@dataclass(frozen=True)
+class ActionParts:
+    """Parts beside a checkpoint, their tensors under our names; empty if there are none."""
+
+    head: Tensors
+    proprio: Tensors
+
+    @property
+    def tensors(self) -> Tensors:
+        return {**self.head, **self.proprio}
+
+
+def part_files(directory: Path) -> dict[str, Path]:
+    """The files of OpenVLA-OFT's parts by name; of several steps, the last one's."""
+    found: dict[str, tuple[int, Path]] = {}
+    for path in directory.glob("*_checkpoint.pt"):
+        match = _FILE.fullmatch(path.name)
+        if match is not None:
+            found[match[1]] = max(found.get(match[1], (-1, path)), (int(match[2]), path))
+    return {name: path for name, (_, path) in found.items()}
+
+
+def _read_part(path: Path, name: str) -> Tensors:
+    """A part's tensors, ``module.`` and the head's ``model.`` taken off their names."""
+    tensors = read_pt(path)
+    if not isinstance(tensors, dict) or not all(
+        isinstance(tensor, LazyTensor) for tensor in tensors.values()
+    ):
+        raise ValueError(f"{path} holds no state dict; copy it again from the training run")
+    names = {key: key.removeprefix("module.").removeprefix("model.") for key in tensors}
+    missing = {"fc1.weight", "fc2.weight"} - {*names.values()}
+    if missing:
+        raise ValueError(f"{path} is no {name} of OpenVLA-OFT: it has no {sorted(missing)[0]}")
+    return {f"{name}.{names[key]}": tensor for key, tensor in tensors.items()}
+
+
+def read_parts(directory: Path) -> ActionParts:
+    """What lies beside a checkpoint; no tensor is read yet.
+
+    Raises:
+        ValueError: naming a part that is not supported or is damaged.
+    """
+    files = part_files(directory)
+    for name, what in _UNSUPPORTED.items():
+        if name in files:
+            raise ValueError(
+                f"{files[name]} gives this OpenVLA-OFT model {what}, which is not supported; "
+                "supported are the L1 head, action tokens and the state's projector"
+            )
+    return ActionParts(
+        *(_read_part(files[name], name) if name in files else {} for name in (_HEAD, _PROPRIO))
+    )
+
+
+def _check_sizes(settings: dict, found: dict[str, int | None], preset: str | None) -> None:
+    for name, value in found.items():
+        if preset is not None and value is not None and PRESETS[preset][name] != value:
+            raise ValueError(
+                f"--action-preset {preset} has {name} {PRESETS[preset][name]}, this checkpoint "
+                f"{value}; give another preset, or --action-chunk and --action-images"
+            )
+        settings[name] = value
+
+
+def resolve(config: ModelConfig, options: ActionOptions, parts: ActionParts) -> ActionConfig:
+    """The settings of an action model: the checkpoint's, then the user's.
+
+    Args:
+        config: of a checkpoint that gives actions.
+
+    Raises:
+        ValueError: what does not fit, or has to be said by the user.
+    """
+    known, settings = config.action_config, options.settings()
+    if known.decoding == "parallel":
+        # A conversion, which has its sizes and its head.
+        settings = {k: v for k, v in settings.items() if k not in _SIZES}
+        if options.discrete:
+            settings |= {"head": None, "head_hidden_size": None}
+        return replace(known, **settings)
+    if not (parts.head or parts.proprio or options.is_parallel):
+        return replace(known, **settings)
+    if not parts.head and not options.discrete:
+        raise ValueError(
+            "There is no action_head--*_checkpoint.pt beside this checkpoint: add --discrete if "
+            "its chunks are action tokens, or leave --action-preset and --action-chunk out for "
+            "OpenVLA"
+        )
+    missing = [name for name in ("chunk_size", "num_images") if name not in settings]
+    if missing:
+        raise ValueError(
+            "The files of this OpenVLA-OFT checkpoint do not say how long its chunks are and how "
+            f"many cameras it has: give --action-preset {'|'.join(PRESETS)} (in Python: "
+            "load(..., actions='libero')), or --action-chunk and --action-images"
+        )
+    hidden_size = config.text_config.hidden_size
+    found: dict[str, int | None] = dict.fromkeys(_SIZES)
+    if parts.head:
+        found["action_dim"] = parts.head[f"{_HEAD}.fc2.weight"].shape[0]
+    if parts.proprio:
+        found["proprio_dim"] = parts.proprio[f"{_PROPRIO}.fc1.weight"].shape[1]
+    _check_sizes(settings, found, options.preset)
+    if parts.head and not options.discrete:
+        settings["head"] = "l1"
+        settings["head_hidden_size"], width = parts.head[f"{_HEAD}.fc1.weight"].shape
+        if width != found["action_dim"] * hidden_size:
+            raise ValueError(
+                f"The action head reads {width} values for {found['action_dim']} dimensions, which "
+                f"does not fit the decoder's hidden size {hidden_size}"
+            )
+    # transformers' fork for OpenVLA-OFT changes Llama's attention only.
+    causal = config.text_config.model_type != "llama"
+    return replace(known, **{"causal": causal, **settings, "decoding": "parallel"})
+
+
+def with_actions(source: Source, options: ActionOptions) -> Source:
+    """``source`` with the parts beside it and the settings that ``options`` give.
+
+    Raises:
+        ValueError: see :func:`read_parts` and :func:`resolve`; or if there are options for a
+            model that gives no actions.
+    """
+    if source.config.action_config is None:
+        if options.is_given:
+            raise ValueError(
+                f"{source.directory} is no action model (its config.json has no norm_stats), so "
+                "options for actions have no effect"
+            )
+        return source
+    parts = read_parts(source.directory)
+    config = source.config
+    config.action_config = resolve(config, options, parts)
+    tensors = {**source.tensors, **parts.tensors}
+    if config.action_config.head is None:
+        tensors = {k: v for k, v in tensors.items() if not k.startswith(f"{_HEAD}.")}
+    # Without its parts mlx-vlm would run the model as another one.
+    is_loadable = source.is_loadable and not parts.tensors
+    return replace(source, tensors=tensors, is_loadable=is_loadable)

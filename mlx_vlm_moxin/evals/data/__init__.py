@@ -1,1 +1,0 @@
-"""The data sets: each published form, read into :class:`~.example.Example`."""

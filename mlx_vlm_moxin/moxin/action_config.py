@@ -1,0 +1,77 @@
+"""How a vision-language-action model gives actions: what its weights alone do not say."""
+
+from dataclasses import dataclass
+
+from ..base import BaseModelConfig
+
+DECODINGS = ("autoregressive", "parallel")
+HEADS = ("l1",)
+NORMALIZATIONS = ("bounds_q99", "bounds")
+# What Llama 2 calls a lone space: OpenVLA's training text had one after "Out:".
+SPACE_TOKEN_ID = 29871
+
+
+def _check_choice(name: str, value: object, known: tuple[object, ...]) -> None:
+    if value not in known:
+        raise ValueError(f"config.json: action_config.{name} must be one of {known}, got {value!r}")
+
+
+@dataclass
+class ActionConfig(BaseModelConfig):
+    """Settings of an action model. The defaults are OpenVLA's.
+
+    Attributes:
+        decoding: ``"autoregressive"``, one token for each dimension (OpenVLA), or
+            ``"parallel"``, a chunk of actions in one pass (OpenVLA-OFT).
+        chunk_size: actions in a chunk; 1 if autoregressive.
+        num_images: camera pictures for an action, the main one first.
+        normalization: statistics that are -1 and 1 in the model: 1st and 99th percentiles
+            (``"bounds_q99"``) or extremes (``"bounds"``).
+        causal: whether parallel decoding keeps the causal mask; OpenVLA-OFT attends in both
+            directions, Moxin-VLA runs causal.
+        append_token_id: put at the end of the prompt if it is not there; None for nothing.
+        center_crop: whether pictures are cropped to 0.9 of their area, as for models that
+            were trained on randomly cropped ones.
+        policy_resize: whether pictures of another size than 224 x 224 go through JPEG and
+            Lanczos first, as OpenVLA-OFT's evaluation does it.
+        head: ``"l1"`` for the regression head, None for action tokens.
+        head_hidden_size: width of the head.
+        action_dim: values of an action that the head gives.
+        proprio_dim: values of the robot's state; None if the model does not read it.
+    """
+
+    decoding: str = "autoregressive"
+    chunk_size: int = 1
+    num_images: int = 1
+    normalization: str = "bounds_q99"
+    causal: bool = True
+    append_token_id: int | None = SPACE_TOKEN_ID
+    center_crop: bool = False
+    policy_resize: bool = False
+    head: str | None = None
+    head_hidden_size: int | None = None
+    action_dim: int | None = None
+    proprio_dim: int | None = None
+
+    def __post_init__(self):
+        _check_choice("decoding", self.decoding, DECODINGS)
+        _check_choice("normalization", self.normalization, NORMALIZATIONS)
+        _check_choice("head", self.head, (None, *HEADS))
+        needed = ("head_hidden_size", "action_dim") if self.head else ()
+        optional = ("head_hidden_size", "action_dim", "proprio_dim")
+        for name in ("chunk_size", "num_images", *optional):
+            value = getattr(self, name)
+            if value is None and name in optional and name not in needed:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(
+                    f"config.json: action_config.{name} must be a positive whole number, "
+                    f"got {value!r}"
+                )
+        if self.decoding == "autoregressive" and (
+            self.head or self.proprio_dim or self.chunk_size > 1 or self.num_images > 1
+        ):
+            raise ValueError(
+                "config.json: action_config has a head, a state, chunks or several pictures, which "
+                "need decoding 'parallel'"
+            )

@@ -1,0 +1,155 @@
+"""``POST /act``: the robot's side of OpenVLA's and OpenVLA-OFT's servers, on mlx-vlm's own.
+
+Both speak json_numpy. OpenVLA: ``{"image", "instruction", "unnorm_key"}``, answered with an action;
+OpenVLA-OFT: ``{"full_image", "...wrist...", "state", "instruction"}``, answered with a list of
+actions. ``{"encoded": text}`` holds such a request as text, and is answered with text. Where
+theirs answer any error with the string "error", this one answers with a 4xx and a sentence.
+
+Reference: vla-scripts/deploy.py of openvla/openvla and of moojink/openvla-oft.
+"""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from fastapi import FastAPI, HTTPException, Request
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import Response
+from mlx_vlm.server.runtime import runtime
+
+from mlx_vlm_moxin.actions import json_numpy
+from mlx_vlm_moxin.actions.policy import Prediction, action_config, predict
+from mlx_vlm_moxin.plugin.server.errors import serves_moxin
+from mlx_vlm_moxin.plugin.server.generator import StoppingError, adopt
+
+# OpenVLA's name of the camera's picture, and OpenVLA-OFT's of the main camera's.
+_MAIN_CAMERA = ("full_image", "image")
+_OTHER_CAMERAS = "wrist"
+
+
+@dataclass
+class Defaults:
+    """What the server was started with, for requests that do not say it themselves."""
+
+    unnorm_key: str | None = None
+
+
+defaults = Defaults()
+
+
+def _refused(status: int, reason: str) -> HTTPException:
+    return HTTPException(status, " ".join(reason.split())[:500])
+
+
+def _loaded() -> Any:
+    """The running generator, with an action model loaded.
+
+    Raises:
+        HTTPException: 409, saying what is loaded instead.
+    """
+    generator = runtime.response_generator
+    name = runtime.model_cache.get("model_path")
+    if generator is None or name is None:
+        raise _refused(409, "No model is loaded; start the server with --model")
+    if not serves_moxin() or generator.model is None:
+        raise _refused(409, f"The model that is loaded ({name}) gives no actions")
+    try:
+        action_config(generator.model)
+    except ValueError as error:
+        raise _refused(409, str(error)) from error
+    adopt(generator)
+    return generator
+
+
+def _parse(body: bytes) -> tuple[dict[str, Any], bool]:
+    """The request, and whether it was text within JSON."""
+    try:
+        payload = json_numpy.loads(body)
+        is_encoded = isinstance(payload, dict) and [*payload] == ["encoded"]
+        if is_encoded:
+            payload = json_numpy.loads(payload["encoded"])
+    except (TypeError, ValueError) as error:
+        raise _refused(400, f"The body is not json_numpy: {error}") from error
+    if not isinstance(payload, dict):
+        raise _refused(400, "The body must be a JSON object with a picture and an instruction")
+    return payload, is_encoded
+
+
+def _pictures(payload: dict[str, Any], count: int) -> list[np.ndarray]:
+    """The main camera's picture, then those of the wrists in the order of the request.
+
+    As in the reference, a model with one camera is shown the main one's picture.
+    """
+    main = next((name for name in _MAIN_CAMERA if name in payload), None)
+    if main is None:
+        raise _refused(400, "The request has neither image nor full_image")
+    names = [main, *(name for name in payload if _OTHER_CAMERAS in name)]
+    names = names[:1] if count == 1 else names
+    for name in names:
+        if not isinstance(payload[name], np.ndarray):
+            raise _refused(400, f"{name} must be an array (uint8, [height, width, 3])")
+    return [payload[name] for name in names]
+
+
+def _predict(generator: Any, payload: dict[str, Any]) -> Prediction:
+    """Compute in the generation thread, between two steps of the answers under way."""
+    config = action_config(generator.model)
+    instruction = payload.get("instruction")
+    if not isinstance(instruction, str):
+        raise _refused(400, "The request has no instruction (a text)")
+    key = payload.get("unnorm_key", defaults.unnorm_key)
+    if key is not None and not isinstance(key, str):
+        raise _refused(400, "unnorm_key must be a text")
+    pictures = _pictures(payload, config.num_images)
+    # OpenVLA-OFT's clients send the state to every model.
+    state = payload.get("state") if config.proprio_dim is not None else None
+
+    def compute() -> Prediction:
+        model, processor = generator.model, generator.processor
+        image = pictures if config.num_images > 1 else pictures[0]
+        return predict(model, processor, image, instruction, key, state=state)
+
+    try:
+        return generator.between_steps(compute)
+    except StoppingError as error:
+        raise _refused(503, str(error)) from error
+    except ValueError as error:
+        raise _refused(400, str(error)) from error
+
+
+def _answer(body: bytes) -> Response:
+    generator = _loaded()
+    payload, is_encoded = _parse(body)
+    action = _predict(generator, payload).action
+    text = json_numpy.dumps(list(action) if action.ndim > 1 else action)
+    return Response(json.dumps(text) if is_encoded else text, media_type="application/json")
+
+
+async def act(request: Request) -> Response:
+    """The action for a picture and an instruction."""
+    return await run_in_threadpool(_answer, await request.body())
+
+
+def describe() -> dict[str, Any]:
+    """What the model that is loaded needs and gives (``GET /act``)."""
+    model = _loaded().model
+    config = action_config(model)
+    return {
+        "model": runtime.model_cache.get("model_path"),
+        "decoding": config.decoding,
+        "head": config.head,
+        "chunk_size": config.chunk_size,
+        "num_images": config.num_images,
+        "proprio_dim": config.proprio_dim,
+        "center_crop": config.center_crop,
+        "unnorm_keys": sorted(model.config.norm_stats or {}),
+        "unnorm_key": defaults.unnorm_key,
+    }
+
+
+def with_routes(app: FastAPI) -> FastAPI:
+    """mlx-vlm's application with ``/act`` added."""
+    app.add_api_route("/act", act, methods=["POST"], response_model=None)
+    app.add_api_route("/act", describe, methods=["GET"])
+    return app

@@ -1,0 +1,25 @@
+"""Action models in float32, loaded once."""
+
+import functools
+
+import mlx.core as mx
+import pytest
+
+from mlx_vlm_moxin import load
+from mlx_vlm_moxin.checkpoints.action_options import ActionOptions
+
+
+@pytest.fixture(scope="session")
+def action_model(action_checkpoint):
+    """By name and number of cameras: (model in float32, processor). Leave both as they are."""
+
+    @functools.cache
+    def loaded(name: str, num_images: int = 1):
+        options = None
+        if name != "openvla":
+            options = ActionOptions(preset="libero", num_images=num_images)
+        model, processor = load(action_checkpoint(name), actions=options)
+        model.set_dtype(mx.float32)
+        return model, processor
+
+    return loaded

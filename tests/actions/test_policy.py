@@ -1,0 +1,160 @@
+"""What predict_action takes, gives and refuses."""
+
+import json
+import shutil
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from action_models import goldens, picture
+
+from mlx_vlm_moxin import load, predict_action
+from mlx_vlm_moxin.actions.policy import predict
+from mlx_vlm_moxin.actions.statistics import choose_data_set
+
+INSTRUCTION = "pick up the red cup"
+STATE = goldens("oft")["states"][0]
+KEY = "bridge_orig"
+
+
+@pytest.fixture
+def openvla(action_model):
+    return action_model("openvla")
+
+
+@pytest.fixture
+def oft(action_model):
+    return action_model("oft", 2)
+
+
+@pytest.fixture
+def two():
+    return [picture("photo.policy224"), picture("tall.policy224")]
+
+
+def test_an_action_is_float64_of_the_statistics_length(openvla):
+    action = predict_action(*openvla, picture("photo"), INSTRUCTION, KEY)
+    assert action.shape == (7,)
+    assert action.dtype == np.float64
+
+
+def test_a_chunk_is_actions_by_dimensions(oft, two):
+    assert predict_action(*oft, two, INSTRUCTION, state=STATE).shape == (8, 7)
+
+
+def test_pictures_are_taken_in_any_form(openvla, tmp_path):
+    image = picture("photo")
+    path = tmp_path / "photo.png"
+    image.save(path)
+    expected = predict_action(*openvla, image, INSTRUCTION, KEY)
+    for source in (
+        str(path),
+        path,
+        np.asarray(image),
+        path.read_bytes(),
+        mx.array(np.array(image)),
+    ):
+        np.testing.assert_array_equal(predict_action(*openvla, source, INSTRUCTION, KEY), expected)
+
+
+def test_center_crop_is_that_of_the_evaluation(openvla):
+    expected = predict(*openvla, picture("photo.crop"), INSTRUCTION, KEY)
+    cropped = predict(*openvla, picture("photo"), INSTRUCTION, KEY, center_crop=True)
+    plain = predict(*openvla, picture("photo"), INSTRUCTION, KEY)
+    np.testing.assert_array_equal(cropped.token_ids, expected.token_ids)
+    assert (cropped.token_ids != plain.token_ids).any()
+
+
+def test_pictures_of_another_size_are_resized_as_openvla_oft_does(oft, two):
+    model, processor = oft
+    assert model.config.action_config.policy_resize
+    originals = [picture("photo"), picture("tall")]
+    np.testing.assert_array_equal(
+        predict_action(model, processor, originals, INSTRUCTION, state=STATE),
+        predict_action(model, processor, two, INSTRUCTION, state=STATE),
+    )
+
+
+def _prefer(model, monkeypatch, token):
+    """Let ``token`` have the largest logit everywhere."""
+    original = model.language_model.lm_head
+
+    def lm_head(h):
+        return original(h) + 1e4 * (mx.arange(original.weight.shape[0]) == token)
+
+    monkeypatch.setattr(model.language_model, "lm_head", lm_head)
+
+
+def test_the_end_token_does_not_end_an_action(action_checkpoint, monkeypatch):
+    model, processor = load(action_checkpoint("openvla"))
+    _prefer(model, monkeypatch, model.config.eos_token_id)
+    prediction = predict(model, processor, picture("photo"), INSTRUCTION, KEY)
+    assert [*prediction.token_ids] == [2] * 7
+    np.testing.assert_allclose(prediction.normalized, 254 / 255)
+
+
+@pytest.mark.parametrize("name", ["openvla", "oft"])
+def test_only_action_ids_may_compete(action_checkpoint, monkeypatch, name):
+    options = None if name == "openvla" else "libero"
+    model, processor = load(action_checkpoint(name), actions=options)
+    _prefer(model, monkeypatch, 5)
+    images = picture("photo") if name == "openvla" else [picture("photo"), picture("tall")]
+    arguments = {"unnorm_key": KEY} if name == "openvla" else {"state": STATE, "discrete": True}
+    anything = predict(model, processor, images, INSTRUCTION, **arguments)
+    actions = predict(model, processor, images, INSTRUCTION, action_ids_only=True, **arguments)
+    assert (anything.token_ids == 5).all()
+    assert ((actions.token_ids >= 31744) & (actions.token_ids < 32000)).all()
+
+
+def test_a_statistics_file_beside_the_checkpoint_wins(action_checkpoint, tmp_path):
+    shutil.copytree(action_checkpoint("openvla"), tmp_path / "model")
+    statistics = {"my_robot": {"action": {"q01": [0.0] * 3, "q99": [1.0] * 3}}}
+    (tmp_path / "model" / "dataset_statistics.json").write_text(json.dumps(statistics))
+    model, processor = load(tmp_path / "model")
+    assert choose_data_set(model.config.norm_stats, None) == "my_robot"
+    action = predict_action(model, processor, picture("photo"), INSTRUCTION)
+    assert action.shape == (3,)
+    assert ((action >= 0) & (action <= 1)).all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "bridge_orig, fractal20220817_data"),
+        ({"unnorm_key": "nonsense"}, "bridge_orig, fractal20220817_data"),
+        ({"unnorm_key": KEY, "state": [0.0]}, "does not read the robot's state"),
+        ({"unnorm_key": KEY, "image": [picture("photo")] * 2}, "1 picture at a time, 2 given"),
+        ({"unnorm_key": KEY, "image": "nowhere.png"}, "nowhere.png"),
+        ({"unnorm_key": KEY, "instruction": []}, "not empty"),
+        ({"unnorm_key": KEY, "instruction": ["a", "b"]}, "1 pictures for 2 instructions"),
+        ({"unnorm_key": KEY, "instruction": [b"a"]}, "a list of texts"),
+    ],
+)
+def test_what_cannot_be_used_is_refused_in_one_line(openvla, arguments, message):
+    arguments = {"image": picture("photo"), "instruction": INSTRUCTION, **arguments}
+    if isinstance(arguments["instruction"], list):
+        arguments["image"] = [arguments["image"]]
+    with pytest.raises(ValueError, match=message) as error:
+        predict_action(*openvla, **arguments)
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) <= 500
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        (None, "give state with 8 values"),
+        ([0.0] * 7, r"shape \[8\], got \[7\]"),
+        ([[0.0] * 8], r"shape \[8\], got \[1, 8\]"),
+        ([float("nan")] * 8, "not finite"),
+        ("straight up", "must be numbers"),
+    ],
+)
+def test_states_that_do_not_fit_are_refused(oft, two, state, message):
+    with pytest.raises(ValueError, match=message):
+        predict_action(*oft, two, INSTRUCTION, state=state)
+
+
+def test_a_model_without_actions_says_so(loaded):
+    with pytest.raises(ValueError, match="gives no actions"):
+        predict_action(*loaded, picture("photo"), INSTRUCTION)
