@@ -21,6 +21,7 @@ COMMANDS = {
     "train": ("mlx_vlm.train", "train adapters or all weights"),
     "fuse": ("mlx_vlm_moxin.fuse", "add an adapter's update to the weights"),
     "convert": ("mlx_vlm_moxin.conversion.command_line", "convert any Moxin checkpoint to MLX"),
+    "eval": ("mlx_vlm_moxin.evals.__main__", "measure the benchmarks of Moxin's report"),
     "bench": ("mlx_vlm_moxin.bench.__main__", "measure speed and memory on this machine"),
 }
 LOADING = ("generate", "chat", "chat_ui", "server")

@@ -4,11 +4,13 @@ The options are those of ``mlx_lm.fuse``; mlx-vlm has no such command.
 """
 
 import argparse
-import os
+import sys
 from pathlib import Path
 
 import mlx.nn as nn
 from mlx.utils import tree_unflatten
+
+from mlx_vlm_moxin.checkpoints.messages import print_error
 
 
 def fuse_adapter(model: nn.Module, dequantize: bool = False) -> int:
@@ -47,28 +49,27 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main() -> None:
-    """Run the command; bad input ends it with one line and status 1.
+def main() -> int:
+    """Run the command; returns the exit status.
 
-    ``MLX_VLM_MOXIN_TRACEBACK=1`` keeps the traceback.
+    Bad input ends with one line on standard error and status 1.
     """
     args = build_parser().parse_args()
-    if Path(args.save_path).exists():
-        raise SystemExit(f"error: {args.save_path} exists; choose another --save-path")
-    from mlx_vlm import load
-
-    from mlx_vlm_moxin import save_quantized
-
     try:
+        if Path(args.save_path).exists():
+            raise FileExistsError(f"{args.save_path} exists; choose another --save-path")
+        from mlx_vlm import load
+
+        from mlx_vlm_moxin import save_quantized
+
         model, processor = load(args.model, adapter_path=args.adapter_path)
         layers = fuse_adapter(model, args.dequantize)
         save_quantized(model, processor, args.save_path)
     except (OSError, ValueError) as error:
-        if os.environ.get("MLX_VLM_MOXIN_TRACEBACK"):
-            raise
-        raise SystemExit(f"error: {' '.join(str(error).split())}") from error
+        return print_error(error)
     print(f"Written to {args.save_path}, {layers} layers fused")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

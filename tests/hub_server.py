@@ -126,7 +126,10 @@ class _Handler(BaseHTTPRequestHandler):
         body = self._body()
         if failure is not None:
             # A careless server that repeats the request's headers in its error.
-            return self._answer(failure, {"error": f"failed on {dict(self.headers)}"})
+            return self._answer(
+                failure,
+                {"error": f"failed on {self.headers.get('Authorization')}, {dict(self.headers)}"},
+            )
         expected = {"object": None, "xorb": XET_TOKEN, "shards": XET_TOKEN}.get(kind, TOKEN)
         if self.headers.get("Authorization") != (expected and f"Bearer {expected}"):
             return self._answer(401, {"error": "Invalid credentials in Authorization header"})

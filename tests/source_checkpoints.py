@@ -12,7 +12,8 @@ from support import HF_CHECKPOINT, TINY
 
 from mlx_vlm_moxin.checkpoints.quantize_options import QuantizeOptions
 from mlx_vlm_moxin.checkpoints.sources import open_source
-from mlx_vlm_moxin.conversion.convert import SourceFiles, convert
+from mlx_vlm_moxin.conversion.convert import convert
+from mlx_vlm_moxin.conversion.source_files import SourceFiles
 
 NATIVE, HUB = TINY / "native", TINY / "hub"
 NATIVE_FILES = SourceFiles(

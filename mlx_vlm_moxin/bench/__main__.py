@@ -7,6 +7,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from mlx_vlm_moxin.checkpoints.messages import print_error
+
 from . import models, report
 from .machine import probe
 from .measure import Figure, Plan, measure
@@ -37,13 +39,17 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """The command: input that cannot be used ends it with one line."""
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status.
+
+    Bad input ends with one line on standard error and status 1.
+    """
     args = parser().parse_args(argv)
     try:
         run(args)
     except (OSError, ValueError, RuntimeError) as error:
-        sys.exit("error: " + " ".join(str(error).split()))
+        return print_error(error)
+    return 0
 
 
 def run(args: argparse.Namespace) -> None:
@@ -73,4 +79,4 @@ def run(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,5 +1,7 @@
 """How sizes and errors read on the screen."""
 
+import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -15,11 +17,13 @@ format_size = partial(decimal, precision=2)
 
 
 def _shorten(text: str, limit: int) -> str:
-    return text if len(text) <= limit else f"{text[: limit - 3]}..."
+    """``text``, its middle left out where it is longer: it ends with what to do."""
+    end = limit // 3
+    return text if len(text) <= limit else f"{text[: limit - end - 3]}...{text[-end:]}"
 
 
-def one_line(error: BaseException | str) -> str:
-    """A text on one printable line of at most :data:`MAX_MESSAGE` characters.
+def one_line(error: BaseException | str, limit: int = MAX_MESSAGE) -> str:
+    """A text on one printable line of at most ``limit`` characters.
 
     Args:
         error: an exception or a text, which may repeat what a file holds. An exception
@@ -28,7 +32,7 @@ def one_line(error: BaseException | str) -> str:
     # A file may have put megabytes there; only the first part is worth splitting.
     words = str(error)[: 100 * MAX_MESSAGE].split() or [type(error).__name__]
     text = " ".join(_shorten(word, _MAX_WORD) for word in words)
-    return _shorten("".join(c if c.isprintable() else "?" for c in text), MAX_MESSAGE)
+    return _shorten("".join(c if c.isprintable() else "?" for c in text), limit)
 
 
 @contextmanager
@@ -45,3 +49,25 @@ def bounded_errors() -> Iterator[None]:
         if len(text) > MAX_MESSAGE or not text.isprintable():
             raise type(error)(one_line(text)) from error
         raise
+
+
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An exception, then the one that it was raised from or while handling, and so on."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def print_error(error: BaseException) -> int:
+    """Print an error that ends a command as one line on standard error.
+
+    Returns:
+        The exit status, 1.
+
+    Raises:
+        BaseException: the error itself if ``MLX_VLM_MOXIN_TRACEBACK`` is set.
+    """
+    if os.environ.get("MLX_VLM_MOXIN_TRACEBACK"):
+        raise error
+    print(f"error: {one_line(error)}", file=sys.stderr)
+    return 1

@@ -62,6 +62,10 @@ class LazyTensor:
         shape = tuple(self.shape[axis] for axis in axes)
         return LazyTensor(shape, self.dtype, lambda: self.load().transpose(axes))
 
+    def reshape(self, *shape: int) -> "LazyTensor":
+        """The tensor with other axes of the same number of values, still unread."""
+        return LazyTensor(shape, self.dtype, lambda: self.load().reshape(shape))
+
     @classmethod
     def of(cls, value: mx.array) -> "LazyTensor":
         """A tensor that is in memory already."""

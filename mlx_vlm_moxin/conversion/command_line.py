@@ -16,9 +16,10 @@ from mlx_vlm.quant_utils import QUANTIZATION_MODE_DEFAULTS
 from mlx_vlm.utils import MODEL_CONVERSION_DTYPES
 
 from mlx_vlm_moxin.checkpoints.card import write_card
-from mlx_vlm_moxin.checkpoints.messages import one_line
+from mlx_vlm_moxin.checkpoints.messages import print_error
 from mlx_vlm_moxin.checkpoints.quantize_options import QuantizeOptions
-from mlx_vlm_moxin.conversion.convert import Conversion, SourceFiles, convert
+from mlx_vlm_moxin.conversion.convert import Conversion, convert
+from mlx_vlm_moxin.conversion.source_files import SourceFiles, add_native_options
 from mlx_vlm_moxin.conversion.sweep import main as sweep
 from mlx_vlm_moxin.conversion.upload import LOG_IN, upload
 from mlx_vlm_moxin.conversion.verify.cost import measure_cost
@@ -79,11 +80,7 @@ def configure_parser() -> argparse.ArgumentParser:
     )
     add("--verify-images", type=Path, help="directory of pictures to compare on")
 
-    group = parser.add_argument_group("native sources (files, directories or Hub repositories)")
-    add = group.add_argument
-    add("--dino", help="weights of the DINOv2 tower (default: timm's on the Hub)")
-    add("--siglip", help="weights of the SigLIP tower (default: timm's on the Hub)")
-    add("--llm", help="config and tokenizer of the language model (default: on the Hub)")
+    add_native_options(parser)
     return parser
 
 
@@ -132,7 +129,7 @@ def run(args: argparse.Namespace) -> None:
         find_samples(args.verify_images)
     if args.upload_repo:
         _check_upload(args.upload_repo)
-    files = SourceFiles(args.hf_path, args.revision, args.dino, args.siglip, args.llm)
+    files = SourceFiles.from_arguments(args)
     try:
         conversion = convert(
             files,
@@ -158,16 +155,6 @@ def run(args: argparse.Namespace) -> None:
         raise Stopped(f"the model is whole in {conversion.directory}; see --no-verify") from None
 
 
-def _message(error: BaseException, mlx_path: str) -> str:
-    """One line for the user."""
-    if isinstance(error, OSError) and error.errno in _DISK_FULL:
-        return (
-            f"{error.strerror} while writing; {mlx_path} is as it was. "
-            "Free some space or choose another --mlx-path"
-        )
-    return one_line(error)
-
-
 def _convert(arguments: Sequence[str]) -> int:
     args = configure_parser().parse_args(arguments)
     if args.quiet:
@@ -175,11 +162,14 @@ def _convert(arguments: Sequence[str]) -> int:
     try:
         run(args)
     except Stopped as error:
-        print(f"error: stopped; {error}", file=sys.stderr)
-        return 1
+        return print_error(Stopped(f"stopped; {error}"))
     except (OSError, ValueError, RuntimeError, MemoryError) as error:
-        print(f"error: {_message(error, args.mlx_path)}", file=sys.stderr)
-        return 1
+        if isinstance(error, OSError) and error.errno in _DISK_FULL:
+            error = OSError(
+                f"{error.strerror} while writing; {args.mlx_path} is as it was. "
+                "Free some space or choose another --mlx-path"
+            )
+        return print_error(error)
     return 0
 
 

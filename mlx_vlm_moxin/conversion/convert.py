@@ -9,46 +9,19 @@ from tqdm import tqdm
 
 from mlx_vlm_moxin.checkpoints.card import write_card
 from mlx_vlm_moxin.checkpoints.messages import format_size
-from mlx_vlm_moxin.checkpoints.published import MOXIN_7B_ID
 from mlx_vlm_moxin.checkpoints.quantize_options import QuantizeOptions
 from mlx_vlm_moxin.checkpoints.safetensors_writer import write_weights
 from mlx_vlm_moxin.checkpoints.settings_files import check_output, write_settings
 from mlx_vlm_moxin.checkpoints.skeleton import Skeleton, build_skeleton
-from mlx_vlm_moxin.checkpoints.sources import Source, open_source
-from mlx_vlm_moxin.checkpoints.sources.files import is_repository, local_path
+from mlx_vlm_moxin.checkpoints.sources import Source
+from mlx_vlm_moxin.checkpoints.sources.files import local_path
 from mlx_vlm_moxin.checkpoints.staging import staged
 from mlx_vlm_moxin.checkpoints.tensor_values import compute_tensors
 from mlx_vlm_moxin.conversion.awq import apply_awq
+from mlx_vlm_moxin.conversion.source_files import SourceFiles
 
 # Room for the files beside the weights.
 _MARGIN_BYTES = 16 << 20
-
-
-@dataclass(frozen=True)
-class SourceFiles:
-    """Where a conversion starts.
-
-    Attributes:
-        hf_path: local directory or Hub repository.
-        revision: branch, tag or commit of the repository.
-        dino, siglip, llm: for native sources, see
-            :func:`~mlx_vlm_moxin.checkpoints.sources.native.open_native`.
-    """
-
-    hf_path: str
-    revision: str | None = None
-    dino: str | None = None
-    siglip: str | None = None
-    llm: str | None = None
-
-    def open(self) -> Source:
-        """See :func:`~mlx_vlm_moxin.checkpoints.sources.open_source`."""
-        return open_source(self.hf_path, self.revision, self.dino, self.siglip, self.llm)
-
-    @property
-    def base_model(self) -> str:
-        """Hub id for the model card."""
-        return self.hf_path if is_repository(self.hf_path) else MOXIN_7B_ID
 
 
 @dataclass(frozen=True)
@@ -79,8 +52,8 @@ def _check_space(directory: Path, needed: int) -> None:
 
 def _check_apart(target: Path, files: SourceFiles) -> None:
     """Refuse a target that is the source or holds it: replacing it would lose the source."""
-    for name in (files.hf_path, files.dino, files.siglip, files.llm):
-        if name is not None and local_path(name).resolve().is_relative_to(target.resolve()):
+    for name in files.paths:
+        if local_path(name).resolve().is_relative_to(target.resolve()):
             raise ValueError(f"{target} holds the source {name}; choose another --mlx-path")
 
 

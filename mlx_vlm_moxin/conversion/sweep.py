@@ -6,7 +6,6 @@ is done is in ``sweep.json`` at once, so a sweep that was stopped goes on where 
 
 import argparse
 import json
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,10 +14,11 @@ from typing import Any
 
 from mlx_vlm_moxin.checkpoints.card import write_card
 from mlx_vlm_moxin.checkpoints.layer_settings import AFFINE_BITS, AFFINE_GROUP_SIZES
-from mlx_vlm_moxin.checkpoints.messages import format_size, one_line
+from mlx_vlm_moxin.checkpoints.messages import format_size, print_error
 from mlx_vlm_moxin.checkpoints.quantize_options import QuantizeOptions
 from mlx_vlm_moxin.checkpoints.sources import Source
-from mlx_vlm_moxin.conversion.convert import SourceFiles, convert
+from mlx_vlm_moxin.conversion.convert import convert
+from mlx_vlm_moxin.conversion.source_files import SourceFiles, add_native_options
 from mlx_vlm_moxin.conversion.sweep_plot import check_plotting, plot
 from mlx_vlm_moxin.conversion.verify.compare import Reference, reference
 from mlx_vlm_moxin.conversion.verify.report import FILE_NAME
@@ -36,7 +36,7 @@ def configure_parser() -> argparse.ArgumentParser:
         f"write {TABLE_FILE} and {PICTURE_FILE} (size against KL divergence).",
     )
     add = parser.add_argument
-    add("--model", "--hf-path", required=True, help="local directory or Hub repository")
+    add("--hf-path", "--model", required=True, help="local directory or Hub repository")
     add("--output", type=Path, required=True, help="directory for the conversions and results")
     add("--bits", type=int, nargs="+", choices=AFFINE_BITS, default=[3, 4, 6, 8])
     add("--group-size", type=int, nargs="+", choices=AFFINE_GROUP_SIZES, default=[64])
@@ -44,9 +44,7 @@ def configure_parser() -> argparse.ArgumentParser:
     add("--overwrite", action="store_true", help="replace what an earlier sweep left there")
     add("--quiet", action="store_true", help="print nothing but errors")
     add("--revision", help="branch, tag or commit of a Hub repository")
-    add("--dino", help="native sources: weights of the DINOv2 tower")
-    add("--siglip", help="native sources: weights of the SigLIP tower")
-    add("--llm", help="native sources: config and tokenizer of the language model")
+    add_native_options(parser)
     return parser
 
 
@@ -141,9 +139,9 @@ def sweep(args: argparse.Namespace) -> None:
     """
     check_plotting()
     find_samples(args.verify_images)
-    files = SourceFiles(args.model, args.revision, args.dino, args.siglip, args.llm)
+    files = SourceFiles.from_arguments(args)
     settings = {
-        "model": args.model,
+        "model": args.hf_path,
         "revision": args.revision,
         "verify_images": None if args.verify_images is None else str(args.verify_images),
     }
@@ -180,11 +178,8 @@ def main(argv: Sequence[str]) -> int:
     try:
         sweep(args)
     except KeyboardInterrupt:
-        print(
-            "error: stopped; run the same command again, finished widths are kept", file=sys.stderr
-        )
-        return 1
+        message = "stopped; run the same command again, finished widths are kept"
+        return print_error(KeyboardInterrupt(message))
     except (OSError, ValueError, RuntimeError, MemoryError) as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return 1
+        return print_error(error)
     return 0

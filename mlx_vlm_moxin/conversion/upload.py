@@ -27,7 +27,7 @@ from huggingface_hub.utils import (
 )
 
 from mlx_vlm_moxin import __version__
-from mlx_vlm_moxin.checkpoints.messages import one_line
+from mlx_vlm_moxin.checkpoints.messages import causes, one_line, print_error
 
 MODULE = "mlx_vlm_moxin.conversion.upload"
 
@@ -55,12 +55,6 @@ def _check(directory: Path, repo_id: str) -> None:
         raise UploadError(f"{error} Give it as user-or-organisation/name.") from None
 
 
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
-
-
 def _status(error: BaseException) -> int | None:
     """The HTTP status that ``error`` reports; hf-xet has it in its text only."""
     if isinstance(error, HfHubHTTPError):
@@ -72,7 +66,7 @@ def _status(error: BaseException) -> int | None:
 def _reason(error: BaseException, repo_id: str) -> str:
     """What went wrong, and what to do about it before trying again."""
     # huggingface_hub wraps the failure of a single file; the answer is further down.
-    chain = list(_chain(error))
+    chain = list(causes(error))
     for inner in chain:
         status = _status(inner)
         if status == 401:
@@ -141,8 +135,7 @@ def upload(directory: Path, repo_id: str, quiet: bool = False) -> None:
         reason = _reason(error, repo_id)
         if token is not None:
             reason = reason.replace(token, "[token]")
-        # Room for the way on, which follows.
-        reason = one_line(reason)[:300].rstrip(".")
+        reason = one_line(reason, limit=200).rstrip(".")
     if reason is not None:
         # The client's error holds unfinished progress bars, which print once more as they go.
         gc.collect()
@@ -164,8 +157,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         upload(arguments.directory, arguments.repo_id, arguments.quiet)
     except UploadError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        return print_error(error)
     return 0
 
 

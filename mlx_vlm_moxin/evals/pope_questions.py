@@ -2,13 +2,17 @@
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
-from PIL import Image
-
+from mlx_vlm_moxin.evals.data.files import Pictures
+from mlx_vlm_moxin.evals.data.source import Source, load_rows
+from mlx_vlm_moxin.evals.example import Picture
 from mlx_vlm_moxin.evals.pope_scores import CATEGORIES, LABELS
+
+# Folders of COCO's pictures as its zip file and Prismatic's harness name them.
+PICTURE_FOLDERS = ("val2014", "val_images", "images")
 
 
 @dataclass
@@ -20,7 +24,7 @@ class Question:
     question: str
     answer: str
     image_source: str
-    image: Image.Image | Path
+    image: Picture
 
 
 def _question(where: str, category: str, row: dict, names: dict[str, str]) -> Question:
@@ -47,7 +51,12 @@ def question_files(dataset: Path) -> dict[str, Path]:
     return {c: f for c in CATEGORIES for f in files if f.stem.rpartition("_")[2] == c}
 
 
-def _from_files(files: dict[str, Path], image_folder: Path) -> Iterator[Question]:
+def read_files(files: dict[str, Path], pictures: Pictures) -> Iterator[Question]:
+    """The questions of POPE's own files.
+
+    Raises:
+        OSError, ValueError: naming what is missing or wrong, and where.
+    """
     names = {"question": "text", "answer": "label", "image": "image"}
     for category, file in files.items():
         with file.open(encoding="utf-8") as lines:
@@ -59,21 +68,35 @@ def _from_files(files: dict[str, Path], image_folder: Path) -> Iterator[Question
                     row = json.loads(line)
                 except json.JSONDecodeError as error:
                     raise ValueError(f"{where} is no JSON: {error}") from error
+                if not isinstance(row, dict):
+                    raise ValueError(f"{where} is no JSON object")
                 question = _question(where, category, row, names)
-                question.image = image_folder / row["image"]
-                if not question.image.is_file():
-                    raise FileNotFoundError(
-                        f"{where} asks about {question.image}, which is not there; "
-                        "name the folder of the pictures with --image-folder"
-                    )
+                try:
+                    question.image = pictures.find(str(row["image"]))
+                except FileNotFoundError as error:
+                    raise FileNotFoundError(f"{where} asks about {row['image']}: {error}") from None
                 yield question
 
 
-def _from_rows(rows: Iterable[dict], dataset: str, split: str) -> Iterator[Question]:
+def read_rows(source: Source, split: str = "test") -> Iterator[Question]:
+    """The questions of a data set in Hugging Face's format.
+
+    Raises:
+        OSError, ValueError: naming what is missing or wrong, and where.
+    """
     names = {"question": "question", "answer": "answer", "image": "image"}
-    for number, row in enumerate(rows):
-        where = f"Row {number} of {dataset}"
-        yield _question(where, str(row.get("category", split)), row, names)
+
+    def question(number: int, row: dict, picture: Picture) -> Question:
+        where, category = f"Row {number} of {source.location}", str(row.get("category", split))
+        return _question(where, category, {**row, "image": picture}, names)
+
+    rows = load_rows(source, split)
+    return (question(number, *row) for number, row in enumerate(rows))
+
+
+def _opened(question: Question) -> Question:
+    image = question.image
+    return replace(question, image=image()) if callable(image) else question
 
 
 def load_questions(
@@ -101,10 +124,11 @@ def load_questions(
     path = Path(dataset)
     files = question_files(path) if path.exists() else {}
     if files:
-        folder = image_folder or (path if path.is_dir() else path.parent)
+        folder = path if path.is_dir() else path.parent
+        pictures = Pictures.of(folder, PICTURE_FOLDERS, ())
+        if image_folder is not None:
+            pictures = Pictures((image_folder,))
         # A list: everything is checked before the first question is asked.
-        return list(islice(_from_files(files, folder), max_samples))
-    from datasets import load_dataset
-
-    rows = load_dataset(dataset, split=split, streaming=streaming)
-    return islice(_from_rows(rows, dataset, split), max_samples)
+        return list(islice(read_files(files, pictures), max_samples))
+    rows = read_rows(Source(dataset, streaming=streaming), split)
+    return map(_opened, islice(rows, max_samples))

@@ -9,7 +9,6 @@ from safetensors import SafetensorError, safe_open
 
 from .towers import TimmModel, TowerConfig
 from .vision_config import PROJECTOR_LAYERS, ProjectorConfig, VisionConfig
-from .weights import moxin_name
 
 Shapes = dict[str, tuple[int, ...]]
 INDEX_FILE = "model.safetensors.index.json"
@@ -80,30 +79,28 @@ def _shape(shapes: Shapes, name: str) -> tuple[int, ...]:
 
 
 def vision_sizes(
-    source_shapes: Shapes, models: Sequence[TimmModel], image_size: int | None
+    shapes: Shapes, models: Sequence[TimmModel], image_size: int | None, is_converted: bool
 ) -> VisionConfig:
     """The configuration of the towers that a checkpoint holds.
 
     Args:
-        source_shapes: shape of every tensor, by its name in a source or a conversion.
+        shapes: of every tensor, by our name of it.
         models: the towers' kinds, in the order of their features.
         image_size: side of the pictures in pixels; None: the published one if it gives the
             number of patches that the last tower has, else the least that does.
+        is_converted: whether the block that is not used was left out already.
 
     Raises:
         ValueError: naming a tensor that is missing or does not fit.
     """
-    names = [model.name for model in models]
-    prefixes = [f"vision_tower.{name}." for name in names]
-    shapes = {moxin_name(name, names): shape for name, shape in source_shapes.items()}
-    is_converted = any(name.startswith("vision_tower.") for name in source_shapes)
+    prefixes = [f"vision_tower.{model.name}." for model in models]
     towers = {model.name: _tower_sizes(shapes, model, is_converted) for model in models}
     # OIHW in sources, OHWI in conversions: the patch size is the third number of both.
     patch_sizes = [_shape(shapes, prefix + "patch_embed.proj.weight")[2] for prefix in prefixes]
     # A tower of other patches is refused with the shape of its tensors.
     patch_size = patch_sizes[-1]
     num_positions = shapes[prefixes[-1] + "pos_embed"][1]
-    num_patches = num_positions - int(towers[names[-1]].class_position)
+    num_patches = num_positions - int(towers[models[-1].name].class_position)
     size = image_size or models[-1].image_size
     if (size // patch_size) ** 2 != num_patches:
         if image_size is not None:
@@ -115,13 +112,12 @@ def vision_sizes(
     return VisionConfig(image_size=size, patch_size=patch_size, **towers)
 
 
-def projector_sizes(source_shapes: Shapes, kind: str) -> ProjectorConfig:
+def projector_sizes(shapes: Shapes, kind: str) -> ProjectorConfig:
     """The configuration of a checkpoint's projector, one of ``PROJECTOR_LAYERS``.
 
     Raises:
         ValueError: naming a tensor that is missing.
     """
-    shapes = {moxin_name(name, ()): shape for name, shape in source_shapes.items()}
     layers = [f"multi_modal_projector.fc{1 + i}.weight" for i in range(PROJECTOR_LAYERS[kind])]
     missing = [name for name in layers if name not in shapes]
     if missing:

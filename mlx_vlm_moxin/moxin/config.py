@@ -16,6 +16,7 @@ from .checkpoint import Shapes, projector_sizes, tensor_shapes, vision_sizes
 from .prismatic import check_supported, projector_kind, prompt_format, tower_models
 from .towers import require_positive
 from .vision_config import ProjectorConfig, VisionConfig
+from .weights import moxin_name
 
 # OpenVLA's training leaves it beside a checkpoint.
 STATISTICS_FILE = "dataset_statistics.json"
@@ -187,7 +188,15 @@ class ModelConfig(BaseModelConfig):
         """
         is_source = params.get("model_type") in SOURCE_TYPES
         if is_source:
-            check_supported(params)
+            text_config = params.get("text_config") or {}
+            check_supported(
+                {
+                    "timm_model_ids": params.get("timm_model_ids"),
+                    "arch_specifier": params.get("arch_specifier"),
+                    "llm_backbone_id": params.get("llm_backbone_id"),
+                    "text_config.model_type": text_config.get("model_type"),
+                }
+            )
         missing = [name for name in ("text_config", "pad_token_id") if not params.get(name)]
         if missing:
             raise ValueError(f"config.json: {' and '.join(missing)} missing")
@@ -250,18 +259,24 @@ class ModelConfig(BaseModelConfig):
             output_size=self.text_config.hidden_size,
         )
 
-    def set_sizes(self, shapes: Shapes) -> None:
+    def set_sizes(self, shapes: Shapes, is_converted: bool | None = None) -> None:
         """Give a config with ``timm_model_ids`` the sizes of its checkpoint's tensors.
 
         Args:
             shapes: of every tensor, by its name in an HF-converted checkpoint or ours.
+            is_converted: whether the blocks that are not used were left out; None: they
+                were if the names are ours.
 
         Raises:
             ValueError: naming a tensor that is missing or does not fit.
         """
         models = tower_models(self.timm_model_ids, self.timm_override_act_layers)
+        if is_converted is None:
+            is_converted = any(name.startswith("vision_tower.") for name in shapes)
+        towers = [model.name for model in models]
+        shapes = {moxin_name(name, towers): shape for name, shape in shapes.items()}
         image_size = self.image_sizes[0] if self.image_sizes else None
-        self.vision_config = vision_sizes(shapes, models, image_size)
+        self.vision_config = vision_sizes(shapes, models, image_size, is_converted)
         self.projector_config = projector_sizes(shapes, projector_kind(self.arch_specifier))
 
     def to_dict(self) -> dict[str, Any]:

@@ -6,16 +6,15 @@ bytes, ``/ 255``, then one normalisation per tower, stacked channel by channel.
 """
 
 import json
-import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from .picture import PictureSource, read_picture
+from .resize import Colour, letterbox, resize_crop, resize_naive
 from .towers import DINO_ID, SIGLIP_ID, TIMM_MODELS, TimmModel
 
 CONFIG_FILE = "preprocessor_config.json"
@@ -24,57 +23,6 @@ RESIZE_STRATEGIES = ("resize-naive", "letterbox", "resize-crop")
 _MODELS = [TIMM_MODELS[timm_id] for timm_id in (DINO_ID, SIGLIP_ID)]
 IMAGE_MEAN = tuple(model.image_mean for model in _MODELS)
 IMAGE_STD = tuple(model.image_std for model in _MODELS)
-# A thread is worth starting for this many pixels.
-PIXELS_PER_THREAD = 2**20
-MAX_THREADS = 8
-
-Colour = Sequence[int]
-
-
-def _resize_width(image: Image.Image, width: int) -> Image.Image:
-    """The horizontal pass; strips of a large picture are resized in threads.
-
-    Its rows are independent of each other, and Pillow resizes without Python's lock. A
-    strip's height stays as it is, and bicubic weights are exactly 1 and 0 then.
-    """
-    height = image.height
-    threads = min(image.width * height // PIXELS_PER_THREAD, os.cpu_count() or 1, MAX_THREADS)
-    if threads < 2 or height < threads:
-        return image.resize((width, height), Image.Resampling.BICUBIC)
-    edges = [height * index // threads for index in range(threads + 1)]
-
-    def resize_strip(top: int, bottom: int) -> Image.Image:
-        box = (0, top, image.width, bottom)
-        return image.resize((width, bottom - top), Image.Resampling.BICUBIC, box)
-
-    resized = Image.new("RGB", (width, height))
-    with ThreadPoolExecutor(threads) as pool:
-        for top, strip in zip(edges, pool.map(resize_strip, edges, edges[1:])):
-            resized.paste(strip, (0, top))
-    return resized
-
-
-def _resize(image: Image.Image, width: int, height: int) -> Image.Image:
-    """Bicubic, horizontal pass first: Pillow 13 may choose the other order."""
-    return _resize_width(image, width).resize((width, height), Image.Resampling.BICUBIC)
-
-
-def _resize_crop(image: Image.Image, size: int) -> Image.Image:
-    """Short side to ``size``, then the central square (torchvision's rounding)."""
-    width, height = image.size
-    if width <= height:
-        image = _resize(image, size, int(size * height / width))
-    else:
-        image = _resize(image, int(size * width / height), size)
-    left, top = round((image.width - size) / 2), round((image.height - size) / 2)
-    return image.crop((left, top, left + size, top + size))
-
-
-def _letterbox(image: Image.Image, fill: Colour) -> Image.Image:
-    """Pad both ends of the short side by ``int(difference / 2)``."""
-    side = max(image.size)
-    x, y = (side - image.width) // 2, (side - image.height) // 2
-    return ImageOps.expand(image, border=(x, y, x, y), fill=tuple(fill))
 
 
 class MoxinImageProcessor:
@@ -113,11 +61,11 @@ class MoxinImageProcessor:
         """``[3, S, S]`` float32 in [0, 1]."""
         size = self.image_size
         if self.resize_strategy == "resize-naive":
-            image = _resize(image, size, size)
+            image = resize_naive(image, size)
+        elif self.resize_strategy == "letterbox":
+            image = letterbox(image, size, fill)
         else:
-            if self.resize_strategy == "letterbox":
-                image = _letterbox(image, fill)
-            image = _resize_crop(image, size)
+            image = resize_crop(image, size)
         # Channels come first while they are bytes: there is less to move.
         channels = np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
         return np.divide(channels, 255, dtype=np.float32)

@@ -115,9 +115,7 @@ def _check_pixels(image: Image.Image, limits: PictureLimits) -> None:
     width, height = image.size
     if 0 in image.size:
         raise PictureError(f"The picture is empty ({width}x{height} pixels)")
-    limit = limits.max_pixels
-    if limit is None and Image.MAX_IMAGE_PIXELS is not None:
-        limit = 2 * Image.MAX_IMAGE_PIXELS
+    limit = limits.pixel_limit
     if limit is not None and width * height > limit:
         raise ValueError(f"it has {width}x{height} pixels, more than the limit of {limit}")
 

@@ -11,6 +11,8 @@ from typing import Any, BinaryIO
 from urllib.parse import unquote_to_bytes, urlsplit
 from urllib.request import url2pathname
 
+from PIL import Image
+
 from .picture_download import download
 
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
@@ -46,6 +48,13 @@ class PictureLimits:
     timeout_s: float = 30.0
     local_files: bool = True
     private_addresses: bool = True
+
+    @property
+    def pixel_limit(self) -> int | None:
+        """``max_pixels`` or what stands in for it; None if there is no limit."""
+        if self.max_pixels is not None or Image.MAX_IMAGE_PIXELS is None:
+            return self.max_pixels
+        return 2 * Image.MAX_IMAGE_PIXELS
 
     @classmethod
     def from_environment(cls, **changes: Any) -> "PictureLimits":

@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import numpy as np
@@ -40,6 +40,21 @@ def image_placeholders(pixels: np.ndarray, count: int, first: int, vocab_size: i
 def _are_equal(first: Image.Image, second: Image.Image) -> bool:
     """Whether two RGB pictures are the same, in the fastest of Pillow's ways."""
     return first.size == second.size and not ImageChops.subtract_modulo(first, second).getbbox()
+
+
+class PreparedPicture(NamedTuple):
+    """A picture as the model receives it.
+
+    Attributes:
+        pixel_values: ``[1, C, S, S]`` float32.
+        placeholders: the ids that stand for its visual tokens.
+    """
+
+    pixel_values: mx.array
+    placeholders: list[int]
+
+
+PictureInput = PictureSource | PreparedPicture
 
 
 class MoxinProcessor:
@@ -73,7 +88,7 @@ class MoxinProcessor:
     def __call__(
         self,
         text: str | Sequence[str],
-        images: PictureSource | Sequence[PictureSource] | None = None,
+        images: PictureInput | Sequence[PictureInput] | None = None,
         padding: bool = True,
         padding_side: str = "left",
         add_special_tokens: bool = True,
@@ -83,7 +98,8 @@ class MoxinProcessor:
 
         Args:
             text: prompts, as the chat template makes them.
-            images: pictures for the first ``len(images)`` prompts, one each.
+            images: pictures for the first ``len(images)`` prompts, one each, in any form that
+                :func:`~.picture.read_picture` reads or as :meth:`prepare_picture` returns them.
             padding, add_special_tokens, return_tensors: accepted for mlx-vlm, without
                 effect: rows are always padded to one length, begin with exactly one
                 ``<s>``, and come back as MLX arrays.
@@ -99,14 +115,17 @@ class MoxinProcessor:
         prompts = [text] if isinstance(text, str) else list(text)
         if images is None:
             images = []
-        elif not isinstance(images, (list, tuple)):
+        elif isinstance(images, PreparedPicture) or not isinstance(images, (list, tuple)):
             images = [images]
         if len(images) > len(prompts):
             raise ValueError(
                 f"Moxin takes one image per prompt, got {len(images)} images "
                 f"for {len(prompts)} prompt{'s' if len(prompts) > 1 else ''}"
             )
-        pictures = [self._picture(image) for image in images]
+        pictures = [
+            image if isinstance(image, PreparedPicture) else self.prepare_picture(image)
+            for image in images
+        ]
         placeholders = [ids for _, ids in pictures] + [[]] * (len(prompts) - len(pictures))
         rows = [self._row(prompt, ids) for prompt, ids in zip(prompts, placeholders)]
         inputs = self._pad(rows, padding_side)
@@ -116,27 +135,34 @@ class MoxinProcessor:
             mx.eval(inputs["pixel_values"])
         return inputs
 
-    def _picture(self, image: PictureSource) -> tuple[mx.array, list[int]]:
-        """Pixels ``[1, C, S, S]`` and placeholders of a picture.
+    def prepare_picture(self, image: PictureSource) -> PreparedPicture:
+        """A picture read and resized; several threads may do so at once.
 
         The next question is often about the same picture, which comes along again: it
         takes a tenth of the time to compare all of it with the last one.
+
+        Raises:
+            PictureError: see :func:`~.picture.read_picture`.
         """
         image = read_picture(image)
         if image.width * image.height > MAX_REMEMBERED:
-            return self._computed(image)
+            return self._prepared(image)
         # What the result depends on besides.
         settings = repr([vars(self.image_processor), *self._range])
         last, last_settings, result = self._last_picture
         if last is None or settings != last_settings or not _are_equal(image, last):
-            result = self._computed(image)
+            result = self._prepared(image)
             # A copy: the caller may go on drawing.
             self._last_picture = image.copy(), settings, result
         return result
 
-    def _computed(self, image: Image.Image) -> tuple[mx.array, list[int]]:
+    def _prepared(self, image: Image.Image) -> PreparedPicture:
         pixels = self.image_processor(image)
-        return mx.array(pixels), image_placeholders(pixels[0], *self._range)
+        ids = image_placeholders(pixels[0], *self._range)
+        pixel_values = mx.array(pixels)
+        # Another thread may read them, which could not compute what this one has recorded.
+        mx.eval(pixel_values)
+        return PreparedPicture(pixel_values, ids)
 
     @property
     def _range(self) -> tuple[int, int, int]:

@@ -20,7 +20,7 @@ _PROJECTOR = ("projector.", "multi_modal_projector.")
 # Parts of a tower after the features: final norm and SigLIP's pooling head.
 _UNUSED = re.compile(r"vision_tower\.\w+\.(norm|attn_pool)\.")
 _BLOCK = re.compile(r"vision_tower\.(\w+)\.blocks\.(\d+)\.")
-_PATCH_CONV = "patch_embed.proj.weight"
+PATCH_CONV = "patch_embed.proj.weight"
 _QUANTIZED_PARTS = ("scales", "biases")
 
 
@@ -56,7 +56,7 @@ def convert_weights(weights: dict[str, mx.array], config: VisionConfig) -> dict[
         ours = moxin_name(name, towers)
         if is_unused(ours, config):
             continue
-        if ours != name and ours.endswith(_PATCH_CONV):
+        if ours != name and ours.endswith(PATCH_CONV):
             value = value.transpose(0, 2, 3, 1)
         converted[ours] = value
     return converted

@@ -103,6 +103,42 @@ UPSTREAM = (
         "structured_output:mask_function",
         "structured output needs Metal: it fails on MLX's CPU and CUDA backends",
     ),
+    Replacement(
+        "mlx_vlm.utils",
+        "process_image",
+        "picture_inputs:process_image",
+        "bytes, files, arrays and dictionaries are no pictures, and 16-bit grey turns white",
+    ),
+    Replacement(
+        "mlx_vlm.generate.dispatch",
+        "stream_generate",
+        "picture_inputs:stream_generate",
+        "a picture as an array must be in a list",
+    ),
+    Replacement(
+        "mlx_vlm.generate.dispatch",
+        "generate",
+        "picture_inputs:generate",
+        "a PIL image with verbose=True is a TypeError",
+    ),
+    Replacement(
+        "mlx_vlm.generate.ar",
+        "batch_generate",
+        "picture_inputs:batch_generate",
+        "pictures other than paths, URLs and PIL images have no size to be grouped by",
+    ),
+    Replacement(
+        "mlx_vlm.generate.ar",
+        "apply_chat_template",
+        "batch_prompts:apply_chat_template",
+        "batch_generate applies the chat template to prompts that have its form already",
+    ),
+    Replacement(
+        "mlx_vlm.trainer.vlm.sft.dataset",
+        "_resolve_media",
+        "picture_inputs:resolve_media",
+        "16-bit grey in a training set turns white",
+    ),
     _on_server(
         "mlx_vlm.server",
         "app",

@@ -8,15 +8,19 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 from huggingface_hub import constants
+from mlx_vlm.models.moxin.towers import DINO_ID, SIGLIP_ID
 from source_checkpoints import HUB, NATIVE, write_ominix
 from support import HF_CHECKPOINT
 
+from mlx_vlm_moxin.checkpoints.language_models import LANGUAGE_MODELS
 from mlx_vlm_moxin.checkpoints.published import MOXIN_7B_ID
 from mlx_vlm_moxin.checkpoints.sources import open_source
-from mlx_vlm_moxin.checkpoints.sources.native import LLM_REPOSITORY
-from mlx_vlm_moxin.checkpoints.sources.towers import DINO_REPOSITORY, SIGLIP_REPOSITORY
-from mlx_vlm_moxin.conversion.convert import SourceFiles
+from mlx_vlm_moxin.checkpoints.sources.towers import TOWER_FILES
+from mlx_vlm_moxin.conversion.source_files import SourceFiles
 
+LLM_REPOSITORY = LANGUAGE_MODELS["moxin-7b-pure"].repository
+DINO_REPOSITORY = TOWER_FILES[DINO_ID].repository
+SIGLIP_REPOSITORY = TOWER_FILES[SIGLIP_ID].repository
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 

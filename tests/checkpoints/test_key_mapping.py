@@ -13,7 +13,7 @@ from support import HF_CHECKPOINT
 
 from mlx_vlm_moxin.checkpoints.pt_file import read_pt
 from mlx_vlm_moxin.checkpoints.sources import open_source
-from mlx_vlm_moxin.checkpoints.sources.native import PREFIXES, hf_name
+from mlx_vlm_moxin.checkpoints.sources.native import PREFIXES, native_name
 from mlx_vlm_moxin.checkpoints.sources.ominix import hf_name as from_ominix
 from mlx_vlm_moxin.checkpoints.sources.ominix import join_attention
 from mlx_vlm_moxin.checkpoints.tensors import LazyTensor, read_checkpoint, read_safetensors
@@ -66,7 +66,7 @@ def undo_hf(name: str) -> str:
 
 
 def to_native(name: str) -> tuple[str, str]:
-    """Part and name in a native checkpoint of an HF-converted name."""
+    """Part and name in a native checkpoint of one of our names."""
     for part, rules in PREFIXES.items():
         for theirs, ours in rules.items():
             if name.startswith(ours):
@@ -95,9 +95,23 @@ def test_hf_names_can_be_undone(hf_names):
 
 @given(names)
 def test_native_names_can_be_undone(hf_names):
-    native = [to_native(name) for name in hf_names]
-    assert len(set(native)) == len(hf_names)
-    assert [hf_name(*name) for name in native] == hf_names
+    ours = [moxin_name(name, TOWER_NAMES) for name in hf_names]
+    native = [to_native(name) for name in ours]
+    assert len(set(native)) == len(ours)
+    assert [native_name(*name, TOWER_NAMES[:2]) for name in native] == ours
+
+
+def test_a_single_native_tower_has_no_name_of_its_own():
+    name = "blocks.3.norm1.weight"
+    ours = native_name("vision_backbone", f"featurizer.{name}", ["clip"])
+    assert ours == f"vision_tower.clip.{name}"
+    with pytest.raises(ValueError, match=r"unknown tensor clip_featurizer\.blocks"):
+        native_name("vision_backbone", f"clip_featurizer.{name}", ["clip"])
+
+
+def test_the_one_layer_of_a_linear_projector_has_no_number():
+    ours = native_name("projector", "projector.weight", ["clip"])
+    assert ours == "multi_modal_projector.fc1.weight"
 
 
 @given(names)
@@ -121,7 +135,7 @@ def test_ominix_names_can_be_undone(hf_names):
 @pytest.mark.parametrize("part", list(PREFIXES))
 def test_an_unknown_native_tensor_is_named(part):
     with pytest.raises(ValueError, match=f"The checkpoint's {part} has an unknown tensor extra"):
-        hf_name(part, "extra.weight")
+        native_name(part, "extra.weight", TOWER_NAMES[:2])
 
 
 def _parameters(source) -> set[str]:
@@ -140,9 +154,11 @@ def test_all_sources_give_the_same_parameters(tmp_path):
 def test_only_what_lies_behind_the_features_is_lost():
     native = NATIVE_FILES.open()
     parts = read_pt(NATIVE / "checkpoints" / "latest-checkpoint.pt")["model"]
-    files = [hf_name(part, name) for part, names in parts.items() for name in names]
-    for tower, file in zip(TOWERS, ("dino", "siglip")):
-        files += [tower + name for name in read_safetensors(HUB / f"{file}.safetensors")]
+    towers = ("dino", "siglip")
+    files = [native_name(part, name, towers) for part, names in parts.items() for name in names]
+    for tower in towers:
+        tensors = read_safetensors(HUB / f"{tower}.safetensors")
+        files += [f"vision_tower.{tower}.{name}" for name in tensors]
     for all_names, source in (
         (files, native),
         (list(read_checkpoint(HF_CHECKPOINT)), open_source(str(HF_CHECKPOINT))),

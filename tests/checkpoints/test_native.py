@@ -14,7 +14,7 @@ from torch_files import tensor, write_pt
 from mlx_vlm_moxin.checkpoints.pt_file import read_pt
 from mlx_vlm_moxin.checkpoints.sources import open_source
 from mlx_vlm_moxin.checkpoints.sources.towers import read_tower
-from mlx_vlm_moxin.conversion.convert import SourceFiles
+from mlx_vlm_moxin.conversion.source_files import SourceFiles
 
 
 def copy_run(tmp_path, **run):
@@ -117,13 +117,13 @@ def test_a_tower_for_larger_pictures(monkeypatch):
         model = TIMM_MODELS[timm_id]
         config = vars(getattr(vision, model.name))
         monkeypatch.setitem(TIMM_MODELS, timm_id, replace(model, config=config))
-    with pytest.raises(ValueError, match="pictures of 28 pixels; Moxin needs those for 224"):
+    with pytest.raises(ValueError, match="pictures of 28 pixels; this model needs those for 224"):
         NATIVE_FILES.open()
 
 
 def test_another_run(tmp_path):
-    directory = copy_run(tmp_path, vision_backbone_id="clip-vit-l-336px")
-    with pytest.raises(ValueError, match=r"not supported: .*clip-vit-l-336px.* not .*224px"):
+    directory = copy_run(tmp_path, vision_backbone_id="clip-vit-b")
+    with pytest.raises(ValueError, match=r"not supported: .*clip-vit-b.* Supported: .*224px"):
         open_run(directory)
 
 

@@ -17,7 +17,7 @@ from source_checkpoints import (
 from support import HF_CHECKPOINT
 
 from mlx_vlm_moxin.checkpoints.sources import open_source
-from mlx_vlm_moxin.conversion.convert import SourceFiles
+from mlx_vlm_moxin.conversion.source_files import SourceFiles
 
 
 class TestRecognition:
@@ -83,7 +83,7 @@ class TestRecognition:
         assert "neither a local directory nor a Hub" in refused("no/such/place", FileNotFoundError)
 
     def test_towers_for_a_source_that_has_its_own(self):
-        with pytest.raises(ValueError, match="--dino, --siglip and --llm are for native"):
+        with pytest.raises(ValueError, match="--clip, --in1k and --llm are for native"):
             SourceFiles(str(HF_CHECKPOINT), dino="x").open()
 
 

@@ -113,7 +113,7 @@ class TestErrors:
             ([*HF_ARGUMENTS, "-q", "-d"], "either --quantize or --dequantize"),
             ([*HF_ARGUMENTS, "-d"], "nothing to dequantise"),
             ([*HF_ARGUMENTS, "--verify-images", "nowhere"], "No directory nowhere"),
-            ([*HF_ARGUMENTS, "--dino", "x"], "--dino, --siglip and --llm are for native"),
+            ([*HF_ARGUMENTS, "--dino", "x"], "--clip, --in1k and --llm are for native"),
             ([*HF_ARGUMENTS, "--upload-repo", "a/b/c"], "a/b/c"),
         ],
     )

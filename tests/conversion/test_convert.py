@@ -20,7 +20,8 @@ from support import (
 
 from mlx_vlm_moxin.checkpoints.layer_settings import AFFINE_BITS
 from mlx_vlm_moxin.checkpoints.quantize_options import QuantizeOptions
-from mlx_vlm_moxin.conversion.convert import SourceFiles, convert
+from mlx_vlm_moxin.conversion.convert import convert
+from mlx_vlm_moxin.conversion.source_files import SourceFiles
 
 
 def check_run(directory, run: str) -> None:

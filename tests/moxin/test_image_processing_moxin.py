@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mlx_vlm.models.moxin import image_processing_moxin
 from mlx_vlm.models.moxin.image_processing_moxin import (
     IMAGE_MEAN,
     RESIZE_STRATEGIES,
@@ -74,23 +73,6 @@ def test_the_exif_orientation_is_applied_once():
     upright.transpose(Image.Transpose.ROTATE_90).save(file, "PNG", exif=exif)
     processor = MoxinImageProcessor(28)
     np.testing.assert_array_equal(processor(Image.open(file)), processor(upright))
-
-
-@pytest.mark.parametrize("strategy", RESIZE_STRATEGIES)
-@pytest.mark.parametrize("size", [(97, 61), (61, 97), (301, 2), (2, 301), (20, 20)])
-def test_strips_of_a_large_picture_give_the_same_pixels(strategy, size, monkeypatch):
-    noise = np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), dtype=np.uint8)
-    processor = MoxinImageProcessor(28, strategy)
-    whole = processor(noise)
-    pool = image_processing_moxin.ThreadPoolExecutor
-    pools = []
-    monkeypatch.setattr(
-        image_processing_moxin, "ThreadPoolExecutor", lambda n: pools.append(n) or pool(n)
-    )
-    monkeypatch.setattr(image_processing_moxin, "PIXELS_PER_THREAD", 100)
-    monkeypatch.setattr(image_processing_moxin.os, "cpu_count", lambda: 3)
-    np.testing.assert_array_equal(processor(noise), whole)
-    assert set(pools) == (set() if size[1] < 3 and strategy != "letterbox" else {3})
 
 
 def test_a_batch_equals_its_pictures_one_by_one():

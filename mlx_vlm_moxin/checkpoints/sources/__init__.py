@@ -1,9 +1,11 @@
 """Where a conversion can start, recognised by what the files hold."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from mlx_vlm.models.moxin.config import MODEL_TYPES
+from mlx_vlm.models.moxin.towers import TOWER_NAMES
 
 from mlx_vlm_moxin.checkpoints.action_options import NO_OPTIONS, ActionOptions
 from mlx_vlm_moxin.checkpoints.messages import bounded_errors
@@ -20,21 +22,18 @@ from mlx_vlm_moxin.checkpoints.sources.files import (
 from mlx_vlm_moxin.checkpoints.sources.native import FILES as NATIVE_FILES
 from mlx_vlm_moxin.checkpoints.sources.native import open_native
 from mlx_vlm_moxin.checkpoints.sources.ominix import open_ominix
+from mlx_vlm_moxin.checkpoints.sources.runs import is_native
 from mlx_vlm_moxin.checkpoints.sources.saved import open_hf, open_own
 from mlx_vlm_moxin.checkpoints.tensors import read_checkpoint
 
 __all__ = ["Source", "open_source"]
 
 SUPPORTED = (
-    "a native Prismatic run directory (config.json, checkpoints/latest-checkpoint.pt), "
+    "a native Prismatic run directory, of a VLM or OpenVLA (config.json, checkpoints/*.pt), "
     "an HF-converted checkpoint (model_type 'prismatic' or 'openvla', vision_backbone.* tensors), "
     "an OminiX export (the same with split attention and quantize_config.json), "
     "or a conversion of one of these (vision_tower.* tensors)"
 )
-
-
-def _is_native(config: dict[str, Any]) -> bool:
-    return isinstance(config.get("model"), dict) and "llm_backbone_id" in config["model"]
 
 
 def _not_recognised(name: str, found: str) -> ValueError:
@@ -68,8 +67,7 @@ def _open_saved(name: str, directory: Path, config: dict[str, Any]) -> Source:
 def open_source(
     name: str,
     revision: str | None = None,
-    dino: str | None = None,
-    siglip: str | None = None,
+    towers: Mapping[str, str | None] | None = None,
     llm: str | None = None,
     actions: ActionOptions = NO_OPTIONS,
 ) -> Source:
@@ -77,7 +75,9 @@ def open_source(
 
     Args:
         revision: branch, tag or commit of a Hub repository.
-        dino, siglip, llm: see :func:`~mlx_vlm_moxin.checkpoints.sources.native.open_native`.
+        towers: weights of vision towers by their names, and
+        llm: the language model, both for native runs; see
+            :func:`~mlx_vlm_moxin.checkpoints.sources.native.open_native`.
         actions: what the user says about an action model.
 
     Raises:
@@ -90,21 +90,20 @@ def open_source(
     if not (directory / "config.json").exists():
         raise _not_recognised(name, f"no config.json, only {_listing(directory) or 'nothing'}")
     config = read_json(directory / "config.json")
-    is_native = _is_native(config)
+    is_run = is_native(config)
     if is_repository(name):
         # The weights of the commit whose config this is.
         revision = directory.name
-    directory = fetch(
-        name,
-        NATIVE_FILES if is_native else [*SMALL_FILES, "*.safetensors", *ACTION_FILES],
-        revision,
-    )
+    saved_files = [*SMALL_FILES, "*.safetensors", *ACTION_FILES]
+    directory = fetch(name, NATIVE_FILES if is_run else saved_files, revision)
     check_directory(directory)
-    if not is_native and (dino or siglip or llm):
-        raise ValueError(f"--dino, --siglip and --llm are for native checkpoints; {name} is none")
+    towers = towers or {}
+    if not is_run and (llm or any(towers.values())):
+        options = ", ".join(f"--{tower}" for tower in TOWER_NAMES)
+        raise ValueError(f"{options} and --llm are for native checkpoints; {name} is none")
     try:
-        if is_native:
-            source = open_native(directory, dino, siglip, llm)
+        if is_run:
+            source = open_native(directory, towers, llm)
         else:
             source = _open_saved(name, directory, config)
         return with_actions(source, actions)

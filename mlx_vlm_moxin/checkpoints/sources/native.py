@@ -1,73 +1,75 @@
-"""Native Prismatic run directories (``moxin-org/Moxin-7B-VLM``).
+"""Native Prismatic and OpenVLA run directories (``moxin-org/Moxin-7B-VLM``).
 
 ``checkpoints/latest-checkpoint.pt`` holds the projector and the language model; vision
 towers that were not trained are timm's own, and tokenizer and language config are those
-of the language model. Reference: ``prismatic/models`` of github moxin-org/Moxin-VLM.
+of the language model. Reference: ``prismatic/models`` of github TRI-ML/prismatic-vlms.
 """
 
-import re
-from fnmatch import fnmatchcase
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from mlx_vlm.models.moxin.config import ModelConfig, TextConfig
+from mlx_vlm.models.moxin.config import ModelConfig
 from mlx_vlm.models.moxin.image_processing_moxin import MoxinImageProcessor
+from mlx_vlm.models.moxin.prismatic import VISION_BACKBONES, prompt_format
 from mlx_vlm.models.moxin.processing_moxin import MoxinProcessor
-from mlx_vlm.models.moxin.prompts import chat_template
-from mlx_vlm.models.moxin.towers import DINO_ID, SIGLIP_ID, TIMM_MODELS
+from mlx_vlm.models.moxin.towers import TIMM_MODELS
+from mlx_vlm.models.moxin.weights import PATCH_CONV, is_unused
 from transformers import PreTrainedTokenizerFast
 
 from mlx_vlm_moxin.checkpoints.pt_file import read_pt
-from mlx_vlm_moxin.checkpoints.sources.base import Source, Tensors, our_tensors
-from mlx_vlm_moxin.checkpoints.sources.files import SMALL_FILES, check_directory, fetch, read_json
-from mlx_vlm_moxin.checkpoints.sources.towers import (
-    DINO_REPOSITORY,
-    SIGLIP_REPOSITORY,
-    read_tower,
-    resample,
+from mlx_vlm_moxin.checkpoints.sources.base import Source, Tensors
+from mlx_vlm_moxin.checkpoints.sources.language_model import (
+    VOCAB_MULTIPLE,
+    fetch_language_model,
+    read_text_config,
+    read_tokenizer,
 )
+from mlx_vlm_moxin.checkpoints.sources.runs import ACTION_BINS, Run, read_run
+from mlx_vlm_moxin.checkpoints.sources.saved import special_ids
+from mlx_vlm_moxin.checkpoints.sources.towers import read_towers
 from mlx_vlm_moxin.checkpoints.tensors import LazyTensor
 
 CHECKPOINT = "checkpoints/latest-checkpoint.pt"
-FILES = ["config.json", CHECKPOINT]
-LLM_REPOSITORY = "moxin-org/Moxin-7B-Instruct"
-# The same kinds that config.py accepts of an HF-converted checkpoint.
-SUPPORTED = {
-    "vision_backbone_id": "dinosiglip-vit-so-224px",
-    "arch_specifier": "*fused-gelu-mlp",
-    "llm_backbone_id": "*-pure",
-}
-PAD_TOKEN = "<PAD>"
-# prismatic/models/backbones/llm/base_llm.py: resize_token_embeddings(pad_to_multiple_of=64).
-VOCAB_MULTIPLE = 64
+FILES = ["config.json", "dataset_statistics.json", CHECKPOINT]
 
-_DINO, _SIGLIP = "vision_backbone.featurizer.", "vision_backbone.fused_featurizer."
-# Prefix in the checkpoint's parts -> prefix in the HF-converted layout.
+# Part of the checkpoint -> prefixes there -> ours; the first that fits counts. A single
+# tower is called "featurizer", two of them "dino_featurizer" and so on.
 PREFIXES = {
     "projector": {
-        "projector.0.": "projector.fc1.",
-        "projector.2.": "projector.fc2.",
-        "projector.4.": "projector.fc3.",
+        "projector.0.": "multi_modal_projector.fc1.",
+        "projector.2.": "multi_modal_projector.fc2.",
+        "projector.4.": "multi_modal_projector.fc3.",
+        # The linear projector has one layer and no number.
+        "projector.": "multi_modal_projector.fc1.",
     },
     "llm_backbone": {"llm.": "language_model."},
-    "vision_backbone": {"dino_featurizer.": _DINO, "siglip_featurizer.": _SIGLIP},
+    "vision_backbone": {
+        f"{model.name}_featurizer.": f"vision_tower.{model.name}." for model in TIMM_MODELS.values()
+    },
 }
+_SINGLE_TOWER = "featurizer."
 
 
-def hf_name(part: str, name: str) -> str:
-    """Name in the HF-converted layout of tensor ``name`` in a part of the checkpoint.
+def native_name(part: str, name: str, towers: Sequence[str]) -> str:
+    """Our name of tensor ``name`` in a part of the checkpoint.
+
+    Args:
+        towers: names of the model's towers.
 
     Raises:
         ValueError: if no rule covers it.
     """
-    for prefix, ours in PREFIXES[part].items():
+    prefixes = PREFIXES[part]
+    if part == "vision_backbone" and len(towers) == 1:
+        prefixes = {_SINGLE_TOWER: f"vision_tower.{towers[0]}."}
+    for prefix, ours in prefixes.items():
         if name.startswith(prefix):
             return ours + name[len(prefix) :]
     raise ValueError(f"The checkpoint's {part} has an unknown tensor {name}")
 
 
-def _read_parts(path: Path) -> tuple[Tensors, bool]:
-    """Tensors of the run's own checkpoint, and whether its vision towers are among them."""
+def _read_parts(path: Path, towers: Sequence[str]) -> tuple[Tensors, bool]:
+    """Tensors of the run's checkpoint by our names, and whether its towers are among them."""
     content = read_pt(path)
     parts = content.get("model") if isinstance(content, dict) else None
     if not isinstance(parts, dict) or not {"projector", "llm_backbone"} <= parts.keys():
@@ -84,106 +86,102 @@ def _read_parts(path: Path) -> tuple[Tensors, bool]:
         for name, tensor in content.items():
             if not isinstance(name, str) or not isinstance(tensor, LazyTensor):
                 raise ValueError(f"{path}: {part} holds {name!r}, which is no tensor")
-            tensors[hf_name(part, name)] = tensor
+            ours = native_name(part, name, towers)
+            if ours in tensors:
+                raise ValueError(f"{path} has {ours} twice, the second time as {name}")
+            tensors[ours] = tensor
     return tensors, bool(parts.get("vision_backbone"))
-
-
-def _check_supported(run: dict[str, Any]) -> None:
-    found = {name: str(run.get(name)) for name in SUPPORTED}
-    if not all(fnmatchcase(found[name], pattern) for name, pattern in SUPPORTED.items()):
-        raise ValueError(f"This Prismatic run is not supported: it is {found}, not {SUPPORTED}")
 
 
 def _check_towers(config: ModelConfig) -> None:
     """Refuse towers of another kind or, at full width, for another picture size."""
     vision = config.vision_config
-    for name, timm_id in (("dino", DINO_ID), ("siglip", SIGLIP_ID)):
-        tower, preset = getattr(vision, name), TIMM_MODELS[timm_id].tower_config()
-        kind = ("class_token", "num_register_tokens", "layer_scale")
-        if any(getattr(tower, key) != getattr(preset, key) for key in kind):
-            raise ValueError(f"The weights given for --{name} are not those of {timm_id}")
-    pixels = int(re.search(r"(\d+)px$", SUPPORTED["vision_backbone_id"])[1])
-    is_full_width = vision.siglip.hidden_size == TIMM_MODELS[SIGLIP_ID].tower_config().hidden_size
-    if is_full_width and vision.image_size != pixels:
+    kind = ("class_token", "num_register_tokens", "layer_scale", "pre_norm", "patch_bias")
+    for timm_id in config.timm_model_ids:
+        model = TIMM_MODELS[timm_id]
+        tower, published = getattr(vision, model.name), model.tower_config()
+        if any(getattr(tower, key) != getattr(published, key) for key in kind):
+            raise ValueError(f"The weights given for --{model.name} are not those of {timm_id}")
+    # The last tower: its position embedding is never resampled.
+    if tower.hidden_size == published.hidden_size and vision.image_size != model.image_size:
         raise ValueError(
-            f"The weights given for --siglip are for pictures of {vision.image_size} pixels; "
-            f"Moxin needs those for {pixels}"
+            f"The weights given for --{model.name} are for pictures of {vision.image_size} "
+            f"pixels; this model needs those for {model.image_size}"
         )
 
 
-def _read_tokenizer(directory: Path, max_length: int) -> PreTrainedTokenizerFast:
-    """The language model's tokenizer with ``<PAD>`` behind its vocabulary."""
-    if not (directory / "tokenizer.json").is_file():
-        raise FileNotFoundError(f"No tokenizer.json in {directory}; give --llm a directory with it")
-    try:
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(directory, padding_side="left")
-    except Exception as error:
-        # The tokenizers library raises bare exceptions on malformed files.
-        raise ValueError(f"The tokenizer in {directory} cannot be read ({error})") from error
-    if tokenizer.bos_token is None or tokenizer.eos_token is None:
-        raise ValueError(f"The tokenizer in {directory} has no bos_token or no eos_token")
-    tokenizer.add_special_tokens({"pad_token": PAD_TOKEN})
-    tokenizer.model_max_length = max_length
-    tokenizer.chat_template = chat_template("pure")
-    return tokenizer
-
-
-def _make_config(llm: dict[str, Any], tokenizer: PreTrainedTokenizerFast) -> ModelConfig:
-    vocab_size = -(-len(tokenizer) // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+def _make_config(run: Run, llm_directory: Path, tokenizer: PreTrainedTokenizerFast) -> ModelConfig:
+    """The model's config, but for the sizes that follow from its tensors."""
+    is_vla = run.norm_stats is not None
+    towers = VISION_BACKBONES[run.model.vision_backbone_id]
     return ModelConfig(
-        text_config=TextConfig.from_dict({**llm, "vocab_size": vocab_size}),
+        text_config=read_text_config(llm_directory, tokenizer),
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
-        timm_model_ids=[DINO_ID, SIGLIP_ID],
-        arch_specifier="fused-gelu-mlp",
+        prompt_format=prompt_format(run.model.llm_backbone_id),
+        llm_backbone_id=run.model.llm_backbone_id,
+        norm_stats=run.norm_stats,
+        n_action_bins=ACTION_BINS if is_vla else None,
+        pad_to_multiple_of=VOCAB_MULTIPLE if is_vla else None,
+        timm_model_ids=[*towers],
+        timm_override_act_layers=[*towers.values()],
+        arch_specifier=run.model.arch_specifier,
     )
 
 
+def _in_our_layout(name: str, tensor: LazyTensor) -> LazyTensor:
+    """Patch convolutions from OIHW to OHWI; everything else as it is."""
+    return tensor.transpose(0, 2, 3, 1) if name.endswith(PATCH_CONV) else tensor
+
+
 def open_native(
-    directory: Path, dino: str | None = None, siglip: str | None = None, llm: str | None = None
+    directory: Path, given_towers: Mapping[str, str | None], llm: str | None = None
 ) -> Source:
     """A native run directory.
 
     Args:
-        dino, siglip: towers' weights (file, directory or Hub repository); timm's
-            repositories if not given. Not used if the checkpoint has its own towers.
+        given_towers: weights of the towers by their names (file, directory or Hub
+            repository); timm's repositories if not given. Not used if the checkpoint has its
+            own towers.
         llm: the language model's config and tokenizer (directory or Hub repository).
 
     Raises:
         FileNotFoundError, OSError, ValueError: what is missing, damaged or not supported.
     """
-    run = read_json(directory / "config.json")["model"]
-    _check_supported(run)
+    run = read_run(directory)
+    timm_ids = [*VISION_BACKBONES[run.model.vision_backbone_id]]
+    names = [TIMM_MODELS[timm_id].name for timm_id in timm_ids]
     if not (directory / CHECKPOINT).exists():
         raise FileNotFoundError(f"{directory} has no {CHECKPOINT}")
-    tensors, has_towers = _read_parts(directory / CHECKPOINT)
+    tensors, has_towers = _read_parts(directory / CHECKPOINT, names)
     if not has_towers:
-        for prefix, name in (
-            (_DINO, dino or DINO_REPOSITORY),
-            (_SIGLIP, siglip or SIGLIP_REPOSITORY),
-        ):
-            tensors.update((prefix + key, tensor) for key, tensor in read_tower(name).items())
-    llm_directory = fetch(llm or LLM_REPOSITORY, SMALL_FILES)
-    check_directory(llm_directory)
-    tokenizer = _read_tokenizer(llm_directory, run.get("llm_max_length", 2048))
-    config = _make_config(read_json(llm_directory / "config.json"), tokenizer)
+        tensors.update(read_towers(timm_ids, given_towers))
+    llm_directory = fetch_language_model(run.model.llm_backbone_id, llm)
+    format_ = prompt_format(run.model.llm_backbone_id)
+    tokenizer = read_tokenizer(llm_directory, run.max_length, format_)
+    config = _make_config(run, llm_directory, tokenizer)
     try:
-        num_patches = tensors[_SIGLIP + "pos_embed"].shape[1]
-        tensors[_DINO + "pos_embed"] = resample(tensors[_DINO + "pos_embed"], num_patches)
-        config.set_sizes({name: tensor.shape for name, tensor in tensors.items()})
-    except (KeyError, IndexError) as error:
-        raise ValueError(f"A vision tower lacks a tensor or has a wrong shape ({error})") from error
+        shapes = {name: tensor.shape for name, tensor in tensors.items()}
+        config.set_sizes(shapes, is_converted=False)
+    except IndexError as error:
+        raise ValueError(f"A vision tower has a tensor of a wrong shape ({error})") from error
     _check_towers(config)
-    image_processor = MoxinImageProcessor(
-        config.vision_config.image_size, run.get("image_resize_strategy", "resize-naive")
+    image_processor = MoxinImageProcessor.of_towers(
+        [TIMM_MODELS[timm_id] for timm_id in timm_ids],
+        config.vision_config.image_size,
+        run.model.image_resize_strategy,
     )
     return Source(
         kind="a native Prismatic run directory",
         directory=directory,
         is_loadable=False,
         config=config,
-        tensors=our_tensors(tensors, config.vision_config),
+        tensors={
+            name: _in_our_layout(name, tensor)
+            for name, tensor in tensors.items()
+            if not is_unused(name, config.vision_config)
+        },
         processor=MoxinProcessor(
             image_processor,
             tokenizer,
@@ -191,9 +189,6 @@ def open_native(
             vocab_size=config.text_config.vocab_size,
             num_image_tokens=config.vision_config.num_patches,
         ),
-        generation_config={
-            f"{name}_token_id": getattr(config, f"{name}_token_id")
-            for name in ("bos", "eos", "pad")
-        },
+        generation_config=special_ids(config),
         dtype="bfloat16",
     )

@@ -1,9 +1,12 @@
-"""The two vision towers as timm publishes them, for native checkpoints without their own."""
+"""Vision towers as timm publishes them, for native checkpoints without their own."""
 
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import mlx.core as mx
 import numpy as np
+from mlx_vlm.models.moxin.towers import TIMM_MODELS
 from PIL import Image
 
 from mlx_vlm_moxin.checkpoints.pt_file import read_pt
@@ -11,9 +14,33 @@ from mlx_vlm_moxin.checkpoints.sources.base import Tensors
 from mlx_vlm_moxin.checkpoints.sources.files import fetch_first, local_path
 from mlx_vlm_moxin.checkpoints.tensors import LazyTensor, read_safetensors
 
-# What timm 0.9.16 downloads for the two model names.
-DINO_REPOSITORY = "timm/vit_large_patch14_reg4_dinov2.lvd142m"
-SIGLIP_REPOSITORY = "timm/ViT-SO400M-14-SigLIP"
+
+@dataclass(frozen=True)
+class TowerFile:
+    """Where timm 0.9.16 has the weights of a tower from.
+
+    Attributes:
+        repository: on the Hub.
+        is_resampled: whether its position embedding is for pictures of another size than the
+            Prismatic family gives it, and is resampled when it is loaded.
+    """
+
+    repository: str
+    is_resampled: bool = False
+
+
+TOWER_FILES = {
+    "vit_large_patch14_reg4_dinov2.lvd142m": TowerFile(
+        "timm/vit_large_patch14_reg4_dinov2.lvd142m", is_resampled=True
+    ),
+    "vit_so400m_patch14_siglip_224": TowerFile("timm/ViT-SO400M-14-SigLIP"),
+    "vit_so400m_patch14_siglip_384": TowerFile("timm/ViT-SO400M-14-SigLIP-384"),
+    "vit_large_patch14_clip_224.openai": TowerFile("timm/vit_large_patch14_clip_224.openai"),
+    "vit_large_patch14_clip_336.openai": TowerFile("timm/vit_large_patch14_clip_336.openai"),
+    "vit_large_patch16_224.augreg_in21k_ft_in1k": TowerFile(
+        "timm/vit_large_patch16_224.augreg_in21k_ft_in1k"
+    ),
+}
 # timm's and open_clip's file names; a repository has the same weights under several.
 _FILES = (
     "model.safetensors",
@@ -21,11 +48,46 @@ _FILES = (
     "pytorch_model.bin",
     "open_clip_pytorch_model.bin",
 )
-_OPEN_CLIP = "visual.trunk."
+# open_clip's prefix of a tower that is timm's.
+_OPEN_CLIP_TRUNK = "visual.trunk."
+# open_clip's tower of its own: its prefix, and its names for timm's, the longer ones first.
+_OPEN_CLIP = "visual."
+_OPEN_CLIP_NAMES = {
+    "class_embedding": "cls_token",
+    "positional_embedding": "pos_embed",
+    "conv1.": "patch_embed.proj.",
+    "ln_pre.": "norm_pre.",
+    "ln_post.": "norm.",
+    "transformer.resblocks.": "blocks.",
+    ".ln_1.": ".norm1.",
+    ".ln_2.": ".norm2.",
+    ".attn.in_proj_": ".attn.qkv.",
+    ".attn.out_proj.": ".attn.proj.",
+    ".mlp.c_fc.": ".mlp.fc1.",
+    ".mlp.c_proj.": ".mlp.fc2.",
+}
+# Output heads: a classifier's in timm, the projection into the text's space in open_clip.
+_HEADS = ("head.weight", "head.bias", "proj")
+
+
+def _from_open_clip(tensors: Tensors) -> Tensors:
+    """open_clip's own tower under timm's names."""
+    renamed: Tensors = {}
+    for key, tensor in tensors.items():
+        name = key.removeprefix(_OPEN_CLIP)
+        for theirs, timms in _OPEN_CLIP_NAMES.items():
+            name = name.replace(theirs, timms)
+        # timm gives both three axes.
+        if name == "cls_token":
+            tensor = tensor.reshape(1, 1, *tensor.shape)
+        elif name == "pos_embed":
+            tensor = tensor.reshape(1, *tensor.shape)
+        renamed[name] = tensor
+    return renamed
 
 
 def read_tower(name: str) -> Tensors:
-    """A tower's tensors under timm's own names; open_clip's prefix is taken off.
+    """A tower's tensors under timm's names, without an output head; from timm or open_clip.
 
     Args:
         name: a file, a directory or a Hub repository.
@@ -37,15 +99,50 @@ def read_tower(name: str) -> Tensors:
     if path.is_dir() or not path.exists():
         path = fetch_first(name, _FILES)
     tensors = read_safetensors(path) if path.suffix == ".safetensors" else read_pt(path)
-    if isinstance(tensors, dict) and any(key.startswith(_OPEN_CLIP) for key in tensors):
-        tensors = {
-            key.removeprefix(_OPEN_CLIP): tensor
-            for key, tensor in tensors.items()
-            if key.startswith(_OPEN_CLIP)
-        }
-    if not isinstance(tensors, dict) or "pos_embed" not in tensors:
+    if not isinstance(tensors, dict):
+        tensors = {}
+    trunk = _with_prefix(tensors, _OPEN_CLIP_TRUNK)
+    if trunk:
+        tensors = {key.removeprefix(_OPEN_CLIP_TRUNK): value for key, value in trunk.items()}
+    elif _OPEN_CLIP + "class_embedding" in tensors:
+        tensors = _from_open_clip(_with_prefix(tensors, _OPEN_CLIP))
+    if "pos_embed" not in tensors:
         raise ValueError(f"{path} holds no timm vision transformer (it has no pos_embed)")
-    return tensors
+    return {key: value for key, value in tensors.items() if key not in _HEADS}
+
+
+def _with_prefix(tensors: Tensors, prefix: str) -> Tensors:
+    return {key: value for key, value in tensors.items() if str(key).startswith(prefix)}
+
+
+def read_towers(timm_ids: list[str], given: Mapping[str, str | None]) -> Tensors:
+    """The tensors of towers, by our names in timm's layout.
+
+    Args:
+        timm_ids: timm's ids of one or two towers.
+        given: tower's name -> file, directory or Hub repository; timm's repository if None.
+
+    Raises:
+        FileNotFoundError, OSError, ValueError: what is missing or wrong.
+    """
+    models = [TIMM_MODELS[timm_id] for timm_id in timm_ids]
+    files = [TOWER_FILES[timm_id] for timm_id in timm_ids]
+    towers = [
+        read_tower(given.get(model.name) or file.repository) for model, file in zip(models, files)
+    ]
+    num_patches = (models[-1].image_size // models[-1].patch_size) ** 2
+    for model, file, tower in zip(models, files, towers):
+        if not file.is_resampled:
+            # This tower decides; narrow ones, for tests, may be for other pictures.
+            num_patches = tower["pos_embed"].shape[1] - int(model.tower_config().class_position)
+    for file, tower in zip(files, towers):
+        if file.is_resampled:
+            tower["pos_embed"] = resample(tower["pos_embed"], num_patches)
+    return {
+        f"vision_tower.{model.name}.{key}": tensor
+        for model, tower in zip(models, towers)
+        for key, tensor in tower.items()
+    }
 
 
 def resample_pos_embed(pos_embed: np.ndarray, grid: int) -> np.ndarray:

@@ -8,7 +8,8 @@ from pathlib import Path
 from mlx_vlm_moxin.checkpoints.messages import format_size, one_line
 from mlx_vlm_moxin.checkpoints.quantize_options import QuantizeOptions
 from mlx_vlm_moxin.checkpoints.skeleton import build_skeleton
-from mlx_vlm_moxin.conversion.convert import Conversion, SourceFiles, convert
+from mlx_vlm_moxin.conversion.convert import Conversion, convert
+from mlx_vlm_moxin.conversion.source_files import SourceFiles
 from mlx_vlm_moxin.conversion.verify.compare import verify
 from mlx_vlm_moxin.conversion.verify.report import Verification
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlx_vlm.utils import load_image
+from mlx_vlm.models.moxin.picture import read_picture
 from PIL import Image
 
 # Drawn for this package: shapes and colours, numbers, words, a scene.
@@ -43,7 +43,7 @@ def find_samples(images: Path | None = None) -> list[Sample]:
         raise ValueError(f"No pictures in {directory}; put PNG, JPEG or WebP files there")
     for picture in pictures:
         try:
-            load_image(picture).close()
+            read_picture(picture)
         except (OSError, ValueError) as error:
             raise ValueError(f"{picture} cannot be read as a picture ({error})") from error
     return [Sample(picture, prompt) for picture in pictures for prompt in PROMPTS]

@@ -22,6 +22,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
+from mlx_vlm_moxin.checkpoints.messages import causes, one_line
 from mlx_vlm_moxin.plugin.command_errors import input_error
 
 _DATA_URI = re.compile(r"data:[\w./+-]*;base64,\S*[\w/+=]")
@@ -40,18 +41,16 @@ def serves_moxin() -> bool:
 def client_error(error: BaseException | None) -> BaseException | None:
     """The exception in ``error``'s chain that speaks of the request; None if none does."""
     checked = input_error(error)
-    while error is not None:
-        if isinstance(error, (BadRequestError, TemplateError)):
-            return error
-        error = error.__cause__ or error.__context__
+    for cause in causes(error):
+        if isinstance(cause, (BadRequestError, TemplateError)):
+            return cause
     # An OSError outside the checks is the server's own, for example a full disk.
     return checked if isinstance(checked, ValueError) else None
 
 
 def sentence(error: BaseException) -> str:
     """``error``'s message in one line, without the data of a picture sent inline."""
-    message = _REPR.sub("", _DATA_URI.sub("a data URI", str(error)))
-    return " ".join(message.split()) or repr(error)
+    return one_line(_REPR.sub("", _DATA_URI.sub("a data URI", str(error))) or error)
 
 
 def _first_fault(error: ValidationError | RequestValidationError) -> str:

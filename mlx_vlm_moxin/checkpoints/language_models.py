@@ -1,0 +1,85 @@
+"""The language models of the Prismatic family, by the ids that its checkpoints use."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Licence:
+    """Terms of a language model's weights.
+
+    Attributes:
+        hub_id: the licence's id on the Hub.
+        note: what a reader of a model card should know, in one sentence.
+    """
+
+    hub_id: str
+    note: str = ""
+
+
+LLAMA_2 = Licence(
+    "llama2",
+    "Built on Llama 2, licensed under the LLAMA 2 Community License "
+    "(https://ai.meta.com/llama/license/): whoever passes these weights on includes a copy of "
+    "that licence and its notice, and accepts Meta's use policy.",
+)
+APACHE_2 = Licence("apache-2.0")
+MIT = Licence("mit")
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """A language model that Prismatic models were trained from.
+
+    Attributes:
+        repository: Hub repository with its config and tokenizer.
+        licence: of its weights.
+        text_config: keyword arguments of ``TextConfig`` that give its sizes.
+    """
+
+    repository: str
+    licence: Licence
+    text_config: dict[str, Any] = field(default_factory=dict)
+
+
+_LLAMA_7B = {
+    "model_type": "llama",
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 32,
+    "vocab_size": 32064,
+}
+_LLAMA_13B = {
+    **_LLAMA_7B,
+    "hidden_size": 5120,
+    "intermediate_size": 13824,
+    "num_hidden_layers": 40,
+    "num_attention_heads": 40,
+    "num_key_value_heads": 40,
+}
+_MISTRAL_7B = {
+    "model_type": "mistral",
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "vocab_size": 32064,
+}
+_MOXIN_7B = {**_MISTRAL_7B, "num_hidden_layers": 36}
+
+LANGUAGE_MODELS = {
+    "llama2-7b-pure": LanguageModel("meta-llama/Llama-2-7b-hf", LLAMA_2, _LLAMA_7B),
+    "llama2-13b-pure": LanguageModel("meta-llama/Llama-2-13b-hf", LLAMA_2, _LLAMA_13B),
+    "llama2-7b-chat": LanguageModel("meta-llama/Llama-2-7b-chat-hf", LLAMA_2, _LLAMA_7B),
+    "llama2-13b-chat": LanguageModel("meta-llama/Llama-2-13b-chat-hf", LLAMA_2, _LLAMA_13B),
+    "vicuna-v15-7b": LanguageModel("lmsys/vicuna-7b-v1.5", LLAMA_2, _LLAMA_7B),
+    "vicuna-v15-13b": LanguageModel("lmsys/vicuna-13b-v1.5", LLAMA_2, _LLAMA_13B),
+    "mistral-v0.1-7b-pure": LanguageModel("mistralai/Mistral-7B-v0.1", APACHE_2, _MISTRAL_7B),
+    "mistral-v0.1-7b-instruct": LanguageModel(
+        "mistralai/Mistral-7B-Instruct-v0.1", APACHE_2, _MISTRAL_7B
+    ),
+    "moxin-7b-pure": LanguageModel("moxin-org/Moxin-7B-Instruct", MIT, _MOXIN_7B),
+}

@@ -1,0 +1,68 @@
+"""Config and tokenizer of the language model that a native checkpoint was trained from."""
+
+from pathlib import Path
+from typing import Any
+
+from mlx_vlm.models.moxin.config import TextConfig
+from mlx_vlm.models.moxin.prompts import chat_template
+from transformers import PreTrainedTokenizerFast
+
+from mlx_vlm_moxin.checkpoints.language_models import LANGUAGE_MODELS
+from mlx_vlm_moxin.checkpoints.sources.files import SMALL_FILES, check_directory, fetch, read_json
+
+PAD_TOKEN = "<PAD>"
+# prismatic/models/backbones/llm/base_llm.py: resize_token_embeddings(pad_to_multiple_of=64).
+VOCAB_MULTIPLE = 64
+
+
+def fetch_language_model(llm_backbone_id: str, given: str | None) -> Path:
+    """Directory with config.json and tokenizer of a language model.
+
+    Args:
+        given: directory or Hub repository; the published one if None.
+
+    Raises:
+        FileNotFoundError, OSError, ValueError: what is missing or wrong.
+    """
+    if given is None:
+        if llm_backbone_id not in LANGUAGE_MODELS:
+            raise ValueError(
+                f"The language model {llm_backbone_id!r} is not known; give --llm a directory or "
+                "Hub repository with its config.json and tokenizer.json"
+            )
+        given = LANGUAGE_MODELS[llm_backbone_id].repository
+    directory = fetch(given, SMALL_FILES)
+    check_directory(directory)
+    return directory
+
+
+def read_tokenizer(directory: Path, max_length: int, prompt_format: str) -> PreTrainedTokenizerFast:
+    """The language model's tokenizer with ``<PAD>`` after its vocabulary.
+
+    Raises:
+        FileNotFoundError, ValueError: what is missing or malformed.
+    """
+    if not (directory / "tokenizer.json").is_file():
+        raise FileNotFoundError(f"No tokenizer.json in {directory}; give --llm a directory with it")
+    try:
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(directory, padding_side="left")
+    except Exception as error:
+        # The tokenizers library raises bare exceptions on malformed files.
+        raise ValueError(f"The tokenizer in {directory} cannot be read ({error})") from error
+    if tokenizer.bos_token is None or tokenizer.eos_token is None:
+        raise ValueError(f"The tokenizer in {directory} has no bos_token or no eos_token")
+    tokenizer.add_special_tokens({"pad_token": PAD_TOKEN})
+    tokenizer.model_max_length = max_length
+    tokenizer.chat_template = chat_template(prompt_format)
+    return tokenizer
+
+
+def read_text_config(directory: Path, tokenizer: PreTrainedTokenizerFast) -> TextConfig:
+    """The decoder's config, its vocabulary padded as Prismatic pads it.
+
+    Raises:
+        FileNotFoundError, ValueError: what is missing or not supported.
+    """
+    params: dict[str, Any] = read_json(directory / "config.json")
+    vocab_size = -(-len(tokenizer) // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+    return TextConfig.from_dict({**params, "vocab_size": vocab_size})

@@ -1,0 +1,72 @@
+"""Settings of a native training run: of a Prismatic VLM, or of an OpenVLA model built on one."""
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from mlx_vlm.models.moxin.prismatic import check_supported
+
+from mlx_vlm_moxin.checkpoints.prismatic_models import PRISMATIC_MODELS, PrismaticModel
+from mlx_vlm_moxin.checkpoints.sources.files import read_json
+
+STATISTICS_FILE = "dataset_statistics.json"
+# prismatic/vla/action_tokenizer.py: ActionTokenizer(bins=256).
+ACTION_BINS = 256
+_SETTINGS = tuple(field.name for field in fields(PrismaticModel))
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run's config.json says.
+
+    Attributes:
+        model: towers, projector, language model and resize strategy.
+        max_length: tokens that prompts are truncated to.
+        norm_stats: an OpenVLA run's action statistics per data set.
+    """
+
+    model: PrismaticModel
+    max_length: int = 2048
+    norm_stats: dict[str, Any] | None = None
+
+
+def is_native(config: dict[str, Any]) -> bool:
+    """Whether a config.json is that of a native run."""
+    model, vla = config.get("model"), config.get("vla")
+    return (isinstance(model, dict) and "llm_backbone_id" in model) or (
+        isinstance(vla, dict) and "base_vlm" in vla
+    )
+
+
+def _base_model(base_vlm: str) -> PrismaticModel:
+    """Settings of the VLM that an OpenVLA run started from, by its id or a path that ends in it."""
+    name = base_vlm.rstrip("/").rpartition("/")[2]
+    if name not in PRISMATIC_MODELS:
+        raise ValueError(
+            f"This OpenVLA run was built on {base_vlm!r}, which is no published Prismatic model; "
+            f"supported are those that `python -m mlx_vlm_moxin models` lists"
+        )
+    return PRISMATIC_MODELS[name]
+
+
+def read_run(directory: Path) -> Run:
+    """The settings of the native run in ``directory``.
+
+    Raises:
+        FileNotFoundError, ValueError: what is missing or not supported.
+    """
+    config = read_json(directory / "config.json")
+    if "vla" in config:
+        if not (directory / STATISTICS_FILE).is_file():
+            raise FileNotFoundError(
+                f"{directory} has no {STATISTICS_FILE}; copy it from the training run"
+            )
+        statistics = read_json(directory / STATISTICS_FILE)
+        run = Run(_base_model(str(config["vla"]["base_vlm"])), norm_stats=statistics)
+    else:
+        settings = config["model"]
+        values = {name: settings[name] for name in _SETTINGS if name in settings}
+        run = Run(PrismaticModel(**values), settings.get("llm_max_length", 2048))
+    names = ("vision_backbone_id", "arch_specifier", "llm_backbone_id")
+    check_supported({name: getattr(run.model, name) for name in names})
+    return run

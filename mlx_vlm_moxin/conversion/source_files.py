@@ -1,0 +1,64 @@
+"""Where a conversion starts, and the options of the command line that say so."""
+
+import argparse
+from dataclasses import dataclass, fields
+
+from mlx_vlm_moxin.checkpoints.published import MOXIN_7B_ID
+from mlx_vlm_moxin.checkpoints.sources import Source, open_source
+from mlx_vlm_moxin.checkpoints.sources.files import is_repository
+
+# Tower's option and field -> what it is called.
+TOWERS = {"dino": "DINOv2", "siglip": "SigLIP", "clip": "CLIP", "in1k": "ViT (ImageNet)"}
+
+
+@dataclass(frozen=True)
+class SourceFiles:
+    """Where a conversion starts.
+
+    Attributes:
+        hf_path: local directory or Hub repository.
+        revision: branch, tag or commit of the repository.
+        dino, siglip, clip, in1k, llm: for native sources, see
+            :func:`~mlx_vlm_moxin.checkpoints.sources.native.open_native`.
+    """
+
+    hf_path: str
+    revision: str | None = None
+    dino: str | None = None
+    siglip: str | None = None
+    clip: str | None = None
+    in1k: str | None = None
+    llm: str | None = None
+
+    @classmethod
+    def from_arguments(cls, args: argparse.Namespace) -> "SourceFiles":
+        """What a parser with :func:`add_native_options` and ``--hf-path`` read."""
+        return cls(**{field.name: getattr(args, field.name) for field in fields(cls)})
+
+    @property
+    def paths(self) -> list[str]:
+        """All that were given."""
+        values = (self.hf_path, self.dino, self.siglip, self.clip, self.in1k, self.llm)
+        return [value for value in values if value is not None]
+
+    def open(self) -> Source:
+        """See :func:`~mlx_vlm_moxin.checkpoints.sources.open_source`."""
+        towers = {name: getattr(self, name) for name in TOWERS}
+        return open_source(self.hf_path, self.revision, towers, self.llm)
+
+    @property
+    def base_model(self) -> str:
+        """Hub id for the model card."""
+        return self.hf_path if is_repository(self.hf_path) else MOXIN_7B_ID
+
+
+def add_native_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options for what a native run directory does not hold."""
+    group = parser.add_argument_group("native sources (files, directories or Hub repositories)")
+    for name, tower in TOWERS.items():
+        group.add_argument(
+            f"--{name}", help=f"weights of the {tower} tower (default: timm's on the Hub)"
+        )
+    group.add_argument(
+        "--llm", help="config and tokenizer of the language model (default: on the Hub)"
+    )

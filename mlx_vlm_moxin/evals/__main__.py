@@ -1,0 +1,168 @@
+"""``python -m mlx_vlm_moxin eval``: Moxin's published table, measured on a checkpoint."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from mlx_vlm_moxin.checkpoints.quantize_options import AFFINE_BITS, AFFINE_GROUP_SIZES
+from mlx_vlm_moxin.evals import report
+from mlx_vlm_moxin.evals.answering import Answering
+from mlx_vlm_moxin.evals.answers_file import AnswersFile
+from mlx_vlm_moxin.evals.published import MOXIN, PUBLISHED, match
+from mlx_vlm_moxin.evals.run import Run, read_examples
+from mlx_vlm_moxin.evals.sources import find_sources
+from mlx_vlm_moxin.evals.tasks import TASKS
+from mlx_vlm_moxin.library.load import load
+
+MAX_MESSAGE = 480
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not above 0")
+    return value
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The options of ``python -m mlx_vlm_moxin eval``."""
+    parser = argparse.ArgumentParser(
+        prog="python -m mlx_vlm_moxin eval",
+        description="Measure a checkpoint on the benchmarks of Moxin's report. An interrupted "
+        "run goes on with the same command.",
+    )
+    add = parser.add_argument
+    add("--model", required=True, help="checkpoint or Hub id")
+    add("--adapter-path", help="LoRA or DoRA adapter")
+    add(
+        "--quantize",
+        type=int,
+        choices=AFFINE_BITS,
+        metavar="BITS",
+        help=f"quantise the decoder while it is loaded: {', '.join(map(str, AFFINE_BITS))} bits",
+    )
+    add(
+        "--group-size",
+        type=int,
+        choices=AFFINE_GROUP_SIZES,
+        metavar="N",
+        help="weights that share a scale (default: 64)",
+    )
+    add("--tasks", nargs="+", required=True, choices=TASKS, metavar="TASK", help=", ".join(TASKS))
+    add(
+        "--data",
+        nargs="+",
+        default=[],
+        metavar="[TASK=]PLACE",
+        help="local copies in their published form: a folder for a task, or one folder that "
+        "holds a folder for each task (default: copies on the Hub, where there are such)",
+    )
+    add(
+        "--image-folder",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="FOLDER",
+        help="pictures that are not in the data set's own folder, such as COCO's",
+    )
+    add("--streaming", action="store_true", help="read the first rows of Hub copies only")
+    add(
+        "--limit",
+        type=_positive,
+        metavar="N",
+        help="at most N examples of each task, or of each of its parts (POPE, OCID-Ref, TallyQA, "
+        "AI2D), drawn as the published harness draws its smaller sets",
+    )
+    add("--batch-size", type=_positive, default=1, metavar="B", help="questions at a time")
+    add(
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="one JSON line per example (default: results/eval/MODEL.jsonl)",
+    )
+    add("--json", type=Path, metavar="FILE", help="write the table's numbers to this file")
+    add(
+        "--published",
+        choices=[*PUBLISHED, "none"],
+        metavar="MODEL",
+        help=f"whose published numbers stand beside: {', '.join(PUBLISHED)}, none (default: by "
+        f"the checkpoint's name, else {MOXIN})",
+    )
+    return parser
+
+
+def model_name(args: argparse.Namespace) -> str:
+    """The model and what was changed about it, for the answers file and the table."""
+    parts = [args.model.rstrip("/")]
+    if args.adapter_path is not None:
+        parts.append(f"adapter {args.adapter_path}")
+    if args.quantize is not None:
+        parts.append(f"{args.quantize} bits")
+        parts.append(f"group size {args.group_size or 64}")
+    return ", ".join(parts)
+
+
+def run(args: argparse.Namespace) -> None:
+    """What the command line asks for.
+
+    Raises:
+        OSError, ValueError: one line that says what is wrong.
+    """
+    name = model_name(args)
+    tasks = list(dict.fromkeys(args.tasks))
+    sources = find_sources(tasks, args.data, args.image_folder, args.streaming)
+    # Everything is read and checked before the model is loaded.
+    examples = {task: read_examples(TASKS[task], sources[task], args.limit) for task in tasks}
+    default = Path("results/eval") / f"{Path(args.model).name or 'model'}.jsonl"
+    file = AnswersFile(args.output or default, name)
+
+    model, processor = load(
+        args.model, args.quantize, args.group_size or 64, adapter_path=args.adapter_path
+    )
+    work = Run(Answering(model, processor), name, file, args.batch_size)
+    results = {}
+    try:
+        for task in tasks:
+            results[task] = work(task, TASKS[task], examples[task])
+    except KeyboardInterrupt:
+        print(f"stopped; {file.path} keeps the answers, the same command goes on", file=sys.stderr)
+        raise SystemExit(130) from None
+    finally:
+        published = args.published or match(args.model) or MOXIN
+        published = None if published == "none" else published
+        locations = {task: sources[task].location for task in tasks}
+        rows = report.rows(results, locations, published)
+        if rows:
+            report.print_table(name, rows, published)
+            print(f"Answers: {file.path}")
+        if args.json is not None and rows:
+            report.save_json(args.json, name, rows, published)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status.
+
+    Bad input ends it with one line and status 1. ``MLX_VLM_MOXIN_TRACEBACK=1`` keeps the
+    traceback.
+    """
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    if args.quantize is None and args.group_size is not None:
+        parser.error("--group-size would have no effect without --quantize")
+    if args.streaming and args.limit is None:
+        parser.error("--streaming is for the first rows only and needs --limit")
+    try:
+        run(args)
+    except (OSError, ValueError) as error:
+        if os.environ.get("MLX_VLM_MOXIN_TRACEBACK"):
+            raise
+        message = " ".join(str(error).split()) or type(error).__name__
+        print(f"error: {message[:MAX_MESSAGE]}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,77 @@
+"""Where a task's examples come from, and rows of data sets in Hugging Face's format."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from mlx_vlm_moxin.evals.data.files import Pictures
+from mlx_vlm_moxin.evals.example import Picture
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set's place.
+
+    Attributes:
+        location: a folder, or a Hub id.
+        image_folders: where to look for pictures before the data set's own folders.
+        streaming: read a Hub data set row by row in place of downloading it.
+    """
+
+    location: str
+    image_folders: tuple[Path, ...] = ()
+    streaming: bool = False
+
+    @property
+    def folder(self) -> Path:
+        """The location as a path."""
+        return Path(self.location).expanduser()
+
+    def pictures(self, *subfolders: str) -> Pictures:
+        """The pictures of a data set that keeps them in one of ``subfolders``."""
+        return Pictures.of(self.folder, subfolders, self.image_folders)
+
+    def has(self, *names: str) -> bool:
+        """Whether the location is a folder that holds one of ``names``."""
+        return any((self.folder / name).exists() for name in names)
+
+
+def _picture(rows: Any, index: int, column: str) -> Image.Image:
+    picture = rows[index][column]
+    if picture is None:
+        raise ValueError(f"Row {index} of the data set has no picture")
+    return picture
+
+
+def load_rows(
+    source: Source, split: str, config: str | None = None, image: str | None = "image"
+) -> Iterator[tuple[dict[str, Any], Picture | None]]:
+    """Rows of a data set that ``datasets.load_dataset`` reads, and each row's picture.
+
+    The data set is opened at once, its rows are read when they are needed.
+
+    Args:
+        split, config: of the data set.
+        image: name of the column of pictures, left out of the rows; None if there is none.
+
+    Raises:
+        OSError, ValueError: ``datasets``' own, if there is no such data set.
+    """
+    from datasets import load_dataset
+
+    folder = source.folder
+    location = str(folder) if folder.exists() else source.location
+    rows = load_dataset(location, config, split=split, streaming=source.streaming)
+    if image is None:
+        return ((row, None) for row in rows)
+    if source.streaming:
+        return ((row, row.pop(image)) for row in rows)
+    if image not in rows.column_names:
+        raise ValueError(f"{location} has no column {image!r}; it has {rows.column_names[:20]}")
+    # Pictures are decoded when they are needed, not while the rows are listed.
+    texts = rows.remove_columns(image)
+    return ((row, partial(_picture, rows, index, image)) for index, row in enumerate(texts))

@@ -1,0 +1,197 @@
+"""Running tasks: choose the examples, answer those that have no answer yet, score them all."""
+
+import random
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from typing import TypeVar
+
+from PIL import Image
+from tqdm import tqdm
+
+from mlx_vlm_moxin.evals.answering import Answering, Question
+from mlx_vlm_moxin.evals.answers_file import AnswersFile
+from mlx_vlm_moxin.evals.data.picture import open_picture
+from mlx_vlm_moxin.evals.data.source import Source
+from mlx_vlm_moxin.evals.example import Answer, Example
+from mlx_vlm_moxin.evals.scores.summary import Numbers
+from mlx_vlm_moxin.evals.tasks import Task
+
+T = TypeVar("T")
+# Of a generated answer.
+MAX_TOKENS = 128
+# The published harness draws its smaller sets with this seed.
+SEED = 21
+
+
+def select(
+    examples: Iterable[Example], limit: int | None, splits: Sequence[str], shuffle: bool = True
+) -> list[Example]:
+    """The examples that a run is about.
+
+    Args:
+        limit: at most so many, of each of ``splits`` if there are any; None for all. They
+            are drawn as the published harness draws its smaller sets, so that a run with a
+            higher limit only adds examples.
+        shuffle: False to choose the first ones instead.
+
+    Raises:
+        ValueError: if there is none, or two have one id.
+    """
+    if limit is not None and not shuffle:
+        return _first(examples, limit, splits)
+    listed = list(examples)
+    counts = Counter(example.id for example in listed)
+    twice = next((name for name, count in counts.items() if count > 1), None)
+    if twice is not None:
+        raise ValueError(f"The data set has the id {twice[:50]!r} {counts[twice]} times")
+    if limit is not None:
+        random.Random(SEED).shuffle(listed)
+        listed = _first(listed, limit, splits)
+    if not listed:
+        raise ValueError("The data set has no examples")
+    return listed
+
+
+def _first(examples: Iterable[Example], limit: int, splits: Sequence[str]) -> list[Example]:
+    """The first ``limit`` examples, of each split if there are any."""
+    if not splits:
+        return list(islice(examples, limit))
+    chosen, counts = [], Counter()
+    for example in examples:
+        if counts[example.group] < limit:
+            chosen.append(example)
+            counts[example.group] += 1
+        if all(counts[split] >= limit for split in splits):
+            break
+    return chosen
+
+
+@dataclass(frozen=True)
+class Result:
+    """A task's outcome.
+
+    Attributes:
+        answers: to all chosen examples, in the data set's order.
+        numbers: what follows from them, see :mod:`.scores.summary`.
+        answered: how many of them this run has computed.
+        seconds: how long that took.
+    """
+
+    answers: list[Answer]
+    numbers: Numbers
+    answered: int
+    seconds: float
+
+
+def _open_all(examples: Sequence[Example]) -> list[Image.Image]:
+    return [open_picture(example.picture) for example in examples]
+
+
+def _batches(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    return (items[start : start + size] for start in range(0, len(items), size))
+
+
+class Run:
+    """A model that works on tasks.
+
+    Args:
+        answering: the model.
+        model: its name in the answers file.
+        file: answers so far, and where further ones go.
+        batch_size: questions that are computed at once.
+        quiet: no progress bars.
+    """
+
+    def __init__(
+        self,
+        answering: Answering,
+        model: str,
+        file: AnswersFile,
+        batch_size: int = 1,
+        quiet: bool = False,
+    ):
+        self._answering, self._model, self._file = answering, model, file
+        self._batch_size, self._quiet = batch_size, quiet
+
+    def __call__(self, name: str, task: Task, examples: Sequence[Example]) -> Result:
+        """Answer what has no answer yet, and score everything.
+
+        Raises:
+            OSError, ValueError: if a picture cannot be read, or the file's answers are to
+                other questions.
+        """
+        waiting = [example for example in examples if not self._is_answered(name, task, example)]
+        # Questions about one picture follow each other, so that it is encoded once.
+        waiting.sort(key=lambda example: example.picture_id)
+        if waiting and task.strings is not None:
+            self._answering.token_ids(task.strings)
+        start = time.perf_counter()
+        done = len(examples) - len(waiting)
+        bar = tqdm(total=len(examples), initial=done, desc=name, unit="ex", disable=self._quiet)
+        with bar, ThreadPoolExecutor(1) as opener:
+            batches = list(_batches(waiting, self._batch_size))
+            following = [opener.submit(_open_all, batch) for batch in batches[:1]]
+            for index, batch in enumerate(batches):
+                images = following.pop().result()
+                # Opened while the model works on this batch.
+                if index + 1 < len(batches):
+                    following.append(opener.submit(_open_all, batches[index + 1]))
+                self._file.add(self._answer(name, task, batch, images))
+                bar.update(len(batch))
+        seconds = time.perf_counter() - start
+        answers = [self._file.get(name, example.id) for example in examples]
+        return Result(answers, task.summarise(answers), len(waiting), seconds)
+
+    def _is_answered(self, name: str, task: Task, example: Example) -> bool:
+        answer = self._file.get(name, example.id)
+        if answer is None:
+            return False
+        if (answer.prompt, answer.answer) != (task.prompt(example), example.answer):
+            raise ValueError(
+                f"{self._file.path} holds answers to another copy of {name}: example "
+                f"{example.id[:50]} is not the same; choose another --output"
+            )
+        return True
+
+    def _answer(
+        self, name: str, task: Task, batch: Sequence[Example], images: Sequence[Image.Image]
+    ) -> list[Answer]:
+        questions = [
+            Question(task.prompt(example), image, example.picture_id)
+            for example, image in zip(batch, images)
+        ]
+        if task.strings is None:
+            predictions = self._answering.texts(questions, MAX_TOKENS)
+            probabilities = [None] * len(batch)
+        else:
+            probabilities = self._answering.probabilities(questions, task.strings)
+            predictions = [task.strings[row.index(max(row))] for row in probabilities]
+        return [
+            Answer(
+                model=self._model,
+                task=name,
+                id=example.id,
+                group=example.group,
+                prompt=question.prompt,
+                answer=example.answer,
+                prediction=prediction,
+                score=task.score(prediction, example.answer),
+                probabilities=row,
+            )
+            for example, question, prediction, row in zip(
+                batch, questions, predictions, probabilities
+            )
+        ]
+
+
+def read_examples(task: Task, source: Source, limit: int | None) -> list[Example]:
+    """The examples of a task that a run is about, every one checked.
+
+    Raises:
+        OSError, ValueError: naming what is missing or wrong, and where.
+    """
+    return select(task.read(source), limit, task.splits, shuffle=not source.streaming)

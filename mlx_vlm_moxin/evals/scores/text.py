@@ -1,0 +1,94 @@
+"""Short answers in words: brought to one form, then compared with what people answered.
+
+GQA: ``eval.py`` of the data set as TRI-ML/vlm-evaluation runs it. VQAv2:
+https://github.com/GT-Vision-Lab/VQA. VizWiz: ``vqaEval.py`` of the VizWiz API, which looks
+like VQAv2's and differs in its contractions. TextVQA: the M4C evaluator of mmf.
+"""
+
+import re
+import string
+from collections.abc import Mapping, Sequence
+
+from mlx_vlm_moxin.evals.scores.contractions import CONTRACTIONS, VIZWIZ_CONTRACTIONS
+
+_NUMBERS = dict(zip(("zero", "one", "two", "three", "four", "five"), "012345"))
+_NUMBERS |= dict(zip(("six", "seven", "eight", "nine"), "6789")) | {"none": "0", "ten": "10"}
+_ARTICLES = frozenset(("a", "an", "the"))
+_PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
+_COMMA_IN_NUMBER = re.compile(r"\d,\d")
+_PERIOD = re.compile(r"\.(?!\d)")
+# The original passes the flag re.UNICODE (32) where re.sub expects the largest number of
+# replacements.
+_MAX_PERIODS = 32
+
+
+def gqa_form(text: str) -> str:
+    """Lower case without punctuation; space stays as it is."""
+    return text.translate(str.maketrans("", "", string.punctuation)).lower()
+
+
+def without_punctuation(text: str) -> str:
+    """Each mark removed if a space is next to one of its kind, else replaced by a space.
+
+    A comma between digits anywhere in the text lets all marks be removed. Of periods, the
+    first 32 go that no digit follows.
+    """
+    result = text
+    for mark in _PUNCTUATION:
+        is_removed = f"{mark} " in text or f" {mark}" in text or _COMMA_IN_NUMBER.search(text)
+        result = result.replace(mark, "" if is_removed else " ")
+    return _PERIOD.sub("", result, count=_MAX_PERIODS)
+
+
+def _words(text: str, contractions: Mapping[str, str]) -> str:
+    """Lower case, numbers up to ten as digits, no articles, contractions with apostrophes."""
+    words = [_NUMBERS.get(word, word) for word in text.lower().split()]
+    return " ".join(contractions.get(word, word) for word in words if word not in _ARTICLES)
+
+
+def _one_line(text: str) -> str:
+    return text.replace("\n", " ").replace("\t", " ").strip()
+
+
+def vqa_form(text: str) -> str:
+    """An answer as VQAv2's evaluation compares it."""
+    return _words(without_punctuation(_one_line(text)), CONTRACTIONS)
+
+
+def vizwiz_form(text: str) -> str:
+    """An answer as VizWiz's evaluation compares it."""
+    return _words(without_punctuation(_one_line(text)), VIZWIZ_CONTRACTIONS)
+
+
+def textvqa_form(text: str) -> str:
+    """An answer as TextVQA's evaluation compares it."""
+    text = text.lower().replace(",", "").replace("?", "").replace("'s", " 's")
+    return _words(without_punctuation(_one_line(text)), CONTRACTIONS)
+
+
+def soft_accuracy(prediction: str, answers: Sequence[str]) -> float:
+    """Mean, over the people that were asked, of min(1, matches among the others / 3)."""
+    matches = sum(answer == prediction for answer in answers)
+    # Each of those who gave this answer has one match fewer among the others.
+    scores = [min(1.0, (matches - (answer == prediction)) / 3) for answer in answers]
+    return sum(scores) / len(scores)
+
+
+def gqa_score(prediction: str, answer: str) -> float:
+    """1 if the prediction in :func:`gqa_form` is the answer, which stays as it is."""
+    return float(gqa_form(prediction) == answer)
+
+
+def vizwiz_score(prediction: str, answers: Sequence[str]) -> float:
+    """:func:`soft_accuracy`; only the prediction is brought to :func:`vizwiz_form`."""
+    return soft_accuracy(vizwiz_form(prediction), answers)
+
+
+def vqa_score(prediction: str, answers: Sequence[str]) -> float:
+    """:func:`soft_accuracy`; answers lose their punctuation and nothing else."""
+    return soft_accuracy(vqa_form(prediction), [without_punctuation(text) for text in answers])
+
+
+def textvqa_score(prediction: str, answers: Sequence[str]) -> float:
+    """:func:`soft_accuracy`; both sides in :func:`textvqa_form`."""
+    return soft_accuracy(textvqa_form(prediction), [textvqa_form(text) for text in answers])

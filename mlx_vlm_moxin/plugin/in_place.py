@@ -1,0 +1,54 @@
+"""Change a function that programs may have bound to a name of their own already.
+
+``from mlx_vlm import load, stream_generate`` comes before the model is loaded, and with it
+this package. Another function under ``mlx_vlm.stream_generate`` would not reach such programs,
+so the function object itself receives other code.
+"""
+
+import inspect
+from collections.abc import Callable
+from types import FunctionType
+from typing import Any
+
+
+def change_argument(
+    function: FunctionType, parameter: str, change: Callable[[Any], Any], processor: type
+) -> FunctionType:
+    """Let ``function`` see ``change(argument)`` in place of one of its arguments.
+
+    Args:
+        function: a function without a closure, with a parameter ``processor``.
+        parameter: name of the argument.
+        change: called with the argument if the caller gives it.
+        processor: class of the processors for whose calls the argument is changed.
+
+    Returns:
+        ``function`` itself, changed.
+
+    Raises:
+        LookupError: if ``function`` has no such parameters.
+    """
+    signature = inspect.signature(function)
+    for name in (parameter, "processor"):
+        if name not in signature.parameters:
+            raise LookupError(f"{function.__qualname__} has no parameter {name}")
+    original = FunctionType(
+        function.__code__, function.__globals__, function.__name__, function.__defaults__
+    )
+    original.__kwdefaults__ = function.__kwdefaults__
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        bound = signature.bind(*args, **kwargs)
+        if parameter in bound.arguments and isinstance(bound.arguments["processor"], processor):
+            bound.arguments[parameter] = change(bound.arguments[parameter])
+        return original(*bound.args, **bound.kwargs)
+
+    function.__code__ = _entry.__code__
+    function.__defaults__ = None
+    function.__kwdefaults__ = {"_call": call}
+    function.__signature__ = signature
+    return function
+
+
+def _entry(*args: Any, _call: Callable, **kwargs: Any) -> Any:
+    return _call(*args, **kwargs)

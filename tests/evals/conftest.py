@@ -1,0 +1,25 @@
+"""A model that answers the tasks, and small data sets in each published form."""
+
+import pytest
+from small_data import write_all
+from tiny_words import write_checkpoint
+
+from mlx_vlm_moxin.library.load import load
+
+
+@pytest.fixture(scope="session")
+def words_checkpoint(tmp_path_factory):
+    """moxin-tiny in float32 with the tasks' words."""
+    return write_checkpoint(tmp_path_factory.mktemp("words") / "checkpoint")
+
+
+@pytest.fixture(scope="session")
+def words_model(words_checkpoint):
+    """(model, processor) of it. Tests must leave both as they are."""
+    return load(words_checkpoint)
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory):
+    """A folder with a folder for each task. Tests must leave it as it is."""
+    return write_all(tmp_path_factory.mktemp("data"))

@@ -1,0 +1,63 @@
+"""Resizing: the reference's pixels in threads too, and little memory for every shape."""
+
+import resource
+
+import numpy as np
+import pytest
+from mlx_vlm.models.moxin import resize
+from mlx_vlm.models.moxin.image_processing_moxin import RESIZE_STRATEGIES, MoxinImageProcessor
+from mlx_vlm.models.moxin.picture_sources import PictureError
+from PIL import Image
+
+
+@pytest.mark.parametrize("strategy", RESIZE_STRATEGIES)
+@pytest.mark.parametrize("size", [(97, 61), (61, 97), (301, 2), (2, 301), (20, 20)])
+def test_strips_of_a_large_picture_give_the_same_pixels(strategy, size, monkeypatch):
+    noise = np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), dtype=np.uint8)
+    processor = MoxinImageProcessor(28, strategy)
+    whole = processor(noise)
+    pool = resize.ThreadPoolExecutor
+    pools = []
+    monkeypatch.setattr(resize, "ThreadPoolExecutor", lambda n: pools.append(n) or pool(n))
+    monkeypatch.setattr(resize, "PIXELS_PER_THREAD", 100)
+    monkeypatch.setattr(resize.os, "cpu_count", lambda: 3)
+    np.testing.assert_array_equal(processor(noise), whole)
+    assert set(pools) == (set() if size[1] < 3 and strategy != "letterbox" else {3})
+
+
+NOISE = np.random.default_rng(1)
+
+
+@pytest.mark.parametrize("strategy", RESIZE_STRATEGIES)
+@pytest.mark.parametrize("size", [(5, 900), (900, 5), (40, 3000), (3000, 40)])
+def test_in_little_memory_the_pixels_are_the_same_up_to_one_level(strategy, size, monkeypatch):
+    # So far from black and white that the filter stays between them.
+    noise = NOISE.integers(64, 192, (*size[::-1], 3), dtype=np.uint8)
+    processor = MoxinImageProcessor(28, strategy, image_mean=[[0, 0, 0]], image_std=[[1, 1, 1]])
+    usual = processor(noise)
+    monkeypatch.setattr(resize, "MAX_EXTRA_PIXELS", 1000)
+    assert np.abs(processor(noise) - usual).max() <= 1.01 / 255
+
+
+def test_a_letterboxed_picture_is_exact_in_little_memory(monkeypatch):
+    noise = Image.fromarray(NOISE.integers(0, 256, (2000, 31, 3), dtype=np.uint8))
+    usual = resize.letterbox(noise, 28, (1, 2, 3))
+    monkeypatch.setattr(resize, "MAX_EXTRA_PIXELS", 2**15)
+    assert resize.letterbox(noise, 28, (1, 2, 3)).tobytes() == usual.tobytes()
+
+
+@pytest.mark.parametrize("strategy", ["resize-naive", "resize-crop"])
+@pytest.mark.parametrize("size", [(1, 10**7), (10**7, 1)])
+def test_ten_million_pixels_in_a_row_take_little_memory(strategy, size):
+    picture = Image.new("RGB", size, (10, 20, 30))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    square = MoxinImageProcessor(224, strategy, [[0, 0, 0]], [[1, 1, 1]])(picture)
+    assert np.unique(np.rint(square[0, 0] * 255)).tolist() == [10]
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert grown < 150 * 1024  # kilobytes
+
+
+@pytest.mark.parametrize("size", [(1, 10**7), (10**7, 1)])
+def test_a_square_beyond_the_limit_is_not_made(size):
+    with pytest.raises(PictureError, match=r"letterboxed: its square .* limit of 178956970"):
+        MoxinImageProcessor(28, "letterbox")(Image.new("RGB", size))
