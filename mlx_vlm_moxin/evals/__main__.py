@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mlx_vlm_moxin.checkpoints.quantize_options import AFFINE_BITS, AFFINE_GROUP_SIZES
+from mlx_vlm_moxin.checkpoints.layer_settings import AFFINE_BITS, AFFINE_GROUP_SIZES
 from mlx_vlm_moxin.evals import report
 from mlx_vlm_moxin.evals.answering import Answering
 from mlx_vlm_moxin.evals.answers_file import AnswersFile

@@ -41,19 +41,18 @@ def select(
     Raises:
         ValueError: if there is none, or two have one id.
     """
-    if limit is not None and not shuffle:
-        return _first(examples, limit, splits)
-    listed = list(examples)
-    counts = Counter(example.id for example in listed)
+    # A stream is read only as far as needed.
+    chosen = list(examples if shuffle or limit is None else _first(examples, limit, splits))
+    counts = Counter(example.id for example in chosen)
     twice = next((name for name, count in counts.items() if count > 1), None)
     if twice is not None:
         raise ValueError(f"The data set has the id {twice[:50]!r} {counts[twice]} times")
-    if limit is not None:
-        random.Random(SEED).shuffle(listed)
-        listed = _first(listed, limit, splits)
-    if not listed:
+    if limit is not None and shuffle:
+        random.Random(SEED).shuffle(chosen)
+        chosen = _first(chosen, limit, splits)
+    if not chosen:
         raise ValueError("The data set has no examples")
-    return listed
+    return chosen
 
 
 def _first(examples: Iterable[Example], limit: int, splits: Sequence[str]) -> list[Example]:
