@@ -1,12 +1,12 @@
 """``python -m mlx_vlm_moxin eval``: Moxin's published table, measured on a checkpoint."""
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from mlx_vlm_moxin.checkpoints.layer_settings import AFFINE_BITS, AFFINE_GROUP_SIZES
+from mlx_vlm_moxin.checkpoints.messages import print_error
 from mlx_vlm_moxin.evals import report
 from mlx_vlm_moxin.evals.answering import Answering
 from mlx_vlm_moxin.evals.answers_file import AnswersFile
@@ -15,8 +15,6 @@ from mlx_vlm_moxin.evals.run import Run, read_examples
 from mlx_vlm_moxin.evals.sources import find_sources
 from mlx_vlm_moxin.evals.tasks import TASKS
 from mlx_vlm_moxin.library.load import load
-
-MAX_MESSAGE = 480
 
 
 def _positive(text: str) -> int:
@@ -144,8 +142,7 @@ def run(args: argparse.Namespace) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status.
 
-    Bad input ends it with one line and status 1. ``MLX_VLM_MOXIN_TRACEBACK=1`` keeps the
-    traceback.
+    Bad input ends with one line on standard error and status 1.
     """
     parser = build_parser()
     args = parser.parse_args(argv)
@@ -156,11 +153,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         run(args)
     except (OSError, ValueError) as error:
-        if os.environ.get("MLX_VLM_MOXIN_TRACEBACK"):
-            raise
-        message = " ".join(str(error).split()) or type(error).__name__
-        print(f"error: {message[:MAX_MESSAGE]}", file=sys.stderr)
-        return 1
+        return print_error(error)
     return 0
 
 
