@@ -9,6 +9,8 @@ from mlx_vlm.generate import DEFAULT_MAX_TOKENS
 from mlx_vlm.models.moxin.picture import PictureSource, read_picture
 from mlx_vlm.models.moxin.processing_moxin import MoxinProcessor
 
+from mlx_vlm_moxin.library import generation_settings
+
 
 def generate(
     model: nn.Module,
@@ -37,13 +39,13 @@ def generate(
         Token ids; ``processor.decode`` makes text of them.
 
     Raises:
-        ValueError: if the picture cannot be used.
+        ValueError: if the picture or the value of a setting cannot be used.
     """
+    settings = {"max_tokens": max_tokens, "temperature": temperature, **kwargs}
+    generation_settings.check(settings, model.config)
     text = apply_chat_template(processor, model.config, prompt, num_images=int(image is not None))
     pictures = None if image is None else [read_picture(image)]
     processor.tokenizer.stopping_criteria.reset(model.config.eos_token_id)
-    results = stream_generate(
-        model, processor, text, pictures, max_tokens=max_tokens, temperature=temperature, **kwargs
-    )
+    results = stream_generate(model, processor, text, pictures, **settings)
     # The last result repeats a token to say why the answer ended.
     return (result.token for result in results if result.finish_reason is None)

@@ -139,6 +139,24 @@ UPSTREAM = (
         "picture_inputs:resolve_media",
         "16-bit grey in a training set turns white",
     ),
+    Replacement(
+        "mlx_vlm.utils",
+        "load_model_weights",
+        "command_options:load_model_weights",
+        "an option that cannot be used ends in a traceback, in gibberish, or is ignored",
+    ),
+    Replacement(
+        "mlx_vlm.generate.dispatch",
+        "_prepare_generation_inputs",
+        "command_options:prepare_generation_inputs",
+        "a cache smaller than the prompt drops visual tokens without a word",
+    ),
+    Replacement(
+        "mlx_vlm.utils",
+        "resize_image",
+        "command_options:resize_image",
+        "a shape that is too small ends with 'height and width must be > 0'",
+    ),
     _on_server(
         "mlx_vlm.server",
         "app",
