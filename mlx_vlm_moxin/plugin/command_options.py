@@ -109,22 +109,3 @@ def prepare_generation_inputs(original: Callable[..., Any]) -> Callable[..., Any
         return (input_ids, pixel_values, *rest)
 
     return prepare
-
-
-def resize_image(original: Callable[..., Any]) -> Callable[..., Any]:
-    """``mlx_vlm.utils.resize_image`` that says which shape leaves nothing of a picture.
-
-    It keeps the picture's proportions, so that a narrow one may have no pixels left.
-    """
-
-    @functools.wraps(original)
-    def resize(img: Any, max_size: tuple[int, int]) -> Any:
-        try:
-            return original(img, max_size)
-        except ValueError as error:
-            raise ValueError(
-                f"resize_shape {max_size[0]} x {max_size[1]} leaves no pixel of a picture of "
-                f"{img.width} x {img.height}"
-            ) from error
-
-    return resize

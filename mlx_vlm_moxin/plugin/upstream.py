@@ -151,12 +151,6 @@ UPSTREAM = (
         "command_options:prepare_generation_inputs",
         "a cache smaller than the prompt drops visual tokens without a word",
     ),
-    Replacement(
-        "mlx_vlm.utils",
-        "resize_image",
-        "command_options:resize_image",
-        "a shape that is too small ends with 'height and width must be > 0'",
-    ),
     _on_server(
         "mlx_vlm.server",
         "app",

@@ -284,7 +284,7 @@ def test_weights_are_not_read_before_the_options_are_checked(error_of, monkeypat
 def test_a_shape_that_leaves_no_pixel_of_a_narrow_picture_is_named(error_of, tmp_path):
     Image.new("RGB", (9, 300)).save(tmp_path / "narrow.png")
     case = f"--image {tmp_path / 'narrow.png'} --resize-shape 1 1"
-    assert error_of(GENERATE, case) == "resize_shape 1 x 1 leaves no pixel of a picture of 9 x 300"
+    assert error_of(GENERATE, case) == "resize_shape 1 x 1 makes a picture of 0 x 1 pixels"
 
 
 PROCESSES = [
