@@ -23,7 +23,7 @@ from tokenizers import Tokenizer
 from .architecture import IMAGE_SIZE, NUM_PATCHES, PATCH_SIZE
 from .drawing import draw
 from .questions import KINDS, Question, ask, prompt
-from .scenes import COLOURS, SHAPES, Scene, draw_scene
+from .scenes import COLOURS, SHAPES, Scene, Thing, draw_scene
 from .texts import BOS_ID, EOS_ID
 
 PROCESSOR = MoxinImageProcessor.from_dict(preprocessor_config(IMAGE_SIZE))
@@ -58,7 +58,7 @@ def square_bytes(image: Image.Image) -> np.ndarray:
     return np.rint(_SQUARES(image)[0, :3].transpose(1, 2, 0) * 255).astype(np.uint8)
 
 
-def patch_labels(scene: Scene) -> np.ndarray:
+def patch_labels(things: Iterable[Thing], width: int, height: int) -> np.ndarray:
     """``[N, 4]`` int32, 0 for background: what lies at each patch's centre.
 
     Its shape, its colour, and in sixteenths of the picture the column and the row of
@@ -67,9 +67,9 @@ def patch_labels(scene: Scene) -> np.ndarray:
     side = IMAGE_SIZE // PATCH_SIZE
     centres = (np.arange(side) + 0.5) / side
     labels = np.zeros((side, side, 4), dtype=np.int32)
-    for thing in scene.things:
-        x = (centres[None, :] - thing.x) * scene.width
-        y = (centres[:, None] - thing.y) * scene.height
+    for thing in things:
+        x = (centres[None, :] - thing.x) * width
+        y = (centres[:, None] - thing.y) * height
         names = SHAPES.index(thing.shape), tuple(COLOURS).index(thing.colour)
         label = *names, int(16 * thing.x), int(16 * thing.y)
         labels[np.hypot(x, y) < 1.05 * thing.radius] = [1 + value for value in label]
@@ -177,7 +177,7 @@ def make_batch(split: str, start: int, pictures: int, questions: int, turns: int
         if picture_hash(image) in _worker["forbidden"]:
             raise RuntimeError(f"Picture {start + row} of {split!r} is in the test set")
         squares[row] = square_bytes(image)
-        patches[row] = patch_labels(scene)
+        patches[row] = patch_labels(scene.things, scene.width, scene.height)
         asked = picture_questions(split, start + row, scene, questions)
         conversations += [asked[first : first + turns] for first in range(0, questions, turns)]
     return Batch(squares, patches, *_worker["encoder"].rows(conversations))

@@ -65,13 +65,21 @@ class Learner(nn.Module):
         visual_tokens = self.model.multi_modal_projector(features)
         losses, _, is_answer = answer_losses(self.model, visual_tokens, batch)
         answers = (losses * is_answer).sum() / is_answer.sum()
-        labels = mx.array(batch.patches)
+        return answers, self.patch_loss(features, mx.array(batch.patches))
+
+    def patch_loss(self, features: mx.array, labels: mx.array) -> mx.array:
+        """Cross entropy of the patches' classes, summed over labels and towers.
+
+        Args:
+            features: of both towers, ``[P, N, D]``.
+            labels: ``[P, N, 4]``.
+        """
         dino, siglip = mx.split(features, [self.dino_patches.weight.shape[1]], axis=-1)
         patches = mx.array(0.0)
         for logits in (self.dino_patches(dino), self.siglip_patches(siglip)):
             logits = logits.reshape(*labels.shape, _CLASSES)
             patches += nn.losses.cross_entropy(logits, labels).mean(axis=(0, 1)).sum()
-        return answers, patches
+        return patches
 
 
 def answers_right(model: Model, batch: Batch) -> tuple[float, float]:

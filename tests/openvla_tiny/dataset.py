@@ -8,13 +8,13 @@ import random
 from typing import NamedTuple
 
 import numpy as np
-from moxin_tiny.dataset import square_bytes
+from moxin_tiny.dataset import patch_labels, square_bytes
 from moxin_tiny.texts import BOS_ID, EOS_ID, SPACE
 from tokenizers import Tokenizer
 
 from .actions import ActionEncoder
 from .architecture import NUM_PATCHES
-from .drawing import draw
+from .drawing import SIZE, draw, things
 from .expert import act, disturb
 from .layouts import make_table
 from .table import Table
@@ -30,11 +30,13 @@ class Batch(NamedTuple):
 
     Attributes:
         pixels: ``[P, S, S, 3]`` uint8, resized and not yet normalised.
+        patches: ``[P, N, 4]`` int32: what lies under each patch (``moxin_tiny.dataset``).
         ids: ``[B, T]`` int32: ``<s>``, placeholders, prompt, action, ``</s>``, padding.
         actions: ``[B, T]`` bool, true at the actions' tokens and their ``</s>``.
     """
 
     pixels: np.ndarray
+    patches: np.ndarray
     ids: np.ndarray
     actions: np.ndarray
 
@@ -90,14 +92,15 @@ def make_batch(start: int, pictures: int, rows: int) -> Batch:
     Args:
         rows: instructions for each picture.
     """
-    squares, ids, actions = [], [], []
+    squares, patches, ids, actions = [], [], [], []
     for index in range(start, start + pictures):
         table, rng = make_table("train", index)
         task = make_task(rng.choice(KINDS), table, "train", rng)
         table = disturb(table, task, rng)
         squares.append(square_bytes(draw(table)))
+        patches.append(patch_labels(things(table), SIZE, SIZE))
         for each in _tasks(table, task, rows, rng):
             row, mask = _worker["encoder"].row(each.instruction, act(table, each))
             ids.append(row)
             actions.append(mask)
-    return Batch(np.stack(squares), np.array(ids, np.int32), np.array(actions))
+    return Batch(np.stack(squares), np.stack(patches), np.array(ids, np.int32), np.array(actions))

@@ -17,15 +17,16 @@ HAND_COLOUR = (0, 170, 190)
 SHADOW = (0, 0, 0, 90)
 
 
+def things(table: Table) -> tuple[Thing, ...]:
+    """What lies on the table, in moxin-tiny's terms; not what the gripper holds."""
+    return tuple(_thing(item, 0) for i, item in enumerate(table.items) if i != table.held)
+
+
 def _thing(item: Item, lift: float) -> Thing:
     return Thing(
         item.shape, item.colour, "small", item.x, item.y - lift, item.radius * SIZE, item.mix,
         item.angle,
     )  # fmt: skip
-
-
-def _scene(table: Table, things: tuple[Thing, ...]) -> Scene:
-    return Scene(SIZE, SIZE, table.tint, table.texture, table.texture_seed, things)
 
 
 def _draw_box(pen: ImageDraw.ImageDraw, box: tuple[float, float]) -> None:
@@ -47,8 +48,8 @@ def _draw_gripper(pen: ImageDraw.ImageDraw, table: Table, lift: float) -> None:
 def draw(table: Table) -> Image.Image:
     """The picture, RGB, 224 by 224 pixels."""
     lift = LIFT * table.z
-    lying = tuple(_thing(item, 0) for i, item in enumerate(table.items) if i != table.held)
-    image = draw_scene(_scene(table, lying))
+    background = table.tint, table.texture, table.texture_seed
+    image = draw_scene(Scene(SIZE, SIZE, *background, things(table)))
     pen = ImageDraw.Draw(image, "RGBA")
     _draw_box(pen, table.box)
     x, y = table.x * SIZE, table.y * SIZE

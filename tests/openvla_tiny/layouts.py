@@ -35,13 +35,21 @@ def layout_random(split: str, index: int) -> random.Random:
 
 
 def _names(rng: random.Random, count: int, held_out: bool) -> list[tuple[str, str]]:
-    """``count`` different pairs of colour and shape; the first is held out where asked for."""
-    pairs = [(c, s) for c in COLOURS for s in SHAPES]
-    known = [pair for pair in pairs if pair not in HELD_OUT_COMBINATIONS]
+    """``count`` different pairs of colour and shape; the first is held out where asked for.
+
+    Colours and shapes repeat often, so that an instruction's two words are both needed.
+    """
+    colours = rng.sample(tuple(COLOURS), rng.randint(2, len(COLOURS)))
+    shapes = rng.sample(SHAPES, rng.randint(2, len(SHAPES)))
+    if held_out:
+        first = rng.choice(sorted(HELD_OUT_COMBINATIONS))
+        colours, shapes = {first[0], *colours}, {first[1], *shapes}
+    pairs = [(c, s) for c in sorted(colours) for s in sorted(shapes)]
     if not held_out:
-        return rng.sample(known, count)
-    first = rng.choice(sorted(HELD_OUT_COMBINATIONS))
-    return [first, *rng.sample([pair for pair in pairs if pair != first], count - 1)]
+        known = [pair for pair in pairs if pair not in HELD_OUT_COMBINATIONS]
+        return rng.sample(known, min(count, len(known)))
+    others = [pair for pair in pairs if pair != first]
+    return [first, *rng.sample(others, min(count - 1, len(others)))]
 
 
 def _places(rng: random.Random, radii: list[float]) -> list[tuple[float, float]] | None:
@@ -72,7 +80,10 @@ def make_table(split: str, index: int) -> tuple[Table, random.Random]:
     rng = layout_random(split, index)
     held_out = split != "train"
     while True:
-        count = rng.randint(2, 4)
+        names = _names(rng, rng.randint(2, 4), held_out)
+        count = len(names)
+        if count < 2:
+            continue
         radii = [rng.uniform(*RADII) for _ in range(count)]
         places = _places(rng, [*radii, BOX_RADIUS])
         if places is not None:
@@ -80,7 +91,7 @@ def make_table(split: str, index: int) -> tuple[Table, random.Random]:
     mixes = HELD_OUT_MIXES if held_out else TRAIN_MIXES
     items = tuple(
         Item(shape, colour, x, y, radius, rng.uniform(*rng.choice(mixes)), rng.uniform(-15, 15))
-        for (colour, shape), (x, y), radius in zip(_names(rng, count, held_out), places, radii)
+        for (colour, shape), (x, y), radius in zip(names, places, radii)
     )
     table = Table(
         items=items,

@@ -1,7 +1,8 @@
 """Train OpenVLA-tiny: ``python -m openvla_tiny.train``, run in the folder ``tests``.
 
 Training starts from moxin-tiny's towers and projector, which see shapes and colours already; the
-decoder starts from nothing. Weights stay float32 while they are trained and are rounded to
+decoder starts from nothing. The towers' lesson goes on as in moxin-tiny, which keeps colour and
+shape apart in what they see. Weights stay float32 while they are trained and are rounded to
 bfloat16 in the checkpoint, which is written at every report of the validation loss. On an NVIDIA
 GPU set ``MLX_USE_CUDA_GRAPHS=0``.
 """
@@ -22,6 +23,7 @@ from mlx_vlm import load
 from mlx_vlm.models.moxin import Model
 from moxin_tiny import CHECKPOINT as MOXIN_TINY
 from moxin_tiny.dataset import batches, normalise
+from moxin_tiny.objective import PATCH_WEIGHT, Learner
 from moxin_tiny.texts import PAD
 from moxin_tiny.train import MAX_NORM, WARMUP, FlatWeights, load_state, save_state
 from tqdm import tqdm
@@ -54,14 +56,19 @@ def start_from_moxin_tiny(model: Model) -> None:
     model.update(tree_map_with_path(start, model.parameters()))
 
 
-def losses(model: Model, batch: Batch) -> tuple[mx.array, mx.array, mx.array]:
+def token_losses(
+    model: Model, features: mx.array, batch: Batch
+) -> tuple[mx.array, mx.array, mx.array]:
     """Cross entropy of the next token, whether the likeliest is right, whether it is an action's.
+
+    Args:
+        features: of the towers, ``[P, N, D]``.
 
     Returns:
         Each ``[B, T - 1]``.
     """
     ids = mx.array(batch.ids)
-    visual_tokens = model.encode_image(normalise(mx.array(batch.pixels)))
+    visual_tokens = model.multi_modal_projector(features)
     visual_tokens = mx.repeat(visual_tokens, len(batch.ids) // len(batch.pixels), axis=0)
     logits = model(ids[:, :-1], visual_tokens, cached_image_features=visual_tokens).logits
     targets = ids[:, 1:]
@@ -69,11 +76,27 @@ def losses(model: Model, batch: Batch) -> tuple[mx.array, mx.array, mx.array]:
     return entropy, logits.argmax(-1) == targets, mx.array(batch.actions[:, 1:])
 
 
+class ActionLearner(Learner):
+    """A model that starts from moxin-tiny, and the layers of the towers' lesson."""
+
+    def __init__(self, model: Model):
+        super().__init__(model)
+        start_from_moxin_tiny(model)
+
+    def losses(self, batch: Batch) -> tuple[mx.array, mx.array]:
+        """Mean cross entropy of the actions' tokens, and that of the patches' classes."""
+        features = self.model.vision_tower(normalise(mx.array(batch.pixels)))
+        entropy, _, mask = token_losses(self.model, features, batch)
+        actions = (entropy * mask).sum() / mask.sum()
+        return actions, self.patch_loss(features, mx.array(batch.patches))
+
+
 def validate(model: Model, held_out: list[Batch]) -> tuple[float, float]:
     """Mean loss of the actions' tokens, and the share of tokens that are right."""
     sums = np.zeros(3)
     for batch in held_out:
-        entropy, hits, mask = losses(model, batch)
+        features = model.vision_tower(normalise(mx.array(batch.pixels)))
+        entropy, hits, mask = token_losses(model, features, batch)
         sums += np.array(mx.stack([(entropy * mask).sum(), (hits & mask).sum(), mask.sum()]))
     return sums[0] / sums[2], sums[1] / sums[2]
 
@@ -83,10 +106,10 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
     mx.random.seed(args.seed)
     tokenizer = train_tokenizer()
     config = model_config(tokenizer.token_to_id(PAD))
-    model = Model(config)
-    start_from_moxin_tiny(model)
-    model.train()
-    weights = FlatWeights(model)
+    learner = ActionLearner(Model(config))
+    model = learner.model
+    learner.train()
+    weights = FlatWeights(learner)
     rise = optim.linear_schedule(0.0, args.learning_rate, WARMUP)
     fall = optim.cosine_decay(args.learning_rate, max(1, args.steps - WARMUP))
     rate = optim.join_schedules([rise, fall], [WARMUP])
@@ -97,14 +120,14 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
         optimizer.state, log = load_state(args.state, weights)
     curve, validation = log["step_loss"], log["step_validation_loss_right"]
 
-    def loss_of(values: list[mx.array], batch: list[mx.array]) -> mx.array:
+    def loss_of(values: list[mx.array], batch: list[mx.array]) -> tuple[mx.array, mx.array]:
         weights.load(values)
-        entropy, _, mask = losses(model, Batch(*batch))
-        return (entropy * mask).sum() / mask.sum()
+        actions, patches = learner.losses(Batch(*batch))
+        return actions + PATCH_WEIGHT * patches, actions
 
     def step(batch: list[mx.array]) -> mx.array:
         values = weights.split(weights.vector)
-        loss, gradients = mx.value_and_grad(loss_of)(values, batch)
+        (_, loss), gradients = mx.value_and_grad(loss_of)(values, batch)
         gradient = weights.join(gradients)
         gradient = gradient * mx.minimum(1.0, MAX_NORM / mx.linalg.norm(gradient))
         weights.vector = optimizer.apply_gradients({"all": gradient}, {"all": weights.vector})[
@@ -159,9 +182,9 @@ def main() -> None:
     parser.add_argument(
         "--state", type=Path, default=STATE, help="a run that was interrupted goes on from here"
     )
-    parser.add_argument("--steps", type=int, default=5000)
-    parser.add_argument("--pictures", type=int, default=256, help="pictures per step")
-    parser.add_argument("--instructions", type=int, default=6, help="rows per picture")
+    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--pictures", type=int, default=192, help="pictures per step")
+    parser.add_argument("--instructions", type=int, default=8, help="rows per picture")
     parser.add_argument("--learning-rate", type=float, default=1.5e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=max(1, (os.cpu_count() or 2) - 1))
