@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields
 
 from mlx_vlm_moxin.checkpoints.published import MOXIN_7B_ID
 from mlx_vlm_moxin.checkpoints.sources import Source, open_source
-from mlx_vlm_moxin.checkpoints.sources.files import is_repository
+from mlx_vlm_moxin.checkpoints.sources.files import is_repository, split_repository
 
 # Tower's option and field -> what it is called.
 TOWERS = {"dino": "DINOv2", "siglip": "SigLIP", "clip": "CLIP", "in1k": "ViT (ImageNet)"}
@@ -49,7 +49,9 @@ class SourceFiles:
     @property
     def base_model(self) -> str:
         """Hub id for the model card."""
-        return self.hf_path if is_repository(self.hf_path) else MOXIN_7B_ID
+        if is_repository(self.hf_path):
+            return split_repository(self.hf_path)[0]
+        return MOXIN_7B_ID
 
 
 def add_native_options(parser: argparse.ArgumentParser) -> None:

@@ -90,7 +90,7 @@ def test_a_tower_that_never_ends(tmp_path, name):
     os.mkfifo(fifo)
     files = {"dino": NATIVE_FILES.dino, "siglip": NATIVE_FILES.siglip, name: str(fifo)}
     with pytest.raises(ValueError, match="is not a regular file"):
-        open_source(str(NATIVE), llm=NATIVE_FILES.llm, **files)
+        open_source(str(NATIVE), llm=NATIVE_FILES.llm, towers=files)
 
 
 @pytest.mark.parametrize("content", ['{"a": NaN}', '{"a": -Infinity}', "[" * 100_000, "{", "[]"])

@@ -4,6 +4,7 @@ import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import unquote
 
 import mlx.core as mx
 import pytest
@@ -21,6 +22,10 @@ from mlx_vlm_moxin.conversion.source_files import SourceFiles
 LLM_REPOSITORY = LANGUAGE_MODELS["moxin-7b-pure"].repository
 DINO_REPOSITORY = TOWER_FILES[DINO_ID].repository
 SIGLIP_REPOSITORY = TOWER_FILES[SIGLIP_ID].repository
+DINO, SIGLIP = (str(HUB / f"{name}.safetensors") for name in ("dino", "siglip"))
+NATIVE_CONTENT = {
+    str(path.relative_to(NATIVE)): path.read_bytes() for path in NATIVE.rglob("*") if path.is_file()
+}
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -63,7 +68,7 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def do_GET(self):
-        path = self.path.split("?")[0].removeprefix("/api/models").strip("/")
+        path = unquote(self.path.split("?")[0]).removeprefix("/api/models").strip("/")
         repository = "/".join(path.split("/")[:2])
         rest = path.split("/")[2:]
         files = self.hub.files.get(repository)
@@ -164,6 +169,46 @@ def test_a_native_repository_fetches_towers_and_tokenizer(hub, tmp_path):
     wanted = ("latest-checkpoint.pt", ".json", "/model.safetensors", "open_clip_model.safetensors")
     assert all(path.endswith(wanted) for path in hub.asked)
     assert f"{LLM_REPOSITORY}/model.safetensors" not in hub.asked
+
+
+def test_of_a_repository_with_a_folder_per_model_only_that_folder_is_downloaded(hub):
+    model = "prism-moxin-dinosiglip-224px+7b"
+    hub.add("TRI-ML/prismatic-vlms", NATIVE)
+    files = hub.files["TRI-ML/prismatic-vlms"]
+    for folder in (model, model + "-x", "llama2+7b"):
+        files.update({f"{folder}/{name}": content for name, content in NATIVE_CONTENT.items()})
+    files[f"{model}/sub/config.json"] = b"{}"
+    files[f"{model}/run-metrics.jsonl"] = b"{}"
+    name = f"TRI-ML/prismatic-vlms/{model}"
+    files_given = SourceFiles(name, dino=DINO, siglip=SIGLIP, llm=str(HUB / "llm"))
+    source = files_given.open()
+    assert source.tensors.keys() == open_source(str(HF_CHECKPOINT)).tensors.keys()
+    downloaded = {f"{name}/{file}" for file in ("config.json", "checkpoints/latest-checkpoint.pt")}
+    assert set(hub.asked) == downloaded
+    assert files_given.base_model == "TRI-ML/prismatic-vlms"
+    with pytest.raises(FileNotFoundError, match=r"prismatic-vlms has no folder llama3\+7b"):
+        open_source("TRI-ML/prismatic-vlms/llama3+7b")
+
+
+def test_without_a_latest_checkpoint_the_last_step_is_downloaded(hub, monkeypatch):
+    checkpoint = NATIVE_CONTENT["checkpoints/latest-checkpoint.pt"]
+    names = [f"step-{step}-epoch-1-loss=0.25.pt" for step in ("000900", "1000", "000020")]
+    hub.files["owner/run"] = {f"checkpoints/{name}": b"older" for name in names}
+    hub.files["owner/run"]["checkpoints/step-1000-epoch-1-loss=0.25.pt"] = checkpoint
+    hub.files["owner/run"]["config.json"] = NATIVE_CONTENT["config.json"]
+    towers = {"dino": DINO, "siglip": SIGLIP}
+    source = open_source("owner/run", towers=towers, llm=str(HUB / "llm"))
+    assert source.tensors.keys() == open_source(str(HF_CHECKPOINT)).tensors.keys()
+    assert sorted(hub.asked) == [
+        "owner/run/checkpoints/step-1000-epoch-1-loss=0.25.pt",
+        "owner/run/config.json",
+    ]
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert open_source("owner/run", towers=towers, llm=str(HUB / "llm")).tensors
+    hub.files["owner/none"] = {"config.json": NATIVE_CONTENT["config.json"]}
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    with pytest.raises(FileNotFoundError, match=r"owner/none has no checkpoints/latest-check"):
+        open_source("owner/none")
 
 
 def test_what_is_in_the_cache_needs_no_network(hub, monkeypatch):

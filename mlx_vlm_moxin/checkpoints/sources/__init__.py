@@ -15,14 +15,14 @@ from mlx_vlm_moxin.checkpoints.sources.base import MALFORMED, Source, malformed
 from mlx_vlm_moxin.checkpoints.sources.files import (
     SMALL_FILES,
     check_directory,
+    commit_of,
     fetch,
     is_repository,
     read_json,
 )
-from mlx_vlm_moxin.checkpoints.sources.native import FILES as NATIVE_FILES
 from mlx_vlm_moxin.checkpoints.sources.native import open_native
 from mlx_vlm_moxin.checkpoints.sources.ominix import open_ominix
-from mlx_vlm_moxin.checkpoints.sources.runs import is_native
+from mlx_vlm_moxin.checkpoints.sources.runs import fetch_native, is_native
 from mlx_vlm_moxin.checkpoints.sources.saved import open_hf, open_own
 from mlx_vlm_moxin.checkpoints.tensors import read_checkpoint
 
@@ -93,9 +93,11 @@ def open_source(
     is_run = is_native(config)
     if is_repository(name):
         # The weights of the commit whose config this is.
-        revision = directory.name
-    saved_files = [*SMALL_FILES, "*.safetensors", *ACTION_FILES]
-    directory = fetch(name, NATIVE_FILES if is_run else saved_files, revision)
+        revision = commit_of(name, directory)
+    if is_run:
+        directory = fetch_native(name, revision)
+    else:
+        directory = fetch(name, [*SMALL_FILES, "*.safetensors", *ACTION_FILES], revision)
     check_directory(directory)
     towers = towers or {}
     if not is_run and (llm or any(towers.values())):

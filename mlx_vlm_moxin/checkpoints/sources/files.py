@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from huggingface_hub import hf_hub_download, snapshot_download
+from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
     LocalEntryNotFoundError,
@@ -25,7 +25,9 @@ SMALL_FILES = ["*.json", "*.jinja"]
 # The index of a checkpoint with 2,000 tensors has about 200 kB.
 MAX_JSON_BYTES = 4 << 20
 _SHARD = re.compile(r"[^/\\]+\.safetensors")
-_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
+# owner/name and, in a repository with a folder per Prismatic model, the model's id: that has a
+# plus sign ("llama2+7b"), which tells it from a local path that does not exist.
+_REPOSITORY = re.compile(r"([\w.-]+/[\w.-]+)(?:/([\w.-]+\+\w+))?")
 
 
 def _refuse_constant(name: str) -> NoReturn:
@@ -62,8 +64,10 @@ def check_inside(path: Path, directory: Path) -> None:
     """
     root, target = directory.resolve(), path.resolve()
     allowed = [root]
-    if root.parent.name == "snapshots":
-        allowed.append(root.parent.parent / "blobs")
+    # The snapshot itself, or the folder of a model in it.
+    for parent in (root.parent, root.parent.parent):
+        if parent.name == "snapshots":
+            allowed.append(parent.parent / "blobs")
     if not any(target.is_relative_to(place) for place in allowed):
         raise ValueError(
             f"{path} is a link to {target}, outside of its directory; "
@@ -111,8 +115,23 @@ def local_path(name: str) -> Path:
 
 
 def is_repository(name: str) -> bool:
-    """Whether ``name`` is nothing on disk and reads like ``owner/name``."""
+    """Whether ``name`` is nothing on disk and reads like ``owner/name`` or a folder of it."""
     return not local_path(name).exists() and _REPOSITORY.fullmatch(name) is not None
+
+
+def split_repository(name: str) -> tuple[str, str]:
+    """``owner/name`` of a Hub repository, and the folder in it that ``name`` goes on with.
+
+    Returns:
+        The repository's id, and the folder's name, "" for the repository itself.
+    """
+    match = _REPOSITORY.fullmatch(name)
+    return match[1], match[2] or ""
+
+
+def commit_of(name: str, directory: Path) -> str:
+    """The commit that ``directory`` was downloaded at, by :func:`fetch` of ``name``."""
+    return directory.parent.name if split_repository(name)[1] else directory.name
 
 
 @contextlib.contextmanager
@@ -143,14 +162,16 @@ def _hub_errors(name: str, revision: str | None) -> Iterator[None]:
 def _check_name(name: str) -> None:
     if not is_repository(name):
         raise FileNotFoundError(
-            f"{name} is neither a local directory nor a Hub repository (owner/name)"
+            f"{name} is neither a local directory nor a Hub repository (owner/name, or such as "
+            "TRI-ML/prismatic-vlms/llama2+7b for a model in a folder of one)"
         )
 
 
 def fetch(name: str, patterns: list[str], revision: str | None = None) -> Path:
     """The directory ``name``, or the Hub repository ``name`` downloaded into the cache.
 
-    Of a repository, only top-level files and those in ``checkpoints/`` are taken.
+    Of a repository, or of the folder of one model in it, only the files at its top and those
+    in ``checkpoints/`` are downloaded.
 
     Raises:
         FileNotFoundError: if ``name`` is neither.
@@ -160,16 +181,38 @@ def fetch(name: str, patterns: list[str], revision: str | None = None) -> Path:
     if path.exists():
         return path
     _check_name(name)
+    repository, folder = split_repository(name)
+    prefix = f"{folder}/" if folder else ""
     inner = any(pattern.startswith("checkpoints/") for pattern in patterns)
-    with _hub_errors(name, revision):
-        return Path(
-            snapshot_download(
-                name,
-                revision=revision,
-                allow_patterns=patterns,
-                ignore_patterns=None if inner else "*/*",
-            )
+    with _hub_errors(repository, revision):
+        snapshot = snapshot_download(
+            repository,
+            revision=revision,
+            allow_patterns=[prefix + pattern for pattern in patterns],
+            ignore_patterns=None if inner else f"{prefix}*/*",
         )
+    directory = Path(snapshot) / folder
+    if not directory.is_dir():
+        raise FileNotFoundError(f"The Hub repository {repository} has no folder {folder}")
+    return directory
+
+
+def list_files(name: str, revision: str | None = None) -> list[str]:
+    """The files of the directory, Hub repository or folder in one that ``name`` is.
+
+    Raises:
+        FileNotFoundError: if ``name`` is none.
+        OSError: if the Hub cannot be reached.
+    """
+    path = local_path(name)
+    if path.exists():
+        return [str(file.relative_to(path)) for file in path.rglob("*") if file.is_file()]
+    _check_name(name)
+    repository, folder = split_repository(name)
+    with _hub_errors(repository, revision):
+        files = HfApi().list_repo_files(repository, revision=revision)
+    prefix = f"{folder}/" if folder else ""
+    return [file.removeprefix(prefix) for file in files if file.startswith(prefix)]
 
 
 def fetch_first(name: str, files: Sequence[str]) -> Path:

@@ -24,13 +24,10 @@ from mlx_vlm_moxin.checkpoints.sources.language_model import (
     read_text_config,
     read_tokenizer,
 )
-from mlx_vlm_moxin.checkpoints.sources.runs import ACTION_BINS, Run, read_run
+from mlx_vlm_moxin.checkpoints.sources.runs import ACTION_BINS, Run, find_checkpoint, read_run
 from mlx_vlm_moxin.checkpoints.sources.saved import special_ids
 from mlx_vlm_moxin.checkpoints.sources.towers import read_towers
 from mlx_vlm_moxin.checkpoints.tensors import LazyTensor
-
-CHECKPOINT = "checkpoints/latest-checkpoint.pt"
-FILES = ["config.json", "dataset_statistics.json", CHECKPOINT]
 
 # Part of the checkpoint -> prefixes there -> ours; the first that fits counts. A single
 # tower is called "featurizer", two of them "dino_featurizer" and so on.
@@ -152,9 +149,7 @@ def open_native(
     run = read_run(directory)
     timm_ids = [*VISION_BACKBONES[run.model.vision_backbone_id]]
     names = [TIMM_MODELS[timm_id].name for timm_id in timm_ids]
-    if not (directory / CHECKPOINT).exists():
-        raise FileNotFoundError(f"{directory} has no {CHECKPOINT}")
-    tensors, has_towers = _read_parts(directory / CHECKPOINT, names)
+    tensors, has_towers = _read_parts(find_checkpoint(directory), names)
     if not has_towers:
         tensors.update(read_towers(timm_ids, given_towers))
     llm_directory = fetch_language_model(run.model.llm_backbone_id, llm)

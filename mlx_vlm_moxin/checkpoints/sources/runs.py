@@ -1,5 +1,7 @@
 """Settings of a native training run: of a Prismatic VLM, or of an OpenVLA model built on one."""
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -7,8 +9,17 @@ from typing import Any
 from mlx_vlm.models.moxin.prismatic import check_supported
 
 from mlx_vlm_moxin.checkpoints.prismatic_models import PRISMATIC_MODELS, PrismaticModel
-from mlx_vlm_moxin.checkpoints.sources.files import read_json
+from mlx_vlm_moxin.checkpoints.sources.files import (
+    fetch,
+    is_repository,
+    list_files,
+    read_json,
+)
 
+_FOLDER = "checkpoints"
+LATEST = f"{_FOLDER}/latest-checkpoint.pt"
+# Nothing in the name that a download would take for a pattern.
+_STEP = re.compile(_FOLDER + r"/step-(\d+)[\w=.+-]*\.pt")
 STATISTICS_FILE = "dataset_statistics.json"
 # prismatic/vla/action_tokenizer.py: ActionTokenizer(bins=256).
 ACTION_BINS = 256
@@ -36,6 +47,40 @@ def is_native(config: dict[str, Any]) -> bool:
     return (isinstance(model, dict) and "llm_backbone_id" in model) or (
         isinstance(vla, dict) and "base_vlm" in vla
     )
+
+
+def find_checkpoint(directory: Path) -> Path | None:
+    """The checkpoint of a run: the latest, or the one of the last step; None if there is none."""
+    if (directory / LATEST).exists():
+        return directory / LATEST
+    steps = [f"{_FOLDER}/{path.name}" for path in (directory / _FOLDER).glob("step-*.pt")]
+    last = _last_step(steps)
+    return None if last is None else directory / last
+
+
+def _last_step(files: Iterable[str]) -> str | None:
+    """Of ``checkpoints/step-295000-epoch-40-loss=0.2200.pt`` and the like, the last."""
+    matches = [match for match in map(_STEP.fullmatch, files) if match]
+    return max(matches, key=lambda match: int(match[1]))[0] if matches else None
+
+
+def fetch_native(name: str, revision: str | None) -> Path:
+    """The directory of a native run, downloaded if ``name`` is on the Hub: one checkpoint of it.
+
+    Raises:
+        FileNotFoundError: if there is no checkpoint.
+        OSError: if the download fails.
+    """
+    settings = ["config.json", STATISTICS_FILE]
+    directory = fetch(name, [*settings, LATEST], revision)
+    if find_checkpoint(directory) is None and is_repository(name):
+        # OpenVLA's runs have no latest one.
+        last = _last_step(list_files(name, revision))
+        if last is not None:
+            directory = fetch(name, [*settings, last], revision)
+    if find_checkpoint(directory) is None:
+        raise FileNotFoundError(f"{name} has no {LATEST}, and no {_FOLDER}/step-*.pt")
+    return directory
 
 
 def _base_model(base_vlm: str) -> PrismaticModel:
