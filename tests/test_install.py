@@ -2,32 +2,20 @@
 
 import subprocess
 import sys
-import sysconfig
 from pathlib import Path
 
 import pytest
+from environments import (
+    light_environment,
+    make_environment,
+    pip,
+    share_dependencies,
+    site_packages,
+)
 from support import HF_CHECKPOINT, image_path, run_module
 
 ROOT = Path(__file__).parents[1]
 START_UP_FILES = {"mlx_vlm_moxin_register.pth", "mlx_vlm_moxin_register.start"}
-
-
-def pip(python: Path, *arguments: str) -> None:
-    command = [str(python), "-m", "pip", "--disable-pip-version-check", *map(str, arguments)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=1200)
-    assert result.returncode == 0, result.stderr
-
-
-def environment(path: Path) -> Path:
-    """The Python of a new, empty virtual environment."""
-    subprocess.run([sys.executable, "-m", "venv", str(path)], check=True)
-    return path / "bin" / "python"
-
-
-def site_packages(python: Path) -> Path:
-    code = "import sysconfig; print(sysconfig.get_path('purelib'))"
-    output = subprocess.run([str(python), "-c", code], capture_output=True, text=True, check=True)
-    return Path(output.stdout.strip())
 
 
 def assert_answers(python: Path, tmp_path: Path) -> None:
@@ -43,35 +31,81 @@ def assert_answers(python: Path, tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("wheel")
-    pip(Path(sys.executable), "wheel", "--no-deps", "-q", "-w", path, ROOT)
+    pip("wheel", "--no-deps", "-w", path, ROOT)
     (file,) = path.glob("*.whl")
     return file
 
 
+@pytest.fixture(scope="module")
+def light_python(wheel, tmp_path_factory) -> Path:
+    """Python of an environment with the wheel and the packages of this environment."""
+    return light_environment(tmp_path_factory.mktemp("light") / "venv", wheel)
+
+
+def run(python: Path, folder: Path, *arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [str(python), *arguments], capture_output=True, text=True, cwd=folder, timeout=600
+    )
+
+
 def test_the_wheel_runs_in_a_fresh_environment(wheel, tmp_path):
-    python = environment(tmp_path / "venv")
+    python = make_environment(tmp_path / "venv")
     extra = "[cpu]" if sys.platform == "linux" else ""
-    pip(python, "install", "-q", "-c", ROOT / "requirements.txt", f"{wheel}{extra}")
+    pip("install", "-c", ROOT / "requirements.txt", f"{wheel}{extra}", python=python)
     assert {path.name for path in site_packages(python).iterdir()} >= START_UP_FILES
     assert_answers(python, tmp_path)
-    pip(python, "uninstall", "-q", "-y", "mlx-vlm-moxin")
+    pip("uninstall", "-y", "mlx-vlm-moxin", python=python)
     assert not START_UP_FILES & {path.name for path in site_packages(python).iterdir()}
 
 
 def test_an_editable_install_runs(tmp_path):
-    python = environment(tmp_path / "venv")
-    # Dependencies come from this environment; a path line does not read its .pth files.
-    shared = sysconfig.get_path("purelib")
-    (site_packages(python) / "dependencies.pth").write_text(shared + "\n", encoding="utf-8")
-    pip(python, "install", "-q", "--no-deps", "-e", ROOT)
+    python = make_environment(tmp_path / "venv")
+    share_dependencies(python)
+    pip("install", "--no-deps", "-e", ROOT, python=python)
     assert {path.name for path in site_packages(python).iterdir()} >= START_UP_FILES
     assert_answers(python, tmp_path)
 
 
 def test_without_the_start_up_file_mlx_vlm_does_not_know_the_model(tmp_path):
-    python = environment(tmp_path / "venv")
-    shared = sysconfig.get_path("purelib")
-    (site_packages(python) / "dependencies.pth").write_text(shared + "\n", encoding="utf-8")
+    python = make_environment(tmp_path / "venv", "--without-pip")
+    share_dependencies(python)
     result = run_module("mlx_vlm.generate", "--model", HF_CHECKPOINT, python=str(python))
     assert result.returncode == 1
     assert "prismatic not supported" in result.stderr
+
+
+def test_one_package_is_installed(light_python, tmp_path):
+    installed = {path.name for path in site_packages(light_python).iterdir() if path.is_dir()}
+    (metadata,) = [name for name in installed if name.endswith(".dist-info")]
+    assert installed - {metadata} == {"mlx_vlm_moxin"}
+    result = run(light_python, tmp_path, "-c", "import conversion")
+    assert "ModuleNotFoundError: No module named 'conversion'" in result.stderr
+
+
+@pytest.mark.parametrize("kind", ["folder", "file"])
+def test_names_in_the_working_directory_do_not_get_in_the_way(light_python, tmp_path, kind):
+    names = ("conversion", "library", "plugin", "checkpoints", "moxin", "bench", "evals")
+    for name in names:
+        if kind == "folder":
+            (tmp_path / name).mkdir()
+        file = tmp_path / name / "__init__.py" if kind == "folder" else tmp_path / f"{name}.py"
+        file.write_text("raise RuntimeError(__file__)\n", encoding="utf-8")
+    result = run(light_python, tmp_path, "-m", "mlx_vlm_moxin", "convert", "--help")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith("usage: python -m mlx_vlm_moxin convert ")
+    code = "from mlx_vlm_moxin import load; print(load.__module__)"
+    result = run(light_python, tmp_path, "-c", code)
+    assert result.stdout.strip() == "mlx_vlm_moxin.library.load", result.stderr
+
+
+def test_the_console_script_is_the_command(light_python, tmp_path):
+    script = light_python.parent / "mlx_vlm_moxin.convert"
+    result = run(light_python, tmp_path, str(script), "--help")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith("usage: python -m mlx_vlm_moxin convert ")
+
+
+def test_conversion_starts_from_a_clone(tmp_path):
+    result = run(Path(sys.executable), ROOT, "-m", "conversion", "--help")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith("usage: python -m mlx_vlm_moxin convert ")

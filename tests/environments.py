@@ -1,0 +1,50 @@
+"""Virtual environments for tests of installed packages."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import mlx_vlm
+
+
+def pip(*arguments: str | Path, python: Path = Path(sys.executable)) -> None:
+    """Run pip; it must succeed."""
+    command = [str(python), "-m", "pip", "--disable-pip-version-check", "-q"]
+    result = subprocess.run(
+        [*command, *map(str, arguments)], capture_output=True, text=True, timeout=1200
+    )
+    assert result.returncode == 0, result.stderr
+
+
+def make_environment(path: Path, *options: str) -> Path:
+    """The Python of a new, empty virtual environment.
+
+    Args:
+        options: of ``python -m venv``, such as ``--without-pip``, which saves seconds.
+    """
+    subprocess.run([sys.executable, "-m", "venv", *options, str(path)], check=True)
+    return path / "bin" / "python"
+
+
+def site_packages(python: Path) -> Path:
+    code = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    output = subprocess.run([str(python), "-c", code], capture_output=True, text=True, check=True)
+    return Path(output.stdout.strip())
+
+
+def share_dependencies(python: Path) -> None:
+    """Let an environment import the packages of this one, after those that it has itself.
+
+    A path line does not read the start-up files there: this package, which the tests use
+    from its source tree, stays out, and so does its finder.
+    """
+    folder = Path(mlx_vlm.__file__).parents[1]
+    (site_packages(python) / "dependencies.pth").write_text(f"{folder}\n", encoding="utf-8")
+
+
+def light_environment(path: Path, wheel: Path) -> Path:
+    """The Python of an environment with one wheel and this environment's packages."""
+    python = make_environment(path, "--without-pip")
+    pip("--python", python, "install", "--no-deps", wheel)
+    share_dependencies(python)
+    return python
