@@ -6,7 +6,7 @@ import mlx.core as mx
 import pytest
 from action_models import write_checkpoint
 from mlx_vlm import convert, load
-from mlx_vlm.models.moxin.cuda import compiler
+from mlx_vlm.models.moxin.cuda import device
 from support import HF_CHECKPOINT
 
 
@@ -53,8 +53,8 @@ def action_checkpoint(tmp_path_factory):
 def kernels_everywhere(monkeypatch):
     """As if this were an NVIDIA GPU, for what does not run a kernel."""
     attributes = {
-        compiler.MULTIPROCESSOR_COUNT: 132,
-        compiler.SHARED_MEMORY_OF_BLOCK: 227 * 1024,
+        device.MULTIPROCESSOR_COUNT: 132,
+        device.MAX_SHARED_MEMORY_PER_BLOCK: 227 * 1024,
     }
-    monkeypatch.setattr(compiler, "is_available", lambda: True)
-    monkeypatch.setattr(compiler, "device_attribute", attributes.get)
+    monkeypatch.setattr(device, "enabled", lambda: True)
+    monkeypatch.setattr(device, "attribute", attributes.get)

@@ -1,4 +1,4 @@
-"""The decoder: Llama or Mistral from mlx-vlm's own Llama blocks, in mlx-vlm's interface.
+"""The decoder: Llama or Mistral from mlx-vlm's own Llama blocks, with mlx-vlm's interface.
 
 Papers: https://arxiv.org/abs/2307.09288 (Llama 2), https://arxiv.org/abs/2310.06825 (Mistral).
 Reference: transformers' ``LlamaForCausalLM`` and ``MistralForCausalLM``.
@@ -13,11 +13,6 @@ from ..base import LanguageModelOutput, cache_position_offset, create_attention_
 from ..llama.language import LlamaModel
 from ..llama.language import Model as LlamaForCausalLM
 from .config import TextConfig
-from .cuda import kv_cache
-from .cuda.decoder_weights import read_blocks
-from .cuda.rows import RowsPass
-from .cuda.short_prompt import ShortPrompt
-from .cuda.token_step import DecodeStep
 from .linear import replace_linears
 
 
@@ -35,10 +30,10 @@ class DecoderModel(LlamaModel):
     """``LlamaModel`` with Mistral's sliding window and taps for speculative drafters."""
 
     def attention_mask(self, h: mx.array, cache: Any | None, mask: mx.array | None) -> Any:
-        """What ``scaled_dot_product_attention`` takes as mask for ``h`` ``[B, T, D]``.
+        """The mask of ``scaled_dot_product_attention`` for ``h`` ``[B, T, D]``.
 
-        The window matters only once the sequence is longer than it is; below that the
-        cheaper causal mask is the same.
+        The window matters only once the sequence is longer than the window; up to that length
+        the cheaper causal mask is the same.
         """
         if cache is None and mask is not None:
             return _padding_mask(mask, self.sliding_window)
@@ -81,45 +76,19 @@ class LanguageModel(nn.Module):
         self.model = DecoderModel(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         replace_linears(self)
-        self._decode_step = None
-        self._short_prompt = None
-        self._rows_pass = None
-        self._has_kernels = None
 
-    def _kernel_logits(
+    def engine_logits(
         self,
         inputs: mx.array,
         inputs_embeds: mx.array | None,
         cache: list | None,
         logits_to_keep: int,
     ) -> mx.array | None:
-        """What our own CUDA kernels give, None if they do not take this pass.
+        """Logits from an accelerated forward pass; None where it does not support this pass.
 
-        Whether they compute what the modules do is asked with each prompt, in front of which
-        the modules may have been changed (quantised, given adapters), and not with each token.
-        A pass over a prompt asks by itself.
+        There is none in plain MLX. A plug-in may replace this method, of the class, with one
+        that computes what :meth:`__call__` computes and fills ``cache`` in the same way.
         """
-        is_prompt = inputs.shape[1] > 1
-        if self._has_kernels is None or (is_prompt and not self._has_kernels):
-            self._has_kernels = read_blocks(self) is not None
-        if not self._has_kernels:
-            return None
-        if self._decode_step is None:
-            self._decode_step, self._short_prompt = DecodeStep(self), ShortPrompt(self)
-            self._rows_pass = RowsPass(self)
-        # mlx-vlm makes the ids in another stream than ours. For what is evaluated together with
-        # them MLX would wait in a way that costs 1 ms; for what it was handed before it need not.
-        if inputs_embeds is None and self._decode_step.takes(inputs, cache):
-            mx.async_eval(inputs)
-            return self._decode_step(inputs, cache)
-        for kernels in (self._short_prompt, self._rows_pass):
-            if kernels.takes(inputs, inputs_embeds, cache):
-                mx.async_eval(inputs)
-                logits = kernels(inputs, inputs_embeds, cache, logits_to_keep)
-                self._has_kernels = logits is not None
-                return logits
-        if is_prompt:
-            self._has_kernels = None  # nobody has asked: the next token does
         return None
 
     def __call__(
@@ -148,11 +117,9 @@ class LanguageModel(nn.Module):
             ``logits`` ``[B, T or logits_to_keep, vocab_size]`` and ``hidden_states``.
         """
         if capture_layer_ids is None:
-            logits = self._kernel_logits(inputs, inputs_embeds, cache, logits_to_keep)
+            logits = self.engine_logits(inputs, inputs_embeds, cache, logits_to_keep)
             if logits is not None:
                 return LanguageModelOutput(logits=logits)
-        if cache is not None:
-            kv_cache.forget(cache)
         hidden_states = [] if capture_layer_ids is not None else None
         h = self.model(inputs, cache, inputs_embeds, mask, capture_layer_ids, hidden_states)
         logits = self.lm_head(h[:, -logits_to_keep:])

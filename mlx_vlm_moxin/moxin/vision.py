@@ -6,10 +6,11 @@ https://arxiv.org/abs/2106.10270 (ViT). Architecture and parameter names: timm 0
 ``vision_transformer.py``; which models, says ``towers.py``.
 """
 
+from collections.abc import Sequence
+
 import mlx.core as mx
 import mlx.nn as nn
 
-from .cuda import compiler, towers
 from .towers import TowerConfig
 from .vision_config import VisionConfig
 
@@ -133,20 +134,19 @@ class VisionTransformer(nn.Module):
         """The patches among all tokens ``[B, N, hidden_size]``."""
         return x[:, self.config.num_prefix_tokens :]
 
-    def __call__(self, x: mx.array) -> mx.array:
-        """``[B, H, W, 3]`` normalised pixels to ``[B, num_patches, hidden_size]``."""
-        x = self.embed(x)
+    def apply_blocks(self, x: mx.array) -> mx.array:
+        """All tokens ``[B, N, hidden_size]`` after the last block."""
         for block in self.blocks:
             x = block(x)
-        return self.patches(x)
+        return x
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """``[B, H, W, 3]`` normalised pixels to ``[B, num_patches, hidden_size]``."""
+        return self.patches(self.apply_blocks(self.embed(x)))
 
 
 class VisionModel(nn.Module):
-    """One or two towers on one picture, their features concatenated channel by channel.
-
-    Outside training the graph is compiled, which fuses what is between the matrix
-    products: launching those small kernels is what a single picture waits for.
-    """
+    """One or two towers on one picture, their features concatenated channel by channel."""
 
     def __init__(self, config: VisionConfig):
         super().__init__()
@@ -154,24 +154,20 @@ class VisionModel(nn.Module):
         self.model_type = config.model_type
         for name, tower in config.towers.items():
             self[name] = VisionTransformer(tower, config.num_patches, config.patch_size)
-        self._compiled = None
-        self._stages = None
 
     @property
     def towers(self) -> list[VisionTransformer]:
         """The towers, in the order of their features."""
         return [self[name] for name in self.config.towers]
 
-    def _features(self, pixel_values: mx.array, in_stages: bool = False) -> mx.array:
-        pixels = pixel_values.astype(self.towers[0].pos_embed.dtype).transpose(0, 2, 3, 1)
-        inputs = mx.split(pixels, len(self.towers), axis=-1)
-        if in_stages:
-            x = [tower.embed(pixels) for tower, pixels in zip(self.towers, inputs)]
-            x = self._stages(x)
-            features = [tower.patches(tokens) for tower, tokens in zip(self.towers, x)]
-        else:
-            features = [tower(pixels) for tower, pixels in zip(self.towers, inputs)]
-        return mx.concatenate(features, axis=-1)
+    def engine_blocks(
+        self, towers: Sequence[VisionTransformer], tokens: Sequence[mx.array]
+    ) -> list[mx.array] | None:
+        """Each tower's ``apply_blocks`` by an accelerated pass; None where it is not supported.
+
+        There is none in plain MLX. A plug-in may replace this method, of the class.
+        """
+        return None
 
     def __call__(self, pixel_values: mx.array) -> mx.array:
         """Patch features.
@@ -183,13 +179,12 @@ class VisionModel(nn.Module):
         Returns:
             ``[B, num_patches, hidden_size]``, the towers' widths added up.
         """
-        if self.training:
-            return self._features(pixel_values)
-        if compiler.is_available() and len(self.towers) == 2:
-            if self._stages is None:
-                self._stages = towers.Stages(self.towers)
-            return self._features(pixel_values, in_stages=True)
-        if self._compiled is None:
-            # As inputs, weights may change after the first call; captured, they may not.
-            self._compiled = mx.compile(self._features, inputs=self.state)
-        return self._compiled(pixel_values)
+        towers = self.towers
+        pixels = pixel_values.astype(towers[0].pos_embed.dtype).transpose(0, 2, 3, 1)
+        inputs = mx.split(pixels, len(towers), axis=-1)
+        tokens = [tower.embed(x) for tower, x in zip(towers, inputs)]
+        outputs = self.engine_blocks(towers, tokens)
+        if outputs is None:
+            outputs = [tower.apply_blocks(x) for tower, x in zip(towers, tokens)]
+        features = [tower.patches(x) for tower, x in zip(towers, outputs)]
+        return mx.concatenate(features, axis=-1)

@@ -3,7 +3,7 @@
 import importlib
 import sys
 from importlib.machinery import ModuleSpec, SourceFileLoader
-from importlib.util import spec_from_file_location
+from importlib.util import find_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
 
@@ -23,6 +23,9 @@ class _ModelLoader(SourceFileLoader):
             raise upstream.cannot_load("mlx-vlm", error) from error
         upstream.apply(upstream.MODEL)
         command_errors.install()
+        # The model works without its folder of kernels.
+        if find_spec(f"{module.__name__}.cuda") is not None:
+            importlib.import_module(f"{module.__name__}.cuda").attach()
 
 
 class _AliasLoader:

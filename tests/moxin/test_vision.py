@@ -1,6 +1,7 @@
 """The towers' graph is compiled outside training; nothing else about them may change."""
 
 import copy
+import gc
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -75,3 +76,19 @@ def test_a_copy_of_a_model_that_has_run_is_a_model_of_its_own(towers, pixel_valu
     other.update(tree_map(mx.zeros_like, other.parameters()))
     assert not other(pixel_values).any()
     np.testing.assert_allclose(towers(pixel_values), before, **CLOSE)
+
+
+def test_a_deleted_model_frees_its_memory_at_once(pixel_values):
+    gc.collect()
+    gc.disable()
+    try:
+        before = mx.get_active_memory()
+        model = VisionModel(VisionConfig(image_size=28, dino=TOWER, siglip=TOWER))
+        model.eval()
+        mx.eval(model.parameters(), model(pixel_values))
+        held = mx.get_active_memory() - before
+        del model
+        assert held > 100_000
+        assert mx.get_active_memory() - before < held / 10
+    finally:
+        gc.enable()

@@ -1,155 +1,158 @@
-"""The key-value caches of all layers in one array, to which a kernel appends a token.
+"""Key-value caches to which a kernel appends tokens in place.
 
-MLX updates an array in place only if nothing can still be reading it. While the GPU works on
-the token before, something always is, so each token would cost a copy of the whole cache, in
-two operations a layer. Here the caches hold views of one array, and a kernel writes behind
-their last position. Every position is written once: what else shares the memory (a copy of the
-cache, a slice that somebody kept) never sees anything change.
+MLX updates an array in place only if nothing can still be reading it. While the GPU works on the
+previous token, something always is, so each token would cost a copy of the whole cache, in two
+operations per layer. Instead, the kernels write after the last position of the arrays that the
+caches hold, and read what these arrays hold, whoever has written it.
+
+Each position of an array is written once by a kernel, so whatever else shares the array's memory (a
+copy of the cache, a slice that somebody kept) never sees a change. That is why it is recorded which
+arrays were last returned and how far they are written: a cache that was copied, trimmed, or given
+other arrays gets new ones.
 """
 
 import functools
 import weakref
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 
 from ...cache import KVCache
-from .compiler import Kernel, fill, prepare
-from .decoder_weights import count_array
+from . import kernel
+from .kernel import C_TYPES, Kernel, count_array, fill_table
 
 THREADS = 256
-# At least, of the whole grid: enough to keep the memory busy.
-BLOCKS = 1024
+# Thread blocks of the copying kernel: enough to keep the memory busy.
+MIN_BLOCKS = 1024
 
 
-class _Stack:
-    """What is known of a list of caches.
+class _Appendable(NamedTuple):
+    """Arrays of which nothing else uses the positions from ``written`` on."""
 
-    Attributes:
-        array: their keys and values ``[2 * layers * B, KV, capacity, head_dim]``.
-        views: what the caches hold of it, keys and values of each layer in turn.
-        written: number of positions that have been written.
-    """
-
-    def __init__(self, array: mx.array, views: Sequence[mx.array], written: int):
-        self.array, self.views, self.written = array, views, written
-
-    def holds(self, cache: Sequence[KVCache]) -> bool:
-        """Whether all of ``cache`` is in the array."""
-        held = _held(cache)
-        return (
-            cache[0].offset <= self.written
-            and len(held) == len(self.views)
-            and all(array is view for array, view in zip(held, self.views))
-        )
+    arrays: Sequence[mx.array]
+    written: int
 
 
-def _held(cache: Sequence[KVCache]) -> list[mx.array]:
-    """Keys and values of each layer in turn."""
+# By the cache of the first layer.
+_appendable: weakref.WeakKeyDictionary[KVCache, _Appendable] = weakref.WeakKeyDictionary()
+
+
+def held(cache: Sequence[KVCache]) -> list[mx.array]:
+    """The arrays of ``cache``: keys and values of each layer in turn."""
     return [array for layer in cache for array in (layer.keys, layer.values)]
 
 
-# By the first layer's cache.
-_stacks: weakref.WeakKeyDictionary[KVCache, _Stack] = weakref.WeakKeyDictionary()
+def is_current(cache: Sequence[Any]) -> bool:
+    """Whether ``cache`` holds what :func:`append` gave it last, with the same number of tokens."""
+    if type(cache[0]) is not KVCache:
+        return False
+    known = _appendable.get(cache[0])
+    return (
+        known is not None
+        and len(known.arrays) == 2 * len(cache)
+        and all(layer.offset == known.written for layer in cache)
+        and all(array is own for array, own in zip(held(cache), known.arrays))
+    )
 
 
-def views_of(stacked: mx.array, layers: int) -> list[mx.array]:
-    """Keys and values of each layer, in turn, of all in one array."""
-    return mx.split(stacked, 2 * layers)
+def reserve(cache: Sequence[KVCache], count: int = 1) -> list[mx.array]:
+    """Arrays with the contents of ``cache`` in which a kernel may write ``count`` more tokens.
 
-
-def take(cache: Sequence[KVCache], count: int = 1) -> mx.array:
-    """Keys and values of ``cache`` ``[2 * layers * B, KV, capacity, head_dim]``.
-
-    A kernel may write the ``count`` positions behind the last one; then :func:`put` is to be
-    called.
+    Returns:
+        Keys and values of each layer in turn, ``[B, KV, capacity, head_dim]``; pass them to
+        :func:`append` afterwards.
     """
-    known = _stacks.get(cache[0])
-    if known is None or not known.holds(cache):
-        return _gather(cache, _held(cache), [], count)
-    if known.written == cache[0].offset <= known.array.shape[2] - count:
-        return known.array
-    return _gather(cache, [known.array], [], count)
+    arrays = held(cache)
+    if cache[0].offset + count <= arrays[0].shape[2] and is_current(cache):
+        return arrays
+    return _gather(cache, arrays, [], count)
 
 
-def written(stacked: mx.array, by: mx.array, layers: int) -> tuple[mx.array, list[mx.array]]:
-    """``stacked`` for those that wait until the kernel that gives ``by`` has written into it, and
-    :func:`views_of` it.
-    """
-    (stacked,) = mx.depends([stacked], [by])
-    return stacked, views_of(stacked, layers)
+def empty(layers: int, kv_heads: int, head_dim: int, dtype: mx.Dtype) -> list[mx.array]:
+    """As :func:`reserve`, for caches of one sequence that hold nothing yet."""
+    shape = (2 * layers, kv_heads, KVCache.step, head_dim)
+    return mx.split(mx.zeros(shape, dtype), 2 * layers)
 
 
-def put(cache: Sequence[KVCache], stacked: mx.array, views: Sequence[mx.array], count: int) -> None:
-    """Let ``cache`` hold ``views`` of ``stacked``, with ``count`` more positions."""
-    for layer, keys, values in zip(cache, views[::2], views[1::2]):
+def after(arrays: Sequence[mx.array], written_by: mx.array) -> list[mx.array]:
+    """``arrays`` with a dependency on ``written_by``, an output of the kernel that writes them."""
+    return mx.depends(list(arrays), [written_by])
+
+
+def append(cache: Sequence[KVCache], arrays: Sequence[mx.array], count: int) -> None:
+    """Let ``cache`` hold ``arrays``, in which ``count`` more tokens are written."""
+    for layer, keys, values in zip(cache, arrays[::2], arrays[1::2]):
         layer.keys, layer.values = keys, values
         layer.offset += count
-    _stacks[cache[0]] = _Stack(stacked, views, cache[0].offset)
-
-
-def forget(cache: Sequence[Any]) -> None:
-    """To be called before anything else updates ``cache``.
-
-    It may do so in place, which leaves the views the same objects with other contents.
-    """
-    if type(cache[0]) is KVCache:
-        _stacks.pop(cache[0], None)
+    _appendable[cache[0]] = _Appendable(arrays, cache[0].offset)
 
 
 def extend(cache: Sequence[KVCache], keys: Sequence[mx.array], values: Sequence[mx.array]) -> None:
-    """Append each layer's ``keys`` and ``values`` ``[B, KV, T, head_dim]``, in a new array."""
-    old = [] if cache[0].keys is None else _held(cache)
+    """Append the ``keys`` and ``values`` ``[B, KV, T, head_dim]`` of each layer, in new arrays."""
+    old = [] if cache[0].keys is None else held(cache)
     new = [array for pair in zip(keys, values) for array in pair]
-    stacked = _gather(cache, old, new, keys[0].shape[2])
-    put(cache, stacked, views_of(stacked, len(cache)), keys[0].shape[2])
+    count = keys[0].shape[2]
+    append(cache, _gather(cache, old, new, count), count)
 
 
 def _gather(
     cache: Sequence[KVCache], old: Sequence[mx.array], new: Sequence[mx.array], count: int
-) -> mx.array:
-    """``old``, what ``cache`` holds, and ``new`` in one array, with room for ``count`` tokens."""
+) -> list[mx.array]:
+    """Copies of ``old``, which ``cache`` holds, each followed by one of ``new``, with room for
+    ``count`` tokens.
+    """
     capacity = -(-(cache[0].offset + count) // KVCache.step) * KVCache.step
     shapes = [arrays[0].shape if arrays else None for arrays in (old, new)]
-    kernel = stack((old or new)[0].dtype, len(old or new), *shapes, capacity)
-    return kernel(count_array(cache[0].offset), *old, *new)[0]
+    arrays = len(old or new)
+    copy = gather_caches((old or new)[0].dtype, arrays, *shapes, capacity)
+    (stacked,) = copy(count_array(cache[0].offset), *old, *new)
+    return mx.split(stacked, arrays)
 
 
 @functools.lru_cache
-def stack(
+def gather_caches(
     dtype: mx.Dtype,
     count: int,
     old: tuple[int, ...] | None,
     new: tuple[int, ...] | None,
     capacity: int,
 ) -> Kernel:
-    """The number of cached tokens and ``count`` arrays of the shape ``old``, then as many of the
-    shape ``new`` (None: there are none) to all of them in one array.
+    """The kernel that copies caches and new tokens into one array.
+
+    Args:
+        count: number of arrays.
+        old: shape of each cached array ``[B, KV, capacity, head_dim]``; None if there is none.
+        new: shape of each array of new tokens ``[B, KV, T, head_dim]``; None if there is none.
+        capacity: positions of the result.
+
+    Returns:
+        A kernel of the number of cached tokens (:func:`count_array`), the cached arrays, and the
+        new arrays, to ``[count * B, KV, capacity, head_dim]``.
     """
     batch, heads, _, width = old or new
     columns = [
         [f"{name}_{index}" if shape else "nullptr" for index in range(count)]
-        for name, shape in (("old", old), ("new", new))
+        for name, shape in (("cached", old), ("added", new))
     ]
-    entries = [f"own[{index}] = {{{', '.join(pair)}}};" for index, pair in enumerate(zip(*columns))]
-    arrays = [name for names, shape in zip(columns, (old, new)) if shape for name in names]
-    return prepare(
-        f"stack<T, {count}, {width}>",
-        [
-            fill("moxin::Entry<T>* own", entries),
-            *("filled", "heads", "cached_capacity", "tokens", "capacity", "out"),
-        ],
-        {"filled": mx.int32, **dict.fromkeys(arrays, dtype)},
+    names = [name for column, shape in zip(columns, (old, new)) if shape for name in column]
+    entries = {f"[{index}]": ", ".join(pair) for index, pair in enumerate(zip(*columns))}
+    threads = max(THREADS, count)
+    return kernel.build(
+        "gather_caches",
+        {"T": dtype, "HEAD_DIM": width, "COUNT": count, "THREADS": threads},
+        [mx.int32, *[dtype] * len(names)],
         {"out": ((count * batch, heads, capacity, width), dtype)},
-        file="cache.cu",
-        dtype=dtype,
-        blocks=count * -(-BLOCKS // count),
-        threads=max(THREADS, count),
-        scalars={
-            "heads": batch * heads,
+        {
+            "rows": batch * heads,
             "cached_capacity": old[2] if old else 0,
             "tokens": new[2] if new else 0,
             "capacity": capacity,
         },
+        macros={
+            "SOURCE_PARAMETERS": ", ".join(f"const {C_TYPES[dtype]}* {name}" for name in names),
+            "FILL_SOURCES(table)": fill_table(entries),
+        },
+        blocks=count * -(-MIN_BLOCKS // count),
+        threads=threads,
     )

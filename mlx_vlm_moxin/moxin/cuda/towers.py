@@ -1,102 +1,48 @@
-"""The blocks of both vision towers on NVIDIA GPUs, in kernels of our own.
+"""``VisionModel.engine_blocks``: the layers of both vision towers by a kernel.
 
-For one picture the arithmetic takes less than a millisecond; what takes time is that MLX
-records each product of cuBLAS and each attention as a graph of its own, 20 us of host time.
-Here one launch does many blocks of both towers.
+For one picture the arithmetic takes less than a millisecond. What takes time is that MLX records
+each matrix product and each attention as a graph of its own, 20 us of host time. Here one launch
+computes many layers of both towers.
 """
 
 import functools
 import itertools
+import logging
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
 
-from . import compiler
-from . import tower_kernels as kernels
-from .compiler import DTYPES
+from ..vision import MLP, Attention, Block, LayerScale
+from . import device, kernel, turns
+from . import tower_kernel as kernels
+from .engine_table import EngineTable
+from .errors import UnsupportedError, require
+from .graph import compile_graph
+from .kernel import DTYPES
+
+logger = logging.getLogger(__name__)
 
 # Tensor cores read 16 bytes at a time.
 WIDTH_MULTIPLE = 8
 
 
-class Pair(NamedTuple):
-    """Blocks of the first and the second tower that are computed together, if active."""
+class LayerPair(NamedTuple):
+    """A layer of each tower that are computed together, if active."""
 
-    blocks: tuple[nn.Module, nn.Module]
+    layers: tuple[nn.Module, nn.Module]
     is_active: tuple[bool, bool]
 
 
-def supports(pairs: Sequence[Pair]) -> bool:
-    """Whether the kernels compute what the blocks compute.
+def make_pairs(towers: Sequence[nn.Module]) -> list[LayerPair]:
+    """The layers of the two ``towers`` side by side.
 
-    They do in bfloat16 and float16 on an NVIDIA GPU; not while training and not with adapters.
-    """
-    blocks = [block for pair in pairs for block in pair.blocks]
-    if blocks[0].training or not compiler.is_available() or kernels.find_tiles() is None:
-        return False
-    dtype = blocks[0].norm1.weight.dtype
-    linears = [
-        linear
-        for block in blocks
-        for linear in (block.attn.qkv, block.attn.proj, block.mlp.fc1, block.mlp.fc2)
-    ]
-    # Adapters and shards are other classes or have other parameters.
-    return (
-        dtype in DTYPES
-        and all(isinstance(linear, nn.Linear) for linear in linears)
-        and all(linear.keys() == {"weight", "bias"} for linear in linears)
-        and all(linear.weight.dtype == dtype for linear in linears)
-        and all(size % WIDTH_MULTIPLE == 0 for linear in linears for size in linear.weight.shape)
-        and all(block.mlp.activation == "gelu" for block in blocks)
-        and len({norm.eps for block in blocks for norm in (block.norm1, block.norm2)}) == 1
-        and all(block.norm1.weight.shape[0] // block.attn.num_heads % 8 == 0 for block in blocks)
-    )
-
-
-def _parameters(block: nn.Module) -> dict[tuple[str, ...], mx.array]:
-    """Those of ``PARAMETERS`` that ``block`` has."""
-    found = {path: functools.reduce(dict.get, path, block) for path in kernels.PARAMETERS}
-    return {path: array for path, array in found.items() if array is not None}
-
-
-def _run(pairs: Sequence[Pair], *xs: mx.array) -> list[mx.array]:
-    """What the blocks make of their towers' tokens ``xs`` ``[B, N, D]``."""
-    depths = [sum(pair.is_active[which] for pair in pairs) for which in range(2)]
-    if not supports(pairs):
-        made = list(xs)
-        for which, depth in enumerate(depths):
-            for pair in pairs[:depth]:
-                made[which] = pair.blocks[which](made[which])
-        return made
-    arrays = [[_parameters(block) for block in pair.blocks] for pair in pairs]
-    first = pairs[0].blocks
-    towers = tuple(
-        kernels.Tower(
-            *x.shape,
-            block.attn.num_heads,
-            block.mlp.fc1.weight.shape[0],
-            depth,
-            tuple(parameters),
-        )
-        for x, block, depth, parameters in zip(xs, first, depths, arrays[0])
-    )
-    eps, tiles = first[0].norm1.eps, kernels.find_tiles()
-    kernel = kernels.blocks(xs[0].dtype, towers, len(pairs), eps, tiles)
-    flat = [array for pair in arrays for parameters in pair for array in parameters.values()]
-    made = kernel(compiler.block_counter(), *xs, *flat)[:2]
-    return [new if depth else old for new, old, depth in zip(made, xs, depths)]
-
-
-def make_pairs(towers: Sequence[nn.Module]) -> list[Pair]:
-    """The blocks of the two ``towers`` side by side.
-
-    A tower with fewer blocks than the other takes part in the rest with 0 rows, which spares
-    compiling kernels for one tower alone.
+    A tower with fewer layers than the other takes part in the rest with 0 rows, which spares
+    compiling a kernel for one tower alone.
     """
     return [
-        Pair(
+        LayerPair(
             tuple(tower.blocks[min(index, len(tower.blocks) - 1)] for tower in towers),
             tuple(index < len(tower.blocks) for tower in towers),
         )
@@ -104,22 +50,171 @@ def make_pairs(towers: Sequence[nn.Module]) -> list[Pair]:
     ]
 
 
-class Stages:
-    """The blocks of the two ``towers``, a few at a time, compiled."""
+def _check_norm(norm: nn.Module, width: int, eps: float, dtype: mx.Dtype) -> None:
+    require(type(norm) is nn.LayerNorm and norm.keys() == {"weight", "bias"}, "another norm")
+    require(norm.eps == eps, "norms of different eps")
+    is_same = all(array.dtype == dtype and array.shape == (width,) for array in norm.values())
+    require(is_same, "a norm of another dtype or shape")
+
+
+def _check_linear(linear: nn.Module, rows: int, columns: int, dtype: mx.Dtype) -> None:
+    # Compared by class: adapters, shards and subclasses may compute something else.
+    is_known = type(linear) is nn.Linear and linear.keys() == {"weight", "bias"}
+    require(is_known, "a matrix is quantised, an adapter, or has no bias")
+    shapes = linear.weight.shape, linear.bias.shape
+    require(shapes == ((rows, columns), (rows,)), "a matrix of another shape")
+    is_same = linear.weight.dtype == dtype and linear.bias.dtype == dtype
+    require(is_same, "a matrix of another dtype")
+
+
+def _check_layer(layer: nn.Module, first: nn.Module, eps: float, dtype: mx.Dtype) -> None:
+    """Raise unless the kernel computes what ``layer`` computes, given its tower's ``first``."""
+    require(not layer.training, "the model is being trained")
+    is_known = type(layer) is Block and type(layer.attn) is Attention and type(layer.mlp) is MLP
+    require(is_known, "a layer of another class")
+    width, inner = first.norm1.weight.shape[0], first.mlp.fc1.weight.shape[0]
+    heads = first.attn.num_heads
+    require(layer.attn.num_heads == heads and width % heads == 0, "layers with other heads")
+    require(layer.mlp.activation == "gelu", "another activation than the exact GELU")
+    require(layer.attn.scale == (width // heads) ** -0.5, "scores scaled in another way")
+    require(
+        all(size % WIDTH_MULTIPLE == 0 for size in (width, inner, width // heads)),
+        f"a width is no multiple of {WIDTH_MULTIPLE}",
+    )
+    for norm in (layer.norm1, layer.norm2):
+        _check_norm(norm, width, eps, dtype)
+    _check_linear(layer.attn.qkv, 3 * width, width, dtype)
+    _check_linear(layer.attn.proj, width, width, dtype)
+    _check_linear(layer.mlp.fc1, inner, width, dtype)
+    _check_linear(layer.mlp.fc2, width, inner, dtype)
+    for scale, other in ((layer.ls1, first.ls1), (layer.ls2, first.ls2)):
+        require(type(scale) is type(other), "some layers have no LayerScale")
+        if type(scale) is LayerScale:
+            is_same = scale.gamma.dtype == dtype and scale.gamma.shape == (width,)
+            require(is_same, "a LayerScale of another dtype or shape")
+        else:
+            require(type(scale) is nn.Identity, "a LayerScale of another class")
+
+
+def check(pairs: Sequence[LayerPair]) -> None:
+    """Raise :class:`UnsupportedError` unless the kernel computes what the layers compute."""
+    require(device.enabled(), "there is no GPU for the kernels, or they are off")
+    require(kernels.find_tiles() is not None, "the GPU has too little shared memory")
+    first = pairs[0].layers
+    eps, dtype = first[0].norm1.eps, first[0].norm1.weight.dtype
+    require(dtype in DTYPES, f"the dtype is {dtype}")
+    for pair in pairs:
+        for layer, of_tower in zip(pair.layers, first):
+            _check_layer(layer, of_tower, eps, dtype)
+
+
+def supports(pairs: Sequence[LayerPair]) -> bool:
+    """Whether the kernel computes what the layers compute."""
+    try:
+        check(pairs)
+    except UnsupportedError:
+        return False
+    return True
+
+
+def _parameters(layer: nn.Module) -> dict[tuple[str, ...], mx.array]:
+    """Those of ``PARAMETERS`` that ``layer`` has."""
+    found = {path: functools.reduce(dict.get, path, layer) for path in kernels.PARAMETERS}
+    return {path: array for path, array in found.items() if array is not None}
+
+
+def _run(pairs: Sequence[LayerPair], *xs: mx.array) -> list[mx.array]:
+    """The tokens ``xs`` ``[B, N, D]`` of both towers after the layers.
+
+    Raises:
+        UnsupportedError: if the kernel does not compute them.
+    """
+    check(pairs)
+    dtype = pairs[0].layers[0].norm1.weight.dtype
+    require(all(x.dtype == dtype for x in xs), "tokens of another dtype than the layers")
+    depths = [sum(pair.is_active[which] for pair in pairs) for which in range(2)]
+    arrays = [[_parameters(layer) for layer in pair.layers] for pair in pairs]
+    first = pairs[0].layers
+    towers = tuple(
+        kernels.Tower(
+            *x.shape,
+            layer.attn.num_heads,
+            layer.mlp.fc1.weight.shape[0],
+            depth,
+            tuple(parameters),
+        )
+        for x, layer, depth, parameters in zip(xs, first, depths, arrays[0])
+    )
+    eps, tiles = first[0].norm1.eps, kernels.find_tiles()
+    run = kernels.tower_layers(dtype, towers, len(pairs), eps, tiles)
+    flat = [array for pair in arrays for parameters in pair for array in parameters.values()]
+    outputs = run(kernel.counters(), *xs, *flat)[:2]
+    return [after if depth else x for after, x, depth in zip(outputs, xs, depths)]
+
+
+class TowersEngine:
+    """The layers of the two ``towers`` of one ``VisionModel``, some per launch, compiled."""
 
     def __init__(self, towers: Sequence[nn.Module]):
+        self._layers = _layers(towers)
         pairs = make_pairs(towers)
-        self._compiled = []
-        starts = [0, *range(kernels.FIRST_PAIRS, len(pairs), kernels.PAIRS_AT_ONCE)]
-        for first, end in itertools.pairwise([*starts, len(pairs)]):
-            stage = pairs[first:end]
-            # As inputs, weights may change after the first call; captured, they may not.
-            blocks = [list(pair.blocks) for pair in stage]
-            self._compiled.append(mx.compile(functools.partial(_run, stage), inputs=blocks))
+        self._stages = []
+        starts = [0, *range(kernels.FIRST_LAYERS, len(pairs), kernels.LAYERS_AT_ONCE)]
+        for start, end in itertools.pairwise([*starts, len(pairs)]):
+            stage = pairs[start:end]
+            modules = [layer for pair in stage for layer in pair.layers]
+            self._stages.append(compile_graph(functools.partial(_run, stage), modules))
+
+    def holds(self, towers: Sequence[nn.Module]) -> bool:
+        """Whether the layers are still those of ``towers``."""
+        layers = _layers(towers)
+        return len(layers) == len(self._layers) and all(
+            layer is held for layer, held in zip(layers, self._layers)
+        )
 
     def __call__(self, xs: Sequence[mx.array]) -> list[mx.array]:
-        """What the blocks make of their towers' embedded tokens ``xs`` ``[B, N, D]``."""
-        for stage in self._compiled:
-            xs = stage(*xs)
-            mx.async_eval(xs)
+        """The tokens ``xs`` ``[B, N, D]`` of both towers after all layers.
+
+        Raises:
+            UnsupportedError: if the kernel does not compute the layers.
+        """
+        with turns.turn() as launched:
+            for stage in self._stages:
+                xs = stage(*xs)
+                mx.async_eval(xs)
+            launched(xs[0])
         return xs
+
+
+def _layers(towers: Sequence[nn.Module]) -> list[nn.Module]:
+    return [layer for tower in towers for layer in tower.blocks]
+
+
+engines: EngineTable[TowersEngine] = EngineTable()
+
+
+def blocks(
+    model: nn.Module, towers: Sequence[nn.Module], tokens: Sequence[mx.array]
+) -> list[mx.array] | None:
+    """The tokens of both towers of ``model``, a ``VisionModel``, after all their blocks.
+
+    Args:
+        towers: two ``VisionTransformer``.
+        tokens: embedded tokens ``[B, N, D]`` of each.
+
+    Returns:
+        Tokens of the same shapes; None if the kernel does not compute the blocks.
+    """
+    if not device.enabled():
+        return None
+    try:
+        require(len(towers) == 2, "the kernel computes two towers")
+        require(not model.training, "the model is being trained")
+        make = functools.partial(TowersEngine, towers)
+        return engines.find(model, lambda engine: engine.holds(towers), make)(tokens)
+    except UnsupportedError as error:
+        logger.debug("MLX computes the towers: %s", error)
+        return None
+    except RuntimeError as error:
+        device.disable_after(error)
+        return None

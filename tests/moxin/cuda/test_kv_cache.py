@@ -1,9 +1,9 @@
-"""The caches of all layers in one array: when it is appended to, and that nothing else changes."""
+"""Caches that kernels append to: when they do so in place, and that nothing else changes."""
 
 import copy
 
 import mlx.core as mx
-import plain_row_kernels
+import plain_kernels
 import pytest
 from cuda_support import CONFIG, filled, filled_cache, make_decoder, needs_gpu
 from mlx_vlm.models.cache import KVCache
@@ -13,8 +13,8 @@ LAYERS, HEADS = CONFIG["num_hidden_layers"], CONFIG["num_key_value_heads"]
 
 
 @pytest.fixture
-def plain_stack(monkeypatch):
-    monkeypatch.setattr(kv_cache, "stack", plain_row_kernels.stack)
+def plain_gather(monkeypatch):
+    monkeypatch.setattr(kv_cache, "gather_caches", plain_kernels.gather_caches)
 
 
 def tokens(count, batch=1, seed=0):
@@ -26,15 +26,18 @@ def tokens(count, batch=1, seed=0):
 
 def append(cache):
     """As a decoding step does, but for what its kernel writes."""
-    stacked = kv_cache.take(cache)
-    views = kv_cache.views_of(stacked, LAYERS)
-    kv_cache.put(cache, stacked, views, 1)
-    return stacked
+    arrays = kv_cache.reserve(cache)
+    kv_cache.append(cache, arrays, 1)
+    return arrays
+
+
+def are_same(arrays, others):
+    return all(array is other for array, other in zip(arrays, others, strict=True))
 
 
 @pytest.mark.parametrize(("length", "count"), [(0, 5), (10, 3), (250, 6), (250, 7), (256, 300)])
 @pytest.mark.parametrize("batch", [1, 2])
-def test_new_tokens_stand_behind_the_cached_ones(length, count, batch, plain_stack):
+def test_new_tokens_stand_behind_the_cached_ones(length, count, batch, plain_gather):
     def fresh():
         return filled_cache(length, batch=batch) if length else [KVCache() for _ in range(LAYERS)]
 
@@ -50,19 +53,19 @@ def test_new_tokens_stand_behind_the_cached_ones(length, count, batch, plain_sta
             assert mx.array_equal(filled(layer, name), filled(other, name))
 
 
-def test_a_token_is_appended_to_the_array_of_the_token_before(plain_stack):
+def test_a_token_is_appended_to_the_arrays_of_the_token_before(plain_gather):
     cache = filled_cache(10)
     first = append(cache)
-    assert append(cache) is first
+    assert are_same(append(cache), first)
     assert [layer.offset for layer in cache] == LAYERS * [12]
 
 
-def test_a_prompts_array_is_appended_to(plain_stack):
+def test_a_prompts_arrays_are_appended_to(plain_gather):
     cache = [KVCache() for _ in range(LAYERS)]
     kv_cache.extend(cache, tokens(5), tokens(5))
-    stacked = kv_cache.take(cache)
-    assert kv_cache.take(cache, 251) is stacked
-    assert kv_cache.take(cache, 252) is not stacked
+    arrays = kv_cache.reserve(cache)
+    assert are_same(kv_cache.reserve(cache, 251), arrays)
+    assert not are_same(kv_cache.reserve(cache, 252), arrays)
 
 
 def trim(cache):
@@ -85,24 +88,49 @@ def replace_one(cache):
     return cache
 
 
-@pytest.mark.parametrize("change", [trim, update, update_last, copy.deepcopy, replace_one])
-def test_whoever_may_share_the_memory_gets_an_array_of_their_own(change, plain_stack):
+@pytest.mark.parametrize("change", [trim, update, copy.deepcopy, replace_one])
+def test_whoever_may_share_the_memory_gets_arrays_of_their_own(change, plain_gather):
     cache = filled_cache(10)
     first = append(cache)
     changed = change(cache)
     length = changed[0].offset
     held = [mx.array(filled(layer, "keys")) for layer in changed]
     second = append(changed)
-    assert second is not first
+    assert not any(a is b for a in second for b in first)
     assert [layer.offset for layer in changed] == LAYERS * [length + 1]
     for layer, keys in zip(changed, held):
         assert mx.array_equal(layer.keys[..., :length, :], keys)
 
 
-def test_a_full_array_grows(plain_stack):
+def update_each(cache):
+    for layer in trim(cache):
+        layer.update_and_fetch(*(mx.full((1, HEADS, 1, 64), 7, mx.bfloat16) for _ in range(2)))
+    return cache
+
+
+def write_into(cache):
+    for layer in cache:
+        layer.keys[..., 3, :] = 5
+    return cache
+
+
+@pytest.mark.parametrize("change", [update_last, update_each, write_into])
+def test_a_kernel_reads_what_the_cache_holds_whoever_wrote_it(change, plain_gather):
+    cache = filled_cache(10)
+    append(cache)
+    kept = [layer.keys[..., :11, :] for layer in cache]
+    before = [mx.array(keys) for keys in kept]
+    change(cache)
+    expected = [mx.array(filled(layer, name)) for layer in cache for name in ("keys", "values")]
+    arrays = append(cache)
+    assert all(mx.array_equal(a[..., :11, :], b).item() for a, b in zip(arrays, expected))
+    assert all(mx.array_equal(a, b).item() for a, b in zip(kept, before))
+
+
+def test_a_full_array_grows(plain_gather):
     cache = filled_cache(255)
-    assert append(cache).shape[2] == 256
-    assert append(cache).shape[2] == 512
+    assert append(cache)[0].shape[2] == 256
+    assert append(cache)[0].shape[2] == 512
 
 
 @needs_gpu
@@ -118,8 +146,8 @@ def test_the_kernel_gives_what_mlx_gives(length, batch):
     ]
     arguments = mx.bfloat16, 2 * LAYERS, *shapes, 512
     position = mx.arange(length, length + 4)
-    (actual,) = kv_cache.stack(*arguments)(position, *arrays)
-    (expected,) = plain_row_kernels.stack(*arguments)(position, *arrays)
+    (actual,) = kv_cache.gather_caches(*arguments)(position, *arrays)
+    (expected,) = plain_kernels.gather_caches(*arguments)(position, *arrays)
     assert mx.array_equal(actual, expected)
 
 

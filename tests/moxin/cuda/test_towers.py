@@ -1,4 +1,4 @@
-"""The towers' CUDA kernels: which towers they take, and what they compute where there is a GPU."""
+"""The towers' CUDA kernel: which towers it supports, and what it computes where there is a GPU."""
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -7,7 +7,7 @@ from cuda_support import assert_as_close, needs_gpu, randomised, recording
 from mlx.utils import tree_flatten
 from mlx_lm.tuner.lora import LoRALinear
 from mlx_vlm.models.moxin.config import VisionConfig
-from mlx_vlm.models.moxin.cuda import compiler, tower_kernels, towers
+from mlx_vlm.models.moxin.cuda import device, kernel, tower_kernel, towers
 from mlx_vlm.models.moxin.vision import VisionModel
 
 # Widths that fill no tile, different depths, and a head of 72 as SigLIP's.
@@ -39,7 +39,7 @@ def make_model(dtype=mx.bfloat16, dino=DINO, siglip=SIGLIP, image_size=140):
 
 
 def is_supported(model):
-    return towers.supports(towers.make_pairs((model.dino, model.siglip)))
+    return towers.supports(towers.make_pairs(model.towers))
 
 
 def test_other_devices_use_the_modules():
@@ -53,11 +53,11 @@ def test_supported_dtypes(dtype, kernels_everywhere):
 
 @pytest.mark.parametrize(
     ("kilobytes", "tiles"),
-    [(227, tower_kernels.TILES[0]), (99, tower_kernels.TILES[1]), (64, None)],
+    [(227, tower_kernel.TILES[0]), (99, tower_kernel.TILES[1]), (64, None)],
 )
 def test_gpus_with_less_shared_memory(kilobytes, tiles, kernels_everywhere, monkeypatch):
-    monkeypatch.setattr(compiler, "device_attribute", lambda number: 1024 * kilobytes)
-    assert tower_kernels.find_tiles() == tiles
+    monkeypatch.setattr(device, "attribute", lambda number: 1024 * kilobytes)
+    assert tower_kernel.find_tiles() == tiles
     assert is_supported(make_model()) is (tiles is not None)
 
 
@@ -87,7 +87,7 @@ def test_what_the_kernels_do_not_compute_goes_through_the_modules(model, kernels
     assert not is_supported(model())
 
 
-def plain_blocks(dtype, towers, count, eps, tiles):
+def plain_layers(dtype, towers, count, eps, tiles):
     """What the kernel computes, in MLX."""
 
     def linear(x, block, *path):
@@ -128,55 +128,53 @@ def test_around_the_kernel_everything_is_as_in_the_modules(
     first, at_once, expected, kernels_everywhere, monkeypatch
 ):
     monkeypatch.setattr(towers, "DTYPES", (mx.float32,))
-    monkeypatch.setattr(tower_kernels, "FIRST_PAIRS", first)
-    monkeypatch.setattr(tower_kernels, "PAIRS_AT_ONCE", at_once)
+    monkeypatch.setattr(tower_kernel, "FIRST_LAYERS", first)
+    monkeypatch.setattr(tower_kernel, "LAYERS_AT_ONCE", at_once)
     launches = []
     monkeypatch.setattr(
-        tower_kernels,
-        "blocks",
-        lambda *arguments: launches.append(arguments[2]) or plain_blocks(*arguments),
+        tower_kernel,
+        "tower_layers",
+        lambda *arguments: launches.append(arguments[2]) or plain_layers(*arguments),
     )
     model, pixels = make_model(mx.float32), mx.random.normal((2, 6, 140, 140))
     with mx.stream(mx.cpu):  # GPUs shorten float32 products
         actual = model(pixels)
         # SigLIP has four blocks up to its second-to-last one.
         assert launches == expected
-        monkeypatch.setattr(compiler, "is_available", lambda: False)
+        monkeypatch.setattr(device, "enabled", lambda: False)
         assert mx.allclose(actual, model(pixels), atol=1e-4).item()
 
 
 def test_many_blocks_of_both_towers_are_one_kernel(kernels_everywhere, monkeypatch):
     calls = []
-    monkeypatch.setattr(compiler, "prepare", recording(calls))
-    monkeypatch.setattr(tower_kernels, "FIRST_PAIRS", 1)
-    monkeypatch.setattr(  # not the kept one
-        tower_kernels, "blocks", tower_kernels.blocks.__wrapped__
-    )
+    monkeypatch.setattr(kernel, "build", recording(calls))
+    monkeypatch.setattr(tower_kernel, "FIRST_LAYERS", 1)
     model = make_model()
     features = model(mx.random.normal((1, 6, 140, 140)))
     assert features.shape == (1, 100, DINO["hidden_size"] + SIGLIP["hidden_size"])
-    assert calls == ["towers", "towers"]
+    assert calls == ["tower_layers", "tower_layers"]
 
 
-def test_in_stages_the_modules_give_the_same(kernels_everywhere, monkeypatch):
-    monkeypatch.setattr(tower_kernels, "FIRST_PAIRS", 2)
+def test_unsupported_towers_are_computed_by_the_modules(kernels_everywhere, monkeypatch):
+    monkeypatch.setattr(tower_kernel, "FIRST_LAYERS", 2)
     model, pixels = make_model(mx.float32), mx.random.normal((2, 6, 140, 140))
     in_stages = model(pixels)
-    monkeypatch.setattr(compiler, "is_available", lambda: False)
+    monkeypatch.setattr(device, "enabled", lambda: False)
     assert mx.allclose(in_stages, model(pixels), atol=1e-5).item()
 
 
-def test_a_tower_that_is_changed_is_asked_about_again(kernels_everywhere, monkeypatch):
-    asked, original = [], towers.supports
-    monkeypatch.setattr(towers, "supports", lambda pairs: asked.append(original(pairs)) or False)
+def test_a_tower_that_is_changed_is_checked_again(kernels_everywhere, monkeypatch):
+    calls = []
+    monkeypatch.setattr(kernel, "build", recording(calls))
     model, pixels = make_model(), mx.random.normal((1, 6, 140, 140))
-    before = model(pixels)
-    assert all(asked)
-    asked.clear()
+    model(pixels)
+    assert calls == ["tower_layers"]
     layer = adapter(model).siglip.blocks[1].attn.proj
     layer.lora_b = mx.ones_like(layer.lora_b)
-    assert not mx.array_equal(before, model(pixels)).item()
-    assert not all(asked)
+    features = model(pixels)
+    assert calls == ["tower_layers"]
+    monkeypatch.setattr(device, "enabled", lambda: False)
+    assert mx.array_equal(features, model(pixels)).item()
 
 
 @needs_gpu
@@ -186,7 +184,7 @@ def test_a_tower_that_is_changed_is_asked_about_again(kernels_everywhere, monkey
     "sizes", [(DINO, SIGLIP, 140), (REAL_DINO, REAL_SIGLIP, 224)], ids=["small", "real"]
 )
 def test_features_are_as_close_to_float32_as_the_modules(dtype, batch, sizes, monkeypatch):
-    monkeypatch.setattr(tower_kernels, "FIRST_PAIRS", 1)  # two launches
+    monkeypatch.setattr(tower_kernel, "FIRST_LAYERS", 1)  # two launches
     model = make_model(dtype, *sizes)
     assert is_supported(model)
     size = model.config.image_size
@@ -197,7 +195,7 @@ def test_features_are_as_close_to_float32_as_the_modules(dtype, batch, sizes, mo
     exact.eval()
     expected, actual = exact(pixels), model(pixels)
     mx.eval(actual)
-    monkeypatch.setattr(towers, "supports", lambda pairs: False)
+    monkeypatch.setattr(device, "enabled", lambda: False)
     allowed = make_model(dtype, *sizes)(pixels)
     width = sizes[0]["hidden_size"]
     for tower in (slice(width), slice(width, None)):

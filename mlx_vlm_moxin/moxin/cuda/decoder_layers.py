@@ -1,0 +1,304 @@
+"""The decoder as the kernels read it, and the strict check that they compute the same.
+
+Supported: bfloat16 and float16; plain matrices and 8 or 4 bits in groups; the Llama blocks of
+mlx-vlm with plain RoPE. Everything else raises :class:`UnsupportedError` with the reason.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from ...llama.language import MLP, Attention, TransformerBlock
+from .. import linear
+from . import kv_cache
+from .errors import UnsupportedError, require
+from .kernel import DTYPES
+
+BITS = (4, 8)
+GROUP_SIZES = (32, 64, 128)
+# A lane reads 16 bytes, which are 32 weights of 4 bits, and eight lanes share a key.
+WIDTH_MULTIPLE = 64
+PLAIN = (nn.Linear, linear.Linear)
+QUANTIZED = (nn.QuantizedLinear, linear.QuantizedLinear)
+
+
+class DecoderSizes(NamedTuple):
+    """What all layers of a decoder have in common.
+
+    Attributes:
+        dtype: of activations, norms, plain matrices, scales and biases.
+        window: visible positions, 0 for all.
+        eps: of the norms.
+        theta: base of the RoPE.
+    """
+
+    dtype: mx.Dtype
+    hidden: int
+    intermediate: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    window: int
+    eps: float
+    theta: float
+
+    @property
+    def attended(self) -> int:
+        """Width of all query heads."""
+        return self.heads * self.head_dim
+
+    @property
+    def keys(self) -> int:
+        """Width of all key heads."""
+        return self.kv_heads * self.head_dim
+
+
+class Format(NamedTuple):
+    """How a matrix is stored.
+
+    Attributes:
+        bits: 16 for a plain matrix.
+        group_size: weights that share a scale; 0 for a plain matrix.
+    """
+
+    bits: int
+    group_size: int
+
+    @property
+    def arrays(self) -> tuple[str, ...]:
+        """Names of a matrix's arrays."""
+        return ("weight",) if self.bits == 16 else ("weight", "scales", "biases")
+
+    def dtypes(self, dtype: mx.Dtype) -> tuple[mx.Dtype, ...]:
+        """Those of ``arrays`` in a model of ``dtype``."""
+        return (dtype,) if self.bits == 16 else (mx.uint32, dtype, dtype)
+
+    @property
+    def c_type(self) -> str:
+        """The format in C++ (weights.cuh)."""
+        return f"moxin::Format<{self.bits}, {self.group_size}>"
+
+
+class Projection(NamedTuple):
+    """Matrices of one format that a kernel multiplies together.
+
+    Attributes:
+        rows: of each matrix.
+        arrays: of one matrix after the other, in the order of ``format.arrays``.
+    """
+
+    format: Format
+    rows: tuple[int, ...]
+    arrays: list[mx.array]
+
+
+class DecoderLayer(NamedTuple):
+    """Arrays of one decoder layer."""
+
+    input_norm: mx.array
+    qkv: Projection
+    output: Projection
+    post_norm: mx.array
+    gate_up: Projection
+    down: Projection
+
+    @property
+    def projections(self) -> tuple[Projection, Projection, Projection, Projection]:
+        return self.qkv, self.output, self.gate_up, self.down
+
+    @property
+    def formats(self) -> tuple[Format, ...]:
+        return tuple(projection.format for projection in self.projections)
+
+    @property
+    def arrays(self) -> list[mx.array]:
+        """All arrays, in the order of moxin::Layer (decoder_layer.cuh)."""
+        return [
+            self.input_norm,
+            *self.qkv.arrays,
+            *self.output.arrays,
+            self.post_norm,
+            *self.gate_up.arrays,
+            *self.down.arrays,
+        ]
+
+
+def _format(layer: nn.Module) -> Format:
+    # Compared by class: adapters, shards and subclasses may compute something else.
+    if type(layer) in PLAIN:
+        found = Format(16, 0)
+    else:
+        require(type(layer) in QUANTIZED, "a matrix is an adapter, a shard or of another class")
+        found = Format(layer.bits, layer.group_size)
+        is_known = layer.mode == "affine" and layer.bits in BITS
+        require(is_known and layer.group_size in GROUP_SIZES, "a matrix has another packing")
+    require(layer.keys() == set(found.arrays), "a matrix has a bias or other parameters")
+    return found
+
+
+def read_projection(dtype: mx.Dtype, width: int, *layers: nn.Module) -> Projection:
+    """``layers``, which have ``width`` inputs, as one projection.
+
+    Raises:
+        UnsupportedError: if they are of different formats or of other dtypes or shapes.
+    """
+    form, rows, arrays = _format(layers[0]), [], []
+    for layer in layers:
+        require(_format(layer) == form, "matrices that are multiplied together are packed apart")
+        found = [layer[name] for name in form.arrays]
+        rows.append(found[0].shape[0])
+        widths = [width]
+        if form.bits < 16:
+            widths = [width * form.bits // 32, width // form.group_size, width // form.group_size]
+        require(
+            all(array.shape == (rows[-1], size) for array, size in zip(found, widths)),
+            "a matrix has another shape",
+        )
+        is_same = all(array.dtype == kind for array, kind in zip(found, form.dtypes(dtype)))
+        require(is_same, "a matrix is of another dtype than the norms")
+        arrays += found
+    return Projection(form, tuple(rows), arrays)
+
+
+def _read_norm(norm: nn.Module, sizes: DecoderSizes) -> mx.array:
+    require(type(norm) is nn.RMSNorm and norm.eps == sizes.eps, "a norm is of another kind")
+    weight = norm.weight
+    is_same = weight.dtype == sizes.dtype and weight.shape == (sizes.hidden,)
+    require(is_same, "a norm is of another dtype or shape")
+    return weight
+
+
+def read_sizes(decoder: nn.Module) -> DecoderSizes:
+    """Sizes of ``decoder``, a ``MistralModel``.
+
+    Raises:
+        UnsupportedError: if no kernel computes such a decoder. The layers are checked when they
+            are read.
+    """
+    require(not decoder.training, "the model is being trained")
+    first = decoder.layers[0]
+    require(type(first) is TransformerBlock, "the layers are not mlx-vlm's Llama blocks")
+    attention, norm = first.self_attn, decoder.norm
+    require(type(norm) is nn.RMSNorm, "a norm is of another kind")
+    require(type(attention.rope) is nn.RoPE, "the RoPE is scaled")
+    sizes = DecoderSizes(
+        dtype=norm.weight.dtype,
+        hidden=norm.weight.shape[0],
+        intermediate=decoder.args.intermediate_size,
+        heads=attention.n_heads,
+        kv_heads=attention.n_kv_heads,
+        head_dim=attention.head_dim,
+        window=decoder.sliding_window or 0,
+        eps=norm.eps,
+        theta=float(attention.rope.base),
+    )
+    require(sizes.dtype in DTYPES, f"the dtype is {sizes.dtype}")
+    embedding = decoder.embed_tokens
+    values = embedding.weight if type(embedding) is nn.Embedding else embedding.get("scales")
+    require(values is not None and values.dtype == sizes.dtype, "embeddings of another dtype")
+    widths = (sizes.hidden, sizes.intermediate, sizes.head_dim)
+    require(
+        all(width % WIDTH_MULTIPLE == 0 for width in widths),
+        f"a width is no multiple of {WIDTH_MULTIPLE}",
+    )
+    require(sizes.heads % sizes.kv_heads == 0, "heads do not share keys evenly")
+    return sizes
+
+
+def _read_layer(layer: nn.Module, sizes: DecoderSizes) -> DecoderLayer:
+    require(type(layer) is TransformerBlock, "a layer is not one of mlx-vlm's Llama blocks")
+    attention, mlp = layer.self_attn, layer.mlp
+    is_known = type(attention) is Attention and type(mlp) is MLP
+    require(is_known, "a layer's attention or MLP is of another class")
+    heads = attention.n_heads, attention.n_kv_heads, attention.head_dim
+    require(heads == (sizes.heads, sizes.kv_heads, sizes.head_dim), "a layer has other heads")
+    require(attention.scale == sizes.head_dim**-0.5, "a layer scales its scores in another way")
+    rope = attention.rope
+    require(
+        type(rope) is nn.RoPE
+        and rope.dims == sizes.head_dim
+        and not rope.traditional
+        and rope.base == sizes.theta
+        and rope.scale == 1,
+        "a layer's RoPE is scaled, partial, traditional or of another base",
+    )
+
+    def read(width: int, *layers: nn.Module) -> Projection:
+        return read_projection(sizes.dtype, width, *layers)
+
+    found = DecoderLayer(
+        _read_norm(layer.input_layernorm, sizes),
+        read(sizes.hidden, attention.q_proj, attention.k_proj, attention.v_proj),
+        read(sizes.attended, attention.o_proj),
+        _read_norm(layer.post_attention_layernorm, sizes),
+        read(sizes.hidden, mlp.gate_proj, mlp.up_proj),
+        read(sizes.intermediate, mlp.down_proj),
+    )
+    rows = tuple(projection.rows for projection in found.projections)
+    expected = (
+        (sizes.attended, sizes.keys, sizes.keys),
+        (sizes.hidden,),
+        (sizes.intermediate, sizes.intermediate),
+        (sizes.hidden,),
+    )
+    require(rows == expected, "a matrix has another number of rows")
+    return found
+
+
+def read_layers(
+    decoder: nn.Module, sizes: DecoderSizes, chosen: slice = slice(None)
+) -> list[DecoderLayer]:
+    """The ``chosen`` layers of ``decoder``, a ``MistralModel``.
+
+    Raises:
+        UnsupportedError: if the kernels do not compute what one of them computes.
+    """
+    require(not decoder.training, "the model is being trained")
+    return [_read_layer(layer, sizes) for layer in decoder.layers[chosen]]
+
+
+def supports(decoder: nn.Module) -> bool:
+    """Whether the kernels compute what ``decoder``, a ``MistralModel``, computes."""
+    try:
+        read_layers(decoder, read_sizes(decoder))
+    except UnsupportedError:
+        return False
+    return True
+
+
+def caches_fit(
+    cache: Sequence[Any] | None,
+    kinds: Sequence[type],
+    inputs: mx.array,
+    inputs_embeds: mx.array | None,
+    sizes: DecoderSizes,
+) -> bool:
+    """Whether new tokens can be appended to all of ``cache`` by the kernels.
+
+    Args:
+        cache: one per layer; all of the same one of ``kinds`` and filled alike.
+        inputs: ids of the new tokens ``[B, T]``.
+        inputs_embeds: their embeddings, if they are not the ids' own.
+    """
+    if not cache:
+        return False
+    kind = type(cache[0])
+    if kind not in kinds or not all(type(layer) is kind for layer in cache):
+        return False
+    if inputs_embeds is not None and inputs_embeds.dtype != sizes.dtype:
+        return False
+    filled, keys = cache[0].size(), cache[0].keys
+    if kv_cache.is_current(cache):
+        cache = cache[:1]  # all were made alike
+    if not all(layer.size() == filled for layer in cache):
+        return False
+    if keys is None:
+        return filled == 0 and all(layer.keys is None for layer in cache)
+    shape = (inputs.shape[0], sizes.kv_heads, keys.shape[2], sizes.head_dim)
+    return all(
+        array is not None and array.shape == shape and array.dtype == sizes.dtype
+        for layer in cache
+        for array in (layer.keys, layer.values)
+    )

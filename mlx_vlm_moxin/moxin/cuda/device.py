@@ -1,0 +1,168 @@
+"""The NVIDIA GPU that MLX uses: whether the kernels run on it, and its sizes."""
+
+import ctypes
+import functools
+import logging
+import os
+from importlib.metadata import version
+
+import mlx.core as mx
+
+from . import nvrtc
+
+logger = logging.getLogger(__name__)
+
+SWITCH = "MLX_VLM_MOXIN_KERNELS"
+# The kernels write into their inputs, and MLX calls their interface experimental, so they are used
+# with the versions on which their tests have run: from the first up to, not including, the second.
+TESTED_MLX = ((0, 32), (0, 33))
+# bfloat16 conversion in one instruction.
+MIN_COMPUTE_CAPABILITY = 8
+# CUdevice_attribute of the driver.
+MULTIPROCESSOR_COUNT = 16
+MAX_SHARED_MEMORY_PER_BLOCK = 97
+MPS_ENABLED = 133
+# CUfunction_attribute.
+MAX_DYNAMIC_SHARED_MEMORY = 8
+CUDA_ERROR_INVALID_VALUE = 1
+# Bytes of a thread block's shared memory reserved for the driver and for a kernel's static arrays.
+STATIC_SHARED_MEMORY = 8192
+# Characters of a failure in a warning.
+MAX_REASON = 400
+
+_failures: list[str] = []
+
+
+def disable_after(error: RuntimeError) -> None:
+    """Leave everything to MLX from now on, with one warning that says why.
+
+    Args:
+        error: of compiling, loading or launching a kernel. Raised again if memory ran out, which
+            MLX's own path would not cure.
+    """
+    reason = str(error)
+    if "out of memory" in reason.lower() or "allocate" in reason.lower():
+        raise error
+    if not _failures:
+        logger.warning(
+            "The CUDA kernels are off, and MLX computes everything, with the same results: %s",
+            reason[:MAX_REASON],
+        )
+    _failures.append(reason)
+
+
+@functools.cache
+def _driver() -> ctypes.CDLL:
+    return ctypes.CDLL("libcuda.so.1")
+
+
+def _check(code: int, call: str) -> None:
+    """Raise RuntimeError if a call of the driver returned an error."""
+    if code:
+        text = ctypes.c_char_p()
+        _driver().cuGetErrorString(code, ctypes.byref(text))
+        raise RuntimeError(f"{call}: {(text.value or b'error').decode()} ({code})")
+
+
+@functools.cache
+def _device() -> ctypes.c_int:
+    """The driver's handle of MLX's GPU."""
+    device, address = ctypes.c_int(), mx.device_info()["pci_bus_id"].encode()
+    _check(_driver().cuInit(0), "cuInit")
+    code = _driver().cuDeviceGetByPCIBusId(ctypes.byref(device), address)
+    _check(code, "cuDeviceGetByPCIBusId")
+    return device
+
+
+@functools.cache
+def attribute(number: int) -> int:
+    """A CUdevice_attribute of MLX's GPU; 0 for one that the driver does not know."""
+    value = ctypes.c_int()
+    code = _driver().cuDeviceGetAttribute(ctypes.byref(value), number, _device())
+    if code == CUDA_ERROR_INVALID_VALUE:
+        return 0
+    _check(code, "cuDeviceGetAttribute")
+    return value.value
+
+
+def multiprocessors() -> int:
+    """Number of the GPU's multiprocessors."""
+    return attribute(MULTIPROCESSOR_COUNT)
+
+
+def max_shared_memory() -> int:
+    """Bytes of dynamic shared memory that a thread block may have."""
+    return attribute(MAX_SHARED_MEMORY_PER_BLOCK) - STATIC_SHARED_MEMORY
+
+
+@functools.cache
+def architecture() -> str | None:
+    """The GPU's architecture, such as ``sm_90``; None if kernels cannot be used with it.
+
+    Each reason is logged once, at debug level.
+    """
+    if not mx.cuda.is_available():
+        return None
+    info = mx.device_info()  # slow, since it also queries the free memory
+    installed = tuple(int(part) for part in version("mlx").split(".")[:2])
+    reason = None
+    if not TESTED_MLX[0] <= installed < TESTED_MLX[1]:
+        reason = f"they are not tested with MLX {version('mlx')}"
+    elif nvrtc.library() is None:
+        reason = "NVIDIA's run-time compiler (libnvrtc) is not loaded"
+    elif info["compute_capability_major"] < MIN_COMPUTE_CAPABILITY:
+        reason = f"{info['device_name']} is older than compute capability 8.0"
+    elif attribute(MPS_ENABLED):
+        reason = "the GPU is shared through MPS, where a kernel's thread blocks may not all run"
+    if reason:
+        logger.debug("The CUDA kernels are not used: %s", reason)
+        return None
+    return info["architecture"]
+
+
+def enabled() -> bool:
+    """Whether MLX computes on an NVIDIA GPU on which the kernels run and may be used."""
+    return (
+        os.environ.get(SWITCH, "1") != "0"
+        and not _failures
+        and mx.default_device() == mx.gpu
+        and architecture() is not None
+    )
+
+
+@functools.cache
+def resident_blocks(cubin: bytes, name: str, threads: int, shared_memory: int) -> int:
+    """Number of a kernel's thread blocks that the GPU can run at the same time.
+
+    Args:
+        cubin: machine code.
+        name: of the kernel in it.
+        threads: per block.
+        shared_memory: dynamic, bytes per block.
+
+    Raises:
+        RuntimeError: if the driver cannot load the kernel or does not allow so much memory.
+    """
+    driver, device = _driver(), _device()
+    context, module, function = ctypes.c_void_p(), ctypes.c_void_p(), ctypes.c_void_p()
+    blocks = ctypes.c_int()
+    _check(driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), device), "cuDevicePrimaryCtx")
+    try:
+        _check(driver.cuCtxPushCurrent_v2(context), "cuCtxPushCurrent")
+        try:
+            _check(driver.cuModuleLoadData(ctypes.byref(module), cubin), "cuModuleLoadData")
+            code = driver.cuModuleGetFunction(ctypes.byref(function), module, name.encode())
+            _check(code, "cuModuleGetFunction")
+            code = driver.cuFuncSetAttribute(function, MAX_DYNAMIC_SHARED_MEMORY, shared_memory)
+            _check(code, "cuFuncSetAttribute")
+            code = driver.cuOccupancyMaxActiveBlocksPerMultiprocessor(
+                ctypes.byref(blocks), function, threads, ctypes.c_size_t(shared_memory)
+            )
+            _check(code, "cuOccupancyMaxActiveBlocksPerMultiprocessor")
+        finally:
+            if module:
+                driver.cuModuleUnload(module)
+            driver.cuCtxPopCurrent_v2(ctypes.byref(ctypes.c_void_p()))
+    finally:
+        driver.cuDevicePrimaryCtxRelease_v2(device)
+    return blocks.value * multiprocessors()

@@ -1,0 +1,11 @@
+"""Why a pass is left to the modules."""
+
+
+class UnsupportedError(Exception):
+    """The kernels do not compute what the modules compute."""
+
+
+def require(condition: bool, reason: str) -> None:
+    """Raise :class:`UnsupportedError` with ``reason`` unless ``condition``."""
+    if not condition:
+        raise UnsupportedError(reason)

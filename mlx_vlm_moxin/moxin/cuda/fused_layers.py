@@ -1,0 +1,126 @@
+"""Kernels that compute many decoder layers in one launch: what the step and the prompt share."""
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import mlx.core as mx
+
+from . import kernel
+from .decoder_layers import DecoderLayer, DecoderSizes, Format
+from .kernel import C_TYPES, Kernel
+
+# A kernel has 4 KB of parameters, and a layer up to 25 arrays.
+LAYERS_AT_ONCE = 18
+# Matrices of each projection, in the order of DecoderLayer.projections.
+MATRICES = {"qkv": 3, "output": 1, "gate_up": 2, "down": 1}
+
+Formats = tuple[Format, Format, Format, Format]
+
+
+def groups(layers: Sequence[DecoderLayer]) -> Iterator[slice]:
+    """Layers of one launch each: up to ``LAYERS_AT_ONCE`` consecutive ones of the same formats."""
+    for _, same in itertools.groupby(range(len(layers)), lambda index: layers[index].formats):
+        indices = list(same)
+        for start in range(indices[0], indices[-1] + 1, LAYERS_AT_ONCE):
+            yield slice(start, min(start + LAYERS_AT_ONCE, indices[-1] + 1))
+
+
+def build(
+    entry: str,
+    sizes: DecoderSizes,
+    formats: Formats,
+    count: int,
+    constants: Mapping[str, Any],
+    outputs: Mapping[str, tuple[tuple[int, ...], mx.Dtype]],
+    scalars: Mapping[str, int],
+    *,
+    blocks: int,
+    threads: int,
+    shared_memory: int,
+) -> Kernel:
+    """The kernel ``entry`` of ``count`` layers, for :func:`launch`.
+
+    Args:
+        formats: of the four projections of every layer.
+        constants: of the file, besides those of the decoder.
+        outputs: names, shapes and dtypes; the first is the hidden states after the layers.
+        scalars: of the file.
+    """
+    dtype = sizes.dtype
+    parameters, inputs, entries = [], [], {}
+
+    def declare(kind: mx.Dtype, name: str, qualifier: str = "const ") -> str:
+        inputs.append(kind)
+        parameters.append(f"{qualifier}{C_TYPES[kind]}* {name}")
+        return name
+
+    for index in range(count):
+        members = []
+        for name, form in zip(MATRICES, formats):
+            prefix = f"{name}_{index}"
+            # A norm precedes the first projections of attention and MLP.
+            if name in ("qkv", "gate_up"):
+                members.append(declare(dtype, f"{prefix}_norm"))
+            for matrix in range(MATRICES[name]):
+                names = [
+                    declare(kind, f"{prefix}_{array}_{matrix}")
+                    for array, kind in zip(form.arrays, form.dtypes(dtype))
+                ]
+                members.append(f"{{{', '.join(names)}}}")
+        members += [declare(dtype, f"{name}_{index}", "") for name in ("keys", "values")]
+        entries[f"[{index}]"] = ", ".join(members)
+    return kernel.build(
+        entry,
+        {
+            "T": dtype,
+            "HIDDEN": sizes.hidden,
+            "INTERMEDIATE": sizes.intermediate,
+            "HEAD_DIM": sizes.head_dim,
+            "HEADS": sizes.heads,
+            "KV_HEADS": sizes.kv_heads,
+            "WINDOW": sizes.window,
+            "LAYERS": count,
+            **{name.upper(): form.c_type for name, form in zip(MATRICES, formats)},
+            "EPS": sizes.eps,
+            "LOG2_THETA": math.log2(sizes.theta),
+            "SCALE": sizes.head_dim**-0.5,
+            "THREADS": threads,
+            **constants,
+        },
+        [dtype, mx.int32, mx.uint32, *inputs],
+        outputs,
+        scalars,
+        macros={
+            "LAYER_PARAMETERS": ", ".join(parameters),
+            "FILL_LAYERS(table)": kernel.fill_table(entries),
+        },
+        blocks=blocks,
+        threads=threads,
+        shared_memory=shared_memory,
+        waits=True,
+    )
+
+
+def launch(
+    fused: Kernel,
+    layers: Sequence[DecoderLayer],
+    x: mx.array,
+    filled: mx.array,
+    arrays: Sequence[mx.array],
+) -> mx.array:
+    """Hidden states after ``layers`` of tokens that follow ``filled`` others.
+
+    Args:
+        fused: the kernel of these layers.
+        x: hidden states before them.
+        filled: what :func:`kernel.count_array` gives.
+        arrays: keys and values of each of these layers in turn; the kernel writes into them.
+    """
+    flat = [
+        array
+        for layer, keys, values in zip(layers, arrays[::2], arrays[1::2])
+        for array in (*layer.arrays, keys, values)
+    ]
+    return fused(x, filled, kernel.counters(), *flat)[0]

@@ -1,0 +1,135 @@
+"""A short prompt, such as another question about a picture: many layers in one launch.
+
+As in a decoding step every weight is read once, and launching some 250 kernels would take longer
+than they run. Longer prompts and batches use ``layerwise``.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from ...cache import KVCache
+from . import device, fused_layers, kernel, kv_cache, layerwise, turns
+from . import layerwise_kernels as tiling
+from .decoder_layers import DecoderSizes, caches_fit, read_layers
+
+
+class FusedPrompt:
+    """The pass over up to 64 tokens of one sequence.
+
+    Args:
+        decoder: a ``MistralModel``.
+        head: the output head.
+    """
+
+    def __init__(self, decoder: nn.Module, head: nn.Module):
+        self._decoder, self._head = decoder, head
+
+    def supports(
+        self,
+        inputs: mx.array,
+        inputs_embeds: mx.array | None,
+        cache: Sequence[Any] | None,
+        sizes: DecoderSizes,
+    ) -> bool:
+        """Whether ``inputs`` ``[1, T]`` are few and the caches are plain."""
+        widths = (sizes.hidden, sizes.attended, sizes.intermediate)
+        return (
+            inputs.shape[0] == 1
+            and inputs.shape[1] <= tiling.ROW_TILES[-1]
+            and caches_fit(cache, (KVCache,), inputs, inputs_embeds, sizes)
+            and all(width % tiling.TILE_K == 0 for width in widths)
+            and shared_memory(sizes, tiling.ROW_TILES[-1]) <= device.max_shared_memory()
+        )
+
+    def __call__(
+        self,
+        inputs: mx.array,
+        inputs_embeds: mx.array | None,
+        cache: Sequence[KVCache],
+        logits_to_keep: int,
+        sizes: DecoderSizes,
+    ) -> mx.array:
+        """Logits of the last ``logits_to_keep`` (0: all) tokens; fills ``cache``.
+
+        Raises:
+            UnsupportedError: if the kernels do not compute the decoder; ``cache`` is as before.
+        """
+        decoder, layers = self._decoder, len(self._decoder.layers)
+        x = decoder.embed_tokens(inputs) if inputs_embeds is None else inputs_embeds
+        x, tokens = x[0], inputs.shape[1]
+        if cache[0].keys is None:
+            arrays = kv_cache.empty(layers, sizes.kv_heads, sizes.head_dim, sizes.dtype)
+        else:
+            arrays = kv_cache.reserve(cache, tokens)
+        filled = kernel.count_array(cache[0].offset)
+        with turns.turn() as launched:
+            for first in range(0, layers, fused_layers.LAYERS_AT_ONCE):
+                # The GPU works on these layers while the next ones are read.
+                chosen = slice(first, first + fused_layers.LAYERS_AT_ONCE)
+                found = read_layers(decoder, sizes, chosen)
+                for group in fused_layers.groups(found):
+                    some = found[group]
+                    fused = _kernel(sizes, some[0].formats, len(some), tokens, arrays[0].shape[2])
+                    caches = arrays[2 * (first + group.start) : 2 * (first + group.stop)]
+                    x = fused_layers.launch(fused, some, x, filled, caches)
+                    mx.async_eval(x)
+            logits = layerwise.logits(self._head, decoder.norm(x[None, -logits_to_keep:]))
+            arrays = kv_cache.after(arrays, x)
+            mx.async_eval(logits, arrays)  # as in fused_step
+            launched(x)
+        kv_cache.append(cache, arrays, tokens)
+        return logits
+
+
+def shared_memory(sizes: DecoderSizes, tile: int) -> int:
+    """Bytes per thread block, for a tile of so many rows."""
+    attention = tiling.attention_memory(tiling.FEW_QUERIES, sizes.head_dim)
+    return max(tiling.product_memory(tile), attention)
+
+
+@functools.lru_cache
+def _kernel(
+    sizes: DecoderSizes,
+    formats: fused_layers.Formats,
+    count: int,
+    tokens: int,
+    capacity: int,
+) -> kernel.Kernel:
+    """The kernel of ``count`` layers."""
+    # One thread block per multiprocessor, so that all run at once.
+    tile, grid, dtype = tiling.row_tile(tokens), device.multiprocessors(), sizes.dtype
+    projected = sizes.attended + 2 * sizes.keys
+    splits = {
+        "qkv_splits": tiling.count_splits(projected, sizes.hidden, grid),
+        "output_splits": tiling.count_splits(sizes.hidden, sizes.attended, grid),
+        "down_splits": tiling.count_splits(sizes.hidden, sizes.intermediate, grid),
+    }
+    products = max(splits["qkv_splits"] * projected, max(splits.values()) * sizes.hidden)
+    return fused_layers.build(
+        "fused_prompt",
+        sizes,
+        formats,
+        count,
+        {
+            "ROWS": tile,
+            "TILES": tiling.TILES,
+            "GATED_TILES": tiling.FUSED_GATED_TILES,
+            **tiling.TILING,
+        },
+        {
+            "out": ((tokens, sizes.hidden), dtype),
+            "normed": ((tokens, sizes.hidden), dtype),
+            "products": ((products * tokens,), mx.float32),
+            "queries": ((tokens, sizes.attended), dtype),
+            "attended": ((tokens, sizes.attended), dtype),
+            "gated": ((tokens, sizes.intermediate), dtype),
+        },
+        {"capacity": capacity, "tokens": tokens, **splits},
+        blocks=grid,
+        threads=tiling.MULTIPLY_THREADS,
+        shared_memory=shared_memory(sizes, tile),
+    )

@@ -1,0 +1,127 @@
+"""One decoding step of a single sequence: many layers in one launch.
+
+Such a step reads every weight once and computes little. MLX needs some 13 kernels per layer, which
+its host code launches slower than they run, and its quantised product reads at half of the
+memory's speed. Prompts and batches use ``fused_prompt`` and ``layerwise``.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from ...cache import KVCache
+from . import device, fused_layers, kernel, kv_cache, turns
+from .decoder_layers import DecoderLayer, DecoderSizes, caches_fit, read_layers
+from .errors import require
+from .graph import compile_graph
+
+THREADS = 512
+# Thread blocks that share a head's keys, at most.
+MAX_SPLITS = 8
+
+
+class FusedStep:
+    """The step of one token, compiled into one graph.
+
+    Args:
+        decoder: a ``MistralModel``.
+        head: the output head.
+    """
+
+    def __init__(self, decoder: nn.Module, head: nn.Module):
+        # For the last sizes and capacity only: MLX keeps a graph for each shape it has seen.
+        self._graph = functools.lru_cache(maxsize=1)(functools.partial(_compile, decoder, head))
+
+    def supports(
+        self,
+        inputs: mx.array,
+        inputs_embeds: mx.array | None,
+        cache: Sequence[Any] | None,
+        sizes: DecoderSizes,
+    ) -> bool:
+        """Whether ``inputs`` is one token of one sequence that follows others in plain caches."""
+        return (
+            inputs.shape == (1, 1)
+            and inputs_embeds is None
+            and caches_fit(cache, (KVCache,), inputs, None, sizes)
+            and cache[0].offset > 0
+        )
+
+    def __call__(self, inputs: mx.array, cache: Sequence[KVCache], sizes: DecoderSizes) -> mx.array:
+        """Logits ``[1, 1, vocab_size]`` after the token ``inputs`` ``[1, 1]``; fills ``cache``.
+
+        Raises:
+            UnsupportedError: if the kernels do not compute the decoder; ``cache`` is as before.
+        """
+        arrays = kv_cache.reserve(cache)
+        step = self._graph(sizes, arrays[0].shape[2])
+        with turns.turn() as launched:
+            logits, arrays = step(inputs, kernel.count_array(cache[0].offset), arrays)
+            # MLX does not know that the kernels write into the cache. It keeps the order of what is
+            # submitted at different times, but perhaps not of what is submitted together.
+            mx.async_eval(logits, arrays)
+            launched(logits)
+        kv_cache.append(cache, arrays, 1)
+        return logits
+
+
+def _compile(decoder: nn.Module, head: nn.Module, sizes: DecoderSizes, capacity: int) -> Any:
+    return compile_graph(functools.partial(_step, decoder, head, sizes), [decoder, head])
+
+
+def _step(
+    decoder: nn.Module,
+    head: nn.Module,
+    sizes: DecoderSizes,
+    inputs: mx.array,
+    position: mx.array,
+    arrays: list[mx.array],
+) -> tuple[mx.array, list[mx.array]]:
+    """Logits, and ``arrays`` (keys and values of each layer) after the kernels wrote into them."""
+    layers = read_layers(decoder, sizes)
+    x = decoder.embed_tokens(inputs).reshape(-1)
+    for group in fused_layers.groups(layers):
+        caches = arrays[2 * group.start : 2 * group.stop]
+        fused = _kernel(layers[group], sizes, arrays[0].shape[2])
+        x = fused_layers.launch(fused, layers[group], x, position, caches)
+    logits = head(decoder.norm(x.reshape(1, 1, -1)))
+    return logits, kv_cache.after(arrays, x)
+
+
+def _kernel(layers: Sequence[DecoderLayer], sizes: DecoderSizes, capacity: int) -> kernel.Kernel:
+    dtype, formats = sizes.dtype, layers[0].formats
+    splits = max(1, min(device.multiprocessors() // sizes.heads, MAX_SPLITS))
+    memory = shared_memory(sizes, formats)
+    require(memory <= device.max_shared_memory(), "a decoding step needs more shared memory")
+    return fused_layers.build(
+        "fused_step",
+        sizes,
+        formats,
+        len(layers),
+        {"SPLITS": splits},
+        {
+            "out": ((sizes.hidden,), dtype),
+            "queries": ((sizes.attended,), dtype),
+            "sums": ((sizes.heads * splits * (sizes.head_dim + 2),), mx.float32),
+            "gated": ((sizes.intermediate,), dtype),
+        },
+        {"capacity": capacity},
+        blocks=device.multiprocessors(),
+        threads=THREADS,
+        shared_memory=memory,
+    )
+
+
+def shared_memory(sizes: DecoderSizes, formats: fused_layers.Formats) -> int:
+    """Bytes per thread block: the larger of StagedInput (matvec.cuh) and WarpSoftmaxes
+    (decode_attention.cuh).
+    """
+    widths = (sizes.hidden, sizes.attended, sizes.hidden, sizes.intermediate)
+    staged = [
+        2 * width + (width * form.bits // 32 if form.bits < 16 else 16)
+        for width, form in zip(widths, formats)
+    ]
+    return max(*staged, THREADS // 32 * 4 * (sizes.head_dim + 2))

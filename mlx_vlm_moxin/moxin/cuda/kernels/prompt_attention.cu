@@ -1,0 +1,27 @@
+// Attention of the new tokens of prompts and batches (prompt_attention.cuh), a tile per thread block.
+//
+// Cost: reads each key and value once per tile of query rows. For one sequence, 4 * HEAD_DIM * HEADS
+// FLOPs per new token and visible key.
+//
+// Constants that layerwise_kernels.py defines in namespace config: T, HEADS, KV_HEADS, HEAD_DIM,
+// WINDOW (0: none), SCALE, KEY_WARPS; KEYS, ATTENTION_WARPS.
+
+#include "prompt_attention.cuh"
+
+extern "C" __global__ void __launch_bounds__(config::ATTENTION_WARPS * 32, 1) prompt_attention(
+    const config::T* queries,     // [B, tokens, HEADS, HEAD_DIM]
+    const config::T* keys,        // the cache, [B, KV_HEADS, capacity, HEAD_DIM]
+    const config::T* values,      // as keys
+    const config::T* new_keys,    // [B, KV_HEADS, tokens, HEAD_DIM]
+    const config::T* new_values,  // as new_keys
+    const int* filled,            // filled[0]: positions of the cache that are used
+    const int* padding,           // [B], masked tokens at the start of each sequence
+    config::T* out,               // [B, tokens, HEADS, HEAD_DIM]
+    int capacity, int tokens,
+    int tiles) {                  // of the packed rows of a key-value head
+  moxin::CachedKeys<config::T> cache{keys, values, new_keys, new_values, *filled, padding,
+                                     capacity, tokens, tokens};
+  moxin::attend_tile<config::T, config::HEAD_DIM, config::HEADS, config::KV_HEADS, config::WINDOW,
+                     config::KEY_WARPS>(
+      queries, cache, tiles, config::SCALE, out, blockIdx.x);
+}

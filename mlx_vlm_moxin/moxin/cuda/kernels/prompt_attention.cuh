@@ -1,0 +1,154 @@
+// Attention of the new tokens of each sequence to its key-value cache and to each other.
+//
+// Query heads that share keys are rows of one product: packed row r is token r / GROUP and head
+// r % GROUP of its group. A team of four warps processes the keys 64 at a time. Each warp has 16
+// rows (KEY_WARPS 1), or all share 16 rows and each has a quarter of the keys (KEY_WARPS 4, used
+// when there would otherwise be fewer thread blocks than multiprocessors).
+
+#pragma once
+
+#include "flash_tile.cuh"
+#include "grid.cuh"
+
+namespace moxin {
+
+constexpr int ATTENTION_WARPS = config::ATTENTION_WARPS;
+constexpr int KEYS = config::KEYS;  // per tile; two tiles are in shared memory
+
+// keys and values are [B, KV_HEADS, capacity, HEAD_DIM], of which `filled` positions are used; the
+// first padding[b] keys of sequence b are masked (null: none). Those of the `tokens` new tokens are
+// [B, KV_HEADS, length, HEAD_DIM].
+template <typename T>
+struct CachedKeys {
+  const T* keys;
+  const T* values;
+  const T* new_keys;
+  const T* new_values;
+  int filled;
+  const int* padding;
+  int capacity, tokens, length;
+};
+
+// A team computes tile part % tiles of the packed rows of key-value head part / tiles % KV_HEADS of
+// sequence part / tiles / KV_HEADS. queries and out are [B, tokens, HEADS, HEAD_DIM]. Only the last
+// WINDOW keys are visible to a token (0: all).
+template <typename T, int HEAD_DIM, int HEADS, int KV_HEADS, int WINDOW, int KEY_WARPS>
+__device__ void attend_tile(
+    const T* queries, const CachedKeys<T>& cache, int tiles, float scale, T* out, int part) {
+  constexpr int GROUP = HEADS / KV_HEADS, WARPS = ATTENTION_WARPS, THREADS = WARPS * LANES;
+  constexpr int QUERIES = 16 * WARPS / KEY_WARPS, WARP_KEYS = KEYS / KEY_WARPS;
+  constexpr int PITCH = HEAD_DIM * 2 + 16;  // bytes; shifts neighbouring rows by four banks
+  constexpr int STAGE_BYTES = 2 * KEYS * PITCH;
+  unsigned int query_tile = static_cast<unsigned int>(__cvta_generic_to_shared(shared));
+  unsigned int stages = query_tile + QUERIES * PITCH;
+  int kv_head = part / tiles % KV_HEADS, batch = part / tiles / KV_HEADS;
+  int first_row = part % tiles * QUERIES;
+  int thread = thread_of_step(), lane = thread % LANES, warp = thread / LANES;
+  int warp_row = KEY_WARPS == 1 ? warp * 16 : 0, warp_key = KEY_WARPS == 1 ? 0 : warp * WARP_KEYS;
+  int rows = cache.tokens * GROUP, filled = cache.filled;
+  int last_token = min(first_row + QUERIES - 1, rows - 1) / GROUP;
+  int start = cache.padding ? cache.padding[batch] : 0, end = filled + last_token + 1;
+  if constexpr (WINDOW > 0) start = max(start, filled + first_row / GROUP + 1 - WINDOW);
+
+  auto copy_row = [&](unsigned int to, const T* from, bool inside, int column) {
+    copy_async(to + column * 2, inside ? from + column : queries, inside);
+  };
+#pragma unroll 1
+  for (int i = thread; i < QUERIES * (HEAD_DIM / 8); i += THREADS) {
+    int row = i / (HEAD_DIM / 8), packed = first_row + row;
+    long long token = static_cast<long long>(batch) * cache.tokens + packed / GROUP;
+    const T* from = queries + (token * HEADS + kv_head * GROUP + packed % GROUP) * HEAD_DIM;
+    copy_row(query_tile + row * PITCH, from, packed < rows, i % (HEAD_DIM / 8) * 8);
+  }
+  long long head = static_cast<long long>(batch) * KV_HEADS + kv_head;
+  auto copy_keys = [&](int stage, int first) {
+    if (first < end) {
+      unsigned int to = stages + stage * STAGE_BYTES;
+#pragma unroll 2
+      for (int i = thread; i < KEYS * (HEAD_DIM / 8); i += THREADS) {
+        int row = i / (HEAD_DIM / 8), column = i % (HEAD_DIM / 8) * 8, key = first + row;
+        bool is_new = key >= filled;
+        long long at = is_new ? head * cache.length + key - filled : head * cache.capacity + key;
+        const T* from_key = (is_new ? cache.new_keys : cache.keys) + at * HEAD_DIM;
+        const T* from_value = (is_new ? cache.new_values : cache.values) + at * HEAD_DIM;
+        copy_row(to + row * PITCH, from_key, key < end, column);
+        copy_row(to + (KEYS + row) * PITCH, from_value, key < end, column);
+      }
+    }
+    asm volatile("cp.async.commit_group;");
+  };
+  copy_keys(0, start);
+
+  FlashTile<T, HEAD_DIM, WARP_KEYS, PITCH> flash;
+  int stage = 0;
+#pragma unroll 1
+  for (int first = start; first < end; first += KEYS, stage ^= 1) {
+    copy_keys(stage ^ 1, first + KEYS);
+    asm volatile("cp.async.wait_group 1;");
+    sync_team<THREADS>(0);
+    unsigned int keys = stages + stage * STAGE_BYTES + warp_key * PITCH;
+    auto is_valid = [&](int half, int index) {
+      int at = filled + (first_row + warp_row + lane / 4 + 8 * half) / GROUP;
+      int key = first + warp_key + index;
+      return key <= at && key < end && (WINDOW == 0 || key > at - WINDOW);
+    };
+    flash.add(query_tile + warp_row * PITCH, keys, keys + KEYS * PITCH, scale, is_valid);
+    sync_team<THREADS>(0);
+  }
+  flash.finish();
+  if constexpr (KEY_WARPS > 1) {
+    // The first warp merges the results of the others, through shared memory.
+    float* results = reinterpret_cast<float*>(shared);
+    constexpr int COUNT = HEAD_DIM / 2 + 4;
+    asm volatile("cp.async.wait_group 0;");
+    sync_team<THREADS>(0);
+    float* result = results + thread;
+    if (warp > 0) {
+#pragma unroll
+      for (int i = 0; i < HEAD_DIM / 2; ++i) result[i * THREADS] = flash.outputs[i / 4][i % 4];
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        result[(HEAD_DIM / 2 + half) * THREADS] = flash.highest[half];
+        result[(HEAD_DIM / 2 + 2 + half) * THREADS] = flash.weight[half];
+      }
+    }
+    static_assert(COUNT * THREADS * 4 <= QUERIES * PITCH + 2 * STAGE_BYTES, "the results fit");
+    sync_team<THREADS>(0);
+    if (warp > 0) return;
+    for (int other = 1; other < WARPS; ++other) {
+      const float* from = results + other * LANES + lane;
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        float other_highest = from[(HEAD_DIM / 2 + half) * THREADS];
+        float top = fmaxf(flash.highest[half], other_highest);
+        float factor = exp2f(flash.highest[half] - top), other_factor = exp2f(other_highest - top);
+        flash.highest[half] = top;
+        flash.weight[half] = flash.weight[half] * factor
+            + from[(HEAD_DIM / 2 + 2 + half) * THREADS] * other_factor;
+#pragma unroll
+        for (int j = 0; j < HEAD_DIM / 8; ++j) {
+#pragma unroll
+          for (int i = 2 * half; i < 2 * half + 2; ++i) {
+            float value = from[(j * 4 + i) * THREADS] * other_factor;
+            flash.outputs[j][i] = flash.outputs[j][i] * factor + value;
+          }
+        }
+      }
+    }
+  }
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    int packed = first_row + warp_row + lane / 4 + 8 * half;
+    if (packed >= rows) continue;
+    long long token = static_cast<long long>(batch) * cache.tokens + packed / GROUP;
+    T* to = out + (token * HEADS + kv_head * GROUP + packed % GROUP) * HEAD_DIM;
+    float factor = flash.weight[half] > 0 ? 1 / flash.weight[half] : 0;  // 0: all keys are masked
+#pragma unroll
+    for (int j = 0; j < HEAD_DIM / 8; ++j) {
+      *reinterpret_cast<unsigned int*>(to + j * 8 + lane % 4 * 2) =
+          pack<T>(flash.outputs[j][2 * half] * factor, flash.outputs[j][2 * half + 1] * factor);
+    }
+  }
+}
+
+}  // namespace moxin

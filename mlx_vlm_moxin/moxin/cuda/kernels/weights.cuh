@@ -1,0 +1,63 @@
+// The decoder's weight matrices: plain (BITS 16) or quantised by mx.quantize in its affine mode
+// (BITS 8 or 4; GROUP weights share a scale and a bias).
+
+#pragma once
+
+#include "dtypes.cuh"
+
+namespace moxin {
+
+template <int BITS_, int GROUP_>
+struct Format {
+  static constexpr int BITS = BITS_, GROUP = GROUP_;
+};
+
+// [rows, K], row-major. scales and biases are unused if BITS is 16.
+template <typename T>
+struct Matrix {
+  const void* weight;
+  const T* scales;
+  const T* biases;
+};
+
+// Byte k of a word, as a float. As the low mantissa bits of 2^23 it reads as 2^23 + byte.
+__device__ inline float byte_value(unsigned int word, int k) {
+  unsigned int bits = __byte_perm(word, 0x4b000000u, 0x7440u | k);
+  return __uint_as_float(bits) - 8388608.0f;
+}
+
+constexpr float NIBBLE_RAISE = 128;
+
+// Nibble k of a word plus NIBBLE_RAISE: placed in the upper mantissa bits of 128.
+__device__ inline float raised_nibble(unsigned int word, int k) {
+  unsigned int nibbles = (k % 2 ? word >> 4 : word) & 0x0f0f0f0fu;
+  return __uint_as_float(__byte_perm(nibbles, 0x43000000u, 0x7044u | (k / 2) << 8));
+}
+
+// Streaming loads of weights. Volatile keeps them before barriers, so that the first weights of a
+// step are in flight while its input is being prepared.
+__device__ inline uint4 load_once(const void* address) {
+  uint4 v;
+  asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0,%1,%2,%3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "l"(address));
+  return v;
+}
+
+template <typename T>
+__device__ inline T load_scale(const T* address) {
+  T v;
+  asm volatile("ld.global.nc.u16 %0, [%1];" : "=h"(v.bits) : "l"(address));
+  return v;
+}
+
+// A coherent load of a value that another thread block has written, issued here and not where the
+// compiler would sink it to.
+template <typename T>
+__device__ inline T load_early(const T* address) {
+  T v;
+  asm volatile("ld.global.u16 %0, [%1];" : "=h"(v.bits) : "l"(address));
+  return v;
+}
+
+}  // namespace moxin

@@ -1,0 +1,233 @@
+"""The kernels of a pass that computes one layer after the other, built for its sizes.
+
+All functions keep what they return, because building a kernel takes longer than launching it.
+A product of a kernel is float32 ``[splits, rows, N]``, the sum of which is the product; one of MLX
+is ``[rows, N]`` in the model's dtype (``splits`` is 0).
+"""
+
+import functools
+import math
+from typing import NamedTuple
+
+import mlx.core as mx
+
+from . import device, kernel
+from .decoder_layers import DecoderSizes, Format
+from .kernel import Kernel
+
+# Rows of a product's tile.
+ROW_TILES = (16, 32, 64)
+# Values of K per step of a product, warps of its thread block, and stages of its input.
+TILE_K = 128
+PRODUCT_WARPS = 8
+STAGES = 3
+# Tiles of 8 rows of weights per warp; of a gated product in a fused prompt, where 4 compute all
+# columns of the real model in one round.
+TILES = 2
+FUSED_GATED_TILES = 4
+# Thread blocks that keep the memory busy; K is divided into parts until there are as many.
+TARGET_BLOCKS = 400
+MAX_SPLITS = 8
+MULTIPLY_THREADS = 32 * PRODUCT_WARPS
+NORM_THREADS = 512
+ROTATE_THREADS = 256
+ATTENTION_WARPS = 4
+# Query rows per attention block: 64, or 16 when 64 would leave multiprocessors idle. KEYS: keys per
+# tile, double-buffered.
+MANY_QUERIES, FEW_QUERIES = 64, 16
+MANY_BLOCKS = 128
+KEYS = 64
+# What the kernels must know of the above.
+TILING = {
+    "TILE_K": TILE_K,
+    "STAGES": STAGES,
+    "PRODUCT_WARPS": PRODUCT_WARPS,
+    "KEYS": KEYS,
+    "ATTENTION_WARPS": ATTENTION_WARPS,
+}
+
+
+class Tokens(NamedTuple):
+    """New tokens ``[batch, length]``."""
+
+    batch: int
+    length: int
+
+    @property
+    def rows(self) -> int:
+        return self.batch * self.length
+
+
+def row_tile(rows: int) -> int | None:
+    """Height of the tile for a product of ``rows``; None if there are too many for the kernel."""
+    return next((tile for tile in ROW_TILES if rows <= tile), None)
+
+
+def count_splits(columns: int, width: int, blocks: int) -> int:
+    """Parts into which K is divided so that a product occupies up to ``blocks`` thread blocks.
+
+    Args:
+        columns: of the product.
+        width: values of K.
+    """
+    needed = math.ceil(columns / (PRODUCT_WARPS * 8 * TILES))
+    return max(1, min(blocks // needed, MAX_SPLITS, width // TILE_K))
+
+
+def product_memory(tile: int) -> int:
+    """Bytes of shared memory of a product's thread block."""
+    return STAGES * tile * TILE_K * 2
+
+
+def attention_memory(queries: int, width: int) -> int:
+    """Bytes of shared memory of an attention block, for heads of ``width``."""
+    return (queries + 4 * KEYS) * (2 * width + 16)
+
+
+@functools.lru_cache
+def multiply(
+    dtype: mx.Dtype,
+    form: Format,
+    matrices: tuple[int, ...],
+    rows: int,
+    width: int,
+    is_gated: bool = False,
+) -> tuple[Kernel, int] | None:
+    """The product of ``x`` ``[rows, width]`` with up to three matrices, concatenated.
+
+    Args:
+        form: of the matrices.
+        matrices: number of rows of each.
+        is_gated: give ``silu`` of the first product times the second one, ``[rows, N]``.
+
+    Returns:
+        A kernel of ``x`` and of nine arrays (:func:`pad_arrays`), and the number of parts of its
+        result. None if there is no kernel for so many rows, this width or these columns.
+    """
+    tile = row_tile(rows)
+    columns = matrices[0] if is_gated else sum(matrices)
+    if tile is None or width % TILE_K or columns % 2:
+        return None
+    warp_columns = 4 * TILES if is_gated else 8 * TILES
+    blocks = math.ceil(columns / (PRODUCT_WARPS * warp_columns))
+    splits = 1 if is_gated else count_splits(columns, width, TARGET_BLOCKS)
+    product = kernel.build(
+        "narrow_matmul",
+        {
+            "T": dtype,
+            "Output": dtype if is_gated else mx.float32,
+            "BITS": form.bits,
+            "GROUP": form.group_size,
+            "ROWS": tile,
+            "GATED": is_gated,
+            "TILES": TILES,
+            "THREADS": MULTIPLY_THREADS,
+            **TILING,
+        },
+        [dtype, *3 * pad_arrays(list(form.dtypes(dtype)), 3)],
+        {"out": ((rows, columns), dtype) if is_gated else ((splits, rows, columns), mx.float32)},
+        {
+            **{f"end_{index}": sum(matrices[: index + 1]) for index in range(3)},
+            "rows": rows,
+            "width": width,
+            "splits": splits,
+        },
+        blocks=blocks * splits,
+        threads=MULTIPLY_THREADS,
+        shared_memory=product_memory(tile),
+    )
+    return product, splits
+
+
+def pad_arrays(arrays: list, count: int = 9) -> list:
+    """``arrays``, of as many matrices or parts of a matrix as there are, and fillers."""
+    return arrays + (count - len(arrays)) * arrays[:1]
+
+
+@functools.lru_cache
+def add_norm(dtype: mx.Dtype, rows: int, width: int, eps: float, splits: int) -> Kernel:
+    """A kernel of a product, the residual ``[rows, width]`` and a norm's weight, to their sum and
+    its norm.
+    """
+    product = mx.float32 if splits else dtype
+    return kernel.build(
+        "add_norm",
+        {"T": dtype, "Product": product, "WIDTH": width, "EPS": eps, "THREADS": NORM_THREADS},
+        [product, dtype, dtype],
+        {"sum": ((rows, width), dtype), "normed": ((rows, width), dtype)},
+        {"rows": rows, "splits": splits},
+        blocks=rows,
+        threads=NORM_THREADS,
+    )
+
+
+@functools.lru_cache
+def rotate(sizes: DecoderSizes, tokens: Tokens, splits: int) -> Kernel:
+    """A kernel that rotates queries and keys.
+
+    Returns:
+        A kernel of the products of q_proj, k_proj and v_proj (three times the same product if
+        ``splits``, which then has all columns) and the numbers of cached and of masked tokens, to
+        queries ``[B, T, H, D]``, keys and values ``[B, KV, T, D]``.
+    """
+    dtype, product = sizes.dtype, mx.float32 if splits else sizes.dtype
+    shape = (tokens.batch, sizes.kv_heads, tokens.length, sizes.head_dim)
+    units = tokens.rows * (sizes.attended + 2 * sizes.keys) // 16
+    return kernel.build(
+        "rotate",
+        {
+            "T": dtype,
+            "Product": product,
+            "HEADS": sizes.heads,
+            "KV_HEADS": sizes.kv_heads,
+            "HEAD_DIM": sizes.head_dim,
+            "LOG2_THETA": math.log2(sizes.theta),
+            "THREADS": ROTATE_THREADS,
+        },
+        [product, product, product, mx.int32, mx.int32],
+        {
+            "queries": ((tokens.batch, tokens.length, sizes.heads, sizes.head_dim), dtype),
+            "keys": (shape, dtype),
+            "values": (shape, dtype),
+        },
+        {"rows": tokens.rows, "tokens": tokens.length, "splits": splits},
+        blocks=math.ceil(units / ROTATE_THREADS),
+        threads=ROTATE_THREADS,
+    )
+
+
+def count_queries(sizes: DecoderSizes, tokens: Tokens) -> int:
+    """Query rows of an attention block for so many new tokens."""
+    packed = tokens.length * sizes.heads // sizes.kv_heads
+    blocks = tokens.batch * sizes.kv_heads * math.ceil(packed / MANY_QUERIES)
+    has_memory = attention_memory(MANY_QUERIES, sizes.head_dim) <= device.max_shared_memory()
+    is_many = has_memory and blocks >= MANY_BLOCKS and packed > FEW_QUERIES
+    return MANY_QUERIES if is_many else FEW_QUERIES
+
+
+@functools.lru_cache
+def attend(sizes: DecoderSizes, tokens: Tokens, capacity: int) -> Kernel:
+    """A kernel of queries, cached keys and values ``[B, KV, capacity, D]``, new ones, and the
+    numbers of cached and of masked tokens, to ``[rows, H * D]``.
+    """
+    dtype, queries = sizes.dtype, count_queries(sizes, tokens)
+    tiles = math.ceil(tokens.length * sizes.heads // sizes.kv_heads / queries)
+    return kernel.build(
+        "prompt_attention",
+        {
+            "T": dtype,
+            "HEADS": sizes.heads,
+            "KV_HEADS": sizes.kv_heads,
+            "HEAD_DIM": sizes.head_dim,
+            "WINDOW": sizes.window,
+            "SCALE": sizes.head_dim**-0.5,
+            "KEY_WARPS": MANY_QUERIES // queries,
+            **TILING,
+        },
+        [dtype, dtype, dtype, dtype, dtype, mx.int32, mx.int32],
+        {"out": ((tokens.rows, sizes.attended), dtype)},
+        {"capacity": capacity, "tokens": tokens.length, "tiles": tiles},
+        blocks=tokens.batch * sizes.kv_heads * tiles,
+        threads=32 * ATTENTION_WARPS,
+        shared_memory=attention_memory(queries, sizes.head_dim),
+    )

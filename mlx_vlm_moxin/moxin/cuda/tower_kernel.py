@@ -1,0 +1,152 @@
+"""The kernel that computes many layers of both vision towers in one launch."""
+
+import functools
+import math
+from typing import NamedTuple
+
+import mlx.core as mx
+
+from . import device, kernel
+from .kernel import C_TYPES, Kernel, fill_table
+
+THREADS = 256
+# A kernel has 4 KB of parameters, and a layer of both towers up to 28 arrays. The first launch has
+# fewer layers, so that the GPU starts while Python records the next.
+FIRST_LAYERS = 4
+LAYERS_AT_ONCE = 11
+# Rows and values of K of a product's tile, and its columns if it is wide or narrow.
+TILE_ROWS, TILE_K = 96, 64
+WIDE_WIDTH, NARROW_WIDTH = 128, 64
+WIDE_STAGES, NARROW_GROUPS = 3, 2
+# A layer's arrays, in the order of moxin::TowerLayer (tower_layers.cu).
+PARAMETERS = (
+    ("norm1", "weight"),
+    ("norm1", "bias"),
+    ("attn", "qkv", "weight"),
+    ("attn", "qkv", "bias"),
+    ("attn", "proj", "weight"),
+    ("attn", "proj", "bias"),
+    ("ls1", "gamma"),
+    ("norm2", "weight"),
+    ("norm2", "bias"),
+    ("mlp", "fc1", "weight"),
+    ("mlp", "fc1", "bias"),
+    ("mlp", "fc2", "weight"),
+    ("mlp", "fc2", "bias"),
+    ("ls2", "gamma"),
+)
+OPTIONAL_PARAMETERS = (("ls1", "gamma"), ("ls2", "gamma"))
+
+
+class Tiles(NamedTuple):
+    """How products are divided among the warps of a thread block (tower_matmul.cuh).
+
+    Attributes:
+        wide_groups: groups of four warps that share a tile of a wide product.
+        narrow_stages: stages of a narrow product.
+    """
+
+    wide_groups: int
+    narrow_stages: int
+
+    @property
+    def shared_memory(self) -> int:
+        """Bytes per thread block: as many wide tiles as there are teams."""
+        teams = THREADS // 128 // self.wide_groups
+        wide = teams * WIDE_STAGES * (TILE_ROWS + WIDE_WIDTH) * TILE_K * 2
+        narrow = self.narrow_stages * (TILE_ROWS + NARROW_WIDTH) * TILE_K * 2
+        return max(wide, narrow)
+
+
+# For the 227 KB per thread block of data-centre GPUs, and for the 99 KB of others.
+TILES = (Tiles(1, 6), Tiles(2, 4))
+
+
+def find_tiles() -> Tiles | None:
+    """The first of ``TILES`` for which the GPU has the memory."""
+    limit = device.max_shared_memory()
+    return next((tiles for tiles in TILES if tiles.shared_memory <= limit), None)
+
+
+class Tower(NamedTuple):
+    """Sizes of one tower's tokens ``[batch, tokens, width]`` and layers.
+
+    Attributes:
+        depth: number of layers of a launch that the tower has.
+        parameters: those of ``PARAMETERS`` that its layers have.
+    """
+
+    batch: int
+    tokens: int
+    width: int
+    heads: int
+    intermediate: int
+    depth: int
+    parameters: tuple[tuple[str, ...], ...]
+
+    @property
+    def head_dim(self) -> int:
+        return self.width // self.heads
+
+
+@functools.lru_cache
+def tower_layers(
+    dtype: mx.Dtype, towers: tuple[Tower, Tower], count: int, eps: float, tiles: Tiles
+) -> Kernel:
+    """The kernel of ``count`` layers of both towers.
+
+    Returns:
+        A kernel of :func:`kernel.counters`, the tokens of both towers, and the ``parameters`` of
+        the first tower's first layer, the second tower's first layer, the first tower's second
+        layer and so on; its first two results are the tokens after the layers.
+    """
+    parameters, entries = [], {}
+    for index in range(count):
+        for which, tower in enumerate(towers):
+            names = {
+                path: f"layer_{index}_{which}_{'_'.join(path)}"
+                for path in PARAMETERS
+                if path in tower.parameters
+            }
+            parameters += names.values()
+            members = ", ".join(names.get(path, "nullptr") for path in PARAMETERS)
+            entries[f"[{index}][{which}]"] = members
+    outputs, scratch, scalars = {}, {}, {}
+    for which, tower in enumerate(towers):
+        rows, width = tower.batch * tower.tokens, tower.width
+        outputs[f"out_{which}"] = ((tower.batch, tower.tokens, width), dtype)
+        widths = {"normed": width, "qkv": 3 * width, "attended": width}
+        widths["hidden"] = tower.intermediate
+        scratch |= {f"{name}_{which}": ((rows, size), dtype) for name, size in widths.items()}
+        for name in ("batch", "tokens", "width", "heads", "intermediate", "depth"):
+            scalars[f"{name}_{which}"] = getattr(tower, name)
+    return kernel.build(
+        "tower_layers",
+        {
+            "T": dtype,
+            "WIDTH": max(tower.width for tower in towers),
+            "HEAD": math.ceil(max(tower.head_dim for tower in towers) / 16) * 16,
+            "LAYERS": count,
+            "EPS": eps,
+            "THREADS": THREADS,
+            "TILE_ROWS": TILE_ROWS,
+            "TILE_K": TILE_K,
+            "WIDE_WIDTH": WIDE_WIDTH,
+            "WIDE_STAGES": WIDE_STAGES,
+            "WIDE_GROUPS": tiles.wide_groups,
+            "NARROW_WIDTH": NARROW_WIDTH,
+            "NARROW_STAGES": tiles.narrow_stages,
+            "NARROW_GROUPS": NARROW_GROUPS,
+        },
+        [mx.uint32, dtype, dtype, *[dtype] * len(parameters)],
+        outputs | scratch,
+        scalars,
+        macros={
+            "LAYER_PARAMETERS": ", ".join(f"const {C_TYPES[dtype]}* {name}" for name in parameters),
+            "FILL_LAYERS(table)": fill_table(entries),
+        },
+        blocks=device.multiprocessors(),
+        threads=THREADS,
+        shared_memory=tiles.shared_memory,
+        waits=True,
+    )

@@ -1,0 +1,94 @@
+"""What the kernels of a layerwise pass compute, in MLX: tests of all that is around them."""
+
+import mlx.core as mx
+import mlx.nn as nn
+
+SPLITS = 2
+
+
+def _weights(form, matrices, arrays):
+    """The matrices themselves, from three arrays each."""
+    triples = [arrays[3 * index : 3 * index + 3] for index in range(len(matrices))]
+    if form.bits == 16:
+        return [triple[0] for triple in triples]
+    options = {"group_size": form.group_size, "bits": form.bits}
+    return [mx.dequantize(*triple, **options) for triple in triples]
+
+
+def multiply(dtype, form, matrices, rows, width, is_gated=False):
+    def kernel(x, *arrays):
+        assert len(arrays) == 9
+        products = [x @ weight.T for weight in _weights(form, matrices, arrays)]
+        if is_gated:
+            return [nn.silu(products[0]) * products[1]]
+        product = mx.concatenate(products, axis=-1).astype(mx.float32)
+        return [mx.stack([0.25 * product, 0.75 * product])]
+
+    return (kernel, 1 if is_gated else SPLITS) if rows <= 64 and width % 128 == 0 else None
+
+
+def _whole(product, splits):
+    return product.sum(axis=0) if splits else product
+
+
+def add_norm(dtype, rows, width, eps, splits):
+    def kernel(product, residual, weight):
+        total = (residual + _whole(product, splits)).astype(dtype)
+        return total, mx.fast.rms_norm(total, weight, eps)
+
+    return kernel
+
+
+def rotate(sizes, tokens, splits):
+    counts = sizes.heads, sizes.kv_heads, sizes.kv_heads
+
+    def kernel(*inputs):
+        *products, filled, padding = inputs
+        if splits:
+            ends = [sizes.attended, sizes.attended + sizes.keys]
+            products = mx.split(_whole(products[0], splits), ends, axis=-1)
+        parts = [
+            product.reshape(*tokens, count, sizes.head_dim).swapaxes(1, 2).astype(sizes.dtype)
+            for product, count in zip(products, counts)
+        ]
+        offset = filled[0] - padding[: tokens.batch]
+        rope = {"traditional": False, "base": sizes.theta, "scale": 1.0, "offset": offset}
+        queries, keys = (mx.fast.rope(part, sizes.head_dim, **rope) for part in parts[:2])
+        return queries.swapaxes(1, 2), keys, parts[2]
+
+    return kernel
+
+
+def attend(sizes, tokens, capacity):
+    def kernel(queries, keys, values, new_keys, new_values, filled, padding):
+        filled, padding = filled[0], padding[: tokens.batch, None, None, None]
+        cached, new = mx.arange(capacity), mx.arange(tokens.length)
+        # Places of the keys in the sequence; of empty ones in the cache, behind everything.
+        place = mx.concatenate([mx.where(cached < filled, cached, 2**30), filled + new])
+        own = (filled + new)[:, None]
+        mask = (place <= own) & (place >= padding)
+        if sizes.window:
+            mask = mask & (place > own - sizes.window)
+        out = mx.fast.scaled_dot_product_attention(
+            queries.swapaxes(1, 2),
+            mx.concatenate([keys, new_keys], axis=2),
+            mx.concatenate([values, new_values], axis=2),
+            scale=sizes.head_dim**-0.5,
+            mask=mask,
+        )
+        return [out.swapaxes(1, 2).reshape(tokens.rows, -1)]
+
+    return kernel
+
+
+def gather_caches(dtype, count, old, new, capacity):
+    def kernel(filled, *arrays):
+        length, entries = filled[0].item(), []
+        for index in range(count):
+            parts = [arrays[index][..., :length, :]] if old else []
+            parts += [arrays[index - count]] if new else []
+            entry = mx.concatenate(parts, axis=2)
+            entries.append(mx.pad(entry, [(0, 0), (0, 0), (0, capacity - entry.shape[2]), (0, 0)]))
+        return [mx.concatenate(entries)]
+
+    return kernel

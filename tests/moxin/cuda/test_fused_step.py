@@ -1,0 +1,109 @@
+"""The decoding step in CUDA kernels: when it is used, and what it computes on a GPU."""
+
+import mlx.core as mx
+import plain_kernels
+import pytest
+from cuda_support import (
+    CONFIG,
+    assert_as_close,
+    assert_caches_as_close,
+    filled_cache,
+    in_float32,
+    make_decoder,
+    needs_gpu,
+    recording,
+    unpacked,
+    uses_kernels,
+)
+from mlx_vlm.models.cache import BatchKVCache, KVCache
+from mlx_vlm.models.moxin.cuda import device, fused_step, kernel, kv_cache, layerwise, nvrtc
+
+
+@pytest.fixture
+def steps(kernels_everywhere, monkeypatch):
+    """Calls of the step, which gives no logits."""
+    calls = []
+    monkeypatch.setattr(
+        fused_step.FusedStep, "__call__", lambda self, inputs, *rest: calls.append(inputs.shape)
+    )
+    monkeypatch.setattr(layerwise.Layerwise, "supports", lambda *arguments: False)
+    return calls
+
+
+def test_one_token_after_others_uses_the_step(steps):
+    make_decoder()(mx.array([[5]]), cache=filled_cache(10))
+    assert steps == [(1, 1)]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        lambda: {"inputs": mx.array([[5, 6]]), "cache": filled_cache(10)},
+        lambda: {"inputs": mx.array([[5], [6]]), "cache": filled_cache(10, batch=2)},
+        lambda: {"inputs": mx.array([[5]]), "cache": [KVCache() for _ in range(2)]},
+        lambda: {"inputs": mx.array([[5]]), "cache": [BatchKVCache([0]) for _ in range(2)]},
+        lambda: {"inputs": mx.array([[5]]), "cache": filled_cache(10, mx.float32)},
+        lambda: {"inputs": mx.array([[5]])},
+        lambda: {
+            "inputs": mx.array([[5]]),
+            "inputs_embeds": mx.zeros((1, 1, 256), mx.bfloat16),
+            "cache": filled_cache(10),
+        },
+        lambda: {
+            "inputs": mx.array([[5]]),
+            "cache": filled_cache(10),
+            "capture_layer_ids": [0],
+        },
+    ],
+    ids=["prompt", "two rows", "empty", "batch", "dtype", "no cache", "embeddings", "taps"],
+)
+def test_everything_else_goes_through_the_modules(arguments, steps):
+    output = make_decoder()(**arguments())
+    assert output.logits.size
+    assert steps == []
+
+
+def test_layers_that_are_packed_alike_are_one_kernel(kernels_everywhere, monkeypatch):
+    calls = []
+    monkeypatch.setattr(kernel, "build", recording(calls))
+    monkeypatch.setattr(kv_cache, "gather_caches", plain_kernels.gather_caches)
+    model, cache = make_decoder(num_hidden_layers=21), filled_cache(10, layers=21)
+    mlp = model.layers[1].mlp
+    mlp.down_proj = mlp.down_proj.to_quantized(64, 8)
+    logits = model(mx.array([[5]]), cache=cache).logits
+    # One layer, the one with another packing, and 19 more, of which 18 go into a launch.
+    assert calls == ["fused_step", "fused_step", "fused_step", "fused_step"]
+    assert logits.shape == (1, 1, CONFIG["vocab_size"])
+    assert [layer.offset for layer in cache] == 21 * [11]
+
+
+def decode(model, cache, tokens):
+    logits = [model(mx.array([[token]]), cache=cache).logits for token in tokens]
+    return mx.concatenate(logits, axis=1).astype(mx.float32)
+
+
+@needs_gpu
+@pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float16])
+@pytest.mark.parametrize(("bits", "group_size"), [(16, 64), (8, 64), (8, 32), (4, 64)])
+# In the first step of the cache; at its end; over several blocks; beyond the window.
+@pytest.mark.parametrize("length", [3, 255, 700, 2000])
+def test_logits_and_cache_are_as_close_to_float32_as_the_modules(
+    dtype, bits, group_size, length, monkeypatch
+):
+    model, tokens = make_decoder(dtype, bits, group_size), [7, 8, 9]
+    exact = in_float32(filled_cache(length, dtype))
+    ours, modules = filled_cache(length, dtype), filled_cache(length, dtype)
+    expected = decode(unpacked(model), exact, tokens)
+    actual = decode(model, ours, tokens)
+    assert uses_kernels(model)
+    monkeypatch.setattr(device, "enabled", lambda: False)
+    allowed = decode(make_decoder(dtype, bits, group_size), modules, tokens)
+    assert_as_close(actual, allowed, expected)
+    assert [layer.offset for layer in ours] == 2 * [length + len(tokens)]
+    assert_caches_as_close(ours, modules, exact)
+
+
+@needs_gpu
+def test_a_kernel_that_does_not_compile_says_why():
+    with pytest.raises(RuntimeError, match=r"(?s)does not compile for sm_90.*undefined"):
+        nvrtc.compile_source("int x = undefined_name;", "sm_90")

@@ -1,0 +1,33 @@
+"""A function that fails while it is traced leaves the modules as they were."""
+
+import mlx.core as mx
+import mlx.nn as nn
+import pytest
+from mlx_vlm.models.moxin.cuda.errors import UnsupportedError
+from mlx_vlm.models.moxin.cuda.graph import compile_graph
+
+
+@pytest.mark.parametrize("kind", [UnsupportedError, RuntimeError])
+def test_a_failure_is_raised_after_the_trace(kind):
+    layer = nn.Linear(4, 4)
+    weight = mx.array(layer.weight)
+
+    def function(x):
+        layer(x)
+        raise kind("a reason")
+
+    graph = compile_graph(function, [layer])
+    with pytest.raises(kind, match="a reason"):
+        graph(mx.ones((1, 4)))
+    assert mx.array_equal(layer.weight, weight).item()
+    with pytest.raises(UnsupportedError):  # the trace is kept
+        graph(mx.ones((1, 4)))
+
+
+def test_weights_may_change_between_calls():
+    layer = nn.Linear(4, 4)
+    graph = compile_graph(lambda x: [layer(x)], [layer])
+    x = mx.ones((1, 4))
+    graph(x)
+    layer.weight = 2 * layer.weight
+    assert mx.allclose(graph(x)[0], layer(x)).item()
