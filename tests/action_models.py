@@ -9,6 +9,7 @@ import mlx.core as mx
 import numpy as np
 from PIL import Image
 from support import IMAGES, REFERENCE
+from torch_files import tensor, write_pt
 
 ACTIONS = REFERENCE / "actions"
 VOCABULARY, PAD_ID = 32064, 32000
@@ -73,3 +74,43 @@ def picture(name: str) -> Image.Image:
     for step in steps:
         image = {"policy224": resize_for_policy, "crop": center_crop}[step](image)
     return image
+
+
+# Prefix in an HF checkpoint -> part and prefix in a native training run's.
+NATIVE_PREFIXES = {
+    "vision_backbone.featurizer.": ("vision_backbone", "dino_featurizer."),
+    "vision_backbone.fused_featurizer.": ("vision_backbone", "siglip_featurizer."),
+    "projector.fc1.": ("projector", "projector.0."),
+    "projector.fc2.": ("projector", "projector.2."),
+    "projector.fc3.": ("projector", "projector.4."),
+    "language_model.": ("llm_backbone", "llm."),
+}
+
+
+def write_native_run(directory: Path) -> tuple[Path, Path]:
+    """OpenVLA as a native training run, and its language model's config and tokenizer."""
+    run, llm = directory / "run", directory / "llm"
+    run.mkdir()
+    llm.mkdir()
+    parts: dict[str, dict[str, Any]] = {}
+    for name, value in weights("openvla").items():
+        prefix = next(prefix for prefix in NATIVE_PREFIXES if name.startswith(prefix))
+        part, native = NATIVE_PREFIXES[prefix]
+        native_name = (native + name[len(prefix) :]).replace(".scale_factor", ".gamma")
+        parts.setdefault(part, {})[native_name] = tensor(np.array(value.view(mx.uint16)))
+    write_pt(run / "checkpoints" / "latest-checkpoint.pt", {"model": parts})
+    config = json.loads((ACTIONS / "openvla" / "config.json").read_text(encoding="utf-8"))
+    vla = {"vla": {"base_vlm": "prism-dinosiglip-224px+7b"}}
+    (run / "config.json").write_text(json.dumps(vla), encoding="utf-8")
+    statistics = json.dumps(config["norm_stats"])
+    (run / "dataset_statistics.json").write_text(statistics, encoding="utf-8")
+    eps = goldens("openvla")["native"]["rms_norm_eps"]
+    text_config = {**config["text_config"], "vocab_size": PAD_ID, "rms_norm_eps": eps}
+    (llm / "config.json").write_text(json.dumps(text_config), encoding="utf-8")
+    tokenizer = json.loads((ACTIONS / "openvla" / "tokenizer.json").read_text(encoding="utf-8"))
+    tokenizer["added_tokens"] = [t for t in tokenizer["added_tokens"] if t["id"] != PAD_ID]
+    (llm / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
+    fill_vocabulary(llm / "tokenizer.json")
+    special = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    (llm / "tokenizer_config.json").write_text(json.dumps(special), encoding="utf-8")
+    return run, llm

@@ -44,6 +44,8 @@ def action_prompt(instruction: str, prompt_format: str = "pure") -> str:
 
 def prompt_ids(tokenizer: Any, config: ModelConfig, instruction: str) -> list[int]:
     """Ids of the prompt without ``<s>``, with ``action_config.append_token_id`` at its end."""
+    if config.action_config.drop_image_marker:
+        instruction = instruction.replace("<image>", "")
     text = action_prompt(instruction, config.prompt_format)
     ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
     if ids[:1] == [config.bos_token_id]:

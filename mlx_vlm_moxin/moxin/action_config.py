@@ -29,6 +29,8 @@ class ActionConfig(BaseModelConfig):
             (``"bounds_q99"``) or extremes (``"bounds"``).
         causal: whether parallel decoding keeps the causal mask; OpenVLA-OFT attends in both
             directions, Moxin-VLA runs causal.
+        drop_image_marker: whether ``<image>`` in an instruction is dropped, as native training
+            runs do; the published HF code keeps it.
         append_token_id: put at the end of the prompt if it is not there; None for nothing.
         center_crop: whether pictures are cropped to 0.9 of their area, as for models that
             were trained on randomly cropped ones.
@@ -45,6 +47,7 @@ class ActionConfig(BaseModelConfig):
     num_images: int = 1
     normalization: str = "bounds_q99"
     causal: bool = True
+    drop_image_marker: bool = False
     append_token_id: int | None = SPACE_TOKEN_ID
     center_crop: bool = False
     policy_resize: bool = False

@@ -226,11 +226,15 @@ class ModelConfig(BaseModelConfig):
             shapes = tensor_shapes(Path(path))
             if self.timm_model_ids is not None:
                 self.set_sizes(shapes)
-            self._read_statistics(Path(path))
+            self.read_statistics(Path(path))
         self._model_path = path
 
-    def _read_statistics(self, directory: Path) -> None:
-        """A dataset_statistics.json beside the checkpoint, which wins over ``norm_stats``."""
+    def read_statistics(self, directory: Path) -> None:
+        """Let a dataset_statistics.json beside the checkpoint replace ``norm_stats``.
+
+        Raises:
+            ValueError: if there is one that cannot be read.
+        """
         path = directory / STATISTICS_FILE
         if not path.is_file():
             return

@@ -8,6 +8,7 @@ of the language model. Reference: ``prismatic/models`` of github TRI-ML/prismati
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from mlx_vlm.models.moxin.action_config import ActionConfig
 from mlx_vlm.models.moxin.config import ModelConfig
 from mlx_vlm.models.moxin.image_processing_moxin import MoxinImageProcessor
 from mlx_vlm.models.moxin.prismatic import VISION_BACKBONES, prompt_format
@@ -119,6 +120,7 @@ def _make_config(run: Run, llm_directory: Path, tokenizer: PreTrainedTokenizerFa
         prompt_format=prompt_format(run.model.llm_backbone_id),
         llm_backbone_id=run.model.llm_backbone_id,
         norm_stats=run.norm_stats,
+        action_config=ActionConfig(drop_image_marker=True) if is_vla else None,
         n_action_bins=ACTION_BINS if is_vla else None,
         pad_to_multiple_of=VOCAB_MULTIPLE if is_vla else None,
         timm_model_ids=[*towers],

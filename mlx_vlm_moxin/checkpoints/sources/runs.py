@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from mlx_vlm.models.moxin.config import STATISTICS_FILE
 from mlx_vlm.models.moxin.prismatic import check_supported
 
 from mlx_vlm_moxin.checkpoints.prismatic_models import PRISMATIC_MODELS, PrismaticModel
@@ -20,7 +21,6 @@ _FOLDER = "checkpoints"
 LATEST = f"{_FOLDER}/latest-checkpoint.pt"
 # Nothing in the name that a download would take for a pattern.
 _STEP = re.compile(_FOLDER + r"/step-(\d+)[\w=.+-]*\.pt")
-STATISTICS_FILE = "dataset_statistics.json"
 # prismatic/vla/action_tokenizer.py: ActionTokenizer(bins=256).
 ACTION_BINS = 256
 _SETTINGS = tuple(field.name for field in fields(PrismaticModel))

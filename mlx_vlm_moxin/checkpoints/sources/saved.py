@@ -26,6 +26,7 @@ def read_config(directory: Path, tensors: Tensors) -> ModelConfig:
         config = ModelConfig.from_dict(read_json(directory / "config.json"))
         if config.timm_model_ids is not None:
             config.set_sizes({name: tensor.shape for name, tensor in tensors.items()})
+        config.read_statistics(directory)
     except KeyError as error:
         raise ValueError(f"{directory} has no tensor {error}") from error
     return config
