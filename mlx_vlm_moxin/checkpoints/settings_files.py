@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mlx_vlm import load
-from mlx_vlm.models.moxin.config import ModelConfig
+from mlx_vlm.models.moxin.config import STATISTICS_FILE, ModelConfig
 from mlx_vlm.models.moxin.processing_moxin import MoxinProcessor
 from mlx_vlm.utils import save_config
 
@@ -60,10 +60,17 @@ def write_settings(
     processor: MoxinProcessor,
     generation_config: dict[str, Any],
 ) -> None:
-    """Write config.json, generation_config.json, tokenizer and preprocessor files."""
+    """Write config.json, generation_config.json, tokenizer and preprocessor files.
+
+    For a model with action statistics, dataset_statistics.json too.
+    """
     save_config(complete_config(config, quantization), directory / "config.json")
     text = json.dumps(generation_config, indent=2) + "\n"
     (directory / "generation_config.json").write_text(text, encoding="utf-8")
+    if config.norm_stats:
+        # Where OpenVLA's own tools look for them.
+        text = json.dumps(config.norm_stats, indent=2) + "\n"
+        (directory / STATISTICS_FILE).write_text(text, encoding="utf-8")
     _save_processor(processor, directory)
 
 

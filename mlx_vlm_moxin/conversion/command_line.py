@@ -19,7 +19,7 @@ from mlx_vlm_moxin.checkpoints.card import write_card
 from mlx_vlm_moxin.checkpoints.messages import print_error
 from mlx_vlm_moxin.checkpoints.quantize_options import QuantizeOptions
 from mlx_vlm_moxin.conversion.convert import Conversion, convert
-from mlx_vlm_moxin.conversion.source_files import SourceFiles, add_native_options
+from mlx_vlm_moxin.conversion.source_files import SourceFiles, add_source_options
 from mlx_vlm_moxin.conversion.sweep import main as sweep
 from mlx_vlm_moxin.conversion.upload import LOG_IN, upload
 from mlx_vlm_moxin.conversion.verify.cost import measure_cost
@@ -80,7 +80,7 @@ def configure_parser() -> argparse.ArgumentParser:
     )
     add("--verify-images", type=Path, help="directory of pictures to compare on")
 
-    add_native_options(parser)
+    add_source_options(parser)
     return parser
 
 

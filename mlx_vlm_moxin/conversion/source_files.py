@@ -3,6 +3,12 @@
 import argparse
 from dataclasses import dataclass, fields
 
+from mlx_vlm_moxin.checkpoints.action_options import (
+    NO_OPTIONS,
+    ActionOptions,
+    action_options,
+    add_action_options,
+)
 from mlx_vlm_moxin.checkpoints.published import MOXIN_7B_ID
 from mlx_vlm_moxin.checkpoints.sources import Source, open_source
 from mlx_vlm_moxin.checkpoints.sources.files import is_repository, split_repository
@@ -20,6 +26,7 @@ class SourceFiles:
         revision: branch, tag or commit of the repository.
         dino, siglip, clip, in1k, llm: for native sources, see
             :func:`~mlx_vlm_moxin.checkpoints.sources.native.open_native`.
+        actions: what the files of an action model do not say.
     """
 
     hf_path: str
@@ -29,11 +36,13 @@ class SourceFiles:
     clip: str | None = None
     in1k: str | None = None
     llm: str | None = None
+    actions: ActionOptions = NO_OPTIONS
 
     @classmethod
     def from_arguments(cls, args: argparse.Namespace) -> "SourceFiles":
-        """What a parser with :func:`add_native_options` and ``--hf-path`` read."""
-        return cls(**{field.name: getattr(args, field.name) for field in fields(cls)})
+        """What a parser with :func:`add_source_options` and ``--hf-path`` read."""
+        values = {field.name: getattr(args, field.name, None) for field in fields(cls)}
+        return cls(**{**values, "actions": action_options(args)})
 
     @property
     def paths(self) -> list[str]:
@@ -44,7 +53,7 @@ class SourceFiles:
     def open(self) -> Source:
         """See :func:`~mlx_vlm_moxin.checkpoints.sources.open_source`."""
         towers = {name: getattr(self, name) for name in TOWERS}
-        return open_source(self.hf_path, self.revision, towers, self.llm)
+        return open_source(self.hf_path, self.revision, towers, self.llm, self.actions)
 
     @property
     def base_model(self) -> str:
@@ -54,8 +63,8 @@ class SourceFiles:
         return MOXIN_7B_ID
 
 
-def add_native_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options for what a native run directory does not hold."""
+def add_source_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options for what the files of native runs and of action models do not hold."""
     group = parser.add_argument_group("native sources (files, directories or Hub repositories)")
     for name, tower in TOWERS.items():
         group.add_argument(
@@ -64,3 +73,4 @@ def add_native_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--llm", help="config and tokenizer of the language model (default: on the Hub)"
     )
+    add_action_options(parser)

@@ -18,7 +18,7 @@ from mlx_vlm_moxin.checkpoints.messages import format_size, print_error
 from mlx_vlm_moxin.checkpoints.quantize_options import QuantizeOptions
 from mlx_vlm_moxin.checkpoints.sources import Source
 from mlx_vlm_moxin.conversion.convert import convert
-from mlx_vlm_moxin.conversion.source_files import SourceFiles, add_native_options
+from mlx_vlm_moxin.conversion.source_files import SourceFiles, add_source_options
 from mlx_vlm_moxin.conversion.sweep_plot import check_plotting, plot
 from mlx_vlm_moxin.conversion.verify.compare import Reference, reference
 from mlx_vlm_moxin.conversion.verify.report import FILE_NAME
@@ -44,7 +44,7 @@ def configure_parser() -> argparse.ArgumentParser:
     add("--overwrite", action="store_true", help="replace what an earlier sweep left there")
     add("--quiet", action="store_true", help="print nothing but errors")
     add("--revision", help="branch, tag or commit of a Hub repository")
-    add_native_options(parser)
+    add_source_options(parser)
     return parser
 
 

@@ -6,10 +6,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from action_models import (
-    HIDDEN_TOLERANCE,
     ID_MARGIN,
-    arrays,
-    edit_json,
     goldens,
     picture,
     write_native_run,
@@ -21,6 +18,7 @@ from mlx_vlm_moxin import load, save_quantized
 from mlx_vlm_moxin.actions.policy import predict
 from mlx_vlm_moxin.checkpoints.action_options import ActionOptions
 from mlx_vlm_moxin.checkpoints.quantize_options import QuantizeOptions
+from mlx_vlm_moxin.conversion import command_line
 from mlx_vlm_moxin.conversion.convert import convert
 from mlx_vlm_moxin.conversion.source_files import SourceFiles
 
@@ -118,3 +116,15 @@ def test_native_runs_give_the_actions_of_their_published_code(tmp_path):
                 [*prediction.token_ids] == case["ids"]
             )
             np.testing.assert_allclose(prediction.action, action, atol=1e-12)
+
+
+def test_the_command_takes_the_options_of_action_models(action_checkpoint, tmp_path, capsys):
+    arguments = ["--model", str(action_checkpoint("oft")), "--mlx-path", str(tmp_path / "model")]
+    assert command_line.main([*arguments, "--no-verify"]) == 1
+    assert "--action-preset libero|aloha|bridge" in capsys.readouterr().err
+    assert not (tmp_path / "model").exists()
+    settings = ["--action-preset", "libero", "--action-images", "1", "--center-crop"]
+    assert command_line.main([*arguments, "--no-verify", *settings]) == 0
+    model, _ = load(tmp_path / "model")
+    config = model.config.action_config
+    assert (config.chunk_size, config.num_images, config.center_crop) == (8, 1, True)

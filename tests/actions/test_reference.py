@@ -1,5 +1,7 @@
 """Ids, hidden states and actions against those of the published PyTorch code."""
 
+from dataclasses import replace
+
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -26,6 +28,15 @@ def test_prompts_have_the_ids_that_openvla_gives_them(action_model):
         assert action_prompt(instruction) == prompt
         if instruction.isascii():
             assert [1, *prompt_ids(processor.tokenizer, model.config, instruction)] == ids
+
+
+def test_native_runs_drop_the_image_marker(action_model):
+    model, processor = action_model("openvla")
+    config = replace(model.config)
+    with_marker = prompt_ids(processor.tokenizer, config, "close the <image> door")
+    config.action_config = replace(config.action_config, drop_image_marker=True)
+    dropped = prompt_ids(processor.tokenizer, config, "close the <image> door")
+    assert dropped == prompt_ids(processor.tokenizer, config, "close the  door") != with_marker
 
 
 @pytest.mark.parametrize("name", ["openvla", "oft", "moxin"])
