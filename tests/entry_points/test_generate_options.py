@@ -10,6 +10,7 @@ import mlx.core as mx
 import pytest
 from mlx_vlm import apply_chat_template, generate, load
 from mlx_vlm.models.cache import QuantizedKVCache, make_prompt_cache
+from mlx_vlm.models.moxin.moxin import ONE_PASS_TOKENS
 from mlx_vlm.utils import resize_image
 from PIL import Image
 from server_process import data_uri
@@ -57,14 +58,23 @@ def test_a_url_and_a_data_uri_are_pictures(fp32_checkpoint, url):
 
 @pytest.mark.parametrize(
     "options",
-    [
-        ["--prefill-step-size", "3"],
-        ["--max-kv-size", str(PROMPT_TOKENS + TOKENS)],
-    ],
-    ids=["prefill in parts", "a window that is large enough"],
+    [["--prefill-step-size", "3"], ["--max-kv-size", str(PROMPT_TOKENS + TOKENS)]],
+    ids=["a step, which a short prompt does not need", "a window that is large enough"],
 )
 def test_options_that_change_no_answer(fp32_checkpoint, options):
     assert printed(fp32_checkpoint, *options) == GOLDEN["text"]
+
+
+def test_a_long_prompt_in_steps_has_the_answer_of_one_pass(fp32_checkpoint, model, processor):
+    question = "Is there a dog on the left? " * 40
+    prompt = apply_chat_template(processor, model.config, question, num_images=1)
+    ids = processor(prompt, [PHOTO])["input_ids"]
+    assert ids.shape[1] > ONE_PASS_TOKENS
+    expected = generate(
+        model, processor, prompt, [PHOTO], max_tokens=TOKENS, prefill_step_size=ids.shape[1]
+    )
+    options = ["--prompt", question, "--prefill-step-size", "100"]
+    assert printed(fp32_checkpoint, *options) == expected.text
 
 
 def test_max_tokens_ends_the_answer(fp32_checkpoint, processor):

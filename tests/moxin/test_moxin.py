@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mlx_vlm import VisionFeatureCache, batch_generate, generate, load, stream_generate
 from mlx_vlm.generate.ar import generate_step
-from mlx_vlm.models.moxin.moxin import merge_image_features
+from mlx_vlm.models.cache import make_prompt_cache
+from mlx_vlm.models.moxin.moxin import ONE_PASS_TOKENS, merge_image_features
 from mlx_vlm.vision_cache import processed_image_key
 from support import GOLDENS, IMAGE_NAMES, LOGITS_TOLERANCE, MESSAGES, PROMPTS, image_path
 
@@ -137,8 +138,22 @@ def test_batch_generate_gives_each_row_its_own_answer(model, processor, rows):
         assert response.texts[row].strip() == golden["text"]
 
 
+@pytest.fixture
+def pass_lengths(model, monkeypatch) -> list[int]:
+    """Number of tokens in each pass through the decoder, as a list that grows."""
+    lengths, decoder = [], type(model.language_model)
+    call = decoder.__call__
+
+    def spy(self, inputs, **kwargs):
+        lengths.append(inputs.shape[1])
+        return call(self, inputs, **kwargs)
+
+    monkeypatch.setattr(decoder, "__call__", spy)
+    return lengths
+
+
 @pytest.mark.parametrize("step", [1, 2, 3, 5, 7, 64])
-def test_chunked_prefill_changes_no_token(model, processor, step):
+def test_a_prompt_of_one_pass_is_the_same_for_every_step(model, processor, pass_lengths, step):
     result = generate(
         model,
         processor,
@@ -148,6 +163,31 @@ def test_chunked_prefill_changes_no_token(model, processor, step):
         prefill_step_size=step,
     )
     assert result.token_ids == GOLDENS["generate"]["hf"]["tall"][1]["tokens"][:8]
+    assert pass_lengths[0] == result.prompt_tokens
+
+
+def test_a_prompt_computed_in_steps_has_the_answer_of_one_pass(model, processor, pass_lengths):
+    prompt = "In: " + "Is there a dog on the left? " * 40 + "\nOut:"
+    inputs = processor(prompt, [image_path("tall")])
+    length = inputs["input_ids"].shape[1]
+    assert length > ONE_PASS_TOKENS
+    expected = []
+    for _ in range(4):
+        tokens = mx.array([expected], dtype=mx.int32)
+        ids = (
+            mx.concatenate([inputs["input_ids"], tokens], axis=1)
+            if expected
+            else inputs["input_ids"]
+        )
+        expected.append(mx.argmax(model(ids, inputs["pixel_values"]).logits[0, -1]).item())
+    for step in (37, 64, 300, length - 1, 2048):
+        pass_lengths.clear()
+        result = generate(
+            model, processor, prompt, [image_path("tall")], max_tokens=4, prefill_step_size=step
+        )
+        assert result.token_ids == expected, step
+        steps = [min(step, length - 1 - start) for start in range(0, length - 1, step)]
+        assert pass_lengths[: len(steps) + 1] == [*steps, 1], step
 
 
 def test_ids_above_the_padding_token_are_answers_like_any_other(model, processor):
@@ -183,16 +223,14 @@ def test_settings_that_mlx_vlm_puts_on_the_config_stay_there(fp32_checkpoint):
 
 
 @pytest.mark.parametrize(("length", "passes"), [(40, 1), (512, 1), (513, 2)])
-def test_a_short_prompt_takes_one_pass_to_the_first_token(model, monkeypatch, length, passes):
-    lengths = []
-    decoder = type(model.language_model)
-    call = decoder.__call__
-
-    def spy(self, inputs, **kwargs):
-        lengths.append(inputs.shape[1])
-        return call(self, inputs, **kwargs)
-
-    monkeypatch.setattr(decoder, "__call__", spy)
+def test_a_short_prompt_takes_one_pass_to_the_first_token(model, pass_lengths, length, passes):
     ids = mx.full((1, length), 5)
     next(generate_step(ids, model, None, None, temperature=0.0, max_tokens=1))
-    assert lengths[:passes] == ([length] if passes == 1 else [length - 1, 1])
+    assert pass_lengths[:passes] == ([length] if passes == 1 else [length - 1, 1])
+
+
+def test_what_mlx_vlms_model_tests_read_is_there(bf16_model):
+    assert bf16_model.vision_tower.model_type == bf16_model.config.vision_config.model_type
+    assert bf16_model.language_model.model_type == bf16_model.config.text_config.model_type
+    cache = make_prompt_cache(bf16_model.language_model)
+    assert len(cache) == len(bf16_model.layers) == bf16_model.config.text_config.num_hidden_layers
