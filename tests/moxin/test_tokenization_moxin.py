@@ -109,6 +109,32 @@ def test_text_appears_token_by_token():
     assert all(segments[:-1])
 
 
+class Pieces:
+    """A tokenizer whose tokens are the given pieces."""
+
+    all_special_ids = ()
+
+    def __init__(self, *pieces: str):
+        self.pieces = pieces
+
+    def convert_ids_to_tokens(self, token: int) -> str:
+        return self.pieces[token]
+
+    def decode(self, ids: list[int]) -> str:
+        return "".join(self.pieces[token] for token in ids)
+
+
+@pytest.mark.parametrize(
+    ("piece", "shown"), [("<0xE4>", ""), ("<0x", "<0x"), ("<0xE4", "<0xE4"), ("E4>", "E4>")]
+)
+def test_only_whole_bytes_wait_for_the_next_token(piece, shown):
+    detokenizer = MoxinDetokenizer(Pieces(piece, "b"))
+    detokenizer.add_token(0)
+    assert detokenizer.last_segment == shown
+    detokenizer.add_token(1)
+    assert detokenizer.text == piece + "b"
+
+
 def test_text_that_ends_in_broken_bytes_is_not_lost():
     broken = TOKENIZER.convert_tokens_to_ids(["▁a", "<0xE4>", "<0xB8>"])
     detokenizer, segments = stream(broken)
