@@ -41,7 +41,7 @@ def _command_parser() -> argparse.ArgumentParser:
 
 def quantize_parser(command: str) -> argparse.ArgumentParser:
     """The options that this package adds to a stock command."""
-    from mlx_vlm_moxin.checkpoints.layer_settings import AFFINE_BITS, AFFINE_GROUP_SIZES
+    from mlx_vlm.models.moxin.quantization import AFFINE_BITS, AFFINE_GROUP_SIZES
 
     parser = argparse.ArgumentParser(
         prog=f"python -m mlx_vlm_moxin {command}",

@@ -64,6 +64,14 @@ def edit_json(path: Path, **changes: Any) -> None:
     path.write_text(json.dumps({k: v for k, v in content.items() if v is not None}))
 
 
+def break_tokenizer(directory: Path) -> None:
+    """A prefix longer than any token, at which the tokenizers library panics."""
+    path = directory / "tokenizer.json"
+    content = json.loads(path.read_text())
+    content["model"]["continuing_subword_prefix"] = "abc"
+    path.write_text(json.dumps(content))
+
+
 def write_ominix(directory: Path, bits: int | None = 8, group_size: int = 64) -> Path:
     """The reference checkpoint as OminiX-MLX's ``save_quantized`` would write it.
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from mlx_vlm_moxin.checkpoints.layer_settings import MODES, supported
+from mlx_vlm.models.moxin.quantization import MODES, supported
 
 
 class OptionNames(NamedTuple):

@@ -10,9 +10,9 @@ import io
 import mlx.core as mx
 from mlx.utils import tree_flatten
 from mlx_vlm.models.moxin import Model, ModelConfig
+from mlx_vlm.models.moxin.quantization import AFFINE_BITS, AFFINE_GROUP_SIZES
 from mlx_vlm.quant_utils import QUANTIZATION_MODE_DEFAULTS, quantize_model
 
-from mlx_vlm_moxin.checkpoints.layer_settings import AFFINE_BITS, AFFINE_GROUP_SIZES
 from mlx_vlm_moxin.checkpoints.published import MOXIN_7B
 
 # Part -> prefix of its parameters' names; the first that fits counts.

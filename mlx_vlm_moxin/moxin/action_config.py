@@ -1,19 +1,15 @@
 """How a vision-language-action model gives actions: what its weights alone do not say."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ..base import BaseModelConfig
+from .validation import CONFIG_FILE, check_setting, check_settings
 
 DECODINGS = ("autoregressive", "parallel")
 HEADS = ("l1",)
 NORMALIZATIONS = ("bounds_q99", "bounds")
 # What Llama 2 calls a lone space: OpenVLA's training text had one after "Out:".
 SPACE_TOKEN_ID = 29871
-
-
-def _check_choice(name: str, value: object, known: tuple[object, ...]) -> None:
-    if value not in known:
-        raise ValueError(f"config.json: action_config.{name} must be one of {known}, got {value!r}")
 
 
 @dataclass
@@ -42,35 +38,25 @@ class ActionConfig(BaseModelConfig):
         proprio_dim: values of the robot's state; None if the model does not read it.
     """
 
-    decoding: str = "autoregressive"
+    decoding: str = field(default="autoregressive", metadata={"choices": DECODINGS})
     chunk_size: int = 1
     num_images: int = 1
-    normalization: str = "bounds_q99"
+    normalization: str = field(default="bounds_q99", metadata={"choices": NORMALIZATIONS})
     causal: bool = True
     drop_image_marker: bool = False
-    append_token_id: int | None = SPACE_TOKEN_ID
+    append_token_id: int | None = field(default=SPACE_TOKEN_ID, metadata={"low": 0})
     center_crop: bool = False
     policy_resize: bool = False
-    head: str | None = None
+    head: str | None = field(default=None, metadata={"choices": HEADS})
     head_hidden_size: int | None = None
     action_dim: int | None = None
     proprio_dim: int | None = None
 
     def __post_init__(self):
-        _check_choice("decoding", self.decoding, DECODINGS)
-        _check_choice("normalization", self.normalization, NORMALIZATIONS)
-        _check_choice("head", self.head, (None, *HEADS))
-        needed = ("head_hidden_size", "action_dim") if self.head else ()
-        optional = ("head_hidden_size", "action_dim", "proprio_dim")
-        for name in ("chunk_size", "num_images", *optional):
-            value = getattr(self, name)
-            if value is None and name in optional and name not in needed:
-                continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(
-                    f"config.json: action_config.{name} must be a positive whole number, "
-                    f"got {value!r}"
-                )
+        check_settings(ActionConfig, vars(self), "action_config")
+        if self.head:
+            check_setting(CONFIG_FILE, "action_config.action_dim", self.action_dim, int)
+            check_setting(CONFIG_FILE, "action_config.head_hidden_size", self.head_hidden_size, int)
         if self.decoding == "autoregressive" and (
             self.head or self.proprio_dim or self.chunk_size > 1 or self.num_images > 1
         ):

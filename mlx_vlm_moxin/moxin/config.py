@@ -6,6 +6,7 @@ model ids and the few text settings that differ from the library's defaults.
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,9 @@ from ..base import BaseModelConfig
 from .action_config import ActionConfig
 from .checkpoint import Shapes, projector_sizes, tensor_shapes, vision_sizes
 from .prismatic import check_supported, projector_kind, prompt_format, tower_models
-from .towers import require_positive
+from .quantization import check_quantization
+from .rope import complete_rope
+from .validation import CONFIG_FILE, MAX_LAYERS, check_setting, check_settings
 from .vision_config import ProjectorConfig, VisionConfig
 from .weights import moxin_name
 
@@ -24,6 +27,8 @@ STATISTICS_FILE = "dataset_statistics.json"
 SOURCE_TYPES = ("prismatic", "openvla")
 MODEL_TYPES = ("moxin", *SOURCE_TYPES)
 
+# Of both decoders in transformers.
+DEFAULT_ROPE_THETA = 10000.0
 # What transformers' LlamaConfig and MistralConfig have where a text_config is silent.
 # max_position_embeddings is the exception: it is the value in the language model's own
 # config, sets nothing in the arithmetic and is what the server reports.
@@ -43,6 +48,21 @@ LIBRARY_DEFAULTS = {
 }
 
 
+def _rope_settings(
+    params: Mapping[str, Any], max_position_embeddings: int | None
+) -> dict[str, Any]:
+    """``rope_theta`` and ``rope_scaling`` of a text_config, complete.
+
+    transformers 5 writes ``rope_parameters`` where version 4 wrote the other two.
+    """
+    parameters = params.get("rope_scaling") or params.get("rope_parameters") or {}
+    scaling = complete_rope(parameters, max_position_embeddings)
+    theta = parameters.get("rope_theta")
+    if theta is None:
+        theta = params.get("rope_theta", DEFAULT_ROPE_THETA)
+    return {"rope_theta": theta, "rope_scaling": scaling}
+
+
 @dataclass
 class TextConfig(BaseModelConfig):
     """The decoder, under the names that ``mlx_vlm.models.llama`` reads.
@@ -52,22 +72,22 @@ class TextConfig(BaseModelConfig):
     those of the fields are Mistral's.
     """
 
-    model_type: str = "mistral"
+    model_type: str = field(default="mistral", metadata={"choices": [*LIBRARY_DEFAULTS]})
     hidden_size: int = 4096
-    num_hidden_layers: int = 32
+    num_hidden_layers: int = field(default=32, metadata={"high": MAX_LAYERS})
     intermediate_size: int = 14336
     num_attention_heads: int = 32
     num_key_value_heads: int | None = 8
     head_dim: int | None = None
-    rms_norm_eps: float = 1e-6
+    rms_norm_eps: float = field(default=1e-6, metadata={"high": 1})
     vocab_size: int = 32000
-    max_position_embeddings: int = 32768
-    rope_theta: float = 10000.0
+    max_position_embeddings: int = field(default=32768, metadata={"high": 2**31})
+    rope_theta: float = DEFAULT_ROPE_THETA
     rope_traditional: bool = False
     rope_scaling: dict | None = None
     rope_parameters: dict | None = None
-    sliding_window: int | None = 4096
-    hidden_act: str = "silu"
+    sliding_window: int | None = field(default=4096, metadata={"high": 2**31})
+    hidden_act: str = field(default="silu", metadata={"choices": ["silu"]})
     attention_bias: bool = False
     mlp_bias: bool = False
     tie_word_embeddings: bool = False
@@ -80,29 +100,20 @@ class TextConfig(BaseModelConfig):
         Raises:
             ValueError: what is out of range or not supported.
         """
-        defaults = LIBRARY_DEFAULTS.get(params.get("model_type", "mistral"), {})
-        return super().from_dict({**defaults, **params})
+        check_settings(cls, params, "text_config")
+        defaults = LIBRARY_DEFAULTS[params.get("model_type", "mistral")]
+        # The default of max_position_embeddings is no library's: it must not reach the RoPE.
+        rope = _rope_settings(params, params.get("max_position_embeddings"))
+        return super().from_dict({**defaults, **params, **rope})
 
     def __post_init__(self):
-        if self.model_type not in LIBRARY_DEFAULTS or self.hidden_act != "silu":
-            raise ValueError(
-                f"config.json: supported are decoders of model_type "
-                f"{' and '.join(LIBRARY_DEFAULTS)} with hidden_act 'silu', got "
-                f"{self.model_type!r} with {self.hidden_act!r}"
-            )
+        check_settings(TextConfig, vars(self), "text_config")
         if self.model_type == "llama":
             # transformers' Llama ignores it.
             self.sliding_window = None
         if self.num_key_value_heads is None:
             self.num_key_value_heads = self.num_attention_heads
-        # transformers 5 writes rope_parameters where version 4 wrote rope_theta.
-        if self.rope_parameters:
-            self.rope_theta = self.rope_parameters.get("rope_theta", self.rope_theta)
-            if self.rope_parameters.get("rope_type", "default") != "default":
-                self.rope_scaling = self.rope_parameters
-        sizes = ("hidden_size", "num_hidden_layers", "intermediate_size", "num_attention_heads")
-        numbers = ("num_key_value_heads", "rms_norm_eps", "vocab_size", "rope_theta")
-        require_positive("text_config", self, (*sizes, *numbers))
+        vars(self).update(_rope_settings(vars(self), self.max_position_embeddings))
         if self.head_dim is None:
             self.head_dim = self.hidden_size // self.num_attention_heads
         if self.num_attention_heads % self.num_key_value_heads:
@@ -110,8 +121,34 @@ class TextConfig(BaseModelConfig):
                 f"config.json: text_config.num_attention_heads {self.num_attention_heads} is "
                 f"no multiple of num_key_value_heads {self.num_key_value_heads}"
             )
+        if self.tie_word_embeddings:
+            raise ValueError(
+                "config.json: text_config.tie_word_embeddings is True; supported are models whose "
+                "output head has weights of its own"
+            )
+        if self.head_dim % 2 or not self.head_dim:
+            raise ValueError(
+                f"config.json: text_config.head_dim must be an even number, got {self.head_dim}"
+            )
         # The window is applied in language.py; every layer keeps the full cache.
         self.layer_types = ["full_attention"] * self.num_hidden_layers
+
+
+@dataclass
+class GenerationDefaults:
+    """What generation_config.json may say; mlx-vlm generates with it unless told otherwise."""
+
+    eos_token_id: int | list[int] = field(default=2, metadata={"low": 0})
+    bos_token_id: int | None = field(default=None, metadata={"low": 0})
+    pad_token_id: int | None = field(default=None, metadata={"low": 0})
+    do_sample: bool | None = None
+    temperature: float | None = field(default=None, metadata={"low": 0, "high": 100})
+    top_p: float | None = field(default=None, metadata={"low": 0, "high": 1})
+    top_k: int | None = field(default=None, metadata={"low": 0})
+    min_p: float | None = field(default=None, metadata={"low": 0, "high": 1})
+    repetition_penalty: float | None = None
+    max_length: int | None = field(default=None, metadata={"low": 0})
+    max_new_tokens: int | None = None
 
 
 @dataclass
@@ -137,10 +174,10 @@ class ModelConfig(BaseModelConfig):
     vision_config: VisionConfig = field(default_factory=VisionConfig)
     projector_config: ProjectorConfig = field(default_factory=ProjectorConfig)
     model_type: str = "moxin"
-    pad_token_id: int = 32000
+    pad_token_id: int = field(default=32000, metadata={"low": 0})
     image_token_index: int | None = None
-    bos_token_id: int = 1
-    eos_token_id: int = 2
+    bos_token_id: int = field(default=1, metadata={"low": 0})
+    eos_token_id: int | list[int] = field(default=2, metadata={"low": 0})
     prompt_format: str = "pure"
     llm_backbone_id: str | None = None
     norm_stats: dict[str, Any] | None = None
@@ -157,6 +194,7 @@ class ModelConfig(BaseModelConfig):
     _model_path = None
 
     def __post_init__(self):
+        check_settings(ModelConfig, vars(self))
         for name, kind in (
             ("text_config", TextConfig),
             ("vision_config", VisionConfig),
@@ -170,6 +208,17 @@ class ModelConfig(BaseModelConfig):
             self.action_config = ActionConfig()
         if self.image_token_index is None:
             self.image_token_index = self.pad_token_id + 1
+        self._check_ids()
+
+    def _check_ids(self) -> None:
+        vocab_size = self.text_config.vocab_size
+        eos = self.eos_token_id if isinstance(self.eos_token_id, list) else [self.eos_token_id]
+        for name, ids in (("bos_token_id", [self.bos_token_id]), ("eos_token_id", eos)):
+            if not ids or max(ids) >= vocab_size:
+                raise ValueError(
+                    f"config.json: {name} is {getattr(self, name)}, but the vocabulary "
+                    f"has {vocab_size} ids, from 0"
+                )
         if not self.pad_token_id < self.image_token_index < self.text_config.vocab_size - 1:
             raise ValueError(
                 "config.json: at least two ids above pad_token_id must be free for visual tokens, "
@@ -186,6 +235,7 @@ class ModelConfig(BaseModelConfig):
         Raises:
             ValueError: what is missing, out of range or not supported.
         """
+        check_setting(CONFIG_FILE, "text_config", params.get("text_config"), dict | None)
         is_source = params.get("model_type") in SOURCE_TYPES
         if is_source:
             text_config = params.get("text_config") or {}
@@ -200,6 +250,12 @@ class ModelConfig(BaseModelConfig):
         missing = [name for name in ("text_config", "pad_token_id") if not params.get(name)]
         if missing:
             raise ValueError(f"config.json: {' and '.join(missing)} missing")
+        check_settings(cls, params)
+        check_settings(GenerationDefaults, params)
+        generation_config = params.get("generation_config") or {}
+        check_settings(GenerationDefaults, generation_config, file="generation_config.json")
+        if params.get("quantization") is not None:
+            check_quantization(params["quantization"])
         config = super().from_dict(params)
         if is_source:
             config.prompt_format = prompt_format(config.llm_backbone_id)

@@ -7,6 +7,7 @@ bytes, ``/ 255``, then one normalisation per tower, stacked channel by channel.
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from PIL import Image
 from .picture import PictureSource, read_picture
 from .resize import Colour, letterbox, resize_crop, resize_naive
 from .towers import DINO_ID, SIGLIP_ID, TIMM_MODELS, TimmModel
+from .validation import check_settings
+from .vision_config import MAX_IMAGE_SIZE
 
 CONFIG_FILE = "preprocessor_config.json"
 RESIZE_STRATEGIES = ("resize-naive", "letterbox", "resize-crop")
@@ -25,14 +28,50 @@ IMAGE_MEAN = tuple(model.image_mean for model in _MODELS)
 IMAGE_STD = tuple(model.image_std for model in _MODELS)
 
 
+def _lists(value: Any) -> Any:
+    """``value`` with lists in place of tuples, as JSON has it."""
+    return [*map(_lists, value)] if isinstance(value, (list, tuple)) else value
+
+
+@dataclass
+class ImageSettings:
+    """What ``preprocessor_config.json`` holds.
+
+    Attributes:
+        image_size: side of the square, in pixels.
+        resize_strategy: one of :data:`RESIZE_STRATEGIES`.
+        image_mean, image_std: RGB constants per tower, for pixels in [0, 1].
+        letterbox_fill: RGB bytes per tower.
+    """
+
+    image_size: int = field(default=224, metadata={"high": MAX_IMAGE_SIZE})
+    resize_strategy: str = field(default="resize-naive", metadata={"choices": RESIZE_STRATEGIES})
+    image_mean: list[list[float]] = field(default=None, metadata={"low": 0, "high": 1})
+    image_std: list[list[float]] = field(default=None, metadata={"low": 1e-6, "high": 100})
+    letterbox_fill: list[list[int]] = field(default=None, metadata={"low": 0, "high": 255})
+
+
+@dataclass
+class SourceImageSettings:
+    """The entries of an HF-converted checkpoint's ``preprocessor_config.json`` that are read."""
+
+    input_sizes: list[list[int]]
+    interpolations: list[str]
+    image_resize_strategy: str
+    tvf_normalize_params: list[dict]
+    tvf_letterbox_fill: list[int] | None = field(default=None, metadata={"low": 0, "high": 255})
+    tvf_resize_params: list[dict] | None = None
+
+
 class MoxinImageProcessor:
     """Resizes a picture and normalises it once per tower.
 
     Args:
-        image_size: side of the square, in pixels.
-        resize_strategy: one of :data:`RESIZE_STRATEGIES`.
-        image_mean, image_std: RGB constants per tower, for pixels in [0, 1].
+        image_size, resize_strategy, image_mean, image_std: see :class:`ImageSettings`.
         letterbox_fill: RGB bytes per tower; ``int(255 * mean)`` if not given.
+
+    Raises:
+        ValueError: naming the argument, its value and what is allowed.
     """
 
     model_input_names = ["pixel_values"]
@@ -45,17 +84,24 @@ class MoxinImageProcessor:
         image_std: Sequence[Sequence[float]] = IMAGE_STD,
         letterbox_fill: Sequence[Colour] | None = None,
     ):
-        if resize_strategy not in RESIZE_STRATEGIES:
-            raise ValueError(
-                f"Unknown image_resize_strategy {resize_strategy!r}; known: {RESIZE_STRATEGIES}"
-            )
-        if letterbox_fill is None:
-            letterbox_fill = [[int(255 * channel) for channel in mean] for mean in image_mean]
         self.image_size = image_size
         self.resize_strategy = resize_strategy
-        self.image_mean = [list(mean) for mean in image_mean]
-        self.image_std = [list(std) for std in image_std]
-        self.letterbox_fill = [list(fill) for fill in letterbox_fill]
+        self.image_mean = _lists(image_mean)
+        self.image_std = _lists(image_std)
+        check_settings(ImageSettings, vars(self), file=CONFIG_FILE)
+        if letterbox_fill is None:
+            letterbox_fill = [[int(255 * channel) for channel in mean] for mean in image_mean]
+        self.letterbox_fill = _lists(letterbox_fill)
+        check_settings(ImageSettings, vars(self), file=CONFIG_FILE)
+        shapes = {
+            name: [len(colour) for colour in getattr(self, name)]
+            for name in ("image_mean", "image_std", "letterbox_fill")
+        }
+        if any(shape != [3] * len(self.image_mean) for shape in shapes.values()):
+            raise ValueError(
+                f"{CONFIG_FILE}: image_mean, image_std and letterbox_fill must have three numbers "
+                f"for each vision tower, got {shapes}"
+            )
 
     def _square(self, image: Image.Image, fill: Colour) -> np.ndarray:
         """``[3, S, S]`` float32 in [0, 1]."""
@@ -126,8 +172,10 @@ class MoxinImageProcessor:
             ValueError: naming an entry that is missing or not supported.
         """
         if "tvf_normalize_params" not in config:
+            check_settings(ImageSettings, config, file=CONFIG_FILE)
             names = ("image_size", "resize_strategy", "image_mean", "image_std", "letterbox_fill")
             return cls(**{name: config[name] for name in names if name in config})
+        check_settings(SourceImageSettings, config, file=CONFIG_FILE)
         try:
             sizes = config["input_sizes"]
             normalize = config["tvf_normalize_params"]
@@ -136,13 +184,16 @@ class MoxinImageProcessor:
                 raise ValueError(
                     f"{CONFIG_FILE}: expected bicubic resizing and one normalisation per tower"
                 )
-            if len({side for size in sizes for side in size[1:]}) != 1:
-                raise ValueError(f"{CONFIG_FILE}: input_sizes must be one square, got {sizes}")
+            sides = {side for size in sizes for side in size[1:]}
+            if len(sides) != 1 or any(len(size) != 3 for size in sizes):
+                raise ValueError(
+                    f"{CONFIG_FILE}: input_sizes must be one square, got {str(sizes)[:100]}"
+                )
             resized = [params["size"] for params in config.get("tvf_resize_params") or []]
             if any(size not in (sizes[0][1], sizes[0][1:]) for size in resized):
                 raise ValueError(
-                    f"{CONFIG_FILE}: tvf_resize_params {resized} are not the size of input_sizes; "
-                    "a crop of a larger picture is not supported"
+                    f"{CONFIG_FILE}: tvf_resize_params {str(resized)[:100]} are not the size of "
+                    "input_sizes; a crop of a larger picture is not supported"
                 )
             return cls(
                 image_size=sizes[0][1],

@@ -22,8 +22,9 @@ from ..base import install_auto_processor_patch
 from .config import MODEL_TYPES, ModelConfig
 from .image_processing_moxin import CONFIG_FILE, MoxinImageProcessor
 from .picture import PictureSource, read_picture
-from .tokenization_moxin import MoxinDetokenizer, load_tokenizer
+from .tokenization_moxin import MoxinDetokenizer, check_tokenizer, load_tokenizer
 from .towers import MODELS_BY_NAME
+from .validation import read_object
 
 # The last picture is remembered up to this many pixels, four bytes each.
 MAX_REMEMBERED = 2**22
@@ -244,11 +245,10 @@ class MoxinProcessor:
             patterns = ["*.json", "*.jinja"]
             revision = kwargs.get("revision")
             path = Path(snapshot_download(str(path), revision=revision, allow_patterns=patterns))
-        raw_config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        raw_config = read_object(path / "config.json")
         config = ModelConfig.from_dict(raw_config)
         if (path / CONFIG_FILE).is_file():
-            text = (path / CONFIG_FILE).read_text(encoding="utf-8")
-            image_processor = MoxinImageProcessor.from_dict(json.loads(text))
+            image_processor = MoxinImageProcessor.from_dict(read_object(path / CONFIG_FILE))
         else:
             image_processor = MoxinImageProcessor.of_towers(
                 [MODELS_BY_NAME[name] for name in config.vision_config.towers],
@@ -261,13 +261,13 @@ class MoxinProcessor:
                 f"{CONFIG_FILE} is for {found} vision tower{'s' * (found > 1)}, config.json has "
                 f"{expected}"
             )
+        tokenizer = load_tokenizer(
+            path, own_template=config.model_type == "moxin", prompt_format=config.prompt_format
+        )
+        check_tokenizer(tokenizer, config)
         return cls(
             image_processor,
-            load_tokenizer(
-                path,
-                own_template=config.model_type == "moxin",
-                prompt_format=config.prompt_format,
-            ),
+            tokenizer,
             image_token_index=config.image_token_index,
             vocab_size=config.text_config.vocab_size,
             num_image_tokens=(image_processor.image_size // config.vision_config.patch_size) ** 2,

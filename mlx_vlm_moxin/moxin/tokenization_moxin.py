@@ -6,7 +6,45 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerFast
 
 from ...tokenizer_utils import StreamingDetokenizer
+from .config import ModelConfig
 from .prompts import chat_template
+
+
+def read_tokenizer(directory: Path) -> PreTrainedTokenizerFast:
+    """tokenizer.json as it is, padding on the left.
+
+    Raises:
+        ValueError: naming the directory, if its files cannot be read.
+    """
+    try:
+        return PreTrainedTokenizerFast.from_pretrained(directory, padding_side="left")
+    # The tokenizers library raises bare exceptions on malformed files, and panics, which are
+    # no Exception, on others.
+    except BaseException as error:
+        if isinstance(error, (KeyboardInterrupt, SystemExit)):
+            raise
+        reason = f"{type(error).__name__}: {' '.join(str(error)[:200].split())}"
+        raise ValueError(
+            f"The tokenizer in {directory} cannot be read ({reason}); download its files again"
+        ) from error
+
+
+def check_tokenizer(tokenizer: PreTrainedTokenizerFast, config: ModelConfig) -> None:
+    """Refuse a tokenizer whose ids mean something else to the model.
+
+    Raises:
+        ValueError: naming the ids of both.
+    """
+    for name in ("bos_token_id", "pad_token_id"):
+        found, expected = getattr(tokenizer, name), getattr(config, name)
+        if found != expected:
+            raise ValueError(f"config.json: {name} is {expected}, but the tokenizer's is {found}")
+    last = max(tokenizer.get_vocab().values())
+    if last >= config.image_token_index:
+        raise ValueError(
+            f"config.json: image_token_index is {config.image_token_index}, but the tokenizer "
+            f"has tokens up to id {last}"
+        )
 
 
 def load_tokenizer(
@@ -32,7 +70,7 @@ def load_tokenizer(
         raise FileNotFoundError(
             f"No tokenizer.json in {model_path}; copy the checkpoint's tokenizer files there"
         )
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(model_path, padding_side="left")
+    tokenizer = read_tokenizer(model_path)
     for name in ("bos_token", "eos_token", "pad_token"):
         if getattr(tokenizer, name) is None:
             raise ValueError(f"The tokenizer in {model_path} has no {name}")

@@ -3,27 +3,13 @@
 Names and sizes: timm 0.9.16, ``timm/models/vision_transformer.py``.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..base import BaseModelConfig
+from .validation import MAX_LAYERS, check_settings
 
 ACTIVATIONS = ("gelu", "quick_gelu")
-
-
-def require_positive(owner: str, config: Any, names: Iterable[str]) -> None:
-    """Refuse settings that are no positive numbers.
-
-    Raises:
-        ValueError: naming the setting.
-    """
-    for name in names:
-        value = getattr(config, name)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0:
-            raise ValueError(
-                f"config.json: {owner}.{name} must be a positive number, got {value!r}"
-            )
 
 
 @dataclass
@@ -45,30 +31,24 @@ class TowerConfig(BaseModelConfig):
     """
 
     hidden_size: int = 1024
-    num_hidden_layers: int = 24
+    num_hidden_layers: int = field(default=24, metadata={"low": 2, "high": MAX_LAYERS})
     num_attention_heads: int = 16
     intermediate_size: int = 4096
-    num_register_tokens: int = 0
+    num_register_tokens: int = field(default=0, metadata={"low": 0})
     class_token: bool = False
     class_position: bool = False
     layer_scale: bool = False
     pre_norm: bool = False
     patch_bias: bool = True
-    layer_norm_eps: float = 1e-6
-    activation: str = "gelu"
+    layer_norm_eps: float = field(default=1e-6, metadata={"high": 1})
+    activation: str = field(default="gelu", metadata={"choices": ACTIVATIONS})
 
     def __post_init__(self):
-        sizes = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
-        require_positive("vision_config", self, (*sizes, "layer_norm_eps"))
-        if self.hidden_size % self.num_attention_heads or self.num_hidden_layers < 2:
+        check_settings(TowerConfig, vars(self), "vision_config")
+        if self.hidden_size % self.num_attention_heads:
             raise ValueError(
-                "config.json: a vision tower needs at least 2 layers and a hidden_size that is a "
-                f"multiple of num_attention_heads, got {self}"
-            )
-        if self.activation not in ACTIVATIONS:
-            raise ValueError(
-                f"config.json: vision_config has activation {self.activation!r}; supported are "
-                f"{' and '.join(ACTIVATIONS)}"
+                f"config.json: a vision tower has hidden_size {self.hidden_size}, which is no "
+                f"multiple of num_attention_heads {self.num_attention_heads}"
             )
 
     @property

@@ -1,10 +1,13 @@
 """Configuration of the two parts that see: vision towers and projector."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ..base import BaseModelConfig
-from .towers import DINO_ID, SIGLIP_ID, TIMM_MODELS, TOWER_NAMES, TowerConfig, require_positive
+from .towers import DINO_ID, SIGLIP_ID, TIMM_MODELS, TOWER_NAMES, TowerConfig
+from .validation import check_settings
 
+# Side of a picture in pixels: one with more would have more patches than any prompt holds.
+MAX_IMAGE_SIZE = 4096
 # Kinds of projectors -> number of linear layers.
 PROJECTOR_LAYERS = {"linear": 1, "gelu-mlp": 2, "fused-gelu-mlp": 3}
 
@@ -17,7 +20,7 @@ class VisionConfig(BaseModelConfig):
     """
 
     model_type: str = "moxin_vision"
-    image_size: int = 224
+    image_size: int = field(default=224, metadata={"high": MAX_IMAGE_SIZE})
     patch_size: int = 14
     dino: TowerConfig | None = None
     siglip: TowerConfig | None = None
@@ -25,15 +28,17 @@ class VisionConfig(BaseModelConfig):
     in1k: TowerConfig | None = None
 
     def __post_init__(self):
-        require_positive("vision_config", self, ("image_size", "patch_size"))
+        check_settings(VisionConfig, vars(self), "vision_config")
         if self.patch_size > self.image_size:
             raise ValueError(
                 f"config.json: vision_config.patch_size {self.patch_size} is larger than "
                 f"image_size {self.image_size}"
             )
         for name in TOWER_NAMES:
-            if isinstance(getattr(self, name), dict):
-                setattr(self, name, TowerConfig.from_dict(getattr(self, name)))
+            tower = getattr(self, name)
+            if isinstance(tower, dict):
+                check_settings(TowerConfig, tower, f"vision_config.{name}")
+                setattr(self, name, TowerConfig.from_dict(tower))
         if not self.towers:
             self.dino = TIMM_MODELS[DINO_ID].tower_config()
             self.siglip = TIMM_MODELS[SIGLIP_ID].tower_config()
@@ -68,17 +73,10 @@ class ProjectorConfig(BaseModelConfig):
     and two layers have only the other two widths.
     """
 
-    model_type: str = "fused-gelu-mlp"
+    model_type: str = field(default="fused-gelu-mlp", metadata={"choices": [*PROJECTOR_LAYERS]})
     input_size: int = 2176
     intermediate_size: int = 8704
     output_size: int = 4096
 
     def __post_init__(self):
-        if self.model_type not in PROJECTOR_LAYERS:
-            raise ValueError(
-                f"config.json: projector_config.model_type {self.model_type!r} is not "
-                f"supported; supported are {', '.join(PROJECTOR_LAYERS)}"
-            )
-        require_positive(
-            "projector_config", self, ("input_size", "intermediate_size", "output_size")
-        )
+        check_settings(ProjectorConfig, vars(self), "projector_config")

@@ -7,6 +7,8 @@ from mlx_vlm.models.moxin.config import MODEL_TYPES
 from mlx_vlm.models.moxin.processing_moxin import MoxinProcessor
 from transformers import PretrainedConfig
 
+from mlx_vlm_moxin.checkpoints.native_output import native_errors_dropped
+
 _HUB_OPTIONS = ("revision", "token", "cache_dir")
 
 
@@ -32,7 +34,8 @@ def from_pretrained(original: Callable) -> classmethod:
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
         hub = {key: kwargs[key] for key in _HUB_OPTIONS if key in kwargs}
         if _model_type(pretrained_model_name_or_path, **hub) in MODEL_TYPES:
-            return MoxinProcessor.from_pretrained(pretrained_model_name_or_path, **kwargs)
+            with native_errors_dropped():
+                return MoxinProcessor.from_pretrained(pretrained_model_name_or_path, **kwargs)
         return original.__func__(cls, pretrained_model_name_or_path, **kwargs)
 
     return classmethod(from_pretrained)

@@ -2,8 +2,8 @@
 
 import pytest
 from mlx_vlm.convert import configure_parser as upstream_parser
+from mlx_vlm.models.moxin.quantization import AFFINE_BITS, AFFINE_GROUP_SIZES
 
-from mlx_vlm_moxin.checkpoints.layer_settings import AFFINE_BITS, AFFINE_GROUP_SIZES
 from mlx_vlm_moxin.checkpoints.quantize_options import QuantizeOptions
 from mlx_vlm_moxin.conversion.command_line import configure_parser
 

@@ -4,11 +4,11 @@ import mlx.core as mx
 import pytest
 from mlx_vlm import convert as upstream_convert
 from mlx_vlm.convert import QUANT_RECIPES
+from mlx_vlm.models.moxin.quantization import AFFINE_BITS, AFFINE_GROUP_SIZES
 from mlx_vlm.utils import load_config
 from source_checkpoints import edit_json, load_weights, with_weights, write_ominix
 from support import HF_CHECKPOINT
 
-from mlx_vlm_moxin.checkpoints.layer_settings import AFFINE_BITS, AFFINE_GROUP_SIZES
 from mlx_vlm_moxin.checkpoints.quantize_options import QuantizeOptions
 from mlx_vlm_moxin.checkpoints.skeleton import build_skeleton
 from mlx_vlm_moxin.checkpoints.sources import Source, open_source

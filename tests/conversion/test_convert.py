@@ -8,6 +8,7 @@ import pytest
 from mlx_vlm import apply_chat_template, generate, load
 from mlx_vlm import convert as upstream_convert
 from mlx_vlm.convert import QUANT_RECIPES
+from mlx_vlm.models.moxin.quantization import AFFINE_BITS
 from source_checkpoints import NATIVE_FILES, converted, load_weights, write_ominix
 from support import (
     ARRAYS,
@@ -18,7 +19,6 @@ from support import (
     image_path,
 )
 
-from mlx_vlm_moxin.checkpoints.layer_settings import AFFINE_BITS
 from mlx_vlm_moxin.checkpoints.quantize_options import QuantizeOptions
 from mlx_vlm_moxin.conversion.convert import convert
 from mlx_vlm_moxin.conversion.source_files import SourceFiles

@@ -116,7 +116,10 @@ def test_what_is_no_picture_is_refused_with_the_reason(image, reason):
 @pytest.mark.parametrize(
     ("changed", "reason"),
     [
-        ({"image_resize_strategy": "stretch"}, "Unknown image_resize_strategy 'stretch'; known"),
+        (
+            {"image_resize_strategy": "stretch"},
+            "is 'stretch'; allowed: one of resize-naive",
+        ),
         ({"interpolations": ["bilinear", "bilinear"]}, "bicubic"),
         ({"input_sizes": [[3, 28, 28], [3, 32, 32]]}, "one square"),
     ],

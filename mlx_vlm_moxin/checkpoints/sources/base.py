@@ -8,10 +8,11 @@ from typing import Any
 
 from mlx_vlm.models.moxin.config import ModelConfig
 from mlx_vlm.models.moxin.processing_moxin import MoxinProcessor
+from mlx_vlm.models.moxin.quantization import layer_settings
 from mlx_vlm.models.moxin.vision_config import VisionConfig
 from mlx_vlm.models.moxin.weights import convert_weights, moxin_name
 
-from mlx_vlm_moxin.checkpoints.layer_settings import LayerSettings, layer_settings, split_name
+from mlx_vlm_moxin.checkpoints.layer_settings import LayerSettings, split_name
 from mlx_vlm_moxin.checkpoints.messages import one_line
 from mlx_vlm_moxin.checkpoints.tensors import LazyTensor
 

@@ -3,11 +3,13 @@
 from pathlib import Path
 from typing import Any
 
+from mlx_vlm.models.moxin import tokenization_moxin
 from mlx_vlm.models.moxin.config import TextConfig
 from mlx_vlm.models.moxin.prompts import chat_template
 from transformers import PreTrainedTokenizerFast
 
 from mlx_vlm_moxin.checkpoints.language_models import LANGUAGE_MODELS
+from mlx_vlm_moxin.checkpoints.native_output import native_errors_dropped
 from mlx_vlm_moxin.checkpoints.sources.files import SMALL_FILES, check_directory, fetch, read_json
 
 PAD_TOKEN = "<PAD>"
@@ -44,11 +46,8 @@ def read_tokenizer(directory: Path, max_length: int, prompt_format: str) -> PreT
     """
     if not (directory / "tokenizer.json").is_file():
         raise FileNotFoundError(f"No tokenizer.json in {directory}; give --llm a directory with it")
-    try:
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(directory, padding_side="left")
-    except Exception as error:
-        # The tokenizers library raises bare exceptions on malformed files.
-        raise ValueError(f"The tokenizer in {directory} cannot be read ({error})") from error
+    with native_errors_dropped():
+        tokenizer = tokenization_moxin.read_tokenizer(directory)
     if tokenizer.bos_token is None or tokenizer.eos_token is None:
         raise ValueError(f"The tokenizer in {directory} has no bos_token or no eos_token")
     tokenizer.add_special_tokens({"pad_token": PAD_TOKEN})

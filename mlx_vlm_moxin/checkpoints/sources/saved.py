@@ -3,10 +3,12 @@
 from pathlib import Path
 from typing import Any
 
-from mlx_vlm.models.moxin.config import ModelConfig
+from mlx_vlm.models.moxin.config import GenerationDefaults, ModelConfig
 from mlx_vlm.models.moxin.image_processing_moxin import CONFIG_FILE
 from mlx_vlm.models.moxin.processing_moxin import MoxinProcessor
+from mlx_vlm.models.moxin.validation import check_settings
 
+from mlx_vlm_moxin.checkpoints.native_output import native_errors_dropped
 from mlx_vlm_moxin.checkpoints.sources.base import Source, Tensors, our_tensors
 from mlx_vlm_moxin.checkpoints.sources.files import read_json
 
@@ -40,16 +42,8 @@ def read_processor(directory: Path) -> MoxinProcessor:
     """
     if (directory / CONFIG_FILE).exists():
         read_json(directory / CONFIG_FILE)
-    try:
+    with native_errors_dropped():
         return MoxinProcessor.from_pretrained(directory)
-    except (OSError, ValueError):
-        raise
-    except Exception as error:
-        # The tokenizers library raises bare exceptions on malformed files.
-        raise ValueError(
-            f"The tokenizer or preprocessor files in {directory} cannot be read "
-            f"({type(error).__name__}: {error}); download them again"
-        ) from error
 
 
 def special_ids(config: ModelConfig) -> dict[str, int]:
@@ -67,7 +61,9 @@ def complete_generation_config(content: dict[str, Any], config: ModelConfig) -> 
 def read_generation_config(directory: Path, config: ModelConfig) -> dict[str, Any]:
     """generation_config.json of a source; the special ids alone if it has none."""
     path = directory / "generation_config.json"
-    return complete_generation_config(read_json(path) if path.exists() else {}, config)
+    content = read_json(path) if path.exists() else {}
+    check_settings(GenerationDefaults, content, file=path.name)
+    return complete_generation_config(content, config)
 
 
 def config_dtype(raw_config: dict[str, Any]) -> str | None:
