@@ -9,11 +9,11 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
+from mlx_vlm.models.moxin.quantization import AFFINE_BITS, AFFINE_GROUP_SIZES
 from mlx_vlm.utils import MODEL_CONVERSION_DTYPES
 
 from mlx_vlm_moxin.actions.policy import Prediction, action_config, predict
 from mlx_vlm_moxin.checkpoints.action_options import PRESETS, action_options, add_action_options
-from mlx_vlm_moxin.checkpoints.layer_settings import AFFINE_BITS, AFFINE_GROUP_SIZES
 from mlx_vlm_moxin.library.load import load
 
 

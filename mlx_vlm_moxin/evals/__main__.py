@@ -5,7 +5,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mlx_vlm_moxin.checkpoints.layer_settings import AFFINE_BITS, AFFINE_GROUP_SIZES
+from mlx_vlm.models.moxin.quantization import AFFINE_BITS, AFFINE_GROUP_SIZES
+
 from mlx_vlm_moxin.checkpoints.messages import print_error
 from mlx_vlm_moxin.evals import report
 from mlx_vlm_moxin.evals.answering import Answering

@@ -11,9 +11,8 @@ from typing import Any
 
 from mlx_vlm import kv_quant
 from mlx_vlm.models.moxin.config import ModelConfig
+from mlx_vlm.models.moxin.quantization import AFFINE_BITS, AFFINE_GROUP_SIZES
 from mlx_vlm.turboquant import turboquant_enabled
-
-from mlx_vlm_moxin.checkpoints.layer_settings import AFFINE_BITS, AFFINE_GROUP_SIZES
 
 # Name of a setting, and why its value cannot be used.
 Fault = tuple[str, str]

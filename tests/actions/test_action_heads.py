@@ -69,7 +69,7 @@ def test_openvla_needs_no_options(action_checkpoint):
         ("oft", {"preset": "bridge"}, "proprio_dim 7, this checkpoint 8"),
         ("oft", {"preset": "kitchen"}, "libero, aloha, bridge"),
         ("oft", {"preset": "libero", "append_token": "x"}, "--append-token"),
-        ("oft", {"preset": "libero", "chunk_size": 0}, "chunk_size must be a positive"),
+        ("oft", {"preset": "libero", "chunk_size": 0}, "action_config.chunk_size is 0"),
         ("openvla", {"preset": "libero"}, "--discrete"),
     ],
 )
