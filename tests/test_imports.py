@@ -29,7 +29,7 @@ def module_name(file: Path) -> str:
 
 
 def imported_names(file: Path) -> Iterator[str]:
-    """Absolute dotted names of what a file imports anywhere, names in modules included."""
+    """Absolute dotted names of what a file imports anywhere: modules, or names in them."""
     package = ["mlx_vlm_moxin", *file.relative_to(PACKAGE).parent.parts]
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -37,7 +37,6 @@ def imported_names(file: Path) -> Iterator[str]:
         elif isinstance(node, ast.ImportFrom):
             start = package[: len(package) - node.level + 1] if node.level else []
             module = ".".join([*start, *([node.module] if node.module else [])])
-            yield module
             yield from (f"{module}.{alias.name}" for alias in node.names)
 
 
@@ -50,6 +49,8 @@ def read_imports() -> Graph:
             for prefix, place in ((MODEL, "moxin"), ("mlx_vlm_moxin", "")):
                 if imported == prefix or imported.startswith(prefix + "."):
                     target = (place + imported[len(prefix) :]).strip(".")
+                    # A name in a module: the module.
+                    target = target if target in files else target.rpartition(".")[0]
                     if target in files and target != name:
                         graph[name].add(target)
     # A package's __init__ is imported with each of its modules; what counts is what it imports
@@ -130,3 +131,8 @@ def test_the_model_folder_holds_python_files_and_kernels_alone():
     for file in (PACKAGE / "moxin").rglob("*"):
         if file.is_file() and "__pycache__" not in file.parts:
             assert file.suffix == ".py" or file.parent == kernels, file
+
+
+def test_the_model_works_without_the_kernels_folder(graph):
+    users = {module for module, targets in graph.items() for t in targets if "moxin.cuda" in t}
+    assert not [name for name in users if name.startswith("moxin.") and ".cuda" not in name]
