@@ -10,11 +10,12 @@ from mlx_vlm.models.moxin.quantization import AFFINE_BITS, AFFINE_GROUP_SIZES
 from mlx_vlm_moxin.checkpoints.messages import print_error
 from mlx_vlm_moxin.evals import report
 from mlx_vlm_moxin.evals.answering import Answering
-from mlx_vlm_moxin.evals.answers_file import AnswersFile
+from mlx_vlm_moxin.evals.answers_file import AnswersFile, default_path
 from mlx_vlm_moxin.evals.published import MOXIN, PUBLISHED, match
 from mlx_vlm_moxin.evals.run import Run, read_examples
 from mlx_vlm_moxin.evals.sources import find_sources
 from mlx_vlm_moxin.evals.tasks import TASKS
+from mlx_vlm_moxin.evals.weights_id import weights_id
 from mlx_vlm_moxin.library.load import load
 
 
@@ -114,13 +115,12 @@ def run(args: argparse.Namespace) -> None:
     sources = find_sources(tasks, args.data, args.image_folder, args.streaming)
     # Everything is read and checked before the model is loaded.
     examples = {task: read_examples(TASKS[task], sources[task], args.limit) for task in tasks}
-    default = Path("results/eval") / f"{Path(args.model).name or 'model'}.jsonl"
-    file = AnswersFile(args.output or default, name)
-
+    file = AnswersFile(args.output or default_path(args.model))
     model, processor = load(
         args.model, args.quantize, args.group_size or 64, adapter_path=args.adapter_path
     )
-    work = Run(Answering(model, processor), name, file, args.batch_size)
+    answering = Answering(model, processor)
+    work = Run(answering, name, weights_id(model), file, args.batch_size)
     results = {}
     try:
         for task in tasks:

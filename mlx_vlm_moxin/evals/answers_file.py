@@ -17,6 +17,11 @@ from mlx_vlm_moxin.evals.example import Answer
 _ANSWER = TypeAdapter(Answer)
 
 
+def default_path(model: str) -> Path:
+    """Where a model's answers are kept if the user names no file."""
+    return Path("results/eval") / f"{Path(model).name or 'model'}.jsonl"
+
+
 def _drop_half_line(path: Path) -> None:
     """End the file with its last whole line."""
     with path.open("rb+") as file:
@@ -46,20 +51,19 @@ def _parse(line: bytes, where: str) -> Answer:
 
 
 class AnswersFile:
-    """Answers of one model in a file, read once and then appended to.
+    """Answers in a file, read once and then appended to.
 
     Args:
         path: of the file, which need not exist.
-        model: whose answers are read; others' stay as they are.
 
     Raises:
         OSError: if the file cannot be read or written.
         ValueError: naming a line that is no answer.
     """
 
-    def __init__(self, path: Path, model: str):
-        self.path, self._model = path, model
-        self._answers: dict[tuple[str, str], Answer] = {}
+    def __init__(self, path: Path):
+        self.path = path
+        self._answers: dict[tuple[str, str, str], Answer] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
         # Before a model is loaded, so that a file that cannot be written costs no time.
         path.open("ab").close()
@@ -70,12 +74,11 @@ class AnswersFile:
                     self._keep(_parse(line, f"{path}, line {number},"))
 
     def _keep(self, answer: Answer) -> None:
-        if answer.model == self._model:
-            self._answers[answer.task, answer.id] = answer
+        self._answers[answer.weights, answer.task, answer.id] = answer
 
-    def get(self, task: str, example_id: str) -> Answer | None:
-        """The model's answer to an example, if it has given one."""
-        return self._answers.get((task, example_id))
+    def get(self, weights: str, task: str, example_id: str) -> Answer | None:
+        """The answer of these weights to an example, if they have given one."""
+        return self._answers.get((weights, task, example_id))
 
     def add(self, answers: Iterable[Answer]) -> None:
         """Append answers; once this returns, killing the process does not lose them."""

@@ -39,7 +39,8 @@ class Answer:
     """What a model made of an example: one line of the answers file.
 
     Attributes:
-        model: name and settings of the model.
+        model: name and settings of the model, for the reader.
+        weights: which weights answered, see :mod:`.weights_id`.
         task: name of the task.
         id, group: the example's.
         prompt: the message that the model received.
@@ -50,6 +51,7 @@ class Answer:
     """
 
     model: str
+    weights: str
     task: str
     id: str
     group: str

@@ -99,7 +99,7 @@ class Run:
 
     Args:
         answering: the model.
-        model: its name in the answers file.
+        model, weights: its name and its weights in the answers file.
         file: answers so far, and where further ones go.
         batch_size: questions that are computed at once.
         quiet: no progress bars.
@@ -109,11 +109,13 @@ class Run:
         self,
         answering: Answering,
         model: str,
+        weights: str,
         file: AnswersFile,
         batch_size: int = 1,
         quiet: bool = False,
     ):
-        self._answering, self._model, self._file = answering, model, file
+        self._answering, self._file = answering, file
+        self._model, self._weights = model, weights
         self._batch_size, self._quiet = batch_size, quiet
 
     def __call__(self, name: str, task: Task, examples: Sequence[Example]) -> Result:
@@ -142,11 +144,11 @@ class Run:
                 self._file.add(self._answer(name, task, batch, images))
                 bar.update(len(batch))
         seconds = time.perf_counter() - start
-        answers = [self._file.get(name, example.id) for example in examples]
+        answers = [self._file.get(self._weights, name, example.id) for example in examples]
         return Result(answers, task.summarise(answers), len(waiting), seconds)
 
     def _is_answered(self, name: str, task: Task, example: Example) -> bool:
-        answer = self._file.get(name, example.id)
+        answer = self._file.get(self._weights, name, example.id)
         if answer is None:
             return False
         if (answer.prompt, answer.answer) != (task.prompt(example), example.answer):
@@ -172,6 +174,7 @@ class Run:
         return [
             Answer(
                 model=self._model,
+                weights=self._weights,
                 task=name,
                 id=example.id,
                 group=example.group,

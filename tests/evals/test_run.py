@@ -80,19 +80,19 @@ def test_no_examples_and_one_id_twice_are_refused():
 def answer(example_id: str = "1", model: str = "m", **changes) -> Answer:
     fields = {"prompt": "p?", "answer": [0.1, 0.25], "prediction": "ä\n", "score": 0.3}
     fields |= {"probabilities": [0.1, 1e-30], "group": "g", "task": "t", **changes}
-    return Answer(model=model, id=example_id, **fields)
+    return Answer(model=model, weights="w", id=example_id, **fields)
 
 
 def test_answers_are_read_back_as_they_were_written(tmp_path):
     path = tmp_path / "new/folder/answers.jsonl"
     answers = [answer("1"), answer("2", probabilities=None, answer="word")]
-    file = AnswersFile(path, "m")
+    file = AnswersFile(path)
     file.add(answers[:1])
     file.add(answers[1:])
-    again = AnswersFile(path, "m")
-    assert [again.get("t", "1"), again.get("t", "2")] == answers
-    assert again.get("t", "3") is again.get("u", "1") is None
-    assert AnswersFile(path, "other").get("t", "1") is None
+    again = AnswersFile(path)
+    assert [again.get("w", "t", "1"), again.get("w", "t", "2")] == answers
+    assert again.get("w", "t", "3") is again.get("w", "u", "1") is None
+    assert again.get("other", "t", "1") is None
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     assert [row["id"] for row in rows] == ["1", "2"]
     assert {"model", "task", "prompt", "answer", "prediction", "score"} <= rows[0].keys()
@@ -101,36 +101,38 @@ def test_answers_are_read_back_as_they_were_written(tmp_path):
 @given(st.data())
 def test_a_file_cut_anywhere_keeps_its_whole_lines(tmp_path_factory, data):
     path = tmp_path_factory.mktemp("cut") / "answers.jsonl"
-    AnswersFile(path, "m").add(answer(str(number)) for number in range(4))
+    AnswersFile(path).add(answer(str(number)) for number in range(4))
     whole = path.read_bytes()
     place = data.draw(st.integers(0, len(whole)))
     path.write_bytes(whole[:place])
-    file = AnswersFile(path, "m")
+    file = AnswersFile(path)
     kept = whole[:place].count(b"\n")
-    assert [file.get("t", str(n)) is not None for n in range(4)] == [n < kept for n in range(4)]
+    assert [file.get("w", "t", str(n)) is not None for n in range(4)] == [
+        n < kept for n in range(4)
+    ]
     file.add(answer(str(number)) for number in range(kept, 4))
     assert path.read_bytes() == whole
 
 
 def test_half_a_line_longer_than_a_block_is_removed(tmp_path):
     path = tmp_path / "answers.jsonl"
-    AnswersFile(path, "m").add([answer()])
+    AnswersFile(path).add([answer()])
     whole = path.read_bytes()
     path.write_bytes(whole + b"{" + b"x" * 200_000)
-    assert AnswersFile(path, "m").get("t", "1") == answer()
+    assert AnswersFile(path).get("w", "t", "1") == answer()
     assert path.read_bytes() == whole
     path.write_bytes(b"x" * 200_000)
-    AnswersFile(path, "m")
+    AnswersFile(path)
     assert path.read_bytes() == b""
 
 
 @pytest.mark.parametrize("line", [b"{}", b"[]", b"x", b'{"model": 1}', b"\xff"])
 def test_a_whole_line_that_is_no_answer_is_named(tmp_path, line):
     path = tmp_path / "answers.jsonl"
-    AnswersFile(path, "m").add([answer()])
+    AnswersFile(path).add([answer()])
     path.write_bytes(path.read_bytes() + line + b"\n")
     with pytest.raises(ValueError, match=r"answers\.jsonl, line 2, is not an answer"):
-        AnswersFile(path, "m")
+        AnswersFile(path)
 
 
 class Model:
@@ -157,7 +159,7 @@ class Model:
 
 
 def work(path, model: Model, examples, task: str = "pope", batch_size: int = 2):
-    run = Run(model, "m", AnswersFile(path, "m"), batch_size, quiet=True)
+    run = Run(model, "m", "w", AnswersFile(path), batch_size, quiet=True)
     return run(task, TASKS[task], examples)
 
 

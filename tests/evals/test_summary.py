@@ -11,7 +11,7 @@ from mlx_vlm_moxin.evals.scores.text import vizwiz_form
 
 
 def answer(score=0.0, group="", prediction="", right="", probabilities=None) -> Answer:
-    return Answer("m", "t", "1", group, "?", right, prediction, score, probabilities)
+    return Answer("m", "w", "t", "1", group, "?", right, prediction, score, probabilities)
 
 
 def test_ranking_worked_out_by_hand():

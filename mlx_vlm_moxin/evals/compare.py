@@ -1,0 +1,146 @@
+"""Two checkpoints on the same examples, such as a model before and after quantising it."""
+
+import gc
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import mlx.core as mx
+
+from mlx_vlm_moxin.evals.answering import Answering
+from mlx_vlm_moxin.evals.answers_file import AnswersFile
+from mlx_vlm_moxin.evals.example import Answer, Example
+from mlx_vlm_moxin.evals.run import Result, Run
+from mlx_vlm_moxin.evals.tasks import TASKS
+from mlx_vlm_moxin.evals.weights_id import weights_id
+from mlx_vlm_moxin.library.load import load
+
+
+def answer_all(
+    checkpoint: Path,
+    examples: Mapping[str, Sequence[Example]],
+    file: AnswersFile,
+    batch_size: int = 1,
+    quiet: bool = False,
+) -> dict[str, Result]:
+    """A checkpoint's results by task. The model is in memory only meanwhile.
+
+    Args:
+        examples: by task.
+        file: answers so far, and where further ones go.
+
+    Raises:
+        OSError, ValueError: if the model cannot be loaded, does not have a task's words as
+            single tokens, or a picture cannot be read.
+    """
+    model, processor = load(checkpoint)
+    run = Run(
+        Answering(model, processor), str(checkpoint), weights_id(model), file, batch_size, quiet
+    )
+    results = {name: run(name, TASKS[name], chosen) for name, chosen in examples.items()}
+    del run, model, processor
+    gc.collect()
+    mx.clear_cache()
+    return results
+
+
+@dataclass(frozen=True)
+class TaskCost:
+    """What one task says about a result and its source, in per cent or points of it.
+
+    Attributes:
+        title: of the task.
+        examples: how many both answered.
+        source, result: accuracies.
+        change: the result's accuracy minus the source's.
+        error: standard error of the change, from the examples' own changes.
+        same: share of examples to which both gave the same answer.
+    """
+
+    title: str
+    examples: int
+    source: float
+    result: float
+    change: float
+    error: float
+    same: float
+
+
+def _accuracy(result: Result) -> float:
+    return 100 * next(iter(result.numbers.values()))
+
+
+def _standard_error(first: Sequence[Answer], second: Sequence[Answer]) -> float:
+    """Of the mean change of score, in points: examples that both miss do not blur it."""
+    changes = [after.score - before.score for before, after in zip(first, second)]
+    mean = sum(changes) / len(changes)
+    variance = sum((change - mean) ** 2 for change in changes) / len(changes)
+    return 100 * math.sqrt(variance / len(changes))
+
+
+def task_cost(task: str, source: Result, result: Result) -> TaskCost:
+    """Compare the results of two checkpoints on the same examples."""
+    pairs = list(zip(source.answers, result.answers))
+    before, after = _accuracy(source), _accuracy(result)
+    return TaskCost(
+        title=TASKS[task].title,
+        examples=len(pairs),
+        source=before,
+        result=after,
+        change=after - before,
+        error=_standard_error(source.answers, result.answers),
+        same=100 * sum(a.prediction == b.prediction for a, b in pairs) / len(pairs),
+    )
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Every task's cost.
+
+    Attributes:
+        costs: by task.
+    """
+
+    costs: dict[str, TaskCost]
+
+    def markdown(self) -> str:
+        """For the model card, or the screen."""
+        head = ["Benchmark", "Examples", "Source", "This model", "Change", "Same answers"]
+        rows = [
+            [
+                cost.title,
+                f"{cost.examples:,}",
+                f"{cost.source:.2f}",
+                f"{cost.result:.2f}",
+                f"{cost.change:+.2f} ± {cost.error:.2f}",
+                f"{cost.same:.1f} %",
+            ]
+            for cost in self.costs.values()
+        ]
+        lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+        return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+    def save(self, path: Path) -> None:
+        """Write everything as JSON."""
+        costs = {task: asdict(cost) for task, cost in self.costs.items()}
+        path.write_text(json.dumps(costs, indent=2) + "\n", encoding="utf-8")
+
+
+def compare(
+    source: Path,
+    result: Path,
+    examples: Mapping[str, Sequence[Example]],
+    file: AnswersFile,
+    batch_size: int = 1,
+    quiet: bool = False,
+) -> Evaluation:
+    """What became of a source's accuracies; the models are loaded one after the other.
+
+    Arguments and errors are those of :func:`answer_all`.
+    """
+    before, after = (
+        answer_all(checkpoint, examples, file, batch_size, quiet) for checkpoint in (source, result)
+    )
+    return Evaluation({task: task_cost(task, before[task], after[task]) for task in examples})
