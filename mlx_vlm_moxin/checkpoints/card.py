@@ -44,7 +44,10 @@ def _quantization_text(quantization: dict | None) -> str:
     return text
 
 
-def _text(name: str, model: str, origin: str, quantization: str, verification: str) -> str:
+def _text(
+    name: str, model: str, origin: str, quantization: str, verification: str, evaluation: str | None
+) -> str:
+    benchmarks = "" if evaluation is None else f"\n## Benchmarks\n\n{evaluation}\n"
     return f"""# {name}
 
 {origin} It runs on stock mlx-vlm once mlx-vlm-moxin is installed.
@@ -66,7 +69,7 @@ On Linux, install `"mlx-vlm-moxin[cpu]"`, `"mlx-vlm-moxin[cuda12]"` or `"mlx-vlm
 ## Verification
 
 {verification}
-"""
+{benchmarks}"""
 
 
 def write_card(
@@ -77,6 +80,7 @@ def write_card(
     quantization: dict | None,
     verification: str | None,
     upload_repo: str | None,
+    evaluation: str | None = None,
 ) -> None:
     """Write ``README.md`` of a converted model.
 
@@ -88,6 +92,8 @@ def write_card(
         verification: Markdown that says what it cost, None if it was not measured.
         upload_repo: Hub id that the model goes to, None if it stays here; the command on
             the card is then to be run in ``directory``, whatever its name.
+        evaluation: Markdown that says what it cost on benchmarks, None if that was not
+            measured.
 
     Raises:
         ValueError: if ``base_model`` is no Hub id (the Hub refuses such a card).
@@ -121,5 +127,6 @@ def write_card(
         origin=origin,
         quantization=_quantization_text(quantization),
         verification=cost,
+        evaluation=evaluation,
     )
     ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}").save(Path(directory) / "README.md")

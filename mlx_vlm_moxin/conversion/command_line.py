@@ -5,7 +5,9 @@ import errno
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import fields
+from functools import cache
 from pathlib import Path
 from typing import NoReturn
 
@@ -18,13 +20,20 @@ from mlx_vlm.utils import MODEL_CONVERSION_DTYPES
 from mlx_vlm_moxin.checkpoints.card import write_card
 from mlx_vlm_moxin.checkpoints.messages import print_error
 from mlx_vlm_moxin.checkpoints.quantize_options import QuantizeOptions
+from mlx_vlm_moxin.conversion.baseline import loadable_source
 from mlx_vlm_moxin.conversion.convert import Conversion, convert
+from mlx_vlm_moxin.conversion.evaluation import (
+    add_evaluation_options,
+    evaluate,
+    planned_examples,
+)
 from mlx_vlm_moxin.conversion.source_files import SourceFiles, add_source_options
 from mlx_vlm_moxin.conversion.sweep import main as sweep
 from mlx_vlm_moxin.conversion.upload import LOG_IN, upload
 from mlx_vlm_moxin.conversion.verify.cost import measure_cost
-from mlx_vlm_moxin.conversion.verify.report import FILE_NAME
+from mlx_vlm_moxin.conversion.verify.report import FILE_NAME, Verification
 from mlx_vlm_moxin.conversion.verify.samples import find_samples
+from mlx_vlm_moxin.evals.example import Example
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -80,6 +89,7 @@ def configure_parser() -> argparse.ArgumentParser:
     )
     add("--verify-images", type=Path, help="directory of pictures to compare on")
 
+    add_evaluation_options(parser)
     add_source_options(parser)
     return parser
 
@@ -91,25 +101,53 @@ def _check_upload(repo_id: str) -> None:
         raise ValueError(f"--upload-repo: there is no Hugging Face token; {LOG_IN}")
 
 
-def _finish(conversion: Conversion, files: SourceFiles, args: argparse.Namespace) -> None:
-    """Verification, model card and upload of a conversion that is in its place."""
-    verification = measure_cost(
-        conversion, files, wanted=args.verify, images=args.verify_images, quiet=args.quiet
-    )
-    if verification is not None:
-        verification.save(conversion.directory / FILE_NAME)
-        write_card(
-            conversion.directory,
-            source=files.hf_path,
-            base_model=files.base_model,
-            quantization=conversion.quantization,
-            verification=verification.markdown(),
-            upload_repo=args.upload_repo,
+def _show_verification(verification: Verification, directory: Path, quiet: bool) -> None:
+    verification.save(directory / FILE_NAME)
+    if not quiet:
+        verification.print_table()
+    elif verification.warning is not None:
+        print(f"warning: {verification.warning}", file=sys.stderr)
+
+
+def _finish(
+    conversion: Conversion,
+    files: SourceFiles,
+    examples: dict[str, list[Example]] | None,
+    args: argparse.Namespace,
+) -> None:
+    """Verification, evaluation, model card and upload of a conversion that is in its place."""
+    place = conversion.directory.resolve().parent
+    verification = evaluation = None
+    with ExitStack() as stack:
+        # Made when the first of the two needs it.
+        baseline = cache(
+            lambda: stack.enter_context(
+                loadable_source(conversion.source, files, place, args.quiet)
+            )
         )
-        if not args.quiet:
-            verification.print_table()
-        elif verification.warning is not None:
-            print(f"warning: {verification.warning}", file=sys.stderr)
+        verification = measure_cost(
+            conversion, baseline, wanted=args.verify, images=args.verify_images, quiet=args.quiet
+        )
+        if verification is not None:
+            _show_verification(verification, conversion.directory, args.quiet)
+        try:
+            if examples is not None:
+                evaluation = evaluate(baseline(), conversion.directory, examples, args)
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"not evaluated: {error}; the model is whole in {conversion.directory}"
+            ) from error
+        finally:
+            if verification is not None or evaluation is not None:
+                write_card(
+                    conversion.directory,
+                    source=files.hf_path,
+                    base_model=files.base_model,
+                    quantization=conversion.quantization,
+                    verification=None if verification is None else verification.markdown(),
+                    evaluation=None if evaluation is None else evaluation.markdown(),
+                    upload_repo=args.upload_repo,
+                )
     if args.upload_repo:
         upload(conversion.directory, args.upload_repo, args.quiet)
 
@@ -129,6 +167,7 @@ def run(args: argparse.Namespace) -> None:
         find_samples(args.verify_images)
     if args.upload_repo:
         _check_upload(args.upload_repo)
+    examples = planned_examples(args)
     files = SourceFiles.from_arguments(args)
     try:
         conversion = convert(
@@ -150,7 +189,7 @@ def run(args: argparse.Namespace) -> None:
             f"{conversion.bits_per_weight:.3f} bits per weight"
         )
     try:
-        _finish(conversion, files, args)
+        _finish(conversion, files, examples, args)
     except Stopped:
         raise Stopped(f"the model is whole in {conversion.directory}; see --no-verify") from None
 

@@ -6,9 +6,7 @@ is done is in ``sweep.json`` at once, so a sweep that was stopped goes on where 
 
 import argparse
 import json
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,7 @@ from mlx_vlm.models.moxin.quantization import AFFINE_BITS, AFFINE_GROUP_SIZES
 from mlx_vlm_moxin.checkpoints.card import write_card
 from mlx_vlm_moxin.checkpoints.messages import format_size, print_error
 from mlx_vlm_moxin.checkpoints.quantize_options import QuantizeOptions
-from mlx_vlm_moxin.checkpoints.sources import Source
+from mlx_vlm_moxin.conversion.baseline import loadable_source
 from mlx_vlm_moxin.conversion.convert import convert
 from mlx_vlm_moxin.conversion.source_files import SourceFiles, add_source_options
 from mlx_vlm_moxin.conversion.sweep_plot import check_plotting, plot
@@ -86,16 +84,6 @@ def _earlier_rows(args: argparse.Namespace, settings: dict[str, Any]) -> dict[st
     return {name: row for name, row in found.items() if (args.output / name).is_dir()}
 
 
-@contextmanager
-def _loadable(source: Source, files: SourceFiles, output: Path, quiet: bool) -> Iterator[Path]:
-    """A directory that mlx-vlm loads: the source's own, or a conversion kept only for this."""
-    if source.is_loadable:
-        yield source.directory
-        return
-    with tempfile.TemporaryDirectory(prefix=".baseline-", dir=output) as place:
-        yield convert(files, Path(place) / "model", QuantizeOptions(), quiet=quiet).directory
-
-
 def _measure(
     args: argparse.Namespace, files: SourceFiles, asked: Reference, bits: int, group_size: int
 ) -> dict[str, Any]:
@@ -158,7 +146,7 @@ def sweep(args: argparse.Namespace) -> None:
         args.output.mkdir(parents=True, exist_ok=True)
         _write_table(args.output, settings, rows)
         with (
-            _loadable(source, files, args.output, args.quiet) as directory,
+            loadable_source(source, files, args.output, args.quiet) as directory,
             reference(directory, args.verify_images, args.quiet) as asked,
         ):
             for bits, size in missing:

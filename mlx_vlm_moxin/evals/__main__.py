@@ -11,19 +11,12 @@ from mlx_vlm_moxin.checkpoints.messages import print_error
 from mlx_vlm_moxin.evals import report
 from mlx_vlm_moxin.evals.answering import Answering
 from mlx_vlm_moxin.evals.answers_file import AnswersFile, default_path
+from mlx_vlm_moxin.evals.options import add_example_options, examples_of
 from mlx_vlm_moxin.evals.published import MOXIN, PUBLISHED, match
-from mlx_vlm_moxin.evals.run import Run, read_examples
-from mlx_vlm_moxin.evals.sources import find_sources
+from mlx_vlm_moxin.evals.run import Run
 from mlx_vlm_moxin.evals.tasks import TASKS
 from mlx_vlm_moxin.evals.weights_id import weights_id
 from mlx_vlm_moxin.library.load import load
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not above 0")
-    return value
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -51,37 +44,8 @@ def build_parser() -> argparse.ArgumentParser:
         help="weights that share a scale (default: 64)",
     )
     add("--tasks", nargs="+", required=True, choices=TASKS, metavar="TASK", help=", ".join(TASKS))
-    add(
-        "--data",
-        nargs="+",
-        default=[],
-        metavar="[TASK=]PLACE",
-        help="local copies in their published form: a folder for a task, or one folder that "
-        "holds a folder for each task (default: copies on the Hub, where there are such)",
-    )
-    add(
-        "--image-folder",
-        nargs="+",
-        type=Path,
-        default=[],
-        metavar="FOLDER",
-        help="pictures that are not in the data set's own folder, such as COCO's",
-    )
+    add_example_options(parser)
     add("--streaming", action="store_true", help="read the first rows of Hub copies only")
-    add(
-        "--limit",
-        type=_positive,
-        metavar="N",
-        help="at most N examples of each task, or of each of its parts (POPE, OCID-Ref, TallyQA, "
-        "AI2D), drawn as the published harness draws its smaller sets",
-    )
-    add("--batch-size", type=_positive, default=1, metavar="B", help="questions at a time")
-    add(
-        "--output",
-        type=Path,
-        metavar="FILE",
-        help="one JSON line per example (default: results/eval/MODEL.jsonl)",
-    )
     add("--json", type=Path, metavar="FILE", help="write the table's numbers to this file")
     add(
         "--published",
@@ -112,9 +76,9 @@ def run(args: argparse.Namespace) -> None:
     """
     name = model_name(args)
     tasks = list(dict.fromkeys(args.tasks))
-    sources = find_sources(tasks, args.data, args.image_folder, args.streaming)
     # Everything is read and checked before the model is loaded.
-    examples = {task: read_examples(TASKS[task], sources[task], args.limit) for task in tasks}
+    options = (args.data, args.image_folder, args.limit, args.streaming)
+    examples, locations = examples_of(tasks, *options)
     file = AnswersFile(args.output or default_path(args.model))
     model, processor = load(
         args.model, args.quantize, args.group_size or 64, adapter_path=args.adapter_path
@@ -131,7 +95,6 @@ def run(args: argparse.Namespace) -> None:
     finally:
         published = args.published or match(args.model) or MOXIN
         published = None if published == "none" else published
-        locations = {task: sources[task].location for task in tasks}
         rows = report.rows(results, locations, published)
         if rows:
             report.print_table(name, rows, published)

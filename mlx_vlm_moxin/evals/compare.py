@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import mlx.core as mx
+from rich.console import Console
+from rich.table import Table
 
 from mlx_vlm_moxin.evals.answering import Answering
 from mlx_vlm_moxin.evals.answers_file import AnswersFile
@@ -16,6 +18,8 @@ from mlx_vlm_moxin.evals.run import Result, Run
 from mlx_vlm_moxin.evals.tasks import TASKS
 from mlx_vlm_moxin.evals.weights_id import weights_id
 from mlx_vlm_moxin.library.load import load
+
+_HEAD = ["Benchmark", "Examples", "Source", "This model", "Change", "Same answers"]
 
 
 def answer_all(
@@ -105,10 +109,8 @@ class Evaluation:
 
     costs: dict[str, TaskCost]
 
-    def markdown(self) -> str:
-        """For the model card, or the screen."""
-        head = ["Benchmark", "Examples", "Source", "This model", "Change", "Same answers"]
-        rows = [
+    def _rows(self) -> list[list[str]]:
+        return [
             [
                 cost.title,
                 f"{cost.examples:,}",
@@ -119,8 +121,25 @@ class Evaluation:
             ]
             for cost in self.costs.values()
         ]
-        lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
-        return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+    def markdown(self) -> str:
+        """For the model card."""
+        lines = [_HEAD, ["---", *["---:"] * (len(_HEAD) - 1)], *self._rows()]
+        table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+        return (
+            "Accuracies in per cent of this model and its source on the same examples, with the "
+            "prompts and scores of TRI-ML/vlm-evaluation; ± is the standard error of the "
+            f"change.\n\n{table}"
+        )
+
+    def print_table(self) -> None:
+        """For the screen."""
+        table = Table(title="Benchmarks", caption="± is the standard error of the change.")
+        for index, name in enumerate(_HEAD):
+            table.add_column(name, justify="right" if index else "left")
+        for row in self._rows():
+            table.add_row(*row)
+        Console().print(table)
 
     def save(self, path: Path) -> None:
         """Write everything as JSON."""

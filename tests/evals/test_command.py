@@ -8,6 +8,7 @@ import sys
 import time
 
 import pytest
+from moxin_tiny import CHECKPOINT
 from support import run_module
 
 from mlx_vlm_moxin.evals import __main__ as command
@@ -168,8 +169,6 @@ def test_options_that_make_no_sense_end_with_a_usage_error(capsys, arguments, pa
 
 
 def test_a_model_without_the_tasks_words_is_refused_in_one_line(data, tmp_path, capsys):
-    from moxin_tiny import CHECKPOINT
-
     options = ["--model", CHECKPOINT, "--tasks", "gqa", "vsr", "--data", data, "--limit", 2]
     status, output, errors = run(capsys, *options, "--output", tmp_path / "answers.jsonl")
     assert status == 1

@@ -2,14 +2,13 @@
 
 import os
 import sys
-import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from mlx_vlm_moxin.checkpoints.messages import format_size, one_line
 from mlx_vlm_moxin.checkpoints.quantize_options import QuantizeOptions
 from mlx_vlm_moxin.checkpoints.skeleton import build_skeleton
-from mlx_vlm_moxin.conversion.convert import Conversion, convert
-from mlx_vlm_moxin.conversion.source_files import SourceFiles
+from mlx_vlm_moxin.conversion.convert import Conversion
 from mlx_vlm_moxin.conversion.verify.compare import verify
 from mlx_vlm_moxin.conversion.verify.report import Verification
 
@@ -37,7 +36,7 @@ def _reason_not_to(conversion: Conversion) -> str | None:
 
 def measure_cost(
     conversion: Conversion,
-    files: SourceFiles,
+    baseline: Callable[[], Path],
     *,
     wanted: bool | None = None,
     images: Path | None = None,
@@ -45,10 +44,9 @@ def measure_cost(
 ) -> Verification | None:
     """Compare a conversion with its source; None if that was not done, and says why.
 
-    mlx-vlm cannot load native runs and OminiX exports. They are compared through a
-    conversion that changes nothing but the layout, kept only for this.
-
     Args:
+        baseline: gives a directory of the source that mlx-vlm loads, see
+            :mod:`~mlx_vlm_moxin.conversion.baseline`.
         wanted: None to do it if it says something and fits in memory.
         images: directory of pictures in place of the bundled ones.
     """
@@ -58,12 +56,7 @@ def measure_cost(
             print(f"Not verified: {reason}.")
         return None
     try:
-        if conversion.source.is_loadable:
-            return verify(conversion.source.directory, conversion.directory, images, quiet)
-        parent = conversion.directory.resolve().parent
-        with tempfile.TemporaryDirectory(prefix=".baseline-", dir=parent) as place:
-            baseline = convert(files, Path(place) / "model", QuantizeOptions(), quiet=quiet)
-            return verify(baseline.directory, conversion.directory, images, quiet)
+        return verify(baseline(), conversion.directory, images, quiet)
     except (OSError, ValueError, RuntimeError, MemoryError) as error:
         print(f"warning: not verified: {one_line(error)}", file=sys.stderr)
         return None
