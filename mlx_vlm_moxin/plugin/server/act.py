@@ -20,8 +20,9 @@ from mlx_vlm.server.runtime import runtime
 
 from mlx_vlm_moxin.actions import json_numpy
 from mlx_vlm_moxin.actions.policy import Prediction, action_config, predict
+from mlx_vlm_moxin.plugin.server.between_steps import StoppingError
 from mlx_vlm_moxin.plugin.server.errors import serves_moxin
-from mlx_vlm_moxin.plugin.server.generator import StoppingError, adopt
+from mlx_vlm_moxin.plugin.server.generator import adopt
 
 # OpenVLA's name of the camera's picture, and OpenVLA-OFT's of the main camera's.
 _MAIN_CAMERA = ("full_image", "image")

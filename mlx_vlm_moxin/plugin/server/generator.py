@@ -5,12 +5,9 @@ no ``stop``. Both are done here with what it offers per request: logits processo
 run row by row just before the batch is sampled, and the iterator over an answer's tokens.
 """
 
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
-from concurrent.futures import TimeoutError as NotYet
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any
 
 import mlx.core as mx
 from mlx_vlm.server.generation import (
@@ -21,15 +18,8 @@ from mlx_vlm.server.generation import (
 )
 from mlx_vlm.utils import load_image
 
+from mlx_vlm_moxin.plugin.server.between_steps import WorkBetweenSteps
 from mlx_vlm_moxin.plugin.server.errors import BadRequestError, sentence
-
-Result = TypeVar("Result")
-# How often a caller looks whether the generation thread is still there, in seconds.
-WATCH_INTERVAL = 1.0
-
-
-class StoppingError(RuntimeError):
-    """The generation thread has ended, since the model is being unloaded."""
 
 
 class RowSampler:
@@ -133,47 +123,11 @@ class StoppingTokens:
         self._tokens.close()
 
 
-class MoxinResponseGenerator(ResponseGenerator):
+class MoxinResponseGenerator(WorkBetweenSteps):
     """mlx-vlm's generator with ``stop``, sampling by row, and pictures read beforehand."""
 
     # Of the batch under way; None with a drafter, and until the first batch starts.
     _row_sampler: RowSampler | None = None
-    # Work of between_steps that waits for its turn.
-    _work: deque[tuple[Callable, Future]]
-
-    def between_steps(self, work: Callable[[], Result]) -> Result:
-        """Run ``work`` in the generation thread, where the model may be used, and wait for it.
-
-        One piece of work runs after each step of the answers under way, in the order in which
-        they came: neither waits for the other to be finished.
-
-        Raises:
-            StoppingError: if the thread ends before it gets there.
-        """
-        future: Future[Result] = Future()
-        self._work.append((work, future))
-        self.requests.put(None)  # wakes a thread that waits for requests
-        while True:
-            try:
-                return future.result(timeout=WATCH_INTERVAL)
-            except NotYet:
-                if future.done():
-                    raise  # the work's own
-                if not self._thread.is_alive():
-                    raise StoppingError(
-                        "The model is being unloaded; send the request again"
-                    ) from None
-
-    def _collect_pending_requests(self, *, active: bool, **kwargs: Any) -> tuple[list[Any], bool]:
-        """New requests for the batch; called by the generation thread before each step."""
-        pending = super()._collect_pending_requests(active=active or bool(self._work), **kwargs)
-        if self._work:
-            work, future = self._work.popleft()
-            try:
-                future.set_result(work())
-            except Exception as error:
-                future.set_exception(error)
-        return pending
 
     def generate(
         self,
@@ -249,6 +203,5 @@ def adopt(generator: ResponseGenerator) -> None:
 
     It exists before the model that it loads is known, so it cannot be made as one.
     """
-    if not isinstance(generator, MoxinResponseGenerator):
-        generator._work = deque()
-        generator.__class__ = MoxinResponseGenerator
+    generator.__class__ = MoxinResponseGenerator
+    generator.adopt_work()
