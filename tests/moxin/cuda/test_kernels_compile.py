@@ -1,0 +1,155 @@
+"""Every kernel compiles, at the real sizes, for every architecture; no GPU is needed."""
+
+import ctypes
+import os
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+
+import mlx.core as mx
+import pytest
+from mlx_vlm.models.moxin.cuda import (
+    device,
+    fused_layers,
+    fused_prompt,
+    fused_step,
+    kernel,
+    kv_cache,
+    nvrtc,
+    tower_kernel,
+)
+from mlx_vlm.models.moxin.cuda import layerwise_kernels as kernels
+from mlx_vlm.models.moxin.cuda.decoder_layers import DecoderSizes, Format
+from mlx_vlm.models.moxin.cuda.tower_kernel import OPTIONAL_PARAMETERS, PARAMETERS, Tower
+
+KILOBYTE = 1024
+# Multiprocessors and shared memory of a thread block.
+ARCHITECTURES = {
+    "sm_80": (108, 163 * KILOBYTE),
+    "sm_86": (84, 99 * KILOBYTE),
+    "sm_89": (128, 99 * KILOBYTE),
+    "sm_90": (132, 227 * KILOBYTE),
+    "sm_100": (148, 227 * KILOBYTE),
+    "sm_120": (170, 99 * KILOBYTE),
+}
+FORMATS = (Format(16, 0), Format(8, 64), Format(4, 64))
+MOXIN = DecoderSizes(mx.bfloat16, 4096, 14336, 32, 8, 128, 4096, 1e-5, 10000.0)
+VICUNA_7B = DecoderSizes(mx.bfloat16, 4096, 11008, 32, 32, 128, 0, 1e-5, 10000.0)
+LLAMA_13B = DecoderSizes(mx.float16, 5120, 13824, 40, 40, 128, 0, 1e-5, 10000.0)
+DINO = Tower(1, 261, 1024, 16, 4096, 11, PARAMETERS)
+SIGLIP = Tower(
+    1,
+    256,
+    1152,
+    16,
+    4304,
+    11,
+    tuple(path for path in PARAMETERS if path not in OPTIONAL_PARAMETERS),
+)
+
+
+@pytest.fixture(scope="module")
+def compiler():
+    """NVIDIA's run-time compiler, from its wheel if MLX has not loaded it."""
+    nvrtc.library.cache_clear()
+    if nvrtc.library() is None:
+        nvrtc.library.cache_clear()
+        folder = Path(next(iter(find_spec("nvidia").submodule_search_locations))) / "cu13" / "lib"
+        for name in ("libnvrtc-builtins.so.*", "libnvrtc.so.*"):
+            ctypes.CDLL(str(next(folder.glob(name))))
+    return nvrtc.library()
+
+
+@pytest.fixture
+def on(compiler, kernels_everywhere, monkeypatch):
+    """Makes the kernels' host code believe that it is on a GPU of an architecture."""
+
+    def set_architecture(name):
+        multiprocessors, memory = ARCHITECTURES[name]
+        attributes = {
+            device.MULTIPROCESSOR_COUNT: multiprocessors,
+            device.MAX_SHARED_MEMORY_PER_BLOCK: memory,
+        }
+        monkeypatch.setattr(device, "attribute", attributes.get)
+        monkeypatch.setattr(device, "architecture", lambda: name)
+        monkeypatch.setattr(device, "resident_blocks", lambda *arguments: multiprocessors)
+
+    return set_architecture
+
+
+class Layer:
+    """What building a kernel needs of a decoder layer."""
+
+    def __init__(self, form):
+        self.formats = 4 * (form,)
+
+
+def decoder_builds(sizes, form, rows=64):
+    """All kernels of a decoder."""
+    layers = fused_layers.LAYERS_AT_ONCE
+    tokens = kernels.Tokens(1, rows)
+    qkv = (sizes.attended, sizes.keys, sizes.keys)
+    gate_up = (sizes.intermediate, sizes.intermediate)
+    multiply = partial(kernels.multiply, sizes.dtype, form)
+    old = (1, sizes.kv_heads, 256, sizes.head_dim)
+    new = (1, sizes.kv_heads, rows, sizes.head_dim)
+    return [
+        partial(fused_step._kernel, layers * [Layer(form)], sizes, 512),
+        partial(fused_prompt._kernel, sizes, 4 * (form,), layers, rows, 512),
+        partial(multiply, qkv, rows, sizes.hidden),
+        partial(multiply, gate_up, rows, sizes.hidden, is_gated=True),
+        *(partial(kernels.add_norm, sizes.dtype, rows, sizes.hidden, 1e-5, n) for n in (0, 2)),
+        *(partial(kernels.rotate, sizes, tokens, splits) for splits in (0, 2)),
+        partial(kernels.attend, sizes, tokens, 512),
+        partial(kernels.attend, sizes, kernels.Tokens(1, 512), 512),
+        partial(kv_cache.gather_caches, sizes.dtype, 64, old, new, 512),
+    ]
+
+
+def tower_build():
+    tiles, layers = tower_kernel.find_tiles(), tower_kernel.LAYERS_AT_ONCE
+    build = tower_kernel.tower_layers
+    return partial(build, mx.bfloat16, (DINO, SIGLIP), layers, 1e-6, tiles)
+
+
+def build_all(builds):
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        assert all(pool.map(lambda build: build(), builds))
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_all_kernels_compile(architecture, on):
+    on(architecture)
+    # To save time, one format for each architecture and the highest tile for one: what differs
+    # between architectures does not depend on these.
+    form = FORMATS[list(ARCHITECTURES).index(architecture) % len(FORMATS)]
+    rows = kernels.ROW_TILES[-1 if architecture == "sm_90" else 0]
+    build_all([tower_build(), *decoder_builds(MOXIN, form, rows)])
+
+
+@pytest.mark.parametrize("sizes", [VICUNA_7B, LLAMA_13B], ids=["7B without groups", "13B"])
+def test_kernels_of_other_decoders_compile(sizes, on):
+    on("sm_90")
+    step, _prompt, *others = decoder_builds(sizes, Format(16, 0), 16)
+    build_all([step, *others])
+
+
+def test_a_kernel_that_does_not_compile_says_why(compiler):
+    with pytest.raises(RuntimeError, match=r"(?s)does not compile for sm_90.*undefined"):
+        nvrtc.compile_source("int x = undefined_name;", "sm_90")
+
+
+def test_a_kernel_of_an_unknown_architecture_says_why(compiler):
+    with pytest.raises(RuntimeError, match="sm_12345"):
+        nvrtc.compile_source("int x;", "sm_12345")
+
+
+def test_every_kernel_states_its_signature_and_has_its_own_name():
+    for path in sorted(nvrtc.KERNELS.glob("*.cu")):
+        text = path.read_text(encoding="utf-8")
+        assert text.count("__global__") == 1, path
+        assert f" {path.stem}(\n" in text, path
+        assert "// Cost: " in text, path
+    names = {kernel.source_of("add_norm", {"EPS": eps}, {})[1] for eps in (1e-5, 1e-6)}
+    assert len(names) == 2
