@@ -272,7 +272,8 @@ def test_a_file_cut_short_is_refused(length, kind):
         (Image.new("I", (4, 4)), "32-bit integers"),
         (Image.new("RGB", (0, 4)), "0x4"),
     ],
-    ids=lambda value: str(value)[:40].replace("\0", "0").encode("ascii", "replace").decode(),
+    # Their own texts are not the same in every process.
+    ids=lambda value: value[:40] if isinstance(value, str) and value.isprintable() else "",
 )
 def test_what_is_no_picture_is_named(source, part):
     assert part in refusal(source)

@@ -31,11 +31,8 @@ def corpus_words() -> set[str]:
     return words
 
 
-def _bpe(words: Iterable[str], multiple: int, reserved: int) -> models.BPE:
-    """Merges that make each word one token; ids are specials, bytes, merges, characters.
-
-    Unused tokens follow: ``reserved`` of them at least, up to a multiple of ``multiple``.
-    """
+def _bpe(words: Iterable[str], multiple: int, bytes_last: bool) -> models.BPE:
+    """Merges that make each word one token; ids are specials, bytes, merges, characters."""
     trained = Tokenizer(models.BPE())
     trainer = trainers.BpeTrainer(
         vocab_size=1 << 16,
@@ -47,10 +44,11 @@ def _bpe(words: Iterable[str], multiple: int, reserved: int) -> models.BPE:
     by_id = sorted(trained.get_vocab().items(), key=lambda item: item[1])
     merged = [token for token, _ in by_id if len(token) > 1]
     characters = [token for token, _ in by_id if len(token) == 1]
-    tokens = [UNKNOWN, BOS, EOS, *(f"<0x{byte:02X}>" for byte in range(256))]
-    tokens += [*merged, *characters]
-    unused = reserved + -(len(tokens) + reserved) % multiple
-    tokens += [f"{SPACE}<{index}>" for index in range(unused)]
+    specials, single_bytes = [UNKNOWN, BOS, EOS], [f"<0x{byte:02X}>" for byte in range(256)]
+    pieces = [*merged, *characters]
+    rest = [*pieces, *single_bytes] if bytes_last else [*single_bytes, *pieces]
+    tokens = [*specials, *rest]
+    tokens += [f"{SPACE}<{index}>" for index in range(-len(tokens) % multiple)]
     vocab = {token: index for index, token in enumerate(tokens)}
     merges = [tuple(pair) for pair in json.loads(trained.to_str())["model"]["merges"]]
     return models.BPE(vocab, merges, unk_token=UNKNOWN, fuse_unk=True, byte_fallback=True)
@@ -61,7 +59,7 @@ def train_tokenizer() -> Tokenizer:
     return build_tokenizer(corpus_words())
 
 
-def build_tokenizer(words: Iterable[str], multiple: int = 1, reserved: int = 0) -> Tokenizer:
+def build_tokenizer(words: Iterable[str], multiple: int = 1, bytes_last: bool = False) -> Tokenizer:
     """A tokenizer built as Moxin's is: normalizer, decoder and special tokens are Llama's.
 
     ``<PAD>`` comes last, as the first id above the vocabulary proper.
@@ -69,9 +67,9 @@ def build_tokenizer(words: Iterable[str], multiple: int = 1, reserved: int = 0) 
     Args:
         words: each becomes one token.
         multiple: the vocabulary before ``<PAD>`` is filled up to a multiple of it.
-        reserved: number of unused tokens before ``<PAD>``, at least.
+        bytes_last: bytes come after the words, not before them.
     """
-    tokenizer = Tokenizer(_bpe(words, multiple, reserved))
+    tokenizer = Tokenizer(_bpe(words, multiple, bytes_last))
     tokenizer.normalizer = normalizers.Sequence(
         [normalizers.Prepend(SPACE), normalizers.Replace(" ", SPACE)]
     )

@@ -17,16 +17,17 @@ __all__ = ["IMAGE_SIZE", "NUM_PATCHES", "model_config", "source_config"]
 
 DEPTH = 4
 HIDDEN = 128
+INTERMEDIATE = 192
 
 
 def text_config(pad_token_id: int) -> dict[str, Any]:
     """The decoder's ``text_config``; what it leaves out is the library's default."""
     return {
         "hidden_size": HIDDEN,
-        "intermediate_size": 256,
+        "intermediate_size": INTERMEDIATE,
         "model_type": "llama",
         "num_attention_heads": 4,
-        "num_hidden_layers": 3,
+        "num_hidden_layers": 4,
         "num_key_value_heads": 4,
         "pad_token_id": pad_token_id,
         "torch_dtype": "bfloat16",

@@ -1,4 +1,4 @@
-"""The tokenizer: moxin-tiny's kind, trained on the instructions, with 256 tokens for actions."""
+"""The tokenizer: moxin-tiny's kind, trained on the instructions."""
 
 import re
 
@@ -32,8 +32,9 @@ def words() -> set[str]:
 
 
 def train_tokenizer() -> Tokenizer:
-    """Words, then the 256 tokens that stand for actions, then ``<PAD>``.
+    """Words, then bytes, then unused tokens, then ``<PAD>``.
 
-    The last 256 tokens before ``<PAD>`` are what OpenVLA overwrites in Llama's vocabulary.
+    The last 256 tokens before ``<PAD>`` also stand for actions, as OpenVLA overwrites the last
+    256 of Llama's vocabulary. Here they are bytes that no instruction has, and unused tokens.
     """
-    return build_tokenizer(words(), VOCAB_MULTIPLE, ACTION_TOKENS)
+    return build_tokenizer(words(), VOCAB_MULTIPLE, bytes_last=True)

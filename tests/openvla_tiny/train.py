@@ -1,8 +1,7 @@
 """Train OpenVLA-tiny: ``python -m openvla_tiny.train``, run in the folder ``tests``.
 
-Training starts from moxin-tiny's towers and projector, which see shapes and colours already; the
-decoder starts from nothing. The towers' lesson goes on as in moxin-tiny, which keeps colour and
-shape apart in what they see. Weights stay float32 while they are trained and are rounded to
+Training starts from moxin-tiny (``start.py``). The towers' lesson goes on as there, which keeps
+colour and shape apart in what they see. Weights stay float32 and are rounded to
 bfloat16 in the checkpoint, which is written at every report of the validation loss. On an NVIDIA
 GPU set ``MLX_USE_CUDA_GRAPHS=0``.
 """
@@ -18,14 +17,13 @@ import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
-from mlx.utils import tree_flatten, tree_map_with_path
-from mlx_vlm import load
+from mlx.utils import tree_flatten
 from mlx_vlm.models.moxin import Model
-from moxin_tiny import CHECKPOINT as MOXIN_TINY
 from moxin_tiny.dataset import batches, normalise
 from moxin_tiny.objective import PATCH_WEIGHT, Learner
 from moxin_tiny.texts import PAD
 from moxin_tiny.train import MAX_NORM, WARMUP, FlatWeights, load_state, save_state
+from tokenizers import Tokenizer
 from tqdm import tqdm
 
 from . import CHECKPOINT, STATE, TRAINING
@@ -33,27 +31,12 @@ from .architecture import model_config
 from .checkpoint import save_checkpoint
 from .dataset import Batch, make_batch, start_worker
 from .plots import plot_training
+from .start import start_from_moxin_tiny
 from .texts import train_tokenizer
 
 # Pictures of the training kind that are not trained on: their seeds lie far above.
 VALIDATION_START = 10**9
 VALIDATION_BATCHES = 4
-EMBEDDING_SCALE = 0.05
-
-
-def start_from_moxin_tiny(model: Model) -> None:
-    """Give ``model`` moxin-tiny's towers and projector."""
-    source, _ = load(str(MOXIN_TINY))
-    known = dict(tree_flatten(source.parameters()))
-
-    def start(name: str, value: mx.array) -> mx.array:
-        if name.startswith(("vision_tower.", "multi_modal_projector.")):
-            return known[name].astype(mx.float32)
-        if name.endswith("embed_tokens.weight"):
-            return EMBEDDING_SCALE * mx.random.normal(value.shape)
-        return value
-
-    model.update(tree_map_with_path(start, model.parameters()))
 
 
 def token_losses(
@@ -79,9 +62,9 @@ def token_losses(
 class ActionLearner(Learner):
     """A model that starts from moxin-tiny, and the layers of the towers' lesson."""
 
-    def __init__(self, model: Model):
+    def __init__(self, model: Model, tokenizer: Tokenizer):
         super().__init__(model)
-        start_from_moxin_tiny(model)
+        start_from_moxin_tiny(model, tokenizer)
 
     def losses(self, batch: Batch) -> tuple[mx.array, mx.array]:
         """Mean cross entropy of the actions' tokens, and that of the patches' classes."""
@@ -106,7 +89,7 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
     mx.random.seed(args.seed)
     tokenizer = train_tokenizer()
     config = model_config(tokenizer.token_to_id(PAD))
-    learner = ActionLearner(Model(config))
+    learner = ActionLearner(Model(config), tokenizer)
     model = learner.model
     learner.train()
     weights = FlatWeights(learner)
