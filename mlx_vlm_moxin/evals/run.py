@@ -103,6 +103,7 @@ class Run:
         file: answers so far, and where further ones go.
         batch_size: questions that are computed at once.
         quiet: no progress bars.
+        max_tokens: length of a generated answer at most.
     """
 
     def __init__(
@@ -113,10 +114,11 @@ class Run:
         file: AnswersFile,
         batch_size: int = 1,
         quiet: bool = False,
+        max_tokens: int = MAX_TOKENS,
     ):
         self._answering, self._file = answering, file
         self._model, self._weights = model, weights
-        self._batch_size, self._quiet = batch_size, quiet
+        self._batch_size, self._quiet, self._max_tokens = batch_size, quiet, max_tokens
 
     def __call__(self, name: str, task: Task, examples: Sequence[Example]) -> Result:
         """Answer what has no answer yet, and score everything.
@@ -166,7 +168,7 @@ class Run:
             for example, image in zip(batch, images)
         ]
         if task.strings is None:
-            predictions = self._answering.texts(questions, MAX_TOKENS)
+            predictions = self._answering.texts(questions, self._max_tokens)
             probabilities = [None] * len(batch)
         else:
             probabilities = self._answering.probabilities(questions, task.strings)

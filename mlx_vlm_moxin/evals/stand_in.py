@@ -1,0 +1,40 @@
+"""A processor without a tokenizer's files, for measuring random weights.
+
+It gives a text about as many tokens as Llama's tokenizer gives English, whatever they say.
+"""
+
+from mlx_vlm.models.moxin.config import ModelConfig
+from mlx_vlm.models.moxin.image_processing_moxin import MoxinImageProcessor
+from mlx_vlm.models.moxin.processing_moxin import MoxinProcessor
+from mlx_vlm.utils import StoppingCriteria
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+_SPECIALS = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<PAD>"}
+# A text that is one word is one token, as the words that the tasks compare must be.
+_PIECES = Regex(r"\A\w+\z|[\s\S]{1,4}")
+_TEMPLATE = "In: {{ messages[-1]['content'] }}\nOut:"
+
+
+def _tokenizer() -> PreTrainedTokenizerFast:
+    """One token, always the same one, for every four characters."""
+    vocabulary = {token: index for index, token in enumerate(_SPECIALS.values())}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=_SPECIALS["unk_token"]))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(_PIECES, "isolated")
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **_SPECIALS)
+    fast.chat_template = _TEMPLATE
+    # No answer ends by itself: each has as many tokens as are asked for.
+    fast.stopping_criteria = StoppingCriteria([-1], fast)
+    return fast
+
+
+def stand_in_processor(config: ModelConfig) -> MoxinProcessor:
+    """A processor for random weights of ``config``."""
+    vision = config.vision_config
+    return MoxinProcessor(
+        MoxinImageProcessor(vision.image_size),
+        _tokenizer(),
+        image_token_index=config.image_token_index,
+        vocab_size=config.text_config.vocab_size,
+        num_image_tokens=vision.num_patches,
+    )
