@@ -10,7 +10,8 @@ from mlx_vlm.utils import StoppingCriteria
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-_SPECIALS = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<PAD>"}
+# No end token: an answer has as many tokens as are asked for.
+_SPECIALS = {"unk_token": "<unk>", "bos_token": "<s>", "pad_token": "<PAD>"}
 # A text that is one word is one token, as the words that the tasks compare must be.
 _PIECES = Regex(r"\A\w+\z|[\s\S]{1,4}")
 _TEMPLATE = "In: {{ messages[-1]['content'] }}\nOut:"
@@ -23,8 +24,7 @@ def _tokenizer() -> PreTrainedTokenizerFast:
     tokenizer.pre_tokenizer = pre_tokenizers.Split(_PIECES, "isolated")
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **_SPECIALS)
     fast.chat_template = _TEMPLATE
-    # No answer ends by itself: each has as many tokens as are asked for.
-    fast.stopping_criteria = StoppingCriteria([-1], fast)
+    fast.stopping_criteria = StoppingCriteria([], fast)
     return fast
 
 
