@@ -81,5 +81,5 @@ def source_config(pad_token_id: int, space_token_id: int) -> dict[str, Any]:
         "norm_stats": statistics(),
         "pad_to_multiple_of": VOCAB_MULTIPLE,
         "text_config": text_config(pad_token_id),
-        "appended_token_id": space_token_id,
+        "action_config": {"append_token_id": space_token_id},
     }
