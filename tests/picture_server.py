@@ -16,8 +16,8 @@ class PictureServer(ThreadingHTTPServer):
     """Answers by the first part of the path; the rest names a reference picture.
 
     ``/plain/photo.png``; ``/once/...`` a single time, then 404; ``/half/...`` breaks off;
-    ``/slow/...`` after ``delay_s``; ``/drip/...`` byte by byte; ``/endless``; ``/headers`` sends
-    its header byte by byte; ``/to/ADDRESS`` redirects.
+    ``/slow/...`` after ``delay_s``; ``/held/...`` once ``released`` is set; ``/drip/...`` byte by
+    byte; ``/endless``; ``/headers`` sends its header byte by byte; ``/to/ADDRESS`` redirects.
     """
 
     daemon_threads = True
@@ -27,6 +27,7 @@ class PictureServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.counts: Counter[str] = Counter()
         self.closing = threading.Event()
+        self.released = threading.Event()
 
     @property
     def url(self) -> str:
@@ -71,6 +72,10 @@ class _Handler(BaseHTTPRequestHandler):
         self.server.closing.wait(self.server.delay_s)
         self._plain(name)
 
+    def _held(self, name: str) -> None:
+        self.server.released.wait()
+        self._plain(name)
+
     def _drip(self, name: str) -> None:
         data = (IMAGES / name).read_bytes()
         self._send(b"", len(data))
@@ -106,4 +111,5 @@ def picture_server() -> Iterator[PictureServer]:
         threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
         yield server
         server.closing.set()
+        server.released.set()
         server.shutdown()

@@ -8,7 +8,8 @@ which Pillow clips to white, is scaled to 8 bits.
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, BinaryIO
 
 import mlx.core as mx
@@ -67,8 +68,16 @@ def read_picture(source: PictureSource, limits: PictureLimits | None = None) -> 
     Raises:
         PictureError: what cannot be used as a picture, and why.
     """
-    try:
+    with named_errors(source):
         return _read(source, limits or PictureLimits.from_environment())
+
+
+@contextmanager
+def named_errors(source: Any) -> Iterator[None]:
+    """Turn every error of the enclosed code into a :class:`PictureError` that names ``source``."""
+    try:
+        yield
+        return
     except PictureError:
         raise
     except UnidentifiedImageError as error:
@@ -94,11 +103,15 @@ def _read(source: Any, limits: PictureLimits) -> Image.Image:
     if hasattr(source, "__array__") or hasattr(source, "__array_interface__"):
         return _upright_rgb(image_from_array(source), limits)
     with open_source(source, limits) as file:
-        return _decode(file, limits)
+        return decode(file, limits)
 
 
-def _decode(file: BinaryIO, limits: PictureLimits) -> Image.Image:
-    """The picture in ``file``; of several frames, the first."""
+def decode(file: BinaryIO, limits: PictureLimits) -> Image.Image:
+    """The picture in ``file``, see :func:`read_picture`; of several frames, the first.
+
+    Raises:
+        Exception: what Pillow raises for damaged files, which is almost anything.
+    """
     image = Image.open(file)
     _check_pixels(image, limits)
     if image.format in _FORMATS_OF_OTHER_PROGRAMS:

@@ -170,6 +170,10 @@ class MoxinProcessor:
         """How many placeholders a picture has, and the ids that they are drawn from."""
         return self.num_image_tokens, self.image_token_index, self.vocab_size
 
+    def count_tokens(self, prompt: str, num_images: int = 0) -> int:
+        """Tokens of a prompt with pictures, which need not be there: all have the same number."""
+        return len(self._row(prompt, [])) + num_images * self.num_image_tokens
+
     def _row(self, prompt: str, placeholders: list[int]) -> list[int]:
         bos = self.tokenizer.bos_token_id
         ids = self.tokenizer(prompt, add_special_tokens=False)["input_ids"]

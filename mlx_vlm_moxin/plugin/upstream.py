@@ -154,8 +154,9 @@ UPSTREAM = (
     _on_server(
         "mlx_vlm.server",
         "app",
-        "server.errors:exception_handlers",
-        "errors of the client are answered with HTTP 500",
+        "server.application:extended",
+        "errors of the client are HTTP 500; bodies and pictures have no limits; clients that hang "
+        "up are not noticed; there is no GET /v1/models/{id}",
     ),
     _on_server(
         "mlx_vlm.server.anthropic",
@@ -174,6 +175,24 @@ UPSTREAM = (
         "_build_gen_args",
         "server.parameters:build_gen_args",
         "parameters out of range are ignored or end every request under way",
+    ),
+    _on_server(
+        "mlx_vlm.server.request_normalization",
+        "_build_structured_logits_processors",
+        "server.structured:structured_logits_processors",
+        "a schema that the grammar engine cannot use is HTTP 500, or ends every request",
+    ),
+    _on_server(
+        "mlx_vlm.server.app",
+        "_decode_token",
+        "server.logprobs:decode_token",
+        "tokens of log-probabilities lack their space, and split characters their bytes",
+    ),
+    _on_server(
+        "mlx_vlm.server.anthropic",
+        "traceback",
+        "server.log:traceback_module",
+        "a refused request is logged with a traceback",
     ),
     _on_server(
         "mlx_vlm.server",
@@ -197,7 +216,19 @@ UPSTREAM = (
         "mlx_vlm.server.generation",
         "ResponseGenerator.validate_context_budget",
         None,
-        "a picture that cannot be read ends a stream that has begun",
+        "the context is no limit on some endpoints",
+    ),
+    _on_server(
+        "mlx_vlm.server.generation",
+        "ResponseGenerator._preprocess_request",
+        None,
+        "pictures are read while all other requests wait for the tokenizer",
+    ),
+    _on_server(
+        "mlx_vlm.server.generation",
+        "ResponseGenerator._cpu_preprocess",
+        None,
+        "pictures are fetched and decoded to count tokens",
     ),
     _on_server(
         "mlx_vlm.server.generation",
@@ -215,7 +246,7 @@ UPSTREAM = (
         "mlx_vlm.server.generation",
         "ResponseGenerator._collect_pending_requests",
         None,
-        "work with the model beside the answers under way has no turn",
+        "requests whose clients have left are answered; no other work with the model has a turn",
     ),
     _on_server(
         "mlx_vlm.server.app",

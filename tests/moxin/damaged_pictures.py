@@ -3,6 +3,7 @@
 import io
 import struct
 import zlib
+from functools import cache
 
 import numpy as np
 from PIL import Image, PngImagePlugin
@@ -44,6 +45,7 @@ def png_header(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunks
 
 
+@cache
 def damaged_pictures() -> dict[str, bytes]:
     png, bomb = encoded("PNG"), zlib.compress(bytes(2**26))
     cut = {f"{kind} cut": encoded(kind) for kind in ("PNG", "JPEG", "GIF", "TIFF", "WEBP", "BMP")}

@@ -25,6 +25,8 @@ from starlette.responses import Response
 from mlx_vlm_moxin.checkpoints.messages import causes, one_line
 from mlx_vlm_moxin.plugin.command_errors import input_error
 
+MAX_MESSAGE = 500
+MAX_FAULTS = 5
 _DATA_URI = re.compile(r"data:[\w./+-]*;base64,\S*[\w/+=]")
 _REPR = re.compile(r" ?<[\w.]+ object at 0x[0-9a-f]+>")
 
@@ -48,15 +50,23 @@ def client_error(error: BaseException | None) -> BaseException | None:
     return checked if isinstance(checked, ValueError) else None
 
 
-def sentence(error: BaseException) -> str:
-    """``error``'s message in one line, without the data of a picture sent inline."""
-    return one_line(_REPR.sub("", _DATA_URI.sub("a data URI", str(error))) or error)
+def sentence(error: BaseException | str) -> str:
+    """``error``'s message in one bounded line, without the data of a picture sent inline."""
+    return one_line(_REPR.sub("", _DATA_URI.sub("a data URI", str(error))) or error, MAX_MESSAGE)
+
+
+def _faults(error: ValidationError | RequestValidationError) -> list[dict[str, Any]]:
+    """The first of the fields that do not fit, without the values that the client sent."""
+    return [
+        {"type": fault["type"], "loc": list(fault["loc"]), "msg": one_line(fault["msg"], 200)}
+        for fault in error.errors()[:MAX_FAULTS]
+    ]
 
 
 def _first_fault(error: ValidationError | RequestValidationError) -> str:
     """The first of the fields that do not fit, in one line."""
-    first = error.errors()[0]
-    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    first = _faults(error)[0]
+    return sentence(f"{'.'.join(map(str, first['loc']))}: {first['msg']}")
 
 
 def _better_answer(error: BaseException | None) -> tuple[int, Any] | None:
@@ -66,7 +76,8 @@ def _better_answer(error: BaseException | None) -> tuple[int, Any] | None:
     if isinstance(error, HTTPException) and isinstance(error.__cause__, ValidationError):
         return error.status_code, _first_fault(error.__cause__)
     if isinstance(error, HTTPException) and 400 <= error.status_code < 500:
-        return error.status_code, error.detail
+        detail = error.detail
+        return error.status_code, sentence(detail) if isinstance(detail, str) else detail
     found = client_error(error)
     return None if found is None else (400, sentence(found))
 
@@ -77,8 +88,17 @@ def _answer(status: int, message: str, detail: Any, headers: Any = None) -> Resp
     return JSONResponse({"detail": detail, "error": error}, status, headers)
 
 
-def exception_handlers(app: FastAPI) -> FastAPI:
-    """mlx-vlm's application with handlers that answer errors of the client as such."""
+def error_answer(path: str, status: int, message: str) -> Response:
+    """An error as the clients of the API at ``path`` expect it."""
+    if path.removeprefix("/v1").startswith("/messages"):
+        kinds = {404: "not_found_error", 413: "request_too_large"}
+        error = {"type": kinds.get(status, "invalid_request_error"), "message": message}
+        return JSONResponse({"type": "error", "error": error}, status)
+    return _answer(status, message, message)
+
+
+def add_exception_handlers(app: FastAPI) -> None:
+    """Let mlx-vlm's application answer errors of the client as such."""
     answer_http_exception = app.exception_handlers[HTTPException]
     answer_invalid = app.exception_handlers[RequestValidationError]
 
@@ -92,21 +112,18 @@ def exception_handlers(app: FastAPI) -> FastAPI:
     async def invalid(request: Request, error: RequestValidationError) -> Response:
         if not serves_moxin():
             return await answer_invalid(request, error)
-        return _answer(422, _first_fault(error), jsonable_encoder(error.errors()))
+        return _answer(422, _first_fault(error), jsonable_encoder(_faults(error)))
 
     async def no_json(request: Request, error: ValueError) -> Response:
         if not serves_moxin():
             raise error
-        message = f"The body of the request is not JSON: {error}"
+        message = sentence(f"The body of the request is not JSON: {error}")
         return _answer(400, message, message)
 
     app.add_exception_handler(HTTPException, http_exception)
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(JSONDecodeError, no_json)
     app.add_exception_handler(UnicodeDecodeError, no_json)
-    # Built when the server started; the next request builds it with these handlers.
-    app.middleware_stack = None
-    return app
 
 
 def parse_response_request(original: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -134,7 +151,7 @@ def anthropic_error_response(original: Callable[..., Response]) -> Callable[...,
             return original(status_code, _first_fault(error), *args)
         better = _better_answer(error) if status_code >= 500 else None
         if better is None:
-            return original(status_code, message, *args)
+            return original(status_code, sentence(message) if serves_moxin() else message, *args)
         kind = "not_found_error" if better[0] == 404 else "invalid_request_error"
         return original(better[0], str(better[1]), kind)
 

@@ -7,17 +7,28 @@ the vocabulary writes outside the logits' memory.
 
 import functools
 import math
+import secrets
 from collections.abc import Callable
 from typing import Any
 
 from mlx_vlm.models.moxin.processing_moxin import MoxinProcessor
+from mlx_vlm.server.generation import get_top_logprobs_k
 from mlx_vlm.server.runtime import runtime
 
 from mlx_vlm_moxin.plugin.server.errors import BadRequestError
 from mlx_vlm_moxin.plugin.server.generator import adopt
 
 _LENGTHS = ("max_tokens", "max_output_tokens", "max_completion_tokens")
-_RANGES = {"temperature": (0, 2), "top_p": (0, 1), "min_p": (0, 1)}
+_RANGES = {
+    "temperature": (0, 2),
+    "top_p": (0, 1),
+    "min_p": (0, 1),
+    "top_n_sigma": (0, 1000),
+    "typical_p": (0, 1),
+}
+MAX_TOP_LOGPROBS = 20
+# How OpenAI's Responses API is asked for them.
+_INCLUDED_LOGPROBS = "message.output_text.logprobs"
 # Parameters of OpenAI's APIs: the values that ask for what every answer is, and what it is.
 _FIXED = {
     "n": ((None, 1), "a request gets one answer, so send it several times"),
@@ -65,9 +76,6 @@ def check(request: Any, vocab_size: int) -> None:
         BadRequestError: naming the parameter and the reason.
     """
     values = {**dict(request), **(getattr(request, "model_extra", None) or {})}
-    for name, value in values.items():
-        if isinstance(value, float) and not math.isfinite(value):
-            _refuse(name, value, "it must be a finite number")
     if values.get("messages") == []:
         _refuse("messages", [], "at least one message is needed")
     for name, (usual, reason) in _FIXED.items():
@@ -76,20 +84,12 @@ def check(request: Any, vocab_size: int) -> None:
     tools = values.get("tools") or values.get("functions")
     if tools and values.get("tool_choice") != "none":
         raise BadRequestError("Moxin calls no tools: leave out tools and functions")
-    for name in _LENGTHS:
-        value = values.get(name)
-        if value is not None and not (isinstance(value, int) and value >= 1):
-            _refuse(name, value, "it must be a whole number, at least 1")
-    for name, (low, high) in _RANGES.items():
-        if values.get(name) is not None and not low <= values[name] <= high:
-            _refuse(name, values[name], f"it must be from {low} to {high}")
+    _check_numbers(values)
     if (values.get("top_k") or 0) >= vocab_size:
         _refuse("top_k", values["top_k"], f"it must be less than the vocabulary's {vocab_size}")
-    penalty = values.get("repetition_penalty")
-    if penalty is not None and penalty <= 0:
-        _refuse("repetition_penalty", penalty, "it must be positive; 1 means none")
     if min(values.get("resize_shape") or [1]) < 1:
         _refuse("resize_shape", values["resize_shape"], "sides must be at least 1 pixel")
+    _check_logprobs(request, values)
     bias = values.get("logit_bias")
     if bias is None:
         return
@@ -97,6 +97,51 @@ def check(request: Any, vocab_size: int) -> None:
         _refuse("logit_bias", bias, f"its keys must be token ids from 0 to {vocab_size - 1}")
     if not all(isinstance(v, (int, float)) and math.isfinite(v) for v in bias.values()):
         _refuse("logit_bias", bias, "its values must be finite numbers")
+
+
+def _check_numbers(values: dict[str, Any]) -> None:
+    for name, value in values.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            _refuse(name, value, "it must be a finite number")
+    for name in _LENGTHS:
+        value = values.get(name)
+        if value is not None and not (_is_number(value, int) and value >= 1):
+            _refuse(name, value, "it must be a whole number, at least 1")
+    for name in ("seed", "top_k"):
+        if values.get(name) is not None and not _is_number(values[name], int):
+            _refuse(name, values[name], "it must be a whole number")
+    for name, (low, high) in _RANGES.items():
+        value = values.get(name)
+        if value is not None and not (_is_number(value) and low <= value <= high):
+            _refuse(name, value, f"it must be from {low} to {high}")
+    penalty = values.get("repetition_penalty")
+    if penalty is not None and not penalty > 0:
+        _refuse("repetition_penalty", penalty, "it must be positive; 1 means none")
+
+
+def _is_number(value: Any, kind: type | tuple[type, ...] = (int, float)) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
+def _check_logprobs(request: Any, values: dict[str, Any]) -> None:
+    """Log-probabilities are there on the chat endpoint, as many as the server is started with."""
+    wanted = values.get("top_logprobs") or 0
+    if not _is_number(wanted, int):
+        _refuse("top_logprobs", wanted, "it must be a whole number")
+    included = values.get("include")
+    asks = wanted or (isinstance(included, list) and _INCLUDED_LOGPROBS in included)
+    if asks and "top_logprobs" not in type(request).model_fields:
+        raise BadRequestError("Log-probabilities are returned by /v1/chat/completions only")
+    if wanted > get_top_logprobs_k():
+        _refuse(
+            "top_logprobs",
+            wanted,
+            f"this server returns {get_top_logprobs_k()}; start it with --top-logprobs-k {wanted}"
+            if wanted <= MAX_TOP_LOGPROBS
+            else f"it must be from 0 to {MAX_TOP_LOGPROBS}",
+        )
+    if wanted and not values.get("logprobs"):
+        _refuse("top_logprobs", wanted, "it needs logprobs=true")
 
 
 def build_gen_args(original: Callable) -> Callable:
@@ -110,7 +155,7 @@ def build_gen_args(original: Callable) -> Callable:
     def build_gen_args(request: Any, processor: Any = None, *args: Any, **kwargs: Any) -> Any:
         if not isinstance(processor, MoxinProcessor):
             return original(request, processor, *args, **kwargs)
-        # Every request passes here before it reaches the generator.
+        # Also those that the gate has let by when no model was loaded yet.
         if runtime.response_generator is not None:
             adopt(runtime.response_generator)
         check(request, processor.vocab_size)
@@ -119,11 +164,18 @@ def build_gen_args(original: Callable) -> Callable:
         except ValueError as error:
             raise BadRequestError(str(error)) from error
         arguments.stop = stop_strings(request)
+        # Extra fields reach no model that lacks them, and mlx-vlm's default is always the same.
+        extra = request.model_extra or {}
+        for name in ("min_p", "seed"):
+            if name in extra:
+                setattr(arguments, name, extra[name])
+        if "seed" not in extra and "seed" not in request.model_fields_set:
+            arguments.seed = secrets.randbits(32)
         # Anthropic's endpoint cuts the stop sequence off itself, to say which one it was.
         arguments.include_stop = hasattr(request, "stop_sequences")
         # They are computed for a batch if its first request wants them; the others get zeros.
         arguments.logprobs = True
-        length = (request.model_extra or {}).get("max_completion_tokens")
+        length = extra.get("max_completion_tokens")
         if length is not None and "max_tokens" not in request.model_fields_set:
             arguments.max_tokens = length
         return arguments

@@ -8,7 +8,7 @@ import pytest
 from bodies import CHAT, ENDPOINTS, MESSAGES_API, RESPONSES, answer_text, body, get, picture_data
 from support import GOLDENS, MESSAGES
 
-NO_PICTURE = "aGVsbG8="  # "hello"
+NO_PICTURE = "aGVsbG9v"  # "helloo"
 QUESTION = MESSAGES[0]
 GOLDEN = GOLDENS["generate"]["hf"]
 

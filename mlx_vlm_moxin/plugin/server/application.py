@@ -1,0 +1,33 @@
+"""mlx-vlm's FastAPI application with everything that this package adds to it."""
+
+from fastapi import FastAPI
+from fastapi.middleware.cors import CORSMiddleware
+from starlette.middleware import Middleware
+
+from mlx_vlm_moxin.plugin.server import log
+from mlx_vlm_moxin.plugin.server.errors import add_exception_handlers
+from mlx_vlm_moxin.plugin.server.gate import Gate
+from mlx_vlm_moxin.plugin.server.model_list import add_model_route
+from mlx_vlm_moxin.plugin.server.settings import ServerSettings
+
+
+def extended(app: FastAPI) -> FastAPI:
+    """``app`` itself, extended.
+
+    Raises:
+        ValueError: naming a setting in the environment that cannot be used.
+    """
+    settings = ServerSettings.from_environment()
+    add_exception_handlers(app)
+    add_model_route(app)
+    # The innermost: its answers get the headers that the others add.
+    app.user_middleware.append(Middleware(Gate))
+    if settings.allow_origins is not None:
+        for middleware in app.user_middleware:
+            if middleware.cls is CORSMiddleware:
+                middleware.kwargs["allow_origins"] = list(settings.allow_origins)
+                middleware.kwargs["allow_credentials"] = False
+    log.install()
+    # Built when the server started; the next request builds it with all of this.
+    app.middleware_stack = None
+    return app

@@ -1,0 +1,65 @@
+"""The model's context as a limit on every endpoint.
+
+mlx-vlm's chat endpoint knows the limit; the others queue any number of tokens. And counting
+them takes long for a text of megabytes, so one that cannot fit is refused by its length alone.
+"""
+
+from typing import Any
+
+from mlx_vlm.server.compaction import _context_limit
+from mlx_vlm.server.generation import GenerationArguments, PromptTooLongError
+from mlx_vlm.server.runtime import runtime
+
+from mlx_vlm_moxin.plugin.server.errors import BadRequestError
+from mlx_vlm_moxin.plugin.server.json_body import text_length
+
+_longest_tokens: dict[int, int] = {}
+
+
+def check_length(request: dict[str, Any], picture_sources: list[str]) -> None:
+    """Refuse a request with more text than the context can hold, however it is tokenized.
+
+    Args:
+        request: the parsed body.
+        picture_sources: its pictures, which are no text.
+
+    Raises:
+        BadRequestError: saying how much text there is, and how much fits at most.
+    """
+    config = runtime.model_cache.get("config")
+    limit = _context_limit(config, required=False)
+    if limit is None:
+        return
+    characters = text_length(request) - sum(map(len, picture_sources))
+    longest = limit * _longest_token(runtime.model_cache.get("processor").tokenizer)
+    if characters > longest:
+        raise BadRequestError(
+            f"The request has {characters} characters of text; the context of {limit} tokens "
+            f"holds {longest} at most"
+        )
+
+
+def fit(prompt_tokens: int, arguments: GenerationArguments, config: Any) -> None:
+    """Shorten the answer that is asked for to what the context holds after the prompt.
+
+    Raises:
+        PromptTooLongError: if it holds no answer at all.
+    """
+    limit = _context_limit(config, required=False)
+    if limit is None:
+        return
+    if prompt_tokens >= limit:
+        raise PromptTooLongError(
+            f"The prompt has {prompt_tokens} tokens, its picture included; the context of {limit} "
+            "tokens holds no answer to it"
+        )
+    arguments.max_tokens = min(arguments.max_tokens, limit - prompt_tokens)
+
+
+def _longest_token(tokenizer: Any) -> int:
+    """Characters of the vocabulary's longest token."""
+    key = id(tokenizer)
+    if key not in _longest_tokens:
+        _longest_tokens.clear()
+        _longest_tokens[key] = max(map(len, tokenizer.get_vocab()))
+    return _longest_tokens[key]
