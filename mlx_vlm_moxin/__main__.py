@@ -11,6 +11,10 @@ from collections.abc import Sequence
 
 from mlx_vlm_moxin import register
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from mlx_vlm_moxin.checkpoints.action_options import ActionOptions
+
 # Command -> (module whose main() it is, what it does).
 COMMANDS = {
     "generate": ("mlx_vlm.generate", "answer a question about a picture"),
@@ -64,6 +68,11 @@ def quantize_parser(command: str) -> argparse.ArgumentParser:
         metavar="N",
         help=f"weights that share a scale: {', '.join(map(str, AFFINE_GROUP_SIZES))} (default: 64)",
     )
+    if command == "server":
+        from mlx_vlm_moxin.checkpoints.action_options import add_action_options
+
+        add_action_options(parser)
+        parser.add_argument("--unnorm-key", help="of requests to /act that name no data set")
     return parser
 
 
@@ -84,6 +93,15 @@ def split_arguments(command: str, arguments: Sequence[str]) -> tuple[argparse.Na
     return own, stock
 
 
+def _serving(own: argparse.Namespace) -> "ActionOptions":
+    """The options for ``/act``; what belongs to requests is left where they look for it."""
+    from mlx_vlm_moxin.actions.serving import defaults
+    from mlx_vlm_moxin.checkpoints.action_options import action_options
+
+    defaults.unnorm_key, defaults.discrete = own.unnorm_key, own.discrete
+    return action_options(own)
+
+
 def main() -> int | None:
     """Run the command named by the first argument with the rest; returns the exit status."""
     register()
@@ -95,7 +113,8 @@ def main() -> int | None:
         from mlx_vlm_moxin.plugin import upstream
 
         options = load.quantize_options(own.quantize, own.group_size or 64)
-        upstream.apply(upstream.COMMAND, options=options)
+        settings = {} if command != "server" else {"actions": _serving(own)}
+        upstream.apply(upstream.COMMAND, options=options, **settings)
     sys.argv[:] = [f"python -m mlx_vlm_moxin {command}", *arguments]
     return importlib.import_module(COMMANDS[command][0]).main()
 

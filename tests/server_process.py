@@ -38,9 +38,12 @@ def user_message(text: str, image: str | None = None) -> dict[str, Any]:
 class Server:
     """Context manager: the server answers when it is entered and is gone afterwards."""
 
+    # What follows ``python -m``.
+    command = ("mlx_vlm.server",)
+
     def __init__(self, model: Path, log: Path, *options: str, **environment: str):
         self.model, self.port = str(model), free_port()
-        command = [sys.executable, "-m", "mlx_vlm.server", "--model", self.model]
+        command = [sys.executable, "-m", *self.command, "--model", self.model]
         command += ["--host", "127.0.0.1", "--port", str(self.port), *options]
         self._log = log.open("wb")
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", **environment}

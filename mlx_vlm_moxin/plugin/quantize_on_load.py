@@ -4,6 +4,7 @@ Each of them loads through ``mlx_vlm.utils.load``, in this process or in a threa
 and ``load`` finds ``load_model`` in its own module: one name to replace.
 """
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,15 @@ import mlx.nn as nn
 from mlx_vlm import utils
 from mlx_vlm.models.moxin.config import MODEL_TYPES
 
+from mlx_vlm_moxin.checkpoints.action_options import NO_OPTIONS, ActionOptions
 from mlx_vlm_moxin.checkpoints.quantize_options import QuantizeOptions
+from mlx_vlm_moxin.checkpoints.sources.action_heads import FILES as ACTION_FILES
+from mlx_vlm_moxin.checkpoints.sources.files import fetch
 from mlx_vlm_moxin.library.load import load_model as load_moxin
 from mlx_vlm_moxin.library.load import model_type
+
+# Directory of a repository's commit in the Hub's cache.
+_SNAPSHOT = re.compile(r"/models--(.+?)--(.+)/snapshots/(\w+)$")
 
 
 def _is_drafter(model_path: Path) -> bool:
@@ -23,8 +30,20 @@ def _is_drafter(model_path: Path) -> bool:
     return architecture.__name__.startswith("mlx_vlm.speculative.")
 
 
+def fetch_action_parts(model_path: Path, model_type: str) -> None:
+    """Download OpenVLA-OFT's parts too, if ``model_path`` is a Hub repository in the cache.
+
+    mlx-vlm downloads no ``.pt`` files, and without them the model would run as another one.
+    """
+    repository = _SNAPSHOT.search(model_path.as_posix())
+    if model_type == "openvla" and repository is not None:
+        fetch(f"{repository[1]}/{repository[2]}", ACTION_FILES, repository[3])
+
+
 def load_model(
-    original: Callable[..., nn.Module], options: QuantizeOptions
+    original: Callable[..., nn.Module],
+    options: QuantizeOptions,
+    actions: ActionOptions = NO_OPTIONS,
 ) -> Callable[..., nn.Module]:
     """``mlx_vlm.utils.load_model`` that loads Moxin quantised, and OminiX exports.
 
@@ -32,12 +51,14 @@ def load_model(
         original: the function, used for other models. If the command was to quantise one,
             it ends with an error, drafters aside.
         options: how Moxin is to be quantised.
+        actions: what the files of an action model do not say.
     """
 
     def load(model_path: Path, lazy: bool = False, **kwargs: Any) -> nn.Module:
         found = model_type(model_path)
         if found in MODEL_TYPES:
-            return load_moxin(model_path, lazy, options, **kwargs)
+            fetch_action_parts(model_path, found)
+            return load_moxin(model_path, lazy, options, actions, **kwargs)
         if options.quantize and not _is_drafter(model_path):
             raise ValueError(
                 f"--quantize is for Moxin, and {model_path} is a {found!r} model; "

@@ -12,6 +12,7 @@ from torch_files import tensor, write_pt
 from mlx_vlm_moxin import load
 from mlx_vlm_moxin.checkpoints.action_options import ActionOptions
 from mlx_vlm_moxin.checkpoints.sources import open_source
+from mlx_vlm_moxin.plugin import quantize_on_load
 
 LIBERO = ActionOptions(preset="libero")
 
@@ -154,3 +155,13 @@ def test_quantizing_leaves_head_and_projector_alone(action_checkpoint):
 def test_stock_mlx_vlm_loads_the_checkpoint_as_the_model_without_its_parts(action_checkpoint):
     model, _ = stock_load(str(action_checkpoint("oft")))
     assert "action_head" not in model
+
+
+def test_parts_of_a_hub_repository_are_downloaded_by_commands_too(monkeypatch, tmp_path):
+    fetched = []
+    monkeypatch.setattr(quantize_on_load, "fetch", lambda *arguments: fetched.append(arguments))
+    commit = tmp_path / "models--some-lab--openvla--tuned" / "snapshots" / "0123abc"
+    quantize_on_load.fetch_action_parts(commit, "openvla")
+    quantize_on_load.fetch_action_parts(commit, "prismatic")
+    quantize_on_load.fetch_action_parts(tmp_path, "openvla")
+    assert fetched == [("some-lab/openvla--tuned", ["*_checkpoint.pt"], "0123abc")]

@@ -9,7 +9,6 @@ Reference: vla-scripts/deploy.py of openvla/openvla and of moojink/openvla-oft.
 """
 
 import json
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ from mlx_vlm.server.runtime import runtime
 
 from mlx_vlm_moxin.actions import json_numpy
 from mlx_vlm_moxin.actions.policy import Prediction, action_config, predict
+from mlx_vlm_moxin.actions.serving import defaults
 from mlx_vlm_moxin.plugin.server.between_steps import StoppingError
 from mlx_vlm_moxin.plugin.server.errors import serves_moxin
 from mlx_vlm_moxin.plugin.server.generator import adopt
@@ -27,16 +27,6 @@ from mlx_vlm_moxin.plugin.server.generator import adopt
 # OpenVLA's name of the camera's picture, and OpenVLA-OFT's of the main camera's.
 _MAIN_CAMERA = ("full_image", "image")
 _OTHER_CAMERAS = "wrist"
-
-
-@dataclass
-class Defaults:
-    """What the server was started with, for requests that do not say it themselves."""
-
-    unnorm_key: str | None = None
-
-
-defaults = Defaults()
 
 
 def _refused(status: int, reason: str) -> HTTPException:
@@ -109,7 +99,9 @@ def _predict(generator: Any, payload: dict[str, Any]) -> Prediction:
     def compute() -> Prediction:
         model, processor = generator.model, generator.processor
         image = pictures if config.num_images > 1 else pictures[0]
-        return predict(model, processor, image, instruction, key, state=state)
+        return predict(
+            model, processor, image, instruction, key, state=state, discrete=defaults.discrete
+        )
 
     try:
         return generator.between_steps(compute)
@@ -139,7 +131,7 @@ def describe() -> dict[str, Any]:
     return {
         "model": runtime.model_cache.get("model_path"),
         "decoding": config.decoding,
-        "head": config.head,
+        "head": None if defaults.discrete else config.head,
         "chunk_size": config.chunk_size,
         "num_images": config.num_images,
         "proprio_dim": config.proprio_dim,

@@ -48,6 +48,10 @@ def oft_model(action_checkpoint, tmp_path_factory):
     return path
 
 
+class OwnServer(Server):
+    command = ("mlx_vlm_moxin", "server")
+
+
 @pytest.fixture(scope="module")
 def oft_server(oft_model):
     with Server(oft_model, oft_model.parent / "log.txt") as server:
@@ -213,3 +217,33 @@ def test_actions_and_chats_at_the_same_time_are_those_of_one_after_another(serve
     assert len(actions) == 12
     for case, action in actions:
         np.testing.assert_allclose(action, case["actions"][KEY], atol=1e-12)
+
+
+def test_the_servers_options_say_what_files_and_requests_do_not(action_checkpoint, tmp_path):
+    """An OpenVLA-OFT checkpoint as it is published: heads in .pt files, one camera here."""
+    options = ["--action-preset", "libero", "--action-images", "1", "--discrete"]
+    options += ["--unnorm-key", "libero_spatial"]
+    payload = {
+        "full_image": image("photo.policy224"),
+        "wrist_image": image("tall.policy224"),
+        "state": np.zeros(8),
+        "instruction": "pick up the black bowl",
+    }
+    checkpoint = action_checkpoint("oft")
+    with OwnServer(checkpoint, tmp_path / "log.txt", *options) as server:
+        described = requests.get(f"{server.url}/act", timeout=60).json()
+        response = post(server, payload)
+    assert (described["head"], described["unnorm_key"]) == (None, "libero_spatial")
+    assert response.status_code == 200, response.text
+    model, processor = load(
+        checkpoint, actions=ActionOptions(preset="libero", num_images=1, discrete=True)
+    )
+    expected = predict(
+        model,
+        processor,
+        picture("photo.policy224"),
+        payload["instruction"],
+        "libero_spatial",
+        state=payload["state"],
+    )
+    np.testing.assert_allclose(json_numpy.loads(response.text), expected.action)

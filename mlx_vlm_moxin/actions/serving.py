@@ -1,0 +1,19 @@
+"""What the server was started with, for requests to ``/act`` that do not say it themselves."""
+
+from dataclasses import dataclass
+
+
+@dataclass
+class ServingDefaults:
+    """Set by ``python -m mlx_vlm_moxin server``.
+
+    Attributes:
+        unnorm_key: data set whose statistics scale the action.
+        discrete: read tokens from models that have a regression head.
+    """
+
+    unnorm_key: str | None = None
+    discrete: bool = False
+
+
+defaults = ServingDefaults()
