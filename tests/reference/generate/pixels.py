@@ -60,17 +60,18 @@ def hf_pixels_vertical_first(image: Image.Image, config: dict[str, Any]) -> torc
 def native_pixels(
     image: Image.Image, strategy: str, towers: list[torch.nn.Module], image_size: int
 ) -> torch.Tensor:
-    """``[6, S, S]`` float32, as the native pipeline makes them (resize-naive or letterbox)."""
+    """``[3 * towers, S, S]`` float32, as the native pipeline makes them."""
     pixels = []
     for tower in towers:
         data = timm.data.resolve_model_data_config(tower)
         data["input_size"] = (3, image_size, image_size)
         resize, _, *rest = timm.data.create_transform(**data, is_training=False).transforms
         square = image.convert("RGB")
-        size: int | tuple[int, int] = (image_size, image_size)
-        if strategy == "letterbox":
+        size: int | tuple[int, int] = image_size
+        if strategy == "resize-naive":
+            size = (image_size, image_size)
+        elif strategy == "letterbox":
             square = letterbox(square, tuple(int(channel * 255) for channel in data["mean"]))
-            size = image_size
         steps = [Resize(size, interpolation=resize.interpolation), CenterCrop(image_size), *rest]
         pixels.append(Compose(steps)(square))
     return torch.cat(pixels)
