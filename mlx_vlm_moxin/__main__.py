@@ -106,17 +106,20 @@ def main() -> int | None:
     """Run the command named by the first argument with the rest; returns the exit status."""
     register()
     command = _command_parser().parse_args(sys.argv[1:2]).command
-    arguments = sys.argv[2:]
+    arguments, module = sys.argv[2:], COMMANDS[command][0]
+    own = argparse.Namespace(quantize=None, group_size=None)
     if command in LOADING:
         own, arguments = split_arguments(command, arguments)
+    if module.startswith("mlx_vlm."):
         from mlx_vlm_moxin.library import load
-        from mlx_vlm_moxin.plugin import upstream
+        from mlx_vlm_moxin.plugin import command_errors, upstream
 
-        options = load.quantize_options(own.quantize, own.group_size or 64)
+        options = load.quantize_options(own.quantize, own.group_size)
         settings = {} if command != "server" else {"actions": _serving(own)}
         upstream.apply(upstream.COMMAND, options=options, **settings)
+        command_errors.install()
     sys.argv[:] = [f"python -m mlx_vlm_moxin {command}", *arguments]
-    return importlib.import_module(COMMANDS[command][0]).main()
+    return importlib.import_module(module).main()
 
 
 if __name__ == "__main__":

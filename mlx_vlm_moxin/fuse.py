@@ -58,9 +58,7 @@ def main() -> int:
     try:
         if Path(args.save_path).exists():
             raise FileExistsError(f"{args.save_path} exists; choose another --save-path")
-        from mlx_vlm import load
-
-        from mlx_vlm_moxin import save_quantized
+        from mlx_vlm_moxin import load, save_quantized
 
         model, processor = load(args.model, adapter_path=args.adapter_path)
         layers = fuse_adapter(model, args.dequantize)

@@ -8,9 +8,8 @@ from pathlib import Path
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
-from mlx_vlm import load
 
-from mlx_vlm_moxin import register
+from mlx_vlm_moxin import load, register
 
 BITS = (16, 8, 6, 4)
 

@@ -1,5 +1,6 @@
 """Loading Moxin: what ``mlx_vlm.load`` returns, from one layout more and quantised on the way."""
 
+import inspect
 import logging
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from mlx_vlm_moxin.checkpoints.sources import Source, open_source
 from mlx_vlm_moxin.checkpoints.sources.action_heads import FILES as ACTION_FILES
 from mlx_vlm_moxin.checkpoints.sources.files import SMALL_FILES, fetch, read_json
 from mlx_vlm_moxin.checkpoints.tensor_values import compute_tensors
+from mlx_vlm_moxin.library.memory import warn_if_too_large
 
 logger = logging.getLogger(__name__)
 AS_STORED = QuantizeOptions()
@@ -30,13 +32,20 @@ LOAD_ARGUMENTS = OptionNames("quantize=", "group_size=", "mode=")
 _stock_load_model = utils.load_model
 
 
-def quantize_options(bits: int | None, group_size: int, mode: str = "affine") -> QuantizeOptions:
+def quantize_options(
+    bits: int | None, group_size: int | None = None, mode: str = "affine"
+) -> QuantizeOptions:
     """How the decoder is to be quantised; None bits for as it is stored.
 
     Raises:
-        ValueError: naming the value that MLX does not have, and those that it has.
+        ValueError: naming the value that MLX does not have, and those that it has, or a
+            setting that has no effect without ``bits``.
     """
     if bits is None:
+        settings = {"group_size": group_size, "mode": None if mode == "affine" else mode}
+        for name, value in settings.items():
+            if value is not None:
+                raise ValueError(f"{name}={value!r} has no effect without quantize=<bits>")
         return AS_STORED
     check_settings(bits, group_size, mode, LOAD_ARGUMENTS)
     return QuantizeOptions(quantize=True, q_bits=bits, q_group_size=group_size, q_mode=mode)
@@ -69,13 +78,14 @@ def _compute(source: Source, options: QuantizeOptions, **kwargs: Any) -> nn.Modu
             source.directory,
             stored.get("bits"),
         )
+    warn_if_too_large(skeleton.nbytes, source.config)
     weights = dict(compute_tensors(source, skeleton))
     settings = {} if skeleton.quantization is None else {"quantization": skeleton.quantization}
     source.config.generation_config = source.generation_config
     utils.apply_generation_config_defaults(source.config, source.generation_config)
-    return utils.load_model_weights(
-        Model(source.config), settings, weights, source.directory, **kwargs
-    )
+    # Without the plug-in's checks, which come before weights are computed.
+    install = inspect.unwrap(utils.load_model_weights)
+    return install(Model(source.config), settings, weights, source.directory, **kwargs)
 
 
 def load_model(
@@ -125,7 +135,7 @@ def _fetch(path_or_repo: str | Path, revision: str | None) -> Path:
 def load(
     path_or_repo: str | Path,
     quantize: int | None = None,
-    group_size: int = 64,
+    group_size: int | None = None,
     mode: str = "affine",
     adapter_path: str | Path | None = None,
     lazy: bool = False,
@@ -143,7 +153,8 @@ def load(
         path_or_repo: local directory or Hub repository: an HF-converted Prismatic
             checkpoint, a conversion of one, or an OminiX export.
         quantize: bits per weight (2, 3, 4, 5, 6 or 8); None for as it is stored.
-        group_size: weights that share a scale (32, 64 or 128).
+        group_size: weights that share a scale (32, 64 or 128); None for the mode's
+            default, which is 64 in mode ``"affine"``.
         mode: ``"affine"``, or one of MLX's float formats ``"mxfp4"`` (4 bits, group size
             32), ``"nvfp4"`` (4, 16), ``"mxfp8"`` (8, 32).
         adapter_path: LoRA or DoRA adapter that ``mlx_vlm.train`` has made. (Weights
@@ -166,6 +177,6 @@ def load(
         actions = ActionOptions(preset=actions)
     model = load_model(directory, lazy, options, actions or NO_OPTIONS)
     if adapter_path is not None:
-        model = apply_lora_layers(model, adapter_path)
+        model = apply_lora_layers(model, Path(adapter_path).expanduser())
         model.eval()
     return model, utils.load_processor(directory, True, eos_token_ids=model.config.eos_token_id)

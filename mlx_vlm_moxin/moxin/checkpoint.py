@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -49,6 +49,34 @@ def tensor_shapes(model_path: Path) -> Shapes:
         except SafetensorError as error:
             raise ValueError(f"{file} is damaged ({error}); download it again") from error
     return shapes
+
+
+def check_layout(names: Iterable[str], model_path: Path) -> None:
+    """Refuse tensors in a layout that this model has no rule for, saying where it is used.
+
+    Raises:
+        ValueError: for an OminiX export, or the decoder without towers.
+    """
+    names = set(names)
+    if any(".inner." in name for name in names):
+        raise ValueError(
+            f"{model_path} is an OminiX export, which mlx-vlm cannot load. Convert it: python -m "
+            f"mlx_vlm_moxin convert --hf-path {model_path} --mlx-path moxin"
+        )
+    check_towers(names, model_path)
+
+
+def check_towers(names: Iterable[str], model_path: Path) -> None:
+    """Refuse a decoder without towers.
+
+    Raises:
+        ValueError: saying what writes such a checkpoint and what runs it.
+    """
+    if names and all(name.startswith("language_model.") for name in names):
+        raise ValueError(
+            f"{model_path} holds the decoder alone, as mlx_lm's fuse and convert write it. Run it "
+            "with mlx_lm; for pictures, fuse or convert the whole checkpoint with mlx_vlm_moxin"
+        )
 
 
 def _tower_sizes(shapes: Shapes, model: TimmModel, is_converted: bool) -> TowerConfig:

@@ -13,7 +13,7 @@ from typing import Any
 
 from ..base import BaseModelConfig
 from .action_config import ActionConfig
-from .checkpoint import Shapes, projector_sizes, tensor_shapes, vision_sizes
+from .checkpoint import Shapes, check_layout, projector_sizes, tensor_shapes, vision_sizes
 from .prismatic import check_supported, projector_kind, prompt_format, tower_models
 from .quantization import check_quantization
 from .rope import complete_rope
@@ -280,6 +280,7 @@ class ModelConfig(BaseModelConfig):
     def model_path(self, path: str | Path | None) -> None:
         if path is not None:
             shapes = tensor_shapes(Path(path))
+            check_layout(shapes, Path(path))
             if self.timm_model_ids is not None:
                 self.set_sizes(shapes)
             self.read_statistics(Path(path))

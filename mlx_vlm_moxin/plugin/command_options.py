@@ -13,12 +13,10 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
-import mlx.core as mx
 import mlx.nn as nn
 from mlx_vlm.models.moxin import Model
 
 from mlx_vlm_moxin.checkpoints.messages import one_line
-from mlx_vlm_moxin.plugin.option_rules import RULES, Command, flag
 
 
 class OptionError(ValueError):
@@ -63,6 +61,9 @@ def check(model: nn.Module, quantization: dict[str, Any] | None) -> None:
     found = running_command()
     if found is None:
         return
+    # Not before: the rules import the library, which imports the model, which imports this.
+    from mlx_vlm_moxin.plugin.option_rules import RULES, Command, flag
+
     command = Command(*found, model, quantization)
     for rule in RULES:
         for name, reason in rule(command):
@@ -74,18 +75,6 @@ def check(model: nn.Module, quantization: dict[str, Any] | None) -> None:
 def _as_typed(value: Any) -> str:
     values = value if isinstance(value, (list, tuple)) else [value]
     return one_line(" ".join(map(str, values)))
-
-
-def load_model_weights(original: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
-    """``mlx_vlm.utils.load_model_weights`` that checks the command's options first."""
-
-    @functools.wraps(original)
-    def load(model: nn.Module, config: dict, weights: dict[str, mx.array], *args, **kwargs):
-        if isinstance(model, Model):
-            check(model, config.get("quantization"))
-        return original(model, config, weights, *args, **kwargs)
-
-    return load
 
 
 def prepare_generation_inputs(original: Callable[..., Any]) -> Callable[..., Any]:

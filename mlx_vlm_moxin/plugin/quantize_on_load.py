@@ -11,14 +11,17 @@ from typing import Any
 
 import mlx.nn as nn
 from mlx_vlm import utils
+from mlx_vlm.models.moxin import Model
 from mlx_vlm.models.moxin.config import MODEL_TYPES
 
 from mlx_vlm_moxin.checkpoints.action_options import NO_OPTIONS, ActionOptions
 from mlx_vlm_moxin.checkpoints.quantize_options import QuantizeOptions
+from mlx_vlm_moxin.checkpoints.sources import open_source
 from mlx_vlm_moxin.checkpoints.sources.action_heads import FILES as ACTION_FILES
 from mlx_vlm_moxin.checkpoints.sources.files import fetch
 from mlx_vlm_moxin.library.load import load_model as load_moxin
 from mlx_vlm_moxin.library.load import model_type
+from mlx_vlm_moxin.plugin import command_options
 
 # Directory of a repository's commit in the Hub's cache.
 _SNAPSHOT = re.compile(r"/models--(.+?)--(.+)/snapshots/(\w+)$")
@@ -56,8 +59,12 @@ def load_model(
 
     def load(model_path: Path, lazy: bool = False, **kwargs: Any) -> nn.Module:
         found = model_type(model_path)
+        if found is None:
+            raise ValueError(f"{model_path / 'config.json'} names no model_type")
         if found in MODEL_TYPES:
             fetch_action_parts(model_path, found)
+            source = open_source(str(model_path), actions=actions)
+            command_options.check(Model(source.config), source.quantization)
             return load_moxin(model_path, lazy, options, actions, **kwargs)
         if options.quantize and not _is_drafter(model_path):
             raise ValueError(

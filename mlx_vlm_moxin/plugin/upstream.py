@@ -142,7 +142,7 @@ UPSTREAM = (
     Replacement(
         "mlx_vlm.utils",
         "load_model_weights",
-        "command_options:load_model_weights",
+        "before_weights:load_model_weights",
         "an option that cannot be used ends in a traceback, in gibberish, or is ignored",
     ),
     Replacement(
@@ -253,6 +253,13 @@ UPSTREAM = (
         "app",
         "server.act:with_routes",
         "there is no POST /act for robots",
+    ),
+    Replacement(
+        "mlx_vlm.utils",
+        "get_model_path",
+        "model_paths:get_model_path",
+        "a mistyped directory ends with the rules for names of Hub repositories",
+        when=COMMAND,
     ),
     Replacement(
         "mlx_vlm.utils",

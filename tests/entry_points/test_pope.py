@@ -191,6 +191,7 @@ def test_bad_input_ends_the_command_with_one_line(own_files, tmp_path):
     for arguments, part in (
         (["--prediction-file", "none.csv"], "none.csv"),
         (["--model", "m", "--dataset", str(tmp_path / "none")], "none"),
+        (["--model", "m", "--dataset", "../none"], "neither a local directory nor a Hub"),
         (["--model", "m", "--dataset", str(own_files), "--image-folder", "x"], "photo.png"),
     ):
         result = run_pope(tmp_path, *arguments)

@@ -168,3 +168,27 @@ def test_a_failed_conversion_ends_with_its_exit_status(tmp_path):
     target = tmp_path / "moxin"
     result = run("convert", "--hf-path", tmp_path / "nowhere", "--mlx-path", target)
     assert_one_line(result, "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("command", "model", "part"),
+    [
+        ("generate", "--model=./nope", "./nope is neither a local directory nor a Hub repository"),
+        ("train", "--model=~/nope", "~/nope is neither a local directory nor a Hub repository"),
+        ("generate", "--model={broken}", "config.json is not valid JSON"),
+    ],
+)
+def test_a_model_that_is_not_there_or_broken_is_named(command, model, part, tmp_path):
+    (tmp_path / "config.json").write_text("{")
+    result = run(command, model.format(broken=tmp_path))
+    assert_one_line(result, part)
+
+
+def test_a_tilde_in_model_is_the_home_directory():
+    result = run_module(
+        "mlx_vlm_moxin",
+        *("generate", f"--model=~/{HF_CHECKPOINT.name}", "--quantize", "4", "--top-k", "-1"),
+        env={"HOME": str(HF_CHECKPOINT.parent)},
+    )
+    # The model was found, and its options are checked before it is quantised.
+    assert_one_line(result, "--top-k -1 cannot be used")

@@ -116,13 +116,55 @@ def test_an_adapter_goes_onto_the_quantised_decoder(tmp_path):
         ({"quantize": 0}, "quantize=0 does not exist"),
         ({"quantize": True}, "quantize=True does not exist"),
         ({"quantize": 8, "group_size": 256}, "group_size=256 does not exist .* 32, 64, 128"),
-        ({"quantize": 4, "mode": "mxfp4"}, "group_size=64 does not exist .* mxfp4 has 32"),
+        (
+            {"quantize": 4, "mode": "mxfp4", "group_size": 64},
+            "group_size=64 does not exist .* mxfp4 has 32",
+        ),
         ({"quantize": 4, "mode": "gguf"}, "mode='gguf' does not exist; MLX has"),
+        ({"mode": "mxfp4"}, "mode='mxfp4' has no effect without quantize"),
+        ({"group_size": 7}, "group_size=7 has no effect without quantize"),
+        ({"revision": "v2"}, "is a local directory, which has one version: revision 'v2'"),
     ],
 )
 def test_settings_that_mlx_does_not_have_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         load(HF_CHECKPOINT, **options)
+
+
+@pytest.mark.parametrize(("bits", "group_size", "mode"), [(4, 32, "mxfp4"), (8, 64, "affine")])
+def test_the_group_size_is_the_modes_by_default(bits, group_size, mode):
+    model, _ = load(HF_CHECKPOINT, quantize=bits, mode=mode)
+    head = model.language_model.lm_head
+    assert (head.bits, head.group_size, head.mode) == (bits, group_size, mode)
+
+
+def test_a_tilde_is_the_home_directory(monkeypatch):
+    monkeypatch.setenv("HOME", str(HF_CHECKPOINT.parent))
+    model, _ = load(f"~/{HF_CHECKPOINT.name}", lazy=True)
+    assert model.config.model_type == "prismatic"
+
+
+@pytest.mark.parametrize("name", ["./nowhere", "../nowhere", "a/b/c", "nowhere"])
+def test_a_path_is_not_taken_for_a_repository(name, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match=f"{name} is neither a local directory nor a Hub"):
+        load(name)
+
+
+def test_mlx_vlm_names_the_command_that_converts_an_ominix_export(ominix):
+    with pytest.raises(
+        ValueError, match=f"OminiX export.* mlx_vlm_moxin convert --hf-path {ominix}"
+    ):
+        mlx_vlm.load(str(ominix))
+
+
+@pytest.mark.parametrize("load_any", [load, lambda path: mlx_vlm.load(str(path))])
+def test_what_mlx_lm_converts_is_named_as_the_decoder_alone(load_any, fp32_checkpoint, tmp_path):
+    from mlx_lm import convert
+
+    convert(str(fp32_checkpoint), str(tmp_path / "text"))
+    with pytest.raises(ValueError, match="holds the decoder alone, as mlx_lm's fuse and convert"):
+        load_any(tmp_path / "text")
 
 
 def test_a_path_that_is_nothing_is_named(tmp_path):

@@ -16,7 +16,7 @@ GUIDE = Path(__file__).parents[2] / "docs" / "quantisation.md"
     "settings", [(None, 64, "affine"), (8, 64, "affine"), (3, 32, "affine"), (4, 32, "mxfp4")]
 )
 def test_the_size_from_shapes_is_that_of_a_loaded_model(settings):
-    model, _ = load(HF_CHECKPOINT, *settings)
+    model, _ = load(HF_CHECKPOINT, *(settings if settings[0] else ()))
     assert sum(sizes.part_bytes(model.config, *settings).values()) == size(model)
 
 

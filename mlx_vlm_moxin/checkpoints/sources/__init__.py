@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mlx_vlm.models.moxin.checkpoint import check_towers
 from mlx_vlm.models.moxin.config import MODEL_TYPES
 from mlx_vlm.models.moxin.towers import TOWER_NAMES
 
@@ -51,6 +52,7 @@ def _open_saved(name: str, directory: Path, config: dict[str, Any]) -> Source:
     if not tensors:
         raise _not_recognised(name, f"no safetensors, only {_listing(directory) or 'nothing'}")
     if config.get("model_type") in MODEL_TYPES:
+        check_towers(tensors, directory)
         if any(key.startswith("vision_tower.") for key in tensors):
             return open_own(directory, tensors)
         if any(".inner." in key or ".attn.q_proj." in key for key in tensors):

@@ -27,7 +27,7 @@ MAX_JSON_BYTES = 4 << 20
 _SHARD = re.compile(r"[^/\\]+\.safetensors")
 # owner/name and, in a repository with a folder per Prismatic model, the model's id: that has a
 # plus sign ("llama2+7b"), which tells it from a local path that does not exist.
-_REPOSITORY = re.compile(r"([\w.-]+/[\w.-]+)(?:/([\w.-]+\+\w+))?")
+_REPOSITORY = re.compile(r"(\w[\w.-]*/\w[\w.-]*)(?:/([\w.-]+\+\w+))?")
 
 
 def _refuse_constant(name: str) -> NoReturn:
@@ -159,7 +159,12 @@ def _hub_errors(name: str, revision: str | None) -> Iterator[None]:
         ) from error
 
 
-def _check_name(name: str) -> None:
+def check_name(name: str) -> None:
+    """Refuse what is nothing on disk and cannot be a Hub repository either.
+
+    Raises:
+        FileNotFoundError: naming it.
+    """
     if not is_repository(name):
         raise FileNotFoundError(
             f"{name} is neither a local directory nor a Hub repository (owner/name, or such as "
@@ -175,12 +180,18 @@ def fetch(name: str, patterns: list[str], revision: str | None = None) -> Path:
 
     Raises:
         FileNotFoundError: if ``name`` is neither.
+        ValueError: if ``name`` is a directory, and a revision of it is asked for.
         OSError: if the download fails.
     """
     path = local_path(name)
     if path.exists():
+        if revision is not None:
+            raise ValueError(
+                f"{name} is a local directory, which has one version: revision {revision!r} "
+                "would have no effect"
+            )
         return path
-    _check_name(name)
+    check_name(name)
     repository, folder = split_repository(name)
     prefix = f"{folder}/" if folder else ""
     inner = any(pattern.startswith("checkpoints/") for pattern in patterns)
@@ -207,7 +218,7 @@ def list_files(name: str, revision: str | None = None) -> list[str]:
     path = local_path(name)
     if path.exists():
         return [str(file.relative_to(path)) for file in path.rglob("*") if file.is_file()]
-    _check_name(name)
+    check_name(name)
     repository, folder = split_repository(name)
     with _hub_errors(repository, revision):
         files = HfApi().list_repo_files(repository, revision=revision)
@@ -229,7 +240,7 @@ def fetch_first(name: str, files: Sequence[str]) -> Path:
                 check_inside(directory / file, directory)
                 return directory / file
         raise FileNotFoundError(f"{name} has none of the files {', '.join(files)}")
-    _check_name(name)
+    check_name(name)
     with _hub_errors(name, None):
         offline = None
         for file in files:

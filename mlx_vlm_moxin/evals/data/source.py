@@ -8,6 +8,7 @@ from typing import Any
 
 from PIL import Image
 
+from mlx_vlm_moxin.checkpoints.sources.files import check_name
 from mlx_vlm_moxin.evals.data.files import Pictures
 from mlx_vlm_moxin.evals.example import Picture
 
@@ -59,11 +60,14 @@ def load_rows(
         image: name of the column of pictures, left out of the rows; None if there is none.
 
     Raises:
+        FileNotFoundError: if the location is neither a folder nor a Hub id.
         OSError, ValueError: ``datasets``' own, if there is no such data set.
     """
     from datasets import load_dataset
 
     folder = source.folder
+    if not folder.exists():
+        check_name(source.location)
     location = str(folder) if folder.exists() else source.location
     rows = load_dataset(location, config, split=split, streaming=source.streaming)
     if image is None:

@@ -1,0 +1,29 @@
+"""``--model`` of this package's commands: a directory or Hub repository, or one line."""
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from mlx_vlm_moxin.checkpoints.sources.files import SMALL_FILES, fetch, local_path
+
+
+def get_model_path(original: Callable[..., Path], **settings: Any) -> Callable[..., Path]:
+    """``mlx_vlm.utils.get_model_path`` that expands ``~`` and names what is missing.
+
+    mlx-vlm takes every name that is nothing on disk for a Hub repository, so that a
+    mistyped directory ends with the rules for names of repositories.
+
+    Args:
+        settings: those of other rows of the table of replaced names.
+    """
+
+    @functools.wraps(original)
+    def find(path_or_hf_repo: str | Path, revision: str | None = None, **kwargs: Any) -> Path:
+        name = str(path_or_hf_repo)
+        if local_path(name).exists():
+            return local_path(name)
+        fetch(name, SMALL_FILES, revision)
+        return original(name, revision, **kwargs)
+
+    return find
