@@ -8,7 +8,7 @@ from pathlib import Path
 from types import ModuleType
 
 from mlx_vlm_moxin import ALIASES
-from mlx_vlm_moxin.plugin import command_errors, upstream
+from mlx_vlm_moxin.plugin import upstream
 
 MODEL_DIR = Path(__file__).parents[1] / "moxin"
 
@@ -22,7 +22,8 @@ class _ModelLoader(SourceFileLoader):
         except ImportError as error:
             raise upstream.cannot_load("mlx-vlm", error) from error
         upstream.apply(upstream.MODEL)
-        command_errors.install()
+        # It uses mlx_vlm_moxin.checkpoints, which imports the model first.
+        importlib.import_module("mlx_vlm_moxin.plugin.command_errors").install()
         # The model works without its folder of kernels.
         if find_spec(f"{module.__name__}.cuda") is not None:
             importlib.import_module(f"{module.__name__}.cuda").attach()
