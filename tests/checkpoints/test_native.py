@@ -151,7 +151,7 @@ def test_missing_files(tmp_path):
         open_run(directory)
     with pytest.raises(FileNotFoundError, match=r"has none of the files model\.safetensors"):
         open_run(NATIVE, dino=str(tmp_path))
-    with pytest.raises(FileNotFoundError, match=r"No tokenizer\.json in .*--llm"):
+    with pytest.raises(FileNotFoundError, match=r"No tokenizer\.json and no .*--llm"):
         open_run(NATIVE, llm=str(tmp_path))
 
 

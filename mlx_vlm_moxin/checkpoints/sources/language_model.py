@@ -10,8 +10,11 @@ from transformers import PreTrainedTokenizerFast
 
 from mlx_vlm_moxin.checkpoints.language_models import LANGUAGE_MODELS
 from mlx_vlm_moxin.checkpoints.native_output import native_errors_dropped
+from mlx_vlm_moxin.checkpoints.regular_files import check_regular
 from mlx_vlm_moxin.checkpoints.sources.files import SMALL_FILES, check_directory, fetch, read_json
+from mlx_vlm_moxin.checkpoints.sources.sentencepiece_file import read_sentencepiece
 
+SENTENCEPIECE_FILE = "tokenizer.model"
 PAD_TOKEN = "<PAD>"
 # prismatic/models/backbones/llm/base_llm.py: resize_token_embeddings(pad_to_multiple_of=64).
 VOCAB_MULTIPLE = 64
@@ -33,9 +36,25 @@ def fetch_language_model(llm_backbone_id: str, given: str | None) -> Path:
                 "Hub repository with its config.json and tokenizer.json"
             )
         given = LANGUAGE_MODELS[llm_backbone_id].repository
-    directory = fetch(given, SMALL_FILES)
+    directory = fetch(given, [*SMALL_FILES, SENTENCEPIECE_FILE])
     check_directory(directory)
     return directory
+
+
+def _read_sentencepiece(directory: Path) -> PreTrainedTokenizerFast:
+    """The tokenizer of a language model that is published without tokenizer.json."""
+    check_regular(directory / SENTENCEPIECE_FILE)
+    tokenizer = read_sentencepiece(directory / SENTENCEPIECE_FILE)
+    special = {
+        f"{name}_token": tokenizer.id_to_token(index)
+        for index, name in enumerate(("unk", "bos", "eos"))
+    }
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
+        **special,
+    )
 
 
 def read_tokenizer(directory: Path, max_length: int, prompt_format: str) -> PreTrainedTokenizerFast:
@@ -44,10 +63,16 @@ def read_tokenizer(directory: Path, max_length: int, prompt_format: str) -> PreT
     Raises:
         FileNotFoundError, ValueError: what is missing or malformed.
     """
-    if not (directory / "tokenizer.json").is_file():
-        raise FileNotFoundError(f"No tokenizer.json in {directory}; give --llm a directory with it")
     with native_errors_dropped():
-        tokenizer = tokenization_moxin.read_tokenizer(directory)
+        if (directory / "tokenizer.json").is_file():
+            tokenizer = tokenization_moxin.read_tokenizer(directory)
+        elif (directory / SENTENCEPIECE_FILE).is_file():
+            tokenizer = _read_sentencepiece(directory)
+        else:
+            raise FileNotFoundError(
+                f"No tokenizer.json and no {SENTENCEPIECE_FILE} in {directory}; give --llm a "
+                "directory with one of them"
+            )
     if tokenizer.bos_token is None or tokenizer.eos_token is None:
         raise ValueError(f"The tokenizer in {directory} has no bos_token or no eos_token")
     tokenizer.add_special_tokens({"pad_token": PAD_TOKEN})
