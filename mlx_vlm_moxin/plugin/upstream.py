@@ -202,6 +202,12 @@ UPSTREAM = (
     ),
     _on_server(
         "mlx_vlm.server",
+        "_require_management_api_key",
+        None,
+        "whether a request has the server's key",
+    ),
+    _on_server(
+        "mlx_vlm.server",
         "_INHERIT_ADAPTER",
         None,
         "the default of get_cached_model's adapter_path",

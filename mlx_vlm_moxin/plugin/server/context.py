@@ -6,14 +6,27 @@ them takes long for a text of megabytes, so one that cannot fit is refused by it
 
 from typing import Any
 
-from mlx_vlm.server.compaction import _context_limit
-from mlx_vlm.server.generation import GenerationArguments, PromptTooLongError
+from mlx_vlm.server.generation import (
+    GenerationArguments,
+    PromptTooLongError,
+    get_configured_context_limit,
+)
 from mlx_vlm.server.runtime import runtime
 
 from mlx_vlm_moxin.plugin.server.errors import BadRequestError
 from mlx_vlm_moxin.plugin.server.json_body import text_length
 
 _longest_tokens: dict[int, int] = {}
+
+
+def context_limit(config: Any) -> int | None:
+    """Tokens of prompt and answer together; None if nothing limits them.
+
+    Args:
+        config: the model's; its positions and the server's ``--max-kv-size`` are limits.
+    """
+    positions = getattr(config.text_config, "max_position_embeddings", None)
+    return min(filter(None, (get_configured_context_limit(), positions)), default=None)
 
 
 def check_length(request: dict[str, Any], picture_sources: list[str]) -> None:
@@ -27,7 +40,7 @@ def check_length(request: dict[str, Any], picture_sources: list[str]) -> None:
         BadRequestError: saying how much text there is, and how much fits at most.
     """
     config = runtime.model_cache.get("config")
-    limit = _context_limit(config, required=False)
+    limit = context_limit(config)
     if limit is None:
         return
     characters = text_length(request) - sum(map(len, picture_sources))
@@ -45,7 +58,7 @@ def fit(prompt_tokens: int, arguments: GenerationArguments, config: Any) -> None
     Raises:
         PromptTooLongError: if it holds no answer at all.
     """
-    limit = _context_limit(config, required=False)
+    limit = context_limit(config)
     if limit is None:
         return
     if prompt_tokens >= limit:

@@ -5,6 +5,7 @@ answer, sampling settings belong to their request, and a client that leaves free
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import mlx.core as mx
@@ -14,7 +15,6 @@ from mlx_vlm.server.generation import (
     GenerationArguments,
     PromptTooLongError,
     ResponseGenerator,
-    _check_configured_context_budget,
 )
 
 from mlx_vlm_moxin.plugin.server import context
@@ -84,9 +84,7 @@ class MoxinResponseGenerator(WorkBetweenSteps):
         _refuse_audio(audio, videos)
         self._prepared(images, args)
         if args is not None:
-            tokens = self._count(prompt, images)
-            context.fit(tokens, args, self.config)
-            _check_configured_context_budget(tokens, args.max_tokens)
+            context.fit(self._count(prompt, images), args, self.config)
 
     def _prepared(
         self, images: list | None, args: GenerationArguments | None
@@ -160,9 +158,10 @@ class MoxinResponseGenerator(WorkBetweenSteps):
         return self._row_sampler
 
     def _sampler_of(self, args: GenerationArguments) -> Callable | None:
+        plain = replace(args, min_p=0.0, top_n_sigma=0.0, p_less=False, typical_p=1.0)
         is_filtered = args.min_p or args.top_n_sigma or args.p_less or args.typical_p < 1
         if args.temperature and is_filtered and self.draft_model is None:
-            return FilteredSampler(args)
+            return FilteredSampler(super()._make_sampler(plain), args)
         return super()._make_sampler(args)
 
     def _make_logits_processors(

@@ -5,7 +5,6 @@ of the picture that could not be read.
 """
 
 import logging
-import traceback
 from types import ModuleType, SimpleNamespace
 
 from mlx_vlm_moxin.checkpoints.messages import causes, one_line
@@ -57,4 +56,4 @@ def traceback_module(original: ModuleType) -> SimpleNamespace:
     def print_exc() -> None:
         logger.exception("Request to /v1/messages failed")
 
-    return SimpleNamespace(print_exc=print_exc, format_exc=traceback.format_exc)
+    return SimpleNamespace(**{**vars(original), "print_exc": print_exc})

@@ -7,59 +7,49 @@ tell here which row belongs to which request.
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import mlx.core as mx
-from mlx_vlm.sample_utils import (
-    apply_min_p,
-    apply_p_less,
-    apply_top_k,
-    apply_top_n_sigma,
-    apply_top_p,
-    apply_typical_p,
-)
-from mlx_vlm.server.generation import GenerationArguments, _position_keys
+from mlx_vlm.sample_utils import apply_min_p, apply_p_less, apply_top_n_sigma, apply_typical_p
+from mlx_vlm.server.generation import GenerationArguments
 
 
 class FilteredSampler:
-    """Samples from what a request's filters leave, by its seed and the token's position.
+    """mlx-vlm's sampler for the server, which draws from what further filters leave.
 
-    mlx-vlm's own sampler for the server has no such filters; those of its other functions draw
-    from a state that all requests share, so that no seed repeats an answer.
+    Those filters are ignored there (``min_p``) or come with a sampler that draws from a state
+    which all requests share, so that no seed repeats an answer.
 
     Args:
-        args: at least one of ``min_p``, ``top_n_sigma``, ``p_less`` and ``typical_p`` is set.
+        sampler: draws by seed and position, after ``top_k`` and ``top_p``.
+        args: the request's, with at least one of the filters.
     """
 
-    def __init__(self, args: GenerationArguments):
-        self._temperature = args.temperature
-        self._seed = int(args.seed or 0)
-        # In the order of mlx-vlm's make_sampler.
-        choices = (
+    def __init__(self, sampler: Any, args: GenerationArguments):
+        self._sampler = sampler
+        filters = (
             (args.top_n_sigma > 0, partial(apply_top_n_sigma, n_sigma=args.top_n_sigma)),
             (args.p_less, partial(apply_p_less, temp=args.temperature)),
             (0 < args.typical_p < 1, partial(apply_typical_p, typical_p=args.typical_p)),
-            (0 < args.top_p < 1, partial(apply_top_p, top_p=args.top_p)),
             (args.min_p > 0, partial(apply_min_p, min_p=args.min_p)),
-            (args.top_k > 0, partial(apply_top_k, top_k=args.top_k)),
         )
-        self._filters = [apply for is_set, apply in choices if is_set]
+        self._filters = [apply for is_set, apply in filters if is_set]
 
     def __call__(self, logprobs: mx.array) -> mx.array:
         """Token ids ``[B]`` for ``logprobs`` ``[B, V]``, for rows whose position is unknown."""
-        return mx.random.categorical(self._filtered(logprobs))
+        return self._sampler(self._filtered(logprobs))
 
     def sample_target(
         self, logprobs: mx.array, *, row_ids: list[int], positions: list[int]
     ) -> mx.array:
         """Token ids ``[B]``, the same for the same seed, row and position."""
-        keys = _position_keys(self._seed, row_ids, positions)
-        rows = zip(self._filtered(logprobs), keys)
-        return mx.stack([mx.random.categorical(row, key=key) for row, key in rows])
+        filtered = self._filtered(logprobs)
+        return self._sampler.sample_target(filtered, row_ids=row_ids, positions=positions)
 
     def _filtered(self, logprobs: mx.array) -> mx.array:
         for apply in self._filters:
             logprobs = apply(logprobs)
-        return logprobs / self._temperature
+        return logprobs
 
 
 class RowSampler:
