@@ -16,3 +16,8 @@ A request passes, in this order:
 ``settings`` are environment variables, ``command`` the options of
 ``python -m mlx_vlm_moxin server``, ``application`` puts all of it in place.
 """
+
+# Either import puts functions of the modules below in place, which need both: here, before
+# one of them is imported half.
+import mlx_vlm.models.moxin
+import mlx_vlm.server  # noqa: F401

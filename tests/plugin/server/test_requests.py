@@ -5,7 +5,6 @@ import json
 import math
 import time
 
-import mlx_vlm.server  # noqa: F401  (before what belongs to it)
 import pytest
 from bodies import CHAT, ENDPOINTS, MESSAGES_API, RESPONSES, answer_text, body, get, picture_data
 from support import GOLDENS, MESSAGES
