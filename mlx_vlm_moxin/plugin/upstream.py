@@ -151,6 +151,12 @@ UPSTREAM = (
         "command_options:prepare_generation_inputs",
         "a cache smaller than the prompt drops visual tokens without a word",
     ),
+    Replacement(
+        "mlx_vlm.trainer.common.engine",
+        "train",
+        "training:train",
+        "a loss of NaN is trained on, saved over good weights, and ends with status 0",
+    ),
     _on_server(
         "mlx_vlm.server",
         "app",
