@@ -4,13 +4,59 @@ The options are those of ``mlx_lm.fuse``; mlx-vlm has no such command.
 """
 
 import argparse
+import math
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
+import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_unflatten
 
 from mlx_vlm_moxin.checkpoints.messages import print_error
+
+
+class Rounding(NamedTuple):
+    """What quantising again does to an adapter, relative to the weights' size.
+
+    Attributes:
+        update: how far the adapter moves the weights.
+        error: how far quantising the moved weights moves them again.
+    """
+
+    update: float
+    error: float
+
+
+def _dequantized(layer: nn.QuantizedLinear) -> mx.array:
+    settings = {"group_size": layer.group_size, "bits": layer.bits, "mode": layer.mode}
+    return mx.dequantize(layer.weight, layer.scales, layer.get("biases"), **settings)
+
+
+def _square_sum(values: mx.array) -> float:
+    return mx.sum(mx.square(values.astype(mx.float32))).item()
+
+
+def rounding(model: nn.Module) -> Rounding | None:
+    """Measure what is left of an adapter when its layers are quantised again after fusing.
+
+    Args:
+        model: with the adapter, which is not fused yet.
+
+    Returns:
+        Root mean squares over all of the adapter's layers; None if none is quantised.
+    """
+    size = update = error = 0.0
+    for _, module in model.named_modules():
+        if not hasattr(module, "lora_a") or not isinstance(module.linear, nn.QuantizedLinear):
+            continue
+        base, moved = _dequantized(module.linear), module.fuse(True).weight
+        size += _square_sum(base)
+        update += _square_sum(moved - base)
+        error += _square_sum(_dequantized(module.fuse(False)) - moved)
+    if size == 0:
+        return None
+    return Rounding(math.sqrt(update / size), math.sqrt(error / size))
 
 
 def fuse_adapter(model: nn.Module, dequantize: bool = False) -> int:
@@ -61,11 +107,23 @@ def main() -> int:
         from mlx_vlm_moxin import load, save_quantized
 
         model, processor = load(args.model, adapter_path=args.adapter_path)
+        loss = None if args.dequantize else rounding(model)
         layers = fuse_adapter(model, args.dequantize)
         save_quantized(model, processor, args.save_path)
     except (OSError, ValueError) as error:
         return print_error(error)
     print(f"Written to {args.save_path}, {layers} layers fused")
+    if loss is not None:
+        print(
+            f"The adapter moved the weights by {loss.update:.3f} of their size, quantising them "
+            f"again by {loss.error:.3f}."
+        )
+        if loss.error > loss.update:
+            print(
+                "warning: quantising again outweighs the adapter, so that its effect may be lost; "
+                "--dequantize keeps it",
+                file=sys.stderr,
+            )
     return 0
 
 

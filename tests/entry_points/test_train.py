@@ -2,14 +2,17 @@
 
 from pathlib import Path
 
+import mlx.core as mx
 import mlx.nn as nn
 import pytest
 from datasets import Dataset, Features, Image, Value
 from mlx_vlm import convert, load
+from mlx_vlm.trainer.peft import get_peft_model
+from mlx_vlm.trainer.peft.utils import save_adapter
 from support import GOLDENS, image_path, run_module
 from training import LEARNED, PROMPT, answers, conversations, losses, train, write_rows
 
-from mlx_vlm_moxin.fuse import fuse_adapter
+from mlx_vlm_moxin.fuse import fuse_adapter, rounding
 
 SETTINGS = ("--learning-rate", "0.05", "--iters", "40", "--train-on-completions")
 
@@ -20,6 +23,11 @@ def fuse(model: Path, adapter: Path, target: Path, *options: str) -> Path:
     assert result.returncode == 0, result.stderr
     assert "28 layers fused" in result.stdout
     return target
+
+
+def dequantize(layer: nn.QuantizedLinear) -> mx.array:
+    settings = {"group_size": layer.group_size, "bits": layer.bits, "mode": layer.mode}
+    return mx.dequantize(layer.weight, layer.scales, layer.biases, **settings)
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +82,34 @@ def test_qlora(fp32_checkpoint, parquet, tmp_path):
     assert answers(fused, processor) == LEARNED
     assert isinstance(fused.layers[0].self_attn.q_proj, nn.Linear)
     assert isinstance(fused.language_model.lm_head, nn.QuantizedLinear)
+
+
+def test_fusing_says_what_quantising_again_does_to_the_adapter(fp32_checkpoint, tmp_path):
+    base, adapter = tmp_path / "base", tmp_path / "adapter.safetensors"
+    options = {"quantize": True, "q_bits": 4, "q_group_size": 32, "trust_remote_code": False}
+    convert(str(fp32_checkpoint), str(base), **options)
+    found = {}
+    for size in (1e-3, 1.0):
+        model = get_peft_model(load(str(base))[0], rank=2, alpha=2, verbose=False)
+        for layer in model.layers:
+            layer.self_attn.q_proj.lora_b = mx.full(layer.self_attn.q_proj.lora_b.shape, size)
+        found[size] = rounding(model)
+        layer = model.layers[0].self_attn.q_proj
+        update = layer.scale * layer.lora_b.T @ layer.lora_a.T
+        moved = layer.fuse(True).weight - dequantize(layer.linear)
+        assert mx.allclose(moved, update, atol=1e-6)
+        save_adapter(model, adapter)
+    assert found[1e-3].update < found[1e-3].error < 0.2
+    assert found[1.0].update > found[1.0].error
+    assert found[1.0].update == pytest.approx(1e3 * found[1e-3].update, rel=0.2)
+    assert rounding(load(str(fp32_checkpoint))[0]) is None
+
+    save_adapter(get_peft_model(load(str(base))[0], rank=2, verbose=False), adapter)
+    paths = ["--model", base, "--adapter-path", adapter, "--save-path", tmp_path / "fused"]
+    result = run_module("mlx_vlm_moxin", "fuse", *paths)
+    assert "The adapter moved the weights by 0.000 of their size" in result.stdout
+    assert "warning: quantising again outweighs the adapter" in result.stderr
+    assert "--dequantize" in result.stderr
 
 
 def test_fusing_refuses_what_is_there_and_what_is_not(fp32_checkpoint, tmp_path):
