@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> None:
     examples, locations = examples_of(tasks, *options)
     file = AnswersFile(args.output or default_path(args.model))
     model, processor = load(
-        args.model, args.quantize, args.group_size or 64, adapter_path=args.adapter_path
+        args.model, args.quantize, args.group_size, adapter_path=args.adapter_path
     )
     answering = Answering(model, processor)
     work = Run(answering, name, weights_id(model), file, args.batch_size)

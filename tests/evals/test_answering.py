@@ -6,6 +6,7 @@ import pytest
 from mlx_vlm import apply_chat_template, generate
 from moxin_tiny import CHECKPOINT
 from small_data import asked, picture
+from support import REFERENCE
 
 from mlx_vlm_moxin.evals import answering
 from mlx_vlm_moxin.evals.answering import Answering, Question
@@ -146,6 +147,17 @@ def test_a_long_prompt_loses_its_end(words_model, questions, monkeypatch):
 def test_a_word_of_several_tokens_is_refused(words_model):
     with pytest.raises(ValueError, match="probability of 'Perhaps' is needed, which is"):
         Answering(*words_model).token_ids(["Yes", "Perhaps"])
+
+
+@pytest.mark.parametrize("name", ["clip", "dino", "dinoclip", "siglip384"])
+def test_the_familys_other_models_answer_the_same_in_batches(questions, name):
+    model, processor = load(REFERENCE / "family" / name / "hf")
+    model.set_dtype(mx.float32)
+    answering, few = Answering(model, processor), questions[:2]
+    apart = [answering.probabilities([question], "AB")[0] for question in few]
+    np.testing.assert_allclose(answering.probabilities(few, "AB"), apart, rtol=0, atol=1e-5)
+    texts_apart = [answering.texts([question], 4)[0] for question in few]
+    assert answering.texts(few, 4) == texts_apart
 
 
 def test_a_checkpoint_in_bfloat16_answers_the_same_in_batches(questions):

@@ -13,6 +13,7 @@ from support import run_module
 
 from mlx_vlm_moxin.evals import __main__ as command
 from mlx_vlm_moxin.evals.published import PUBLISHED, match
+from mlx_vlm_moxin.evals.run import Run
 from mlx_vlm_moxin.evals.tasks import TASKS
 
 SEVEN = ("vsr", "pope", "gqa", "vizwiz", "refcoco+", "tallyqa", "ocid-ref")
@@ -176,6 +177,28 @@ def test_a_model_without_the_tasks_words_is_refused_in_one_line(data, tmp_path, 
     # What was done before is not lost.
     assert "GQA" in output
     assert len(lines(tmp_path / "answers.jsonl")) == 2
+
+
+def test_ctrl_c_says_how_to_go_on_and_shows_what_is_done(
+    words_checkpoint, data, tmp_path, capsys, monkeypatch
+):
+    original = Run.__call__
+
+    def stop_at_gqa(self, name, *arguments):
+        if name == "gqa":
+            raise KeyboardInterrupt
+        return original(self, name, *arguments)
+
+    monkeypatch.setattr(Run, "__call__", stop_at_gqa)
+    answers = tmp_path / "answers.jsonl"
+    options = ["--model", words_checkpoint, "--tasks", "vsr", "gqa", "--data", data]
+    with pytest.raises(SystemExit) as error:
+        command.main([*map(str, options), "--limit", "1", "--output", str(answers)])
+    captured = capsys.readouterr()
+    assert error.value.code == 130
+    assert f"stopped; {answers} keeps the answers" in captured.err
+    assert "VSR" in captured.out
+    assert "GQA" not in captured.out
 
 
 def test_the_command_is_one_of_the_packages():

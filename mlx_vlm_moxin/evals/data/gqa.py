@@ -25,7 +25,7 @@ class _Question(BaseModel):
 
 
 class _HubQuestion(_Question):
-    id: str
+    id: str | None = None
 
 
 _QUESTIONS = TypeAdapter(dict[str, _Question])
@@ -46,7 +46,7 @@ def _from_hub(source: Source) -> Iterator[Example]:
         if row.imageId not in known:
             raise ValueError(f"{where} asks about picture {row.imageId[:100]}, which is not there")
         if row.isBalanced:
-            yield _example(row.id, row, known[row.imageId])
+            yield _example(row.id or str(number), row, known[row.imageId])
 
 
 def read(source: Source) -> Iterator[Example]:

@@ -69,7 +69,10 @@ def load_rows(
     if not folder.exists():
         check_name(source.location)
     location = str(folder) if folder.exists() else source.location
-    rows = load_dataset(location, config, split=split, streaming=source.streaming)
+    try:
+        rows = load_dataset(location, config, split=split, streaming=source.streaming)
+    except ConnectionError as error:
+        raise ConnectionError(f"{error}; name a folder with a copy of the data set") from error
     if image is None:
         return ((row, None) for row in rows)
     if source.streaming:
