@@ -148,6 +148,8 @@ def _finish(
                     evaluation=None if evaluation is None else evaluation.markdown(),
                     upload_repo=args.upload_repo,
                 )
+    if args.verify and verification.warning is not None:
+        raise ValueError(f"--verify: {verification.warning}. It is in {conversion.directory}")
     if args.upload_repo:
         upload(conversion.directory, args.upload_repo, args.quiet)
 

@@ -94,6 +94,28 @@ class TestRuns:
         assert err == "warning: not verified: no memory\n"
         assert (target / "config.json").exists()
 
+    def test_a_verification_that_is_asked_for_and_fails_is_an_error(
+        self, capsys, target, monkeypatch
+    ):
+        def fail(*arguments):
+            raise MemoryError("no memory")
+
+        monkeypatch.setattr("mlx_vlm_moxin.conversion.verify.cost.verify", fail)
+        status, _, err = run(capsys, *HF_ARGUMENTS, "--mlx-path", target, "--verify", "--quiet")
+        assert status == 1
+        assert err == f"error: --verify failed: no memory. The model is whole in {target}\n"
+        assert (target / "config.json").exists()
+
+    def test_a_verification_that_is_asked_for_and_finds_damage_is_an_error(
+        self, capsys, target, tmp_path
+    ):
+        shutil.copy(IMAGES / "photo.png", tmp_path)
+        arguments = ["-q", "--q-bits", 2, "--verify", "--verify-images", tmp_path, "--quiet"]
+        status, _, err = run(capsys, *HF_ARGUMENTS, "--mlx-path", target, *arguments)
+        assert status == 1
+        assert err.splitlines()[-1].startswith("error: --verify: the result looks broken")
+        assert "2 bits are too few" in (target / "README.md").read_text()
+
     def test_sweep_has_its_own_command_line(self, capsys):
         with pytest.raises(SystemExit) as stop:
             main(["sweep", "--help"])

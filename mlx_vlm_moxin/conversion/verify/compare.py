@@ -1,8 +1,8 @@
 """Runs source and result on the same pictures and text, and says how far they differ.
 
-The source answers a few questions greedily. Both models then read prompt and answer
-(teacher forcing), so that each position compares two distributions of the same next
-token. The models are never in memory together: what the source says waits on disk.
+The source answers a few questions greedily. Both models then generate this answer, each token
+forced (teacher forcing), so that each position compares two distributions of the same next
+token. The models are never in memory together: what the source says is kept on disk.
 """
 
 import json

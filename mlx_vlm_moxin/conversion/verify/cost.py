@@ -49,6 +49,9 @@ def measure_cost(
             :mod:`~mlx_vlm_moxin.conversion.baseline`.
         wanted: None to do it if it says something and fits in memory.
         images: directory of pictures in place of the bundled ones.
+
+    Raises:
+        RuntimeError: if it is ``wanted`` and fails. Otherwise that is a warning.
     """
     reason = _reason_not_to(conversion) if wanted is None else None
     if wanted is False or reason is not None:
@@ -58,5 +61,10 @@ def measure_cost(
     try:
         return verify(baseline(), conversion.directory, images, quiet)
     except (OSError, ValueError, RuntimeError, MemoryError) as error:
+        if wanted:
+            raise RuntimeError(
+                f"--verify failed: {one_line(error, 300)}. The model is whole in "
+                f"{conversion.directory}"
+            ) from error
         print(f"warning: not verified: {one_line(error)}", file=sys.stderr)
         return None

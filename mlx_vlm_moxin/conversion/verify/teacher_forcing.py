@@ -1,7 +1,7 @@
 """One model at a time: its own answer to a picture, and how likely it finds a given one."""
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from mlx_vlm_moxin.conversion.verify.samples import Sample
 
 
 class TeacherForcing:
-    """A loaded model behind the two questions that a comparison asks of it."""
+    """A loaded model, and what a comparison needs of it."""
 
     def __init__(self, model: nn.Module, processor: Any):
         self._model = model
@@ -45,38 +45,50 @@ class TeacherForcing:
         eos = self.config.eos_token_id
         end = set(eos) if isinstance(eos, list) else {eos}
         answer = []
-        steps = generate_step(
-            inputs["input_ids"],
-            self._model,
-            inputs["pixel_values"],
-            None,
-            max_tokens=max_tokens,
-            temperature=0.0,
-        )
-        for token, _ in steps:
-            answer.append(int(token))
-            if answer[-1] in end:
+        for token in self._generate(inputs, max_tokens, lambda logprobs: logprobs.argmax(axis=-1)):
+            answer.append(token)
+            if token in end:
                 break
         return answer
 
     def log_probs(self, inputs: dict[str, mx.array], answer: list[int]) -> np.ndarray:
         """Log-probabilities ``[len(answer), V]`` float32 at the positions that predict ``answer``.
 
-        One pass over prompt and answer, for every model alike: decoding token by token
-        rounds differently, and two equal models would no longer come out equal.
+        Computed as a user's answer is: by mlx-vlm's loop, token by token, with a key-value
+        cache and whatever kernels the model has. Only the choice of the token is replaced.
         """
-        answer_ids = mx.array([answer], dtype=inputs["input_ids"].dtype)
-        # Embedded apart, as in generation: an answer may hold an id that is a visual
-        # token's placeholder in a prompt.
-        parts = [
-            self._model.get_input_embeddings(**inputs).inputs_embeds,
-            self._model.get_input_embeddings(answer_ids).inputs_embeds,
-        ]
-        logits = self._model.language_model(
-            mx.concatenate([inputs["input_ids"], answer_ids], axis=1),
-            inputs_embeds=mx.concatenate(parts, axis=1),
-        ).logits[0]
-        return log_softmax(logits[-len(answer) - 1 : -1])
+        captured: list[mx.array] = []
+        # The loop asks for one token more than it gives out.
+        forced = iter([*answer, answer[-1]])
+
+        def capture(tokens: mx.array, logits: mx.array) -> mx.array:
+            captured.append(logits)
+            return logits
+
+        def sampler(logprobs: mx.array) -> mx.array:
+            return mx.array([next(forced)])
+
+        for _ in self._generate(inputs, len(answer), sampler, logits_processors=[capture]):
+            pass
+        return log_softmax(mx.concatenate(captured[: len(answer)]))
+
+    def _generate(
+        self,
+        inputs: dict[str, mx.array],
+        max_tokens: int,
+        sampler: Callable[[mx.array], mx.array],
+        **kwargs: Any,
+    ) -> Iterator[int]:
+        steps = generate_step(
+            inputs["input_ids"],
+            self._model,
+            inputs["pixel_values"],
+            None,
+            max_tokens=max_tokens,
+            sampler=sampler,
+            **kwargs,
+        )
+        return (int(token) for token, _ in steps)
 
 
 @contextmanager

@@ -112,6 +112,24 @@ def test_answers_are_the_reference_implementations_up_to_the_end_token(source):
     assert ends
 
 
+def test_positions_are_computed_as_in_generation(source, monkeypatch):
+    """Token by token with a cache, not in one pass over prompt and answer."""
+    with loaded(source) as forcing:
+        model = forcing._model.language_model
+        calls = []
+        original = type(model).__call__
+
+        def call(self, inputs, *arguments, cache=None, **kwargs):
+            calls.append((inputs.shape[1], cache[0].offset))
+            return original(self, inputs, *arguments, cache=cache, **kwargs)
+
+        monkeypatch.setattr(type(model), "__call__", call)
+        inputs = forcing.inputs(find_samples()[0])
+        forcing.log_probs(inputs, [7, 8, 9])
+    length = inputs["input_ids"].shape[1]
+    assert calls[:3] == [(length, 0), (1, length), (1, length + 1)]
+
+
 def test_answers_with_ids_of_visual_placeholders_are_compared_as_text(source):
     """The random weights say such ids; the picture must not be put in their places."""
     with loaded(source) as forcing:
