@@ -32,11 +32,13 @@ class LanguageModel:
     """A language model that Prismatic models were trained from.
 
     Attributes:
+        name: as people know it.
         repository: Hub repository with its config and tokenizer.
         licence: of its weights.
         text_config: keyword arguments of ``TextConfig`` that give its sizes.
     """
 
+    name: str
     repository: str
     licence: Licence
     text_config: dict[str, Any] = field(default_factory=dict)
@@ -71,15 +73,23 @@ _MISTRAL_7B = {
 _MOXIN_7B = {**_MISTRAL_7B, "num_hidden_layers": 36}
 
 LANGUAGE_MODELS = {
-    "llama2-7b-pure": LanguageModel("meta-llama/Llama-2-7b-hf", LLAMA_2, _LLAMA_7B),
-    "llama2-13b-pure": LanguageModel("meta-llama/Llama-2-13b-hf", LLAMA_2, _LLAMA_13B),
-    "llama2-7b-chat": LanguageModel("meta-llama/Llama-2-7b-chat-hf", LLAMA_2, _LLAMA_7B),
-    "llama2-13b-chat": LanguageModel("meta-llama/Llama-2-13b-chat-hf", LLAMA_2, _LLAMA_13B),
-    "vicuna-v15-7b": LanguageModel("lmsys/vicuna-7b-v1.5", LLAMA_2, _LLAMA_7B),
-    "vicuna-v15-13b": LanguageModel("lmsys/vicuna-13b-v1.5", LLAMA_2, _LLAMA_13B),
-    "mistral-v0.1-7b-pure": LanguageModel("mistralai/Mistral-7B-v0.1", APACHE_2, _MISTRAL_7B),
-    "mistral-v0.1-7b-instruct": LanguageModel(
-        "mistralai/Mistral-7B-Instruct-v0.1", APACHE_2, _MISTRAL_7B
+    "llama2-7b-pure": LanguageModel("Llama 2 7B", "meta-llama/Llama-2-7b-hf", LLAMA_2, _LLAMA_7B),
+    "llama2-13b-pure": LanguageModel(
+        "Llama 2 13B", "meta-llama/Llama-2-13b-hf", LLAMA_2, _LLAMA_13B
     ),
-    "moxin-7b-pure": LanguageModel("moxin-org/Moxin-7B-Instruct", MIT, _MOXIN_7B),
+    "llama2-7b-chat": LanguageModel(
+        "Llama 2 7B Chat", "meta-llama/Llama-2-7b-chat-hf", LLAMA_2, _LLAMA_7B
+    ),
+    "llama2-13b-chat": LanguageModel(
+        "Llama 2 13B Chat", "meta-llama/Llama-2-13b-chat-hf", LLAMA_2, _LLAMA_13B
+    ),
+    "vicuna-v15-7b": LanguageModel("Vicuna 1.5 7B", "lmsys/vicuna-7b-v1.5", LLAMA_2, _LLAMA_7B),
+    "vicuna-v15-13b": LanguageModel("Vicuna 1.5 13B", "lmsys/vicuna-13b-v1.5", LLAMA_2, _LLAMA_13B),
+    "mistral-v0.1-7b-pure": LanguageModel(
+        "Mistral 7B v0.1", "mistralai/Mistral-7B-v0.1", APACHE_2, _MISTRAL_7B
+    ),
+    "mistral-v0.1-7b-instruct": LanguageModel(
+        "Mistral 7B Instruct v0.1", "mistralai/Mistral-7B-Instruct-v0.1", APACHE_2, _MISTRAL_7B
+    ),
+    "moxin-7b-pure": LanguageModel("Moxin 7B", "moxin-org/Moxin-7B-Instruct", MIT, _MOXIN_7B),
 }

@@ -12,9 +12,7 @@ from mlx_vlm_moxin.checkpoints.action_options import (
 from mlx_vlm_moxin.checkpoints.published import MOXIN_7B_ID
 from mlx_vlm_moxin.checkpoints.sources import Source, open_source
 from mlx_vlm_moxin.checkpoints.sources.files import is_repository, split_repository
-
-# Tower's option and field -> what it is called.
-TOWERS = {"dino": "DINOv2", "siglip": "SigLIP", "clip": "CLIP", "in1k": "ViT (ImageNet)"}
+from mlx_vlm_moxin.checkpoints.sources.towers import TOWER_TITLES
 
 
 @dataclass(frozen=True)
@@ -52,7 +50,7 @@ class SourceFiles:
 
     def open(self) -> Source:
         """See :func:`~mlx_vlm_moxin.checkpoints.sources.open_source`."""
-        towers = {name: getattr(self, name) for name in TOWERS}
+        towers = {name: getattr(self, name) for name in TOWER_TITLES}
         return open_source(self.hf_path, self.revision, towers, self.llm, self.actions)
 
     @property
@@ -66,9 +64,9 @@ class SourceFiles:
 def add_source_options(parser: argparse.ArgumentParser) -> None:
     """Add the options for what the files of native runs and of action models do not hold."""
     group = parser.add_argument_group("native sources (files, directories or Hub repositories)")
-    for name, tower in TOWERS.items():
+    for name, title in TOWER_TITLES.items():
         group.add_argument(
-            f"--{name}", help=f"weights of the {tower} tower (default: timm's on the Hub)"
+            f"--{name}", help=f"weights of the {title} tower (default: timm's on the Hub)"
         )
     group.add_argument(
         "--llm", help="config and tokenizer of the language model (default: on the Hub)"

@@ -1,4 +1,4 @@
-"""How much memory Moxin-7B takes at each width, from the shapes of its parameters.
+"""How much memory a model takes at each width, from the shapes of its parameters.
 
 ``python -m mlx_vlm_moxin.library.sizes`` prints the tables of docs/quantisation.md. Nothing is
 loaded or computed: the model is built and quantised, and no weight is ever evaluated.
@@ -19,10 +19,14 @@ from mlx_vlm_moxin.checkpoints.published import MOXIN_7B
 PARTS = {
     "DINOv2 tower": "vision_tower.dino.",
     "SigLIP tower": "vision_tower.siglip.",
+    "CLIP tower": "vision_tower.clip.",
+    "ViT tower": "vision_tower.in1k.",
     "projector": "multi_modal_projector.",
     "token embeddings": "language_model.model.embed_tokens.",
     "decoder layers and norm": "language_model.model.",
     "output head": "language_model.lm_head.",
+    "action head": "action_head.",
+    "proprio projector": "proprio_projector.",
 }
 QUANTIZED_PARTS = ("decoder layers and norm", "output head")
 # Tokens of the context that the tables give the key-value cache for.
@@ -34,11 +38,11 @@ def _count(model: Model, attribute: str) -> dict[str, int]:
     for name, value in tree_flatten(model.parameters()):
         part = next(part for part, prefix in PARTS.items() if name.startswith(prefix))
         counts[part] += getattr(value, attribute)
-    return counts
+    return {part: count for part, count in counts.items() if count}
 
 
 def part_parameters(config: ModelConfig = MOXIN_7B) -> dict[str, int]:
-    """Number of parameters of each of :data:`PARTS`."""
+    """Number of parameters of each of :data:`PARTS` that the model has."""
     return _count(Model(config), "size")
 
 
@@ -48,7 +52,7 @@ def part_bytes(
     group_size: int = 64,
     mode: str = "affine",
 ) -> dict[str, int]:
-    """Bytes of each of :data:`PARTS`, scales and biases of packed weights included.
+    """Bytes of each of :data:`PARTS` that the model has, scales and biases of packed weights too.
 
     Args:
         config: the model; Moxin-7B by default.
@@ -86,7 +90,7 @@ def parts_table() -> str:
     sizes = [part_bytes(bits=bits) for bits in (None, 8, 4)]
     rows = [
         [part, f"{numbers[part] / 1e9:.2f}", *(_gigabytes(size[part]) for size in sizes)]
-        for part in PARTS
+        for part in numbers
     ]
     total = [f"{sum(numbers.values()) / 1e9:.2f}"]
     rows.append(["total", *total, *(_gigabytes(sum(size.values())) for size in sizes)])

@@ -41,6 +41,8 @@ TOWER_FILES = {
         "timm/vit_large_patch16_224.augreg_in21k_ft_in1k"
     ),
 }
+# What people call the towers.
+TOWER_TITLES = {"dino": "DINOv2", "siglip": "SigLIP", "clip": "CLIP", "in1k": "ViT (ImageNet)"}
 # timm's and open_clip's file names; a repository has the same weights under several.
 _FILES = (
     "model.safetensors",
