@@ -40,7 +40,7 @@ test-ui:
 	.venv-ui/bin/python -m pytest tests/entry_points/test_chat_ui.py
 
 soak: .venv/ready
-	$(BIN)/python tests/server/soak.py --seconds 300
+	$(BIN)/python tests/plugin/server/soak.py --seconds 300
 
 matrix: .venv/ready
 	$(BIN)/python tests/entry_points/version_matrix.py

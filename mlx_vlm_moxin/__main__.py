@@ -113,11 +113,11 @@ def main() -> int | None:
         own, arguments = split_arguments(command, arguments)
     if module.startswith("mlx_vlm."):
         from mlx_vlm_moxin.library import load
-        from mlx_vlm_moxin.plugin import command_errors, upstream
+        from mlx_vlm_moxin.plugin import command_errors, replacements, upstream
 
         options = load.quantize_options(own.quantize, own.group_size)
         settings = {} if command != "server" else {"actions": _serving(own)}
-        upstream.apply(upstream.COMMAND, options=options, **settings)
+        replacements.apply(upstream.COMMAND, options=options, **settings)
         command_errors.install()
     sys.argv[:] = [f"python -m mlx_vlm_moxin {command}", *arguments]
     return importlib.import_module(module).main()

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import ModuleType
 
 from mlx_vlm_moxin import ALIASES
-from mlx_vlm_moxin.plugin import upstream
+from mlx_vlm_moxin.plugin import replacements, upstream
 
 MODEL_DIR = Path(__file__).parents[1] / "moxin"
 
@@ -20,8 +20,8 @@ class _ModelLoader(SourceFileLoader):
         try:
             super().exec_module(module)
         except ImportError as error:
-            raise upstream.cannot_load("mlx-vlm", error) from error
-        upstream.apply(upstream.MODEL)
+            raise replacements.cannot_load("mlx-vlm", error) from error
+        replacements.apply(upstream.MODEL)
         # It uses mlx_vlm_moxin.checkpoints, which imports the model first.
         importlib.import_module("mlx_vlm_moxin.plugin.command_errors").install()
         # The model works without its folder of kernels.
@@ -42,7 +42,7 @@ class _AliasLoader:
             sys.modules[module.__name__] = importlib.import_module(ALIASES[module.__name__])
         except ImportError as error:
             host = module.__name__.partition(".")[0].replace("_", "-")
-            raise upstream.cannot_load(host, error) from error
+            raise replacements.cannot_load(host, error) from error
 
 
 def model_spec(fullname: str) -> ModuleSpec:

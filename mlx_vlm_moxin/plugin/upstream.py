@@ -1,24 +1,12 @@
 """The names of mlx-vlm, mlx-lm and transformers that this package replaces or adds to.
 
-Each name is one row of :data:`UPSTREAM`. :func:`apply` is the only place that assigns to a
-module of another package. A module that is not imported yet gets its rows when it is, so the
-order of imports does not matter. A name that is missing ends the import with one
-``RuntimeError`` that says which; tests/plugin/test_upstream.py checks for every row that
-mlx-vlm still calls what the row puts in place.
+Each name is one row of :data:`UPSTREAM`; ``replacements.py`` applies them.
+tests/plugin/test_upstream_calls.py checks for every row that an ordinary use of mlx-vlm still
+reaches what the row puts in place.
 """
 
-import importlib
-import sys
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
-from typing import Any
-
-from packaging.specifiers import SpecifierSet
-
-from mlx_vlm_moxin import __version__
-from mlx_vlm_moxin.plugin.after_import import after_import
 
 MLX_VLM = ">=0.7.9,<0.8"
 MLX_LM = ">=0.31,<0.33"
@@ -138,6 +126,12 @@ UPSTREAM = (
         "_resolve_media",
         "picture_inputs:resolve_media",
         "16-bit grey in a training set turns white",
+    ),
+    Replacement(
+        "mlx_vlm.trainer.vlm.grpo.dataset",
+        "_resolve_media",
+        "picture_inputs:resolve_media",
+        "a copy of the name, made when the module is imported",
     ),
     Replacement(
         "mlx_vlm.utils",
@@ -296,95 +290,3 @@ UPSTREAM = (
         when=DECODER,
     ),
 )
-
-# Rows that are applied, by their place in other packages.
-_applied: set[tuple[str, str]] = set()
-
-
-def _installed(distribution: str) -> str:
-    try:
-        return f"{distribution} {version(distribution)}"
-    except PackageNotFoundError:
-        return f"{distribution} (not installed)"
-
-
-def cannot_load(host: str, reason: str | Exception) -> RuntimeError:
-    """The error for a version of another package that lacks what this one needs.
-
-    Args:
-        host: the other package, as the index calls it.
-        reason: what is missing.
-
-    Returns:
-        A ``RuntimeError``: mlx-vlm reports an ImportError whose text contains the model type
-        (a file path is enough) as "Model type moxin not supported", mlx-lm any ImportError.
-    """
-    others = [name for name in ("mlx-vlm", "mlx", "transformers") if name != host]
-    return RuntimeError(
-        f"mlx-vlm-moxin {__version__} cannot be loaded into "
-        f"{', '.join(map(_installed, [host, *others]))}: {reason}"
-    )
-
-
-def _owner(row: Replacement) -> tuple[Any, str]:
-    """The module or class that holds the name, and the last part of the name.
-
-    Raises:
-        RuntimeError: if the module or the name does not exist.
-    """
-    *path, name = row.name.split(".")
-    try:
-        owner = importlib.import_module(row.module)
-        for part in path:
-            owner = getattr(owner, part)
-        getattr(owner, name)
-    except (ImportError, AttributeError) as error:
-        reason = f"{row.module} has no {row.name} ({row.why})"
-        raise cannot_load(row.distribution, reason) from error
-    return owner, name
-
-
-def _is_needed(row: Replacement) -> bool:
-    try:
-        installed = version(row.distribution)
-    except PackageNotFoundError:
-        return True  # a source tree on the path has no metadata
-    return SpecifierSet(row.versions).contains(installed, prereleases=True)
-
-
-def _replace(rows: Iterable[Replacement], settings: dict[str, Any]) -> None:
-    """Look for every name first, so that a missing one leaves nothing half replaced."""
-    places = [(row, *_owner(row)) for row in rows if (row.module, row.name) not in _applied]
-    for row, owner, name in places:
-        if row.make is not None:
-            module, _, function = row.make.partition(":")
-            maker = getattr(importlib.import_module(f"{__package__}.{module}"), function)
-            try:
-                setattr(owner, name, maker(getattr(owner, name), **settings))
-            except (AttributeError, LookupError) as error:
-                reason = f"{row.module}.{row.name} has changed: {error!r}"
-                raise cannot_load(row.distribution, reason) from error
-        _applied.add((row.module, row.name))
-
-
-def apply(when: str, **settings: Any) -> None:
-    """Apply the rows of one occasion, each once its module is imported. Idempotent.
-
-    Args:
-        when: :data:`MODEL`, :data:`DECODER` or :data:`COMMAND`.
-        settings: further arguments for the functions in ``make``.
-
-    Raises:
-        RuntimeError: naming the package, its version and the name that it lacks. For a
-            module that is imported later, the import raises it.
-    """
-    groups: dict[str, list[Replacement]] = {}
-    for row in UPSTREAM:
-        if row.when == when and _is_needed(row):
-            groups.setdefault(row.after or row.module, []).append(row)
-    # Of modules that are imported already, every name is looked for before any is replaced.
-    imported = [row for module, rows in groups.items() if module in sys.modules for row in rows]
-    _replace(imported, settings)
-    for module, rows in groups.items():
-        if module not in sys.modules:
-            after_import(module, partial(_replace, rows, settings))

@@ -16,6 +16,11 @@ def test_the_oldest_version_is_the_one_that_pyproject_allows():
     assert f'"mlx-vlm>={version_matrix.oldest()},' in text
 
 
+def test_the_core_tests_exist():
+    for name in version_matrix.CORE:
+        assert (version_matrix.ROOT / "tests" / name).exists(), name
+
+
 @pytest.mark.parametrize(
     ("newest", "status"), [(PASSED, 0), (FAILED, 1), (NOT_RUN, 1)], ids=("good", "bad", "not run")
 )

@@ -5,13 +5,16 @@ import importlib
 import sys
 from importlib.metadata import version
 from pathlib import Path
+from types import FunctionType, ModuleType
 
+import mlx_lm
+import mlx_vlm
 import pytest
 from packaging.specifiers import SpecifierSet
 from support import run_python
 
 import mlx_vlm_moxin
-from mlx_vlm_moxin.plugin import upstream
+from mlx_vlm_moxin.plugin import replacements
 from mlx_vlm_moxin.plugin.upstream import MODEL, UPSTREAM, Replacement
 
 PLUGIN = Path(mlx_vlm_moxin.__file__).parent / "plugin"
@@ -21,6 +24,15 @@ SERVER_ROWS = [row for row in MODEL_ROWS if row.module.startswith("mlx_vlm.serve
 
 def row_id(row: Replacement) -> str:
     return f"{row.module}.{row.name}"
+
+
+def owner_of(row: Replacement) -> tuple[object, str]:
+    """The module or class that holds the row's name, and the name in it."""
+    *path, name = row.name.split(".")
+    owner = importlib.import_module(row.module)
+    for part in path:
+        owner = getattr(owner, part)
+    return owner, name
 
 
 def is_upstream(module: str | None) -> bool:
@@ -73,6 +85,44 @@ def test_every_private_method_that_is_overridden_is_a_row():
                     names |= {f"{base.__module__}.{base.__name__}.{name}" for name in shared}
     assert "mlx_vlm.server.generation.ResponseGenerator._make_sampler" in names
     assert names <= {row_id(row) for row in UPSTREAM}
+
+
+# Modules that copy a replaced name when they are imported, and why that does not matter.
+COPIES = {
+    "mlx_vlm": "for programs; this package does not change what the name does for them",
+    "mlx_vlm.server": "the same",
+    "mlx_vlm.privacy_filter": "loads models of its own",
+    "mlx_vlm.speculative.drafters.mtp_split": "loads drafters",
+}
+
+
+def copied_names(host: ModuleType) -> set[tuple[str, str]]:
+    """Replaced names that modules of ``host`` copy by ``from ... import`` when imported."""
+    rows = {
+        (row.module, row.name)
+        for row in UPSTREAM
+        if row.make is not None and isinstance(getattr(*owner_of(row)), FunctionType)
+    }
+    root, found = Path(next(iter(host.__path__))), set()
+    for file in root.rglob("*.py"):
+        parts = (host.__name__, *file.relative_to(root).with_suffix("").parts)
+        module = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        for node in ast.parse(file.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ImportFrom):
+                start = parts[: len(parts) - node.level] if node.level else ()
+                source = ".".join([*start, *([node.module] if node.module else [])])
+                found |= {(module, n.name) for n in node.names if (source, n.name) in rows}
+    return found
+
+
+def test_no_module_works_with_a_copy_of_what_was_replaced():
+    rows = {(row.module, row.name): row for row in UPSTREAM}
+    copies = copied_names(mlx_vlm) | copied_names(mlx_lm)
+    assert ("mlx_vlm.trainer.vlm.grpo.dataset", "_resolve_media") in copies
+    for module, name in copies - rows.keys():
+        value = getattr(importlib.import_module(module), name)
+        is_changed_in_place = "_call" in (value.__kwdefaults__ or {})
+        assert is_changed_in_place or module in COPIES, (module, name)
 
 
 def test_no_row_is_there_twice():
@@ -171,21 +221,12 @@ print(hasattr(mlx_vlm.server.get_cached_model, "__wrapped__"), mlx_vlm.server.__
     assert Path(origin).name == "__init__.py"
 
 
-def owner_of(row: Replacement) -> tuple[object, str]:
-    """The module or class that holds the row's name, and the name in it."""
-    *path, name = row.name.split(".")
-    owner = importlib.import_module(row.module)
-    for part in path:
-        owner = getattr(owner, part)
-    return owner, name
-
-
 @pytest.mark.parametrize("row", UPSTREAM, ids=row_id)
 def test_a_name_that_is_missing_is_one_line_and_nothing_is_replaced(row, monkeypatch):
     importlib.import_module(row.after or row.module)
     place = owner_of(row)
-    monkeypatch.setattr(upstream, "_applied", set())
-    monkeypatch.setattr(upstream, "UPSTREAM", (MODEL_ROWS[1], row))
+    monkeypatch.setattr(replacements, "_applied", set())
+    monkeypatch.setattr(replacements, "UPSTREAM", (MODEL_ROWS[1], row))
     formats = {}
     monkeypatch.setattr("mlx_vlm.prompt_utils.MODEL_CONFIG", formats)
     monkeypatch.delattr(*place)
@@ -193,7 +234,7 @@ def test_a_name_that_is_missing_is_one_line_and_nothing_is_replaced(row, monkeyp
         # Its __getattr__ looks in the module app.
         monkeypatch.delattr(sys.modules["mlx_vlm.server.app"], row.name)
     with pytest.raises(RuntimeError) as caught:
-        upstream.apply(row.when)
+        replacements.apply(row.when)
     line = str(caught.value)
     assert line.startswith(f"mlx-vlm-moxin {mlx_vlm_moxin.__version__} cannot be loaded into ")
     assert f"{row.distribution} {version(row.distribution)}" in line

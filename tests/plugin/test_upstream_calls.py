@@ -17,8 +17,10 @@ import mlx_lm.models.moxin  # puts its row of the table in place
 import mlx_vlm
 import pytest
 from bodies import CHAT, MESSAGES_API, RESPONSES, body, picture_data
+from fastapi import FastAPI
 from mlx_vlm import apply_chat_template
 from mlx_vlm.trainer.datasets import PreferenceVisionDataset, VisionDataset
+from mlx_vlm.trainer.vlm import grpo, sft
 from mlx_vlm.utils import load_processor
 from starlette.testclient import TestClient
 from support import HF_CHECKPOINT, image_path
@@ -55,7 +57,7 @@ def format_messages(images: int = 1) -> str:
 def train_on(dataset: Callable, **row: Any) -> None:
     config = {"model_type": "prismatic", "image_token_index": 1}
     row = {"images": [image_path("photo")], **row}
-    dataset([row], config, load_processor(HF_CHECKPOINT))[0]
+    assert dataset([row], config, load_processor(HF_CHECKPOINT))[0]
 
 
 def mask_logits() -> None:
@@ -72,6 +74,18 @@ def two_pictures() -> None:
         format_messages(images=2)
 
 
+def ask_once(**options: Any) -> None:
+    model, processor = mlx_vlm.load(MODEL)
+    pictures = [image_path("photo")]
+    mlx_vlm.generate(model, processor, "In: What?\nOut:", pictures, max_tokens=1, **options)
+
+
+def ask_batch() -> None:
+    model, processor = mlx_vlm.load(MODEL)
+    pictures = [image_path("photo")]
+    mlx_vlm.batch_generate(model, processor, pictures, prompts=["What?"], max_tokens=1)
+
+
 TURNS = [{"role": "user", "content": "What?"}, {"role": "assistant", "content": "A dog"}]
 ALONE: dict[str, Callable[[], Any]] = {
     "transformers.AutoProcessor.from_pretrained": lambda: load_processor(HF_CHECKPOINT),
@@ -83,6 +97,19 @@ ALONE: dict[str, Callable[[], Any]] = {
     "mlx_vlm.trainer.datasets.preference.NATIVE_PREPROCESS_MODELS": lambda: train_on(
         PreferenceVisionDataset, chosen=TURNS, rejected=TURNS
     ),
+    "mlx_vlm.trainer.vlm.sft.dataset._resolve_media": lambda: train_on(
+        sft.dataset.VisionDataset, messages=TURNS
+    ),
+    "mlx_vlm.trainer.vlm.grpo.dataset._resolve_media": lambda: train_on(
+        grpo.dataset.GRPOVisionDataset, prompt="What?", answer="A dog"
+    ),
+    "mlx_vlm.utils.process_image": ask_once,
+    "mlx_vlm.utils.load_model_weights": lambda: mlx_vlm.load(MODEL, lazy=True),
+    "mlx_vlm.generate.dispatch.generate": ask_once,
+    "mlx_vlm.generate.dispatch.stream_generate": ask_once,
+    "mlx_vlm.generate.dispatch._prepare_generation_inputs": ask_once,
+    "mlx_vlm.generate.ar.batch_generate": ask_batch,
+    "mlx_vlm.generate.ar.apply_chat_template": ask_batch,
     "mlx_vlm.structured._apply_llguidance_mask": mask_logits,
     "mlx_vlm.utils.load_model": lambda: mlx_vlm.load(MODEL),
     "mlx_lm.utils._load_tokenizer": lambda: mlx_lm.load(MODEL, lazy=True),
@@ -90,6 +117,7 @@ ALONE: dict[str, Callable[[], Any]] = {
 GENERATION = "mlx_vlm.server.generation.ResponseGenerator."
 SERVED: dict[str, Callable[[TestClient], Any]] = {
     "mlx_vlm.server.app": lambda client: client.post(CHAT, content="{"),
+    "mlx_vlm.server.app.app": lambda client: client.get("/act"),
     "mlx_vlm.server.anthropic._anthropic_error_response": lambda client: client.post(
         MESSAGES_API, json={"model": MODEL}
     ),
@@ -101,6 +129,7 @@ SERVED: dict[str, Callable[[TestClient], Any]] = {
         client, CHAT, picture_data("photo"), stream=True
     ),
     GENERATION + "_make_sampler": ask,
+    GENERATION + "_collect_pending_requests": ask,
     GENERATION + "_make_logits_processors": ask,
 }
 
@@ -148,31 +177,49 @@ def counted_table(table: dict | set, calls: list[str]) -> dict | set:
 def calls(row, monkeypatch) -> list[str]:
     """The calls of what ``row`` puts in place, from now on."""
     found: list[str] = []
-    if row.module == "mlx_vlm.server" and row.name == "app":
-        app = importlib.import_module(row.module).app
-        for key, handler in app.exception_handlers.items():
-            if handler.__module__.startswith("mlx_vlm_moxin."):
-                monkeypatch.setitem(app.exception_handlers, key, counted_async(handler, found))
-        monkeypatch.setattr(app, "middleware_stack", None)
-        return found
-    if row.make is None:
-        from mlx_vlm_moxin.plugin.server.generator import MoxinResponseGenerator
-
-        owner, name = MoxinResponseGenerator, row.name.rpartition(".")[2]
-        value = vars(owner)[name]
-    else:
-        *path, name = row.name.split(".")
-        owner = importlib.import_module(row.module)
-        for part in path:
-            owner = getattr(owner, part)
-        value = getattr(owner, name)
-    if isinstance(value, (dict, set)):
+    *path, name = row.name.split(".")
+    owner = importlib.import_module(row.module)
+    for part in path:
+        owner = getattr(owner, part)
+    value = getattr(owner, name)
+    if isinstance(value, FastAPI):
+        watch_application(value, monkeypatch, found)
+    elif row.make is None:
+        watch_method(name, monkeypatch, found)
+    elif isinstance(value, (dict, set)):
         monkeypatch.setattr(owner, name, counted_table(value, found))
-    elif isinstance(owner, type) and row.make is not None:
+    elif "_call" in (getattr(value, "__kwdefaults__", None) or {}):
+        # Changed in place, see plugin/in_place.py.
+        monkeypatch.setitem(
+            value.__kwdefaults__, "_call", counted(value.__kwdefaults__["_call"], found)
+        )
+    elif path:
         monkeypatch.setattr(owner, name, staticmethod(counted(value, found)))
     else:
         monkeypatch.setattr(owner, name, counted(value, found))
     return found
+
+
+def watch_application(app: FastAPI, monkeypatch: pytest.MonkeyPatch, calls: list[str]) -> None:
+    """Count the calls of this package's exception handlers and routes."""
+    for key, handler in app.exception_handlers.items():
+        if handler.__module__.startswith("mlx_vlm_moxin."):
+            monkeypatch.setitem(app.exception_handlers, key, counted_async(handler, calls))
+    for route in app.routes:
+        # Routers that are included have none.
+        endpoint = getattr(route, "endpoint", None)
+        if endpoint is not None and endpoint.__module__.startswith("mlx_vlm_moxin."):
+            monkeypatch.setattr(route.dependant, "call", counted(route.dependant.call, calls))
+    monkeypatch.setattr(app, "middleware_stack", None)
+
+
+def watch_method(name: str, monkeypatch: pytest.MonkeyPatch, calls: list[str]) -> None:
+    """Count the calls of a method of mlx-vlm's generator that this package overrides."""
+    from mlx_vlm_moxin.plugin.server.generator import MoxinResponseGenerator
+
+    owner = next(kind for kind in MoxinResponseGenerator.__mro__ if name in vars(kind))
+    assert owner.__module__.startswith("mlx_vlm_moxin.")
+    monkeypatch.setattr(owner, name, counted(vars(owner)[name], calls))
 
 
 def counted_async(handler: Callable, calls: list[str]) -> Callable:

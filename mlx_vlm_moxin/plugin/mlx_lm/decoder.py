@@ -17,11 +17,11 @@ from mlx_vlm.models.base import cache_position_offset
 from mlx_vlm.models.moxin.config import ModelConfig
 from mlx_vlm.models.moxin.linear import replace_linears
 
-from mlx_vlm_moxin.plugin import upstream
+from mlx_vlm_moxin.plugin import replacements, upstream
 
 PREFIX = "language_model."
 
-upstream.apply(upstream.DECODER)
+replacements.apply(upstream.DECODER)
 
 
 @dataclass
