@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import mlx_vlm_moxin
+from mlx_vlm_moxin.plugin.upstream import UPSTREAM
 
 PACKAGE = Path(mlx_vlm_moxin.__file__).parent
 # From the ground up. A folder imports itself, the floors below, and others on its floor.
@@ -136,3 +137,19 @@ def test_the_model_folder_holds_python_files_and_kernels_alone():
 def test_the_model_works_without_the_kernels_folder(graph):
     users = {module for module, targets in graph.items() for t in targets if "moxin.cuda" in t}
     assert not [name for name in users if name.startswith("moxin.") and ".cuda" not in name]
+
+
+def test_folders_that_the_replacements_use_import_the_model_first(graph):
+    makers = {f"plugin.{row.make.partition(':')[0]}" for row in UPSTREAM if row.make}
+    found, todo = set(), [*makers, "plugin.command_errors"]
+    while todo:
+        module = todo.pop()
+        new = graph[module] - found
+        found |= new
+        todo += new
+    used = {folder(module) for module in found} - {"moxin", "plugin"}
+    assert used >= {"checkpoints", "library"}
+    for name in used:
+        tree = ast.parse((PACKAGE / name / "__init__.py").read_text(encoding="utf-8"))
+        imports = [node for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom))]
+        assert [alias.name for alias in imports[0].names] == [MODEL], name

@@ -18,6 +18,7 @@ import mlx.nn as nn
 from mlx_vlm.generate import generate_step
 from mlx_vlm.generate.types import GenerateKwargs
 
+from mlx_vlm_moxin.checkpoints.quantize_options import QuantizeOptions
 from mlx_vlm_moxin.library import generation_settings
 from mlx_vlm_moxin.library.generation_settings import COUNT, KEPT_TOKENS, Fault, Range
 
@@ -170,9 +171,6 @@ def _checkpoint(command: Command) -> Iterator[Fault]:
 
 
 def _conversion(command: Command) -> Iterator[Fault]:
-    # Here, since that module may be what imports the model, and with it this one.
-    from mlx_vlm_moxin.checkpoints.quantize_options import QuantizeOptions
-
     names = [field.name for field in fields(QuantizeOptions)]
     if not command.module.startswith("mlx_vlm.convert"):
         return
