@@ -87,11 +87,11 @@ def test_every_private_method_that_is_overridden_is_a_row():
     assert names <= {row_id(row) for row in UPSTREAM}
 
 
-# Modules that copy a replaced name when they are imported, and why that does not matter.
+# Where mlx-vlm's modules copy a replaced name when they are imported, which does not matter.
 COPIES = {
     "mlx_vlm": "for programs; this package does not change what the name does for them",
     "mlx_vlm.server": "the same",
-    "mlx_vlm.privacy_filter": "loads models of its own",
+    "mlx_vlm.privacy_filter": "loads other models",
     "mlx_vlm.speculative.drafters.mtp_split": "loads drafters",
 }
 
@@ -100,7 +100,7 @@ def copied_names(host: ModuleType) -> set[tuple[str, str]]:
     """Replaced names that modules of ``host`` copy by ``from ... import`` when imported."""
     rows = {
         (row.module, row.name)
-        for row in UPSTREAM
+        for row in MODEL_ROWS
         if row.make is not None and isinstance(getattr(*owner_of(row)), FunctionType)
     }
     root, found = Path(next(iter(host.__path__))), set()

@@ -10,7 +10,9 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import wraps
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import mlx.core as mx
 import mlx_lm.models.moxin  # puts its row of the table in place
@@ -29,7 +31,10 @@ from mlx_vlm_moxin.plugin.upstream import ON_USE, UPSTREAM, Replacement
 
 MODEL = str(HF_CHECKPOINT)
 # Names that are imported, not replaced: that they exist is checked in test_upstream.py.
-IMPORTED = {"mlx_vlm.server._INHERIT_ADAPTER"}
+IMPORTED = {
+    "mlx_vlm.server._INHERIT_ADAPTER",
+    "mlx_vlm.server._require_management_api_key",
+}
 
 
 @pytest.fixture(scope="module")
@@ -111,23 +116,38 @@ ALONE: dict[str, Callable[[], Any]] = {
     "mlx_vlm.generate.ar.batch_generate": ask_batch,
     "mlx_vlm.generate.ar.apply_chat_template": ask_batch,
     "mlx_vlm.structured._apply_llguidance_mask": mask_logits,
+    "mlx_vlm.utils.get_model_path": lambda: mlx_vlm.load(MODEL, lazy=True),
     "mlx_vlm.utils.load_model": lambda: mlx_vlm.load(MODEL),
     "mlx_lm.utils._load_tokenizer": lambda: mlx_lm.load(MODEL, lazy=True),
 }
+
+
+def fail_in_messages(client: TestClient) -> None:
+    """A request to ``/v1/messages`` during which the generator fails."""
+    generator = importlib.import_module("mlx_vlm.server").runtime.response_generator
+    with patch.object(generator, "generate", side_effect=RuntimeError("no memory")):
+        ask(client, MESSAGES_API)
+
+
 GENERATION = "mlx_vlm.server.generation.ResponseGenerator."
 SERVED: dict[str, Callable[[TestClient], Any]] = {
-    "mlx_vlm.server.app": lambda client: client.post(CHAT, content="{"),
+    "mlx_vlm.server.app": lambda client: client.get("/act"),
+    "mlx_vlm.server.app._decode_token": lambda client: ask(client, logprobs=True),
     "mlx_vlm.server.app.app": lambda client: client.get("/act"),
     "mlx_vlm.server.anthropic._anthropic_error_response": lambda client: client.post(
         MESSAGES_API, json={"model": MODEL}
     ),
+    "mlx_vlm.server.anthropic.traceback": fail_in_messages,
     "mlx_vlm.server.openai._parse_response_request": lambda client: ask(client, RESPONSES),
     "mlx_vlm.server.request_normalization._build_gen_args": ask,
+    "mlx_vlm.server.request_normalization._build_structured_logits_processors": ask,
     "mlx_vlm.server.get_cached_model": ask,
     GENERATION + "generate": ask,
     GENERATION + "validate_context_budget": lambda client: ask(
         client, CHAT, picture_data("photo"), stream=True
     ),
+    GENERATION + "_preprocess_request": ask,
+    GENERATION + "_cpu_preprocess": ask,
     GENERATION + "_make_sampler": ask,
     GENERATION + "_collect_pending_requests": ask,
     GENERATION + "_make_logits_processors": ask,
@@ -193,6 +213,8 @@ def calls(row, monkeypatch) -> list[str]:
         monkeypatch.setitem(
             value.__kwdefaults__, "_call", counted(value.__kwdefaults__["_call"], found)
         )
+    elif isinstance(value, SimpleNamespace):
+        monkeypatch.setattr(value, "print_exc", counted(value.print_exc, found))
     elif path:
         monkeypatch.setattr(owner, name, staticmethod(counted(value, found)))
     else:
