@@ -13,6 +13,8 @@ import mlx.nn as nn
 from mlx_vlm import apply_chat_template
 from mlx_vlm.generate import BatchGenerator
 from mlx_vlm.models.cache import BatchKVCache, make_prompt_cache
+from mlx_vlm.models.moxin.processing_moxin import PictureInput, PreparedPicture
+from PIL import Image
 
 # Prismatic's ``llm_max_length``: longer prompts lose their end.
 MAX_PROMPT_TOKENS = 2048
@@ -24,12 +26,12 @@ class Question:
 
     Attributes:
         prompt: the message, without the model's own format around it.
-        image: the picture, opened.
+        image: the picture, prepared or as the processor reads it.
         picture_id: equal for equal pictures, which are encoded once.
     """
 
     prompt: str
-    image: Any
+    image: PictureInput
     picture_id: str
 
 
@@ -58,6 +60,10 @@ class Answering:
         self._model, self._processor = model, processor
         # Visual tokens of the last batch's pictures: the next one may ask about them, too.
         self._features: dict[str, mx.array] = {}
+
+    def prepare(self, image: Image.Image) -> PreparedPicture:
+        """A picture as the model receives it; several threads may prepare some at once."""
+        return self._processor.prepare_picture(image)
 
     def token_ids(self, strings: Sequence[str]) -> list[int]:
         """The one token that each string is.

@@ -4,25 +4,27 @@ import random
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, zip_longest
 from typing import TypeVar
 
-from PIL import Image
+from mlx_vlm.models.moxin.processing_moxin import PreparedPicture
 from tqdm import tqdm
 
 from mlx_vlm_moxin.evals.answering import Answering, Question
 from mlx_vlm_moxin.evals.answers_file import AnswersFile
 from mlx_vlm_moxin.evals.data.picture import open_picture
 from mlx_vlm_moxin.evals.data.source import Source
-from mlx_vlm_moxin.evals.example import Answer, Example
+from mlx_vlm_moxin.evals.example import Answer, Example, Picture
 from mlx_vlm_moxin.evals.scores.summary import Numbers
 from mlx_vlm_moxin.evals.tasks import Task
 
 T = TypeVar("T")
 # Of a generated answer.
 MAX_TOKENS = 128
+# Decoding and resizing release Python's lock.
+PICTURE_THREADS = 4
 # The published harness draws its smaller sets with this seed.
 SEED = 21
 
@@ -86,10 +88,6 @@ class Result:
     seconds: float
 
 
-def _open_all(examples: Sequence[Example]) -> list[Image.Image]:
-    return [open_picture(example.picture) for example in examples]
-
-
 def _batches(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
     return (items[start : start + size] for start in range(0, len(items), size))
 
@@ -135,19 +133,26 @@ class Run:
         start = time.perf_counter()
         done = len(examples) - len(waiting)
         bar = tqdm(total=len(examples), initial=done, desc=name, unit="ex", disable=self._quiet)
-        with bar, ThreadPoolExecutor(1) as opener:
+        with bar, ThreadPoolExecutor(PICTURE_THREADS) as pool:
             batches = list(_batches(waiting, self._batch_size))
-            following = [opener.submit(_open_all, batch) for batch in batches[:1]]
-            for index, batch in enumerate(batches):
-                images = following.pop().result()
-                # Opened while the model works on this batch.
-                if index + 1 < len(batches):
-                    following.append(opener.submit(_open_all, batches[index + 1]))
+            prepared = self._prepare(pool, batches[0]) if batches else {}
+            for batch, following in zip_longest(batches, batches[1:]):
+                images = [prepared[example.picture_id].result() for example in batch]
+                # While the model works on this batch.
+                prepared = self._prepare(pool, following or [])
                 self._file.add(self._answer(name, task, batch, images))
                 bar.update(len(batch))
         seconds = time.perf_counter() - start
         answers = [self._file.get(self._weights, name, example.id) for example in examples]
         return Result(answers, task.summarise(answers), len(waiting), seconds)
+
+    def _prepare(self, pool: Executor, batch: Sequence[Example]) -> dict[str, Future]:
+        """Start opening and resizing the pictures of a batch, each of them once."""
+        pictures = {example.picture_id: example.picture for example in batch}
+        return {name: pool.submit(self._prepared, picture) for name, picture in pictures.items()}
+
+    def _prepared(self, picture: Picture) -> PreparedPicture:
+        return self._answering.prepare(open_picture(picture))
 
     def _is_answered(self, name: str, task: Task, example: Example) -> bool:
         answer = self._file.get(self._weights, name, example.id)
@@ -161,7 +166,7 @@ class Run:
         return True
 
     def _answer(
-        self, name: str, task: Task, batch: Sequence[Example], images: Sequence[Image.Image]
+        self, name: str, task: Task, batch: Sequence[Example], images: Sequence[PreparedPicture]
     ) -> list[Answer]:
         questions = [
             Question(task.prompt(example), image, example.picture_id)

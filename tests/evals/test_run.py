@@ -141,6 +141,9 @@ class Model:
     def __init__(self, breaks_at: int = 10**9):
         self.batches, self._breaks_at = [], breaks_at
 
+    def prepare(self, image):
+        return image
+
     def token_ids(self, strings):
         return [1] * len(strings)
 
