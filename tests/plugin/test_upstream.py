@@ -92,6 +92,7 @@ COPIES = {
     "mlx_vlm": "for programs; this package does not change what the name does for them",
     "mlx_vlm.server": "the same",
     "mlx_vlm.privacy_filter": "loads other models",
+    "mlx_vlm.trainer.runner": "no module of mlx-vlm uses it",
     "mlx_vlm.speculative.drafters.mtp_split": "loads drafters",
 }
 
