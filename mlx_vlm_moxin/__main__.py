@@ -119,6 +119,10 @@ def main() -> int | None:
         settings = {} if command != "server" else {"actions": _serving(own)}
         replacements.apply(upstream.COMMAND, options=options, **settings)
         command_errors.install()
+    if command == "server":
+        from mlx_vlm_moxin.plugin import server_command
+
+        arguments = server_command.allow(arguments)
     sys.argv[:] = [f"python -m mlx_vlm_moxin {command}", *arguments]
     return importlib.import_module(module).main()
 

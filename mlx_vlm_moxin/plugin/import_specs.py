@@ -21,9 +21,9 @@ class _ModelLoader(SourceFileLoader):
             super().exec_module(module)
         except ImportError as error:
             raise replacements.cannot_load("mlx-vlm", error) from error
-        replacements.apply(upstream.MODEL)
         # It uses mlx_vlm_moxin.checkpoints, which imports the model first.
         importlib.import_module("mlx_vlm_moxin.plugin.command_errors").install()
+        replacements.apply(upstream.MODEL)
         # The model works without its folder of kernels.
         if find_spec(f"{module.__name__}.cuda") is not None:
             importlib.import_module(f"{module.__name__}.cuda").attach()

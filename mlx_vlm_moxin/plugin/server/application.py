@@ -8,7 +8,7 @@ from mlx_vlm_moxin.plugin.server import log
 from mlx_vlm_moxin.plugin.server.errors import add_exception_handlers
 from mlx_vlm_moxin.plugin.server.gate import Gate
 from mlx_vlm_moxin.plugin.server.model_list import add_model_route
-from mlx_vlm_moxin.plugin.server.settings import ServerSettings
+from mlx_vlm_moxin.plugin.server_settings import ServerSettings
 
 
 def extended(app: FastAPI) -> FastAPI:

@@ -35,6 +35,14 @@ class BadRequestError(ValueError):
     """A request that cannot be answered as it is; the message says why, in one sentence."""
 
 
+class RefusedError(Exception):
+    """The request is answered with ``status`` and the message, one sentence."""
+
+    def __init__(self, status: int, message: str):
+        super().__init__(message)
+        self.status = status
+
+
 def serves_moxin() -> bool:
     """Whether the language model that the server has loaded is Moxin."""
     return isinstance(runtime.model_cache.get("processor"), MoxinProcessor)

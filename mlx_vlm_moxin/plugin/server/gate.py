@@ -6,10 +6,7 @@ same way for every endpoint, streamed or not. While the endpoint works, the conn
 watched, and when the client hangs up the work ends.
 """
 
-import asyncio
-import contextlib
 import json
-from collections.abc import AsyncIterator, Coroutine
 from typing import Any
 
 from fastapi import HTTPException
@@ -18,12 +15,14 @@ from mlx_vlm.models.moxin.picture_sources import PictureError
 from mlx_vlm.server import _require_management_api_key
 from mlx_vlm.server.runtime import runtime
 from starlette.requests import HTTPConnection
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from mlx_vlm_moxin.plugin.server import context, log, models
 from mlx_vlm_moxin.plugin.server.client import Client, serving
+from mlx_vlm_moxin.plugin.server.connection import Connection, declared_length
 from mlx_vlm_moxin.plugin.server.errors import (
     BadRequestError,
+    RefusedError,
     error_answer,
     sentence,
     serves_moxin,
@@ -31,7 +30,7 @@ from mlx_vlm_moxin.plugin.server.errors import (
 from mlx_vlm_moxin.plugin.server.generator import adopt
 from mlx_vlm_moxin.plugin.server.json_body import parse_object, without_nulls
 from mlx_vlm_moxin.plugin.server.picture_parts import CHAT, MESSAGES, RESPONSES, picture_sources
-from mlx_vlm_moxin.plugin.server.settings import ServerSettings
+from mlx_vlm_moxin.plugin.server_settings import ServerSettings
 
 COMPLETIONS = "/completions"
 # Paths without /v1 -> the API whose messages they hold, and whether their pictures are used.
@@ -46,14 +45,6 @@ _ENDPOINTS = {
 }
 
 
-class RefusedError(Exception):
-    """The request is answered with ``status`` and one sentence."""
-
-    def __init__(self, status: int, message: str):
-        super().__init__(message)
-        self.status = status
-
-
 class Gate:
     """ASGI middleware around mlx-vlm's endpoints."""
 
@@ -62,14 +53,16 @@ class Gate:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, or pass it on."""
-        path = scope["path"].removeprefix("/v1") if scope["type"] == "http" else ""
-        is_ours = path in _ENDPOINTS and scope.get("method") == "POST"
-        if not is_ours or not serves_moxin() or not _is_authorized(scope):
+        if scope["type"] != "http" or not serves_moxin() or not _is_authorized(scope):
             await self._app(scope, receive, send)
             return
-        connection = _Connection(receive)
+        path, settings = scope["path"].removeprefix("/v1"), ServerSettings.from_environment()
+        connection = Connection(receive)
         try:
-            body = await connection.read(scope, ServerSettings.from_environment().max_body_bytes)
+            if scope["method"] != "POST" or path not in _ENDPOINTS:
+                await self._pass_on(scope, receive, send, settings)
+                return
+            body = await connection.read(scope, settings.max_body_bytes)
             async with connection.watched():
                 prepared = await connection.unless_gone(_prepare(path, body))
                 if prepared is not None:
@@ -83,6 +76,20 @@ class Gate:
             log.refused(path, refusal.status, str(refusal))
             answer = error_answer(path, refusal.status, str(refusal))
             await answer(scope, receive, send)
+
+    async def _pass_on(
+        self, scope: Scope, receive: Receive, send: Send, settings: ServerSettings
+    ) -> None:
+        """A request for another endpoint.
+
+        Raises:
+            RefusedError: if it would unload a model that is pinned, or is too large.
+        """
+        if scope["path"] == "/unload" and settings.pin_model:
+            raise RefusedError(403, "This server keeps its model")
+        if declared_length(scope) > settings.max_body_bytes:
+            await Connection(receive).read(scope, settings.max_body_bytes)
+        await self._app(scope, receive, send)
 
 
 def _is_authorized(scope: Scope) -> bool:
@@ -139,99 +146,3 @@ def _resized(scope: Scope, data: bytes) -> Scope:
         if name.lower() not in (b"content-length", b"transfer-encoding")
     ]
     return {**scope, "headers": [*headers, (b"content-length", str(len(data)).encode())]}
-
-
-class _Connection:
-    """The client's side of a request: its body, and whether it is still there."""
-
-    def __init__(self, receive: Receive):
-        self._receive = receive
-        self._gone = asyncio.Event()
-        self._answering = asyncio.Event()
-        self._client: Client | None = None
-
-    async def read(self, scope: Scope, limit: int) -> bytes:
-        """The body.
-
-        Raises:
-            RefusedError: if it is larger than ``limit``, once the client has sent the rest of it,
-                since most clients do not read an answer before; or if it does not arrive.
-        """
-        length = dict(scope["headers"]).get(b"content-length", b"")
-        is_too_large = length.isdigit() and int(length) > limit
-        chunks, size, more = [], 0, True
-        while more:
-            message = await self._receive()
-            if message["type"] == "http.disconnect":
-                raise RefusedError(400, "The connection was closed before the request was complete")
-            more = message.get("more_body", False)
-            size += len(message.get("body", b""))
-            is_too_large = is_too_large or size > limit
-            if is_too_large:
-                chunks.clear()
-            else:
-                chunks.append(message.get("body", b""))
-            if size > 10 * limit:
-                break
-        if is_too_large:
-            raise RefusedError(413, f"The body of the request is larger than {limit} bytes")
-        return b"".join(chunks)
-
-    @contextlib.asynccontextmanager
-    async def watched(self) -> AsyncIterator[None]:
-        """Notice in the enclosed code when the client hangs up."""
-        watch = asyncio.create_task(self._watch())
-        try:
-            yield
-        finally:
-            watch.cancel()
-            await asyncio.gather(watch, return_exceptions=True)
-
-    async def _watch(self) -> None:
-        while (await self._receive())["type"] != "http.disconnect":
-            pass
-        self._gone.set()
-        if self._client is not None:
-            self._client.leave()
-
-    def serve(self, client: Client) -> None:
-        """Tell ``client`` when its sender has gone."""
-        self._client = client
-        if self._gone.is_set():
-            client.leave()
-
-    async def unless_gone(self, work: Coroutine[Any, Any, Any]) -> Any:
-        """The result of ``work``; None, without waiting for it, if the client hangs up."""
-        task = asyncio.create_task(work)
-        gone = asyncio.create_task(self._gone.wait())
-        try:
-            await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-            return await task if task.done() else None
-        finally:
-            task.cancel()
-            gone.cancel()
-
-    def replay(self, data: bytes) -> Receive:
-        """What the endpoint receives: ``data``, then the end of the connection."""
-        messages = iter([{"type": "http.request", "body": data, "more_body": False}])
-
-        async def receive() -> Message:
-            message = next(messages, None)
-            if message is None:
-                await self._gone.wait()
-                # A stream that is cancelled before it begins would count as under way for ever.
-                await self._answering.wait()
-                message = {"type": "http.disconnect"}
-            return message
-
-        return receive
-
-    def noted(self, send: Send) -> Send:
-        """``send``, by which it is known whether the answer has begun."""
-
-        async def note(message: Message) -> None:
-            await send(message)
-            if message["type"] == "http.response.body":
-                self._answering.set()
-
-        return note

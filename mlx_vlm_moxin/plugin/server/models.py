@@ -24,7 +24,7 @@ from mlx_vlm.utils import get_model_path, load_config
 
 from mlx_vlm_moxin.plugin.server.client import is_in_use
 from mlx_vlm_moxin.plugin.server.errors import client_error, sentence, serves_moxin
-from mlx_vlm_moxin.plugin.server.settings import ServerSettings
+from mlx_vlm_moxin.plugin.server_settings import ServerSettings
 
 _KIND = "text_generation"
 _LANGUAGE_MODEL_KINDS = ("auto", _KIND)

@@ -20,7 +20,7 @@ from mlx_vlm.models.moxin.processing_moxin import MoxinProcessor, PreparedPictur
 from PIL import Image
 
 from mlx_vlm_moxin.plugin.picture_inputs import resized
-from mlx_vlm_moxin.plugin.server.settings import ServerSettings
+from mlx_vlm_moxin.plugin.server_settings import ServerSettings
 
 # They wait, and each may hold a picture of ServerSettings.max_body_bytes.
 DOWNLOADS_AT_ONCE = 32

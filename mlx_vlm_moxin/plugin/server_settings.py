@@ -1,19 +1,24 @@
 """Settings of the server that mlx-vlm does not have, each an environment variable.
 
 ``python -m mlx_vlm_moxin server`` has options for them and stricter defaults
-(``server.command``); stock ``mlx_vlm.server`` reads the variables.
+(``server_command``); stock ``mlx_vlm.server`` reads the variables.
 """
 
 import os
 from dataclasses import dataclass
 
-from mlx_vlm.models.moxin.picture_sources import PictureLimits
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from mlx_vlm.models.moxin.picture_sources import PictureLimits
 
 LOCAL_FILES = "MLX_VLM_MOXIN_LOCAL_FILES"
 PRIVATE_ADDRESSES = "MLX_VLM_MOXIN_PRIVATE_ADDRESSES"
 PIN_MODEL = "MLX_VLM_MOXIN_PIN_MODEL"
 MAX_BODY_BYTES = "MLX_VLM_MOXIN_MAX_BODY_BYTES"
 ALLOW_ORIGINS = "MLX_VLM_MOXIN_ALLOW_ORIGINS"
+# Of all commands, see PictureLimits.from_environment.
+MAX_PIXELS = "MLX_VLM_MOXIN_MAX_PIXELS"
+PICTURE_TIMEOUT = "MLX_VLM_MOXIN_PICTURE_TIMEOUT"
 
 _YES, _NO = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
 
@@ -53,12 +58,14 @@ class ServerSettings:
             allow_origins=None if origins is None else tuple(origins.split()),
         )
 
-    def picture_limits(self) -> PictureLimits:
+    def picture_limits(self) -> "PictureLimits":
         """Limits for the pictures of requests.
 
         Raises:
             ValueError: see :meth:`PictureLimits.from_environment`.
         """
+        from mlx_vlm.models.moxin.picture_sources import PictureLimits
+
         limits = PictureLimits.from_environment(
             local_files=self.local_files, private_addresses=self.private_addresses
         )
