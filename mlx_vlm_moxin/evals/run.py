@@ -5,7 +5,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice, zip_longest
 from typing import TypeVar
 
@@ -143,7 +143,7 @@ class Run:
                 self._file.add(self._answer(name, task, batch, images))
                 bar.update(len(batch))
         seconds = time.perf_counter() - start
-        answers = [self._file.get(self._weights, name, example.id) for example in examples]
+        answers = [self._scored(name, task, example) for example in examples]
         return Result(answers, task.summarise(answers), len(waiting), seconds)
 
     def _prepare(self, pool: Executor, batch: Sequence[Example]) -> dict[str, Future]:
@@ -165,11 +165,17 @@ class Run:
             )
         return True
 
+    def _scored(self, name: str, task: Task, example: Example) -> Answer:
+        """The answer in the file, which another version may have scored."""
+        answer = self._file.get(self._weights, name, example.id)
+        return replace(answer, score=task.score(answer.prediction, answer.answer))
+
     def _answer(
         self, name: str, task: Task, batch: Sequence[Example], images: Sequence[PreparedPicture]
     ) -> list[Answer]:
         questions = [
-            Question(task.prompt(example), image, example.picture_id)
+            # Other data sets may give the same names to other pictures.
+            Question(task.prompt(example), image, f"{name}/{example.picture_id}")
             for example, image in zip(batch, images)
         ]
         if task.strings is None:

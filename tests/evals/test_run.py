@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from mlx_vlm_moxin.evals.answering import Answering
 from mlx_vlm_moxin.evals.answers_file import AnswersFile
 from mlx_vlm_moxin.evals.data.picture import open_picture
 from mlx_vlm_moxin.evals.data.source import Source
@@ -197,6 +198,28 @@ def test_questions_about_one_picture_follow_each_other(tmp_path, data):
     model = Model()
     work(tmp_path / "answers.jsonl", model, examples[::2] + examples[1::2], "refcoco+")
     assert all(first == second for first, second in model.batches)
+    assert model.batches[0][0].startswith("refcoco+/")
+
+
+def test_scores_are_those_of_this_version(tmp_path, pope):
+    path = tmp_path / "answers.jsonl"
+    numbers = work(path, Model(), pope).numbers
+    path.write_text(path.read_text().replace('"score": 0.0', '"score": 1.0'))
+    assert work(path, Model(), pope).numbers == numbers
+
+
+def test_pictures_of_two_data_sets_may_have_one_name(tmp_path, words_model, data):
+    right = {}
+    for task in ("gqa", "tallyqa"):
+        examples = read_examples(TASKS[task], Source(str(data / task)), 1)
+        right[task] = [Example(**{**vars(each), "picture_id": "0"}) for each in examples]
+    together = Answering(*words_model)
+    for number, answering in enumerate((together, None)):
+        file = AnswersFile(tmp_path / f"{number}.jsonl")
+        for task, examples in right.items():
+            run = Run(answering or Answering(*words_model), "m", "w", file, quiet=True)
+            run(task, TASKS[task], examples)
+    assert (tmp_path / "0.jsonl").read_text() == (tmp_path / "1.jsonl").read_text()
 
 
 def test_answers_to_other_questions_are_not_taken_over(tmp_path, pope):
