@@ -4,25 +4,29 @@ from pathlib import Path
 
 from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.utils import HFValidationError, validate_repo_id
+from mlx_vlm.models.moxin.config import ModelConfig
 
 from mlx_vlm_moxin import __version__
-
-# The licence on the Hub page of moxin-org/Moxin-7B-VLM, whose weights every source holds.
-WEIGHTS_LICENSE = "mit"
-MODEL_TAGS = ("mlx", "moxin")
+from mlx_vlm_moxin.checkpoints.provenance import provenance
+from mlx_vlm_moxin.checkpoints.sources.files import is_repository, split_repository
 
 
-def _is_hub_id(source: str) -> bool:
-    """Whether ``source`` names a Hub repository and no local path."""
+def _is_hub_id(name: str) -> bool:
+    """Whether ``name`` is a Hub repository, or the folder of a model in one, and no local path."""
+    if not is_repository(name):
+        return False
     try:
-        validate_repo_id(source)
+        validate_repo_id(split_repository(name)[0])
     except HFValidationError:
         return False
-    return "/" in source and not Path(source).exists()
+    return True
 
 
-def _link(repo_id: str) -> str:
-    return f"[{repo_id}](https://huggingface.co/{repo_id})"
+def _link(name: str) -> str:
+    """A link to a Hub repository or to the folder of a model in one."""
+    repository, folder = split_repository(name)
+    place = f"{repository}/tree/main/{folder}" if folder else repository
+    return f"[{name}](https://huggingface.co/{place})"
 
 
 def _describe(layer: dict) -> str:
@@ -45,8 +49,15 @@ def _quantization_text(quantization: dict | None) -> str:
 
 
 def _text(
-    name: str, model: str, origin: str, quantization: str, verification: str, evaluation: str | None
+    name: str,
+    command: str,
+    origin: str,
+    licence: str,
+    quantization: str,
+    verification: str,
+    evaluation: str | None,
 ) -> str:
+    terms = f"\n## Licence\n\n{licence}\n" if licence else ""
     benchmarks = "" if evaluation is None else f"\n## Benchmarks\n\n{evaluation}\n"
     return f"""# {name}
 
@@ -56,12 +67,11 @@ def _text(
 
 ```bash
 pip install mlx-vlm-moxin
-python -m mlx_vlm.generate --model {model} --max-tokens 100 --temperature 0.0 \\
-    --prompt "Describe this image." --image photo.jpg
+{command}
 ```
 
 On Linux, install `"mlx-vlm-moxin[cpu]"`, `"mlx-vlm-moxin[cuda12]"` or `"mlx-vlm-moxin[cuda13]"`.
-
+{terms}
 ## Quantisation
 
 {quantization}
@@ -76,7 +86,8 @@ def write_card(
     directory: Path,
     *,
     source: str,
-    base_model: str,
+    base_model: str | None,
+    config: ModelConfig,
     quantization: dict | None,
     verification: str | None,
     upload_repo: str | None,
@@ -87,7 +98,9 @@ def write_card(
     Args:
         directory: where the converted model lies.
         source: Hub id or local path of what was converted; a path is not written down.
-        base_model: Hub id of the model that the weights come from.
+        base_model: Hub id of the model that the weights come from; None for the published
+            one that ``config`` tells.
+        config: the model's.
         quantization: config.json's ``quantization``, None if not quantised.
         verification: Markdown that says what it cost, None if it was not measured.
         upload_repo: Hub id that the model goes to, None if it stays here; the command on
@@ -98,18 +111,22 @@ def write_card(
     Raises:
         ValueError: if ``base_model`` is no Hub id (the Hub refuses such a card).
     """
+    origins = provenance(config)
+    base_model = base_model or origins.base_model
     if not _is_hub_id(base_model):
         raise ValueError(
             f"The model card needs a Hub id as base_model (such as moxin-org/Moxin-7B-VLM), "
             f"got {base_model!r}"
         )
-    tags = [*MODEL_TAGS, f"{quantization['bits']}-bit"] if quantization else [*MODEL_TAGS]
+    tags = ["mlx", origins.tag]
+    if quantization:
+        tags.append(f"{quantization['bits']}-bit")
     data = ModelCardData(
         base_model=base_model,
         base_model_relation="quantized" if quantization else None,
         library_name="mlx",
-        pipeline_tag="image-text-to-text",
-        license=WEIGHTS_LICENSE,
+        pipeline_tag=origins.pipeline_tag,
+        license=origins.licence.hub_id,
         tags=tags,
     )
     converted_from = _link(source) if _is_hub_id(source) else f"a local copy of {_link(base_model)}"
@@ -123,8 +140,9 @@ def write_card(
         )
     text = _text(
         name=upload_repo or f"{base_model.rpartition('/')[2]} for MLX",
-        model=upload_repo or ".",
+        command=origins.command.format(model=upload_repo or "."),
         origin=origin,
+        licence=origins.licence.note,
         quantization=_quantization_text(quantization),
         verification=cost,
         evaluation=evaluation,

@@ -19,9 +19,9 @@ class Licence:
 
 LLAMA_2 = Licence(
     "llama2",
-    "Built on Llama 2, licensed under the LLAMA 2 Community License "
-    "(https://ai.meta.com/llama/license/): whoever passes these weights on includes a copy of "
-    "that licence and its notice, and accepts Meta's use policy.",
+    "Llama 2 is licensed under the LLAMA 2 Community License, Copyright (c) Meta Platforms, Inc. "
+    "All Rights Reserved. Whoever passes weights on that were made from it does so with a copy of "
+    "this licence (https://ai.meta.com/llama/license/) and under Meta's Acceptable Use Policy.",
 )
 APACHE_2 = Licence("apache-2.0")
 MIT = Licence("mit")

@@ -19,6 +19,7 @@ from mlx_vlm.utils import MODEL_CONVERSION_DTYPES
 
 from mlx_vlm_moxin.checkpoints.card import write_card
 from mlx_vlm_moxin.checkpoints.messages import print_error
+from mlx_vlm_moxin.checkpoints.provenance import provenance
 from mlx_vlm_moxin.checkpoints.quantize_options import QuantizeOptions
 from mlx_vlm_moxin.conversion.baseline import loadable_source
 from mlx_vlm_moxin.conversion.convert import Conversion, convert
@@ -143,6 +144,7 @@ def _finish(
                     conversion.directory,
                     source=files.hf_path,
                     base_model=files.base_model,
+                    config=conversion.source.config,
                     quantization=conversion.quantization,
                     verification=None if verification is None else verification.markdown(),
                     evaluation=None if evaluation is None else evaluation.markdown(),
@@ -190,6 +192,9 @@ def run(args: argparse.Namespace) -> None:
             f"Converted {conversion.source.kind} to {conversion.directory}: "
             f"{conversion.bits_per_weight:.3f} bits per weight"
         )
+        licence = provenance(conversion.source.config).licence
+        if licence.note:
+            print(licence.note)
     try:
         _finish(conversion, files, examples, args)
     except Stopped:

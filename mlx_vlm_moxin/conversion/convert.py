@@ -106,6 +106,7 @@ def convert(
             directory,
             source=files.hf_path,
             base_model=files.base_model,
+            config=source.config,
             quantization=skeleton.quantization,
             verification=None,
             upload_repo=upload_repo,

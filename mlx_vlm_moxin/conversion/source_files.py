@@ -9,7 +9,6 @@ from mlx_vlm_moxin.checkpoints.action_options import (
     action_options,
     add_action_options,
 )
-from mlx_vlm_moxin.checkpoints.published import MOXIN_7B_ID
 from mlx_vlm_moxin.checkpoints.sources import Source, open_source
 from mlx_vlm_moxin.checkpoints.sources.files import is_repository, split_repository
 from mlx_vlm_moxin.checkpoints.sources.towers import TOWER_TITLES
@@ -54,11 +53,9 @@ class SourceFiles:
         return open_source(self.hf_path, self.revision, towers, self.llm, self.actions)
 
     @property
-    def base_model(self) -> str:
-        """Hub id for the model card."""
-        if is_repository(self.hf_path):
-            return split_repository(self.hf_path)[0]
-        return MOXIN_7B_ID
+    def base_model(self) -> str | None:
+        """Hub id of the source; None for a local directory."""
+        return split_repository(self.hf_path)[0] if is_repository(self.hf_path) else None
 
 
 def add_source_options(parser: argparse.ArgumentParser) -> None:

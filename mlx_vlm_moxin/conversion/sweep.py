@@ -98,6 +98,7 @@ def _measure(
         conversion.directory,
         source=files.hf_path,
         base_model=files.base_model,
+        config=conversion.source.config,
         quantization=conversion.quantization,
         verification=verification.markdown(),
         upload_repo=None,

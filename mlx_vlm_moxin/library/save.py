@@ -11,7 +11,6 @@ from mlx_vlm.models.moxin.weights import check_weights
 
 from mlx_vlm_moxin.checkpoints.card import write_card
 from mlx_vlm_moxin.checkpoints.layer_settings import quantization_of
-from mlx_vlm_moxin.checkpoints.published import MOXIN_7B_ID
 from mlx_vlm_moxin.checkpoints.safetensors_writer import write_weights
 from mlx_vlm_moxin.checkpoints.settings_files import check_output, write_settings
 from mlx_vlm_moxin.checkpoints.sources.saved import complete_generation_config
@@ -52,7 +51,8 @@ def save_quantized(
         write_card(
             directory,
             source=str(model.model_path),
-            base_model=MOXIN_7B_ID,
+            base_model=None,
+            config=config,
             quantization=quantization,
             verification=None,
             upload_repo=None,

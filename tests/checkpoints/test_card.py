@@ -4,13 +4,15 @@ import json
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 from huggingface_hub import ModelCard
 from mlx_vlm import convert
 from support import IMAGES, image_path
 
-from mlx_vlm_moxin.checkpoints.card import WEIGHTS_LICENSE, write_card
+from mlx_vlm_moxin.checkpoints.card import write_card
+from mlx_vlm_moxin.checkpoints.published import MOXIN_7B
 from mlx_vlm_moxin.conversion.verify.compare import verify
 
 BASE_MODEL = "moxin-org/Moxin-7B-VLM"
@@ -18,6 +20,7 @@ FOUR_BITS = {"group_size": 64, "bits": 4, "mode": "affine"}
 DEFAULTS = {
     "source": BASE_MODEL,
     "base_model": BASE_MODEL,
+    "config": MOXIN_7B,
     "quantization": FOUR_BITS,
     "verification": None,
     "upload_repo": None,
@@ -34,7 +37,7 @@ def test_metadata_is_what_the_hub_filters_by(tmp_path):
         "base_model": BASE_MODEL,
         "base_model_relation": "quantized",
         "library_name": "mlx",
-        "license": WEIGHTS_LICENSE,
+        "license": "mit",
         "pipeline_tag": "image-text-to-text",
         "tags": ["mlx", "moxin", "4-bit"],
     }
@@ -67,6 +70,41 @@ def test_a_hub_source_is_linked_beside_its_base_model(tmp_path):
     link = "[somebody/Moxin-7B-VLM-hf](https://huggingface.co/somebody/Moxin-7B-VLM-hf)"
     assert f"Converted to MLX from {link}" in written.text
     assert written.data.base_model == BASE_MODEL
+
+
+LLAMA = replace(MOXIN_7B, llm_backbone_id="vicuna-v15-7b")
+STATISTICS = {"bridge_orig": {"action": {"q01": [0.0], "q99": [1.0]}}}
+
+
+def test_a_model_with_llama_weights_names_its_licence_and_what_that_wants(tmp_path):
+    source = "TRI-ML/prismatic-vlms/one-stage+7b"
+    written = card(tmp_path, source=source, base_model=None, config=LLAMA)
+    data = written.data.to_dict()
+    assert (data["base_model"], data["license"]) == ("TRI-ML/prismatic-vlms", "llama2")
+    assert data["tags"] == ["mlx", "prismatic", "4-bit"]
+    link = f"[{source}](https://huggingface.co/TRI-ML/prismatic-vlms/tree/main/one-stage+7b)"
+    assert f"Converted to MLX from {link}" in written.text
+    assert "## Licence\n\nLlama 2 is licensed under the LLAMA 2 Community License" in written.text
+
+
+def test_licences_are_those_of_the_language_models(tmp_path):
+    mistral = replace(MOXIN_7B, llm_backbone_id="mistral-v0.1-7b-pure")
+    written = card(tmp_path, base_model=None, config=mistral)
+    assert written.data.license == "apache-2.0"
+    assert "## Licence" not in written.text
+    other = replace(MOXIN_7B, llm_backbone_id="llama3-8b-pure")
+    written = card(tmp_path, base_model=None, config=other)
+    assert written.data.license == "other"
+    assert "licence of the language model llama3-8b-pure" in written.text
+
+
+def test_an_action_model_is_run_as_one(tmp_path):
+    config = replace(LLAMA, llm_backbone_id="llama2-7b-pure", norm_stats=STATISTICS)
+    written = card(tmp_path, base_model=None, config=config, source=str(tmp_path))
+    assert written.data.base_model == "openvla/openvla-7b"
+    assert written.data.pipeline_tag == "robotics"
+    assert "python -m mlx_vlm_moxin act --model . --instruction" in written.text
+    assert "mlx_vlm.generate" not in written.text
 
 
 def test_layers_with_other_settings_are_counted(tmp_path):

@@ -10,6 +10,7 @@ from small_data import write_gqa, write_vsr
 from tiny_words import write_checkpoint
 
 from mlx_vlm_moxin.checkpoints.card import write_card
+from mlx_vlm_moxin.checkpoints.published import MOXIN_7B
 from mlx_vlm_moxin.conversion.command_line import main
 from mlx_vlm_moxin.evals.compare import TaskCost, task_cost
 from mlx_vlm_moxin.evals.example import Answer
@@ -68,6 +69,7 @@ def test_the_card_says_what_quantising_cost(checkpoint, data, tmp_path, capsys, 
         tmp_path / "small",
         source="a/b",
         base_model="a/b",
+        config=MOXIN_7B,
         quantization=None,
         verification=None,
         upload_repo=None,
