@@ -25,6 +25,7 @@ CORE = (
     "plugin",
     "library",
     "conversion/test_convert.py",
+    "evals/test_answering.py",
     "entry_points/test_generate_options.py",
     "test_lift.py",
     "test_main_job.py",
