@@ -5,10 +5,10 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 from mlx_vlm_moxin import __version__
+from mlx_vlm_moxin.checkpoints import messages
 
 from .machine import Machine
 from .measure import Figure
@@ -28,7 +28,7 @@ def print_table(machine: Machine, results: Results) -> None:
             _cell(figures[index]) if index < len(figures) else "" for figures in results.values()
         ]
         table.add_row(row, *cells)
-    Console().print(table)
+    messages.print_table(table)
 
 
 def _cell(figure: Figure) -> str:

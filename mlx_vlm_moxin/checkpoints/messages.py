@@ -1,4 +1,4 @@
-"""How sizes and errors read on the screen."""
+"""How sizes, tables and errors read on the screen."""
 
 import os
 import sys
@@ -6,14 +6,27 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 
+from rich.console import Console
 from rich.filesize import decimal
+from rich.table import Table
 
 MAX_MESSAGE = 600
 # Longer than any path or tensor name that somebody has to recognise.
 _MAX_WORD = 200
+# Columns for a table that is not printed on a terminal.
+_FILE_WIDTH = 140
 
 # In decimal units, as file managers and the Hub show sizes.
 format_size = partial(decimal, precision=2)
+
+
+def print_table(table: Table) -> None:
+    """Print a table; in a file or a pipe, where rich would break lines at 80, in one piece."""
+    # A file's name may look like rich's markup.
+    console = Console(markup=False, emoji=False, highlight=False)
+    if not console.is_terminal:
+        console.width = max(console.width, _FILE_WIDTH)
+    console.print(table)
 
 
 def _shorten(text: str, limit: int) -> str:

@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import mlx.core as mx
-from rich.console import Console
 from rich.table import Table
 
+from mlx_vlm_moxin.checkpoints.messages import print_table
 from mlx_vlm_moxin.evals.answering import Answering
 from mlx_vlm_moxin.evals.answers_file import AnswersFile
 from mlx_vlm_moxin.evals.example import Answer, Example
@@ -139,7 +139,7 @@ class Evaluation:
             table.add_column(name, justify="right" if index else "left")
         for row in self._rows():
             table.add_row(*row)
-        Console().print(table)
+        print_table(table)
 
     def save(self, path: Path) -> None:
         """Write everything as JSON."""

@@ -7,12 +7,13 @@ greedily by one short text; POPE's own rule makes a yes or a no of it.
 import argparse
 import csv
 import json
-import os
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
+from mlx_vlm_moxin.checkpoints.messages import print_error
 from mlx_vlm_moxin.evals.pope_questions import Question, load_questions
-from mlx_vlm_moxin.evals.pope_scores import predicted_label, score, table
+from mlx_vlm_moxin.evals.pope_scores import predicted_label, print_scores, score
 
 DATASET = "lmms-lab/POPE"
 # What TRI-ML/vlm-evaluation (Prismatic's own harness) and lmms-eval add to each question.
@@ -82,7 +83,7 @@ def _score_file(file: Path) -> None:
     """Print the scores of a predictions file and write them beside it."""
     with file.open(newline="", encoding="utf-8") as rows:
         scores = score(csv.DictReader(rows))
-    print(table(scores))
+    print_scores(scores)
     target = file.with_name(file.stem + "_score.json")
     values = {name: category.to_dict() for name, category in scores.items()}
     target.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
@@ -114,9 +115,7 @@ def main() -> None:
             _answer_all(args, questions, file)
         _score_file(file)
     except (OSError, ValueError) as error:
-        if os.environ.get("MLX_VLM_MOXIN_TRACEBACK"):
-            raise
-        raise SystemExit(f"error: {' '.join(str(error).split())}") from error
+        sys.exit(print_error(error))
 
 
 if __name__ == "__main__":

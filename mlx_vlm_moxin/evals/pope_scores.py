@@ -7,6 +7,10 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from rich.table import Table
+
+from mlx_vlm_moxin.checkpoints.messages import print_table
+
 CATEGORIES = ("random", "popular", "adversarial")
 LABELS = ("yes", "no")
 _NO_WORDS = frozenset(("no", "not"))
@@ -117,15 +121,14 @@ def score(rows: Iterable[Mapping[str, str]]) -> dict[str, Scores]:
     return {**{name: found[name] for name in order}, "overall": overall}
 
 
-def table(scores: Mapping[str, Scores]) -> str:
-    """The scores as lines of text, one per category."""
-    lines = [
-        f"{'category':<12} {'questions':>9} {'accuracy':>9} {'precision':>9} {'recall':>7} "
-        f"{'F1':>7} {'yes':>7} {'unclear':>7}"
-    ]
+def print_scores(scores: Mapping[str, Scores]) -> None:
+    """Print a table with one row per category."""
+    table = Table(box=None, pad_edge=False)
+    table.add_column("category")
+    for name in ("questions", "accuracy", "precision", "recall", "F1", "yes", "unclear"):
+        table.add_column(name, justify="right")
     for name, s in scores.items():
-        lines.append(
-            f"{name:<12} {s.questions:>9} {s.accuracy:>9.2%} {s.precision:>9.2%} "
-            f"{s.recall:>7.2%} {s.f1:>7.2%} {s.yes_ratio:>7.2%} {s.unclear:>7}"
-        )
-    return "\n".join(lines)
+        shares = (s.accuracy, s.precision, s.recall, s.f1, s.yes_ratio)
+        cells = [f"{share:.2%}" for share in shares]
+        table.add_row(name, str(s.questions), *cells, str(s.unclear))
+    print_table(table)

@@ -8,15 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from mlx_vlm_moxin import __version__
+from mlx_vlm_moxin.checkpoints import messages
 from mlx_vlm_moxin.evals.published import PUBLISHED, SOURCE
 from mlx_vlm_moxin.evals.run import Result
 from mlx_vlm_moxin.evals.tasks import TASKS
-
-MIN_WIDTH = 120
 
 
 @dataclass(frozen=True)
@@ -95,13 +93,10 @@ def print_table(model: str, found: list[Row], published: str | None) -> None:
             f"{result.answered / result.seconds:.2f}" if result.answered else "",
             "\n".join(f"{name} {_percent(value)}" for name, value in others),
         )
-    console = Console()
-    # In a file or a pipe, rich would break lines after 80 characters.
-    console.width = console.width if console.is_terminal else max(console.width, MIN_WIDTH)
-    console.print(table)
+    messages.print_table(table)
     for row in found:
         if row.differs:
-            console.print(f"{TASKS[row.task].title}: {row.differs}", markup=False, highlight=False)
+            print(f"{TASKS[row.task].title}: {row.differs}")
 
 
 def _percent(value: float | None) -> str:

@@ -15,10 +15,10 @@ from mlx_vlm.models.moxin import Model, ModelConfig
 from mlx_vlm.models.moxin.prismatic import VISION_BACKBONES, prompt_format
 from mlx_vlm.models.moxin.towers import TIMM_MODELS
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from mlx_vlm_moxin.checkpoints.language_models import LANGUAGE_MODELS
+from mlx_vlm_moxin.checkpoints.messages import print_table
 from mlx_vlm_moxin.checkpoints.prismatic_models import (
     PRISMATIC_MODELS,
     PRISMATIC_REPOSITORY,
@@ -161,8 +161,6 @@ def rows() -> list[Row]:
 
 
 def _print_table(listed: list[Row]) -> None:
-    # In a file or a pipe, rich would break lines after 80 characters.
-    console = Console(width=None if sys.stdout.isatty() else 140)
     table = Table(
         box=box.SIMPLE_HEAD,
         caption="GB. Memory: the weights at 4, 8 and 16 bits, quantised with group size 64.",
@@ -173,13 +171,13 @@ def _print_table(listed: list[Row]) -> None:
         table.add_column(header, justify="right")
     for owner, group in groupby(listed, key=lambda row: row.source.removesuffix(row.id)):
         table.add_section()
-        table.add_row(f"[bold]{owner}[/bold]")
+        table.add_row(owner, style="bold")
         for row in group:
             sizes = [f"{size / 1e9:.1f}" for size in (row.download, *row.memory.values())]
             table.add_row(
                 f"  {row.id}", row.towers, str(row.pixels), row.decoder, row.prompt, *sizes
             )
-    console.print(table)
+    print_table(table)
 
 
 def main() -> int:

@@ -5,10 +5,9 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
-from mlx_vlm_moxin.checkpoints.messages import format_size
+from mlx_vlm_moxin.checkpoints.messages import format_size, print_table
 from mlx_vlm_moxin.conversion.verify.divergence import Divergence, concatenate
 from mlx_vlm_moxin.conversion.verify.samples import Sample
 
@@ -114,8 +113,7 @@ class Verification:
         for sample, divergence in zip(self.samples, self.divergences):
             table.add_row(sample.picture.name, sample.prompt, *_cells(divergence))
         table.add_row("all", "", *_cells(self.total))
-        # A picture's name may look like rich's markup.
-        Console(markup=False, emoji=False, highlight=False).print(table)
+        print_table(table)
         print(f"source: {self.source}")
         print(f"result: {self.result}")
         if self.warning is not None:
