@@ -9,7 +9,7 @@ CHECKPOINT := tests/moxin_tiny/checkpoint
 PICTURE := tests/moxin_tiny/demo.png
 JOBS ?= auto
 
-.PHONY: help demo test test-ui soak matrix lint format docs lock newest clean
+.PHONY: help demo test test-ui soak matrix lint format docs pages lock newest clean
 
 help:
 	@echo "make demo    convert the bundled checkpoint to 8 bits in ./moxin and ask about a picture"
@@ -19,16 +19,17 @@ help:
 	@echo "make matrix  the core tests on the oldest and the newest mlx-vlm"
 	@echo "make lint    ruff"
 	@echo "make docs    the pages of docs/ as a site in ./site; a broken link is an error"
+	@echo "make pages   every command of README and docs that runs without a network"
 	@echo "make lock    pin the newest versions of everything in requirements.txt"
 	@echo "make newest  run the tests on the newest mlx-vlm and other packages"
 	@echo "BACKEND=cuda13 make ... for an NVIDIA GPU, PYTHON=python3.12 make ... for another Python"
 
 demo: .venv/ready moxin/config.json
-	$(BIN)/python -m mlx_vlm.generate --model moxin --image $(PICTURE) \
+	$(BIN)/python -m mlx_vlm generate --model moxin --image $(PICTURE) \
 		--prompt "What colour is the circle?"
 
 moxin/config.json: | .venv/ready
-	$(BIN)/python -m mlx_vlm.convert --hf-path $(CHECKPOINT) --mlx-path moxin -q --q-bits 8
+	$(BIN)/python -m mlx_vlm convert --hf-path $(CHECKPOINT) --mlx-path moxin -q --q-bits 8
 
 test: .venv/ready
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
@@ -56,6 +57,9 @@ format: .venv/ready
 docs: .venv/ready
 	$(BIN)/python -m pip install -q -c requirements.txt -e ".[docs]"
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build -q
+
+pages: .venv/ready
+	$(BIN)/python tests/run_pages.py
 
 lock: .venv/ready
 	$(BIN)/python -m pip install -q uv
