@@ -27,6 +27,7 @@ __all__ = [
     "preprocess",
     "register",
     "save_quantized",
+    "stream_text",
     "to_pixel_values",
 ]
 
@@ -34,7 +35,7 @@ __all__ = [
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from mlx_vlm_moxin.actions.policy import predict_action
-    from mlx_vlm_moxin.library.generate import generate
+    from mlx_vlm_moxin.library.generate import generate, stream_text
     from mlx_vlm_moxin.library.images import (
         normalize_dino,
         normalize_siglip,
@@ -53,8 +54,12 @@ _LIBRARY = {
     "predict_action": "actions.policy",
     "preprocess": "library.images",
     "save_quantized": "library.save",
+    "stream_text": "library.generate",
     "to_pixel_values": "library.images",
 }
+
+# Set in the environment, mlx-vlm and mlx-lm find nothing here, as if it were not installed.
+SWITCH = "MLX_VLM_MOXIN_DISABLE"
 
 MODEL_MODULE = "mlx_vlm.models.moxin"
 DECODER_MODULE = "mlx_vlm_moxin.plugin.mlx_lm.decoder"
@@ -73,6 +78,11 @@ class _MoxinFinder:
     @staticmethod
     def find_spec(fullname, path=None, target=None):
         if fullname != MODEL_MODULE and fullname not in ALIASES:
+            return None
+        # Imported here, since most processes never get here.
+        import os
+
+        if os.environ.get(SWITCH, "0") not in ("", "0"):
             return None
         from mlx_vlm_moxin.plugin.import_specs import model_spec
 

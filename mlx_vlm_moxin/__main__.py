@@ -6,10 +6,11 @@ a model take ``--quantize`` and ``--group-size``. Two commands are this package'
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
-from mlx_vlm_moxin import register
+from mlx_vlm_moxin import SWITCH, __version__, register
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ COMMANDS = {
     "eval": ("mlx_vlm_moxin.evals.__main__", "measure the benchmarks of Moxin's report"),
     "models": ("mlx_vlm_moxin.library.models", "list the models that are supported"),
     "bench": ("mlx_vlm_moxin.bench.__main__", "measure speed and memory on this machine"),
+    "doctor": ("mlx_vlm_moxin.doctor.__main__", "check the installation, say what fits"),
 }
 LOADING = ("generate", "chat", "chat_ui", "server")
 
@@ -41,6 +43,7 @@ def _command_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("command", metavar="COMMAND", choices=COMMANDS)
+    parser.add_argument("--version", action="version", version=f"mlx-vlm-moxin {__version__}")
     return parser
 
 
@@ -106,7 +109,10 @@ def _serving(own: argparse.Namespace) -> "ActionOptions":
 def main() -> int | None:
     """Run the command named by the first argument with the rest; returns the exit status."""
     register()
-    command = _command_parser().parse_args(sys.argv[1:2]).command
+    parser = _command_parser()
+    command = parser.parse_args(sys.argv[1:2]).command
+    if os.environ.get(SWITCH, "0") not in ("", "0") and command != "doctor":
+        parser.error(f"{SWITCH} is set, which switches this package off")
     arguments, module = sys.argv[2:], COMMANDS[command][0]
     own = argparse.Namespace(quantize=None, group_size=None)
     if command in LOADING:

@@ -7,7 +7,8 @@ import pytest
 from mlx_vlm.models.cache import make_prompt_cache
 from support import GOLDENS, MESSAGES, image_path
 
-from mlx_vlm_moxin import generate
+from mlx_vlm_moxin import generate, stream_text
+from mlx_vlm_moxin.library.generate import _stripped
 
 NEW_TOKENS = GOLDENS["new_tokens"]
 
@@ -84,3 +85,49 @@ def test_options_of_mlx_vlms_loop_reach_it(model, processor):
 def test_a_picture_that_cannot_be_used_is_refused_before_the_first_token(model, processor):
     with pytest.raises(ValueError, match="Failed to load image from the given bytes"):
         generate(model, processor, MESSAGES[0], b"no picture")
+
+
+@pytest.mark.parametrize("index", range(len(MESSAGES)))
+def test_the_pieces_of_text_join_to_what_mlx_vlm_returns(model, processor, index):
+    golden = GOLDENS["generate"]["hf"]["photo"][index]
+    settings = {"max_tokens": NEW_TOKENS, "temperature": 0}
+    pieces = [*stream_text(model, processor, MESSAGES[index], image_path("photo"), **settings)]
+    assert "".join(pieces) == golden["text"].strip()
+    assert all(pieces)
+    assert len(pieces) > 1
+
+
+def test_text_comes_piece_by_piece(model, processor):
+    pieces = stream_text(model, processor, MESSAGES[0], image_path("photo"))
+    assert isinstance(pieces, Iterator)
+    text = GOLDENS["generate"]["hf"]["photo"][0]["text"].strip()
+    assert text.startswith(next(pieces))
+
+
+@pytest.mark.parametrize(
+    ("pieces", "shown"),
+    [
+        ([" ", "\n a", " ", "", "b\n", "\n"], ["a", " b"]),
+        (["a ", "b", " c "], ["a", " b", " c"]),
+        ([" ", ""], []),
+    ],
+)
+def test_space_around_the_answer_is_left_out_and_space_within_is_kept(pieces, shown):
+    assert [*_stripped(iter(pieces))] == shown
+
+
+@pytest.mark.parametrize("stream", [generate, stream_text])
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"temperature": -1}, "temperature=-1 cannot be used: it must be at least 0"),
+        ({"top_k": 576}, "top_k=576 cannot be used: it must be from 0 to 575"),
+        ({"kv_bits": 8}, "kv_bits=8 cannot be used: MLX quantises groups"),
+        ({"max_tokens": 2, "resize_shape": (0, 1)}, "at least 1 pixel"),
+    ],
+)
+def test_settings_are_checked_before_anything_is_computed(
+    model, processor, stream, settings, message
+):
+    with pytest.raises(ValueError, match=message):
+        stream(model, processor, MESSAGES[0], **settings)

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from support import run_python
+from support import HF_CHECKPOINT, run_module, run_python
 
 import mlx_vlm_moxin
 from mlx_vlm_moxin import _MoxinFinder, register
@@ -100,3 +100,28 @@ except RuntimeError as error:
     message = run_python(code, model_type)
     assert f"mlx-vlm-moxin {mlx_vlm_moxin.__version__} cannot be loaded into mlx-vlm " in message
     assert "LlamaModel" in message
+
+
+@pytest.mark.parametrize(("value", "is_found"), [("1", False), ("0", True), ("", True)])
+def test_a_variable_switches_it_off(value, is_found, monkeypatch):
+    code = """
+import importlib.util, sys
+import mlx_vlm.models
+print([importlib.util.find_spec(name) is not None for name in sys.argv[1:]])
+"""
+    monkeypatch.setenv("MLX_VLM_MOXIN_DISABLE", value)
+    names = ("mlx_vlm.models.moxin", "mlx_vlm.models.prismatic", "mlx_lm.models.moxin")
+    assert run_python(code, *names).strip() == str([is_found] * 3)
+
+
+def test_switched_off_mlx_vlm_does_not_know_the_model_and_our_commands_say_why():
+    off = {"MLX_VLM_MOXIN_DISABLE": "1"}
+    stock = run_module("mlx_vlm", "generate", "--model", HF_CHECKPOINT, env=off)
+    assert (
+        stock.stderr.strip()
+        .splitlines()[-1]
+        .startswith("ValueError: Model type prismatic not supported")
+    )
+    ours = run_module("mlx_vlm_moxin", "generate", "--model", HF_CHECKPOINT, env=off)
+    assert ours.returncode == 2
+    assert "MLX_VLM_MOXIN_DISABLE is set" in ours.stderr.splitlines()[-1]

@@ -96,13 +96,10 @@ def max_shared_memory() -> int:
 
 
 @functools.cache
-def architecture() -> str | None:
-    """The GPU's architecture, such as ``sm_90``; None if kernels cannot be used with it.
-
-    Each reason is logged once, at debug level.
-    """
+def unsupported() -> str | None:
+    """Why kernels cannot be used with MLX's GPU, logged once at debug level; None if they can."""
     if not mx.cuda.is_available():
-        return None
+        return "MLX has no NVIDIA GPU here"
     info = mx.device_info()  # slow, since it also queries the free memory
     installed = tuple(int(part) for part in version("mlx").split(".")[:2])
     reason = None
@@ -116,18 +113,29 @@ def architecture() -> str | None:
         reason = "the GPU is shared through MPS, where a kernel's thread blocks may not all run"
     if reason:
         logger.debug("The CUDA kernels are not used: %s", reason)
-        return None
-    return info["architecture"]
+    return reason
+
+
+@functools.cache
+def architecture() -> str | None:
+    """The GPU's architecture, such as ``sm_90``; None if kernels cannot be used with it."""
+    return mx.device_info()["architecture"] if unsupported() is None else None
+
+
+def reason_off() -> str | None:
+    """Why no kernel is used now; None if MLX computes on a GPU on which they run."""
+    if os.environ.get(SWITCH, "1") == "0":
+        return f"{SWITCH}=0 is set"
+    if _failures:
+        return _failures[0]
+    if mx.default_device() != mx.gpu:
+        return "MLX computes on the CPU"
+    return unsupported()
 
 
 def enabled() -> bool:
     """Whether MLX computes on an NVIDIA GPU on which the kernels run and may be used."""
-    return (
-        os.environ.get(SWITCH, "1") != "0"
-        and not _failures
-        and mx.default_device() == mx.gpu
-        and architecture() is not None
-    )
+    return reason_off() is None
 
 
 @functools.cache

@@ -1,0 +1,92 @@
+"""Checks of the machine: which widths of Moxin-7B fit, and whether the CUDA kernels run."""
+
+import os
+import shutil
+from pathlib import Path
+
+from mlx_vlm_moxin.doctor.check import OK, WARNING, Check
+
+# Where the driver and MLX keep what they have compiled.
+_COMPILED = (
+    Path(os.environ.get("CUDA_CACHE_PATH", "~/.nv/ComputeCache")).expanduser(),
+    Path(os.environ.get("MLX_PTX_CACHE_DIR", "/tmp/mlx")),
+)
+
+
+def _fitting(sizes: dict[int | None, int], limit: float) -> list[int | None]:
+    return [bits for bits, size in sizes.items() if size <= limit]
+
+
+def memory() -> Check:
+    """The memory that weights can have, and the widest Moxin-7B in it."""
+    from mlx_vlm_moxin.checkpoints.messages import format_size
+    from mlx_vlm_moxin.library.memory import (
+        WEIGHTS_SHARE,
+        device_memory,
+        width_name,
+        width_sizes,
+    )
+
+    found, sizes = device_memory(), width_sizes()
+    available = found.total if found.free is None else found.free
+    fitting = _fitting(sizes, WEIGHTS_SHARE * available)
+    values = {
+        "total": found.total,
+        "free": found.free,
+        "fits": [width_name(bits) for bits in fitting],
+    }
+    text = format_size(found.total)
+    if found.free is not None:
+        text += f", {format_size(found.free)} free"
+    if not fitting:
+        smallest = min(sizes.values())
+        advice = f"Moxin-7B needs {format_size(smallest)} at the least; close other programs"
+        return Check("memory", WARNING, f"{text}: no width of Moxin-7B fits", advice, values)
+    widest = fitting[0]
+    text += f": Moxin-7B fits at {width_name(widest)} ({format_size(sizes[widest])})"
+    return Check("memory", OK, text + " and narrower", values=values)
+
+
+def disk() -> Check:
+    """The disk that downloads go to."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    from mlx_vlm_moxin.checkpoints.messages import format_size
+    from mlx_vlm_moxin.library.memory import width_name, width_sizes
+
+    folder = Path(HF_HUB_CACHE)
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    free, sizes = shutil.disk_usage(existing).free, width_sizes()
+    fitting = _fitting(sizes, free)
+    names = [width_name(bits) for bits in fitting]
+    values = {"folder": str(folder), "free": free, "fits": names}
+    text = f"{format_size(free)} free for downloads ({folder})"
+    if not fitting:
+        advice = "free some space, or set HF_HOME to a folder on another disk"
+        return Check("disk", WARNING, f"{text}: no width of Moxin-7B fits", advice, values)
+    return Check("disk", OK, f"{text}: Moxin-7B fits at {names[0]} and narrower", values=values)
+
+
+def _bytes_in(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def kernels() -> Check:
+    """The CUDA kernels: on, or off for a reason; and what has been compiled before."""
+    import mlx.core as mx
+    from mlx_vlm.models.moxin.cuda import device
+
+    from mlx_vlm_moxin.checkpoints.messages import format_size
+
+    reason = device.reason_off()
+    values = {"enabled": reason is None, "reason": reason}
+    if not mx.cuda.is_available():
+        return Check("CUDA kernels", OK, f"off: {reason}", values=values)
+    compiled = {str(folder): _bytes_in(folder) for folder in _COMPILED if folder.is_dir()}
+    values["compiled"] = compiled
+    kept = ", ".join(f"{format_size(size)} in {folder}" for folder, size in compiled.items())
+    text = f"compiled on disk: {kept or 'nothing yet, so the first run takes longer'}"
+    if reason is None:
+        return Check("CUDA kernels", OK, f"on; {text}", values=values)
+    advice = "MLX computes everything, with the same results but slower"
+    return Check("CUDA kernels", WARNING, f"off: {reason}; {text}", advice, values)
