@@ -1,7 +1,10 @@
 # Two commands for a newcomer: `make demo` and `make test`. Each makes .venv first.
-PYTHON ?= python3
+VENV ?= .venv
+# What the environment was made with, which is kept unless something else is asked for.
+-include $(VENV)/settings.mk
+PYTHON ?= $(or $(MADE_WITH_PYTHON),python3)
 # MLX's backend: macOS needs no extra; on Linux one of cpu, cuda12, cuda13.
-BACKEND ?= $(if $(filter Darwin,$(shell uname -s)),,cpu)
+BACKEND ?= $(or $(MADE_WITH_BACKEND),$(if $(filter Darwin,$(shell uname -s)),,cpu))
 comma := ,
 EXTRAS := test$(if $(BACKEND),$(comma)$(BACKEND))
 BIN := .venv/bin
@@ -22,7 +25,8 @@ help:
 	@echo "make pages   every command of README and docs that runs without a network"
 	@echo "make lock    pin the newest versions of everything in requirements.txt"
 	@echo "make newest  run the tests on the newest mlx-vlm and other packages"
-	@echo "BACKEND=cuda13 make ... for an NVIDIA GPU, PYTHON=python3.12 make ... for another Python"
+	@echo "make demo BACKEND=cuda13 for an NVIDIA GPU, PYTHON=python3.12 for another Python:"
+	@echo "            .venv is made anew with it, and kept so by later commands"
 
 demo: .venv/ready moxin/config.json
 	$(BIN)/python -m mlx_vlm generate --model moxin --image $(PICTURE) \
@@ -73,8 +77,12 @@ newest:
 clean:
 	rm -rf .venv .venv-newest .venv-ui moxin
 
+# Another backend or Python makes the environment anew.
+ifneq ($(PYTHON) $(BACKEND),$(MADE_WITH_PYTHON) $(MADE_WITH_BACKEND))
+.PHONY: $(VENV)/ready
+endif
+
 # python3-venv may be missing on Debian; uv, fetched into the environment's folder, needs none.
-VENV ?= .venv
 CONSTRAINTS ?= -c requirements.txt
 $(VENV)/ready: pyproject.toml requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
@@ -85,4 +93,6 @@ $(VENV)/ready: pyproject.toml requirements.txt
 		PYTHONPATH=$(VENV)/uv $(PYTHON) -m uv venv -q --seed --allow-existing -p $(PYTHON) $(VENV); }
 	$(VENV)/bin/python -m pip install -q --upgrade pip
 	$(VENV)/bin/python -m pip install -q $(CONSTRAINTS) -e ".[$(EXTRAS)]"
+	printf 'MADE_WITH_PYTHON := %s\nMADE_WITH_BACKEND := %s\n' '$(PYTHON)' '$(BACKEND)' \
+		> $(VENV)/settings.mk
 	touch $@

@@ -8,6 +8,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from mlx_vlm_moxin.checkpoints.messages import print_error
+from mlx_vlm_moxin.library.plotting import check_plotting, check_writable
 
 from . import models, report
 from .machine import probe
@@ -54,6 +55,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(args: argparse.Namespace) -> None:
     """Measure and report; what was measured is reported even after Ctrl-C."""
+    if args.plot:
+        check_plotting("--plot")
+    for path in (args.plot, args.json):
+        check_writable(path)
     plan = Plan(args.contexts, args.batches, args.rounds, args.tokens)
     variants = models.variants(args.model, args.bits)
     results: report.Results = {}

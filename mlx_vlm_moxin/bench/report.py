@@ -70,15 +70,9 @@ def save_json(path: Path, machine: Machine, results: Results) -> None:
 
 
 def save_plot(path: Path, machine: Machine, results: Results) -> None:
-    """Decoding speed of each model beside its limit, as a PNG.
+    """Decoding speed of each model beside its limit, as a PNG."""
+    import matplotlib
 
-    Raises:
-        RuntimeError: if matplotlib is not installed.
-    """
-    try:
-        import matplotlib
-    except ImportError:
-        raise RuntimeError("--plot needs matplotlib: pip install matplotlib") from None
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 

@@ -18,10 +18,11 @@ from mlx_vlm_moxin.checkpoints.quantize_options import QuantizeOptions
 from mlx_vlm_moxin.conversion.baseline import loadable_source
 from mlx_vlm_moxin.conversion.convert import convert
 from mlx_vlm_moxin.conversion.source_files import SourceFiles, add_source_options
-from mlx_vlm_moxin.conversion.sweep_plot import check_plotting, plot
+from mlx_vlm_moxin.conversion.sweep_plot import plot
 from mlx_vlm_moxin.conversion.verify.compare import Reference, reference
 from mlx_vlm_moxin.conversion.verify.report import FILE_NAME
 from mlx_vlm_moxin.conversion.verify.samples import find_samples
+from mlx_vlm_moxin.library.plotting import check_plotting
 
 TABLE_FILE = "sweep.json"
 PICTURE_FILE = "sweep.png"
@@ -127,7 +128,7 @@ def sweep(args: argparse.Namespace) -> None:
     Raises:
         OSError, ValueError, RuntimeError: one line that says what is wrong.
     """
-    check_plotting()
+    check_plotting("The picture of a sweep")
     find_samples(args.verify_images)
     files = SourceFiles.from_arguments(args)
     settings = {

@@ -1,24 +1,11 @@
 """The picture of a sweep: what each width takes against what it costs."""
 
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 
 from mlx_vlm_moxin.checkpoints.messages import format_size
 
 DPI = 150
-
-
-def check_plotting() -> None:
-    """Find out before a long run that its picture cannot be drawn.
-
-    Raises:
-        ValueError: saying what to install.
-    """
-    if find_spec("matplotlib") is None:
-        raise ValueError(
-            'The picture of a sweep needs matplotlib; run pip install "mlx-vlm-moxin[plot]"'
-        )
 
 
 def plot(rows: Sequence[dict], path: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 from mlx.utils import tree_flatten
 from support import HF_CHECKPOINT, run_module
 
+from mlx_vlm_moxin.bench import __main__ as bench_command
 from mlx_vlm_moxin.bench import models, report
 from mlx_vlm_moxin.bench.machine import Machine, probe, seconds
 from mlx_vlm_moxin.bench.measure import Figure, Plan, _flops, measure
@@ -117,3 +118,21 @@ def test_the_command_measures_a_checkpoint(tmp_path):
     assert "Moxin on" in result.stdout
     saved = json.loads((tmp_path / "b.json").read_text(encoding="utf-8"))
     assert saved["results"]["hf"][0]["name"] == "load"
+
+
+@pytest.mark.parametrize(
+    ("options", "part"),
+    [
+        (["--plot", "bench.png"], "--plot needs matplotlib; run pip install"),
+        (["--json", "none/bench.json"], "There is no folder none to write bench.json into"),
+        (["--json", "."], ". is a folder"),
+    ],
+)
+def test_what_cannot_be_written_is_found_before_anything_is_measured(
+    options, part, monkeypatch, capsys, tmp_path
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("mlx_vlm_moxin.library.plotting.find_spec", lambda name: None)
+    monkeypatch.setattr(bench_command, "probe", None)
+    assert bench_command.main(options) == 1
+    assert part in capsys.readouterr().err

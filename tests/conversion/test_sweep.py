@@ -135,7 +135,7 @@ def test_a_damaged_table_is_named(sweep, capsys, content):
 def test_a_missing_matplotlib_is_found_before_anything_is_converted(sweep, capsys, monkeypatch):
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(
-        "mlx_vlm_moxin.conversion.sweep_plot.find_spec",
+        "mlx_vlm_moxin.library.plotting.find_spec",
         lambda name: None if name == "matplotlib" else find_spec(name),
     )
     status, _ = sweep("--bits", 8)
