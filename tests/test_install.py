@@ -1,5 +1,6 @@
 """Installed by pip into an environment of its own, the plugin is found by stock mlx-vlm."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -109,3 +110,14 @@ def test_conversion_starts_from_a_clone(tmp_path):
     result = run(Path(sys.executable), ROOT, "-m", "conversion", "--help")
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith("usage: python -m mlx_vlm_moxin convert ")
+
+
+def test_the_doctor_of_an_installed_package_asks_the_model_that_came_along(light_python, tmp_path):
+    result = run(light_python, tmp_path, "-m", "mlx_vlm_moxin", "doctor", "--json")
+    checks = {check["name"]: check for check in json.loads(result.stdout)["checks"]}
+    assert checks["self-test"]["status"] == "ok", checks["self-test"]
+    assert checks["start-up file"]["values"]["active"]
+    assert checks["start-up file"]["values"]["files"] == [
+        str(site_packages(light_python) / "mlx_vlm_moxin_register.pth"),
+        str(site_packages(light_python) / "mlx_vlm_moxin_register.start"),
+    ]

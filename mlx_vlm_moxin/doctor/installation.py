@@ -3,6 +3,7 @@
 import importlib
 import os
 import platform
+import site
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
@@ -86,7 +87,7 @@ def start_up() -> Check:
     """Whether every Python of this environment knows the model types."""
     files = [
         str(path)
-        for folder in sys.path
+        for folder in (*site.getsitepackages(), site.getusersitepackages())
         for name in START_UP_FILES
         if (path := Path(folder) / name).is_file()
     ]
