@@ -1,7 +1,12 @@
-"""Moxin-7B VLM: DINOv2 and SigLIP see, a fused MLP projects, a Mistral decoder answers.
+"""Moxin-7B VLM and the rest of the Prismatic family, OpenVLA included.
 
-Weights: ``moxin-org/Moxin-7B-VLM`` (native Prismatic), ``bobchenyx/Moxin-7B-VLM-hf``.
-Paper: https://arxiv.org/abs/2412.06845. Reference code: ``moxin-org/Moxin-VLM``.
+One or two vision towers see, an MLP projects, a Llama or Mistral decoder answers: Moxin-7B has
+DINOv2, SigLIP and a Mistral decoder. config.json chooses the parts.
+
+Weights: ``moxin-org/Moxin-7B-VLM`` (native), ``bobchenyx/Moxin-7B-VLM-hf``,
+``TRI-ML/prismatic-vlms``, ``openvla/openvla-7b``. Papers: https://arxiv.org/abs/2412.06845
+(Moxin), https://arxiv.org/abs/2402.07865 (Prismatic VLMs), https://arxiv.org/abs/2406.09246
+(OpenVLA). Reference code: github moxin-org/Moxin-VLM, TRI-ML/prismatic-vlms, openvla/openvla.
 """
 
 from . import processing_moxin  # noqa: F401

@@ -127,6 +127,41 @@ def test_another_run(tmp_path):
         open_run(directory)
 
 
+def test_phi_is_refused_in_one_sentence(tmp_path):
+    directory = copy_run(tmp_path, llm_backbone_id="phi-2-3b")
+    with pytest.raises(ValueError, match=r"has llm_backbone_id 'phi-2-3b'\. Supported: .*-pure"):
+        open_run(directory)
+
+
+def test_settings_are_never_guessed(tmp_path):
+    directory = copy_run(tmp_path, image_resize_strategy=None, arch_specifier=3)
+    with pytest.raises(ValueError, match=r"has no image_resize_strategy, arch_specifier$"):
+        open_run(directory)
+
+
+def test_an_action_run_on_an_unknown_model_or_without_statistics(tmp_path):
+    directory = copy_checkpoint(NATIVE, tmp_path / "run")
+    run = {"vla": {"base_vlm": "runs/my-own-vlm"}}
+    (directory / "config.json").write_text(json.dumps(run))
+    with pytest.raises(FileNotFoundError, match=r"has no dataset_statistics\.json"):
+        open_run(directory)
+    (directory / "dataset_statistics.json").write_text("{}")
+    with pytest.raises(ValueError, match="'runs/my-own-vlm', which is no published Prismatic"):
+        open_run(directory)
+
+
+def test_an_action_run_has_the_settings_of_its_base_and_its_own_statistics(tmp_path):
+    directory = copy_checkpoint(NATIVE, tmp_path / "run")
+    run = {"vla": {"base_vlm": "somewhere/prism-moxin-dinosiglip-224px+7b"}}
+    (directory / "config.json").write_text(json.dumps(run))
+    statistics = {"bridge_orig": {"action": {"q01": [0.0], "q99": [1.0]}}}
+    (directory / "dataset_statistics.json").write_text(json.dumps(statistics))
+    config = open_run(directory).config
+    assert config.norm_stats == statistics
+    assert (config.n_action_bins, config.pad_to_multiple_of) == (256, 64)
+    assert config.llm_backbone_id == "moxin-7b-pure"
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

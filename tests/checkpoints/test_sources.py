@@ -3,10 +3,14 @@
 import json
 
 import mlx.core as mx
+import mlx_vlm
 import pytest
+from comparing import assert_same_parameters
 from mlx_vlm import convert as upstream_convert
 from source_checkpoints import (
+    FLOAT32,
     NATIVE_FILES,
+    converted,
     copy_checkpoint,
     edit_json,
     load_weights,
@@ -16,6 +20,7 @@ from source_checkpoints import (
 )
 from support import HF_CHECKPOINT
 
+from mlx_vlm_moxin.checkpoints.quantize_options import QuantizeOptions
 from mlx_vlm_moxin.checkpoints.sources import open_source
 from mlx_vlm_moxin.conversion.source_files import SourceFiles
 
@@ -85,6 +90,45 @@ class TestRecognition:
     def test_towers_for_a_source_that_has_its_own(self):
         with pytest.raises(ValueError, match="--clip, --in1k and --llm are for native"):
             SourceFiles(str(HF_CHECKPOINT), dino="x").open()
+
+
+# The config.json that this package wrote before it had other towers and prompts.
+EARLIER_TOWER = (
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "num_register_tokens",
+    "class_token",
+    "layer_scale",
+    "layer_norm_eps",
+)
+EARLIER = ("text_config", "projector_config", "model_type", "pad_token_id", "image_token_index")
+EARLIER += ("bos_token_id", "eos_token_id", "quantization", "quantization_config")
+
+
+@pytest.mark.parametrize("bits", [None, 8])
+def test_conversions_of_earlier_versions_load_as_before(tmp_path, bits):
+    options = QuantizeOptions(quantize=True, q_bits=bits) if bits else FLOAT32
+    path = converted(HF_CHECKPOINT, tmp_path / "x", options)
+    config = json.loads((path / "config.json").read_text())
+    model, processor = mlx_vlm.load(str(path))
+    vision = config["vision_config"]
+    earlier = {name: config[name] for name in EARLIER if name in config}
+    earlier["vision_config"] = {
+        "model_type": "moxin_vision",
+        "image_size": vision["image_size"],
+        "patch_size": vision["patch_size"],
+        **{name: {key: vision[name][key] for key in EARLIER_TOWER} for name in ("dino", "siglip")},
+    }
+    (path / "config.json").write_text(json.dumps(earlier))
+    old, old_processor = mlx_vlm.load(str(path))
+    assert_same_parameters(model, old)
+    assert old.config.vision_config == model.config.vision_config
+    assert old_processor.chat_template == processor.chat_template
+    assert vars(old_processor.image_processor) == vars(processor.image_processor)
+    again = converted(path, tmp_path / "again", QuantizeOptions())
+    assert_same_parameters(model, mlx_vlm.load(str(again))[0])
 
 
 class TestOminiX:

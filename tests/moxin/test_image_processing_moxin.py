@@ -122,6 +122,8 @@ def test_what_is_no_picture_is_refused_with_the_reason(image, reason):
         ),
         ({"interpolations": ["bilinear", "bilinear"]}, "bicubic"),
         ({"input_sizes": [[3, 28, 28], [3, 32, 32]]}, "one square"),
+        ({"tvf_normalize_params": [{"mean": [0, 0, 0], "std": [1, 1, 1]}]}, "one normalisation"),
+        ({"tvf_resize_params": [{"size": 32}, {"size": 28}]}, "a crop of a larger picture"),
     ],
 )
 def test_a_preprocessor_config_that_is_not_supported_is_refused(changed, reason):

@@ -11,7 +11,15 @@ from mlx_vlm.models.moxin import processing_moxin
 from mlx_vlm.models.moxin.processing_moxin import MoxinProcessor, image_placeholders
 from mlx_vlm.utils import prepare_inputs
 from PIL import Image
-from support import GOLDENS, HF_CHECKPOINT, PROMPTS, image_path, run_python
+from support import (
+    GOLDENS,
+    HF_CHECKPOINT,
+    PROMPTS,
+    REFERENCE,
+    image_path,
+    preprocessor_config,
+    run_python,
+)
 from transformers import AutoProcessor
 
 PHOTO, TALL = image_path("photo"), image_path("tall")
@@ -201,6 +209,34 @@ def test_without_a_preprocessor_config_strategy_and_size_come_from_config_json(t
     (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
     image_processor = MoxinProcessor.from_pretrained(tmp_path).image_processor
     assert (image_processor.image_size, image_processor.resize_strategy) == (28, "letterbox")
+
+
+def test_pixels_for_another_number_of_towers_are_refused(tmp_path):
+    shutil.copytree(HF_CHECKPOINT, tmp_path, dirs_exist_ok=True)
+    one = preprocessor_config(28)
+    for name in ("input_sizes", "interpolations", "tvf_normalize_params", "tvf_resize_params"):
+        one[name] = one[name][:1]
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(one), encoding="utf-8")
+    message = r"preprocessor_config\.json is for 1 vision tower, config\.json has 2"
+    with pytest.raises(ValueError, match=message):
+        MoxinProcessor.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["clip", "siglip384"])
+def test_without_a_preprocessor_config_constants_are_those_of_the_models_towers(tmp_path, name):
+    source = REFERENCE / "family" / name / "hf"
+    shutil.copytree(source, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "preprocessor_config.json").unlink()
+    ours = MoxinProcessor.from_pretrained(tmp_path)
+    theirs = MoxinProcessor.from_pretrained(source)
+    assert ours.image_processor.image_size == theirs.image_processor.image_size
+    np.testing.assert_allclose(
+        ours.image_processor.image_mean, theirs.image_processor.image_mean, rtol=4e-3
+    )
+    np.testing.assert_allclose(
+        ours.image_processor.image_std, theirs.image_processor.image_std, rtol=4e-3
+    )
+    assert ours.num_image_tokens == theirs.num_image_tokens
 
 
 def test_auto_processor_returns_ours_and_leaves_other_models_alone(tmp_path):

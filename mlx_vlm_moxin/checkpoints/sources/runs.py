@@ -110,7 +110,10 @@ def read_run(directory: Path) -> Run:
         run = Run(_base_model(str(config["vla"]["base_vlm"])), norm_stats=statistics)
     else:
         settings = config["model"]
-        values = {name: settings[name] for name in _SETTINGS if name in settings}
+        missing = [name for name in _SETTINGS if not isinstance(settings.get(name), str)]
+        if missing:
+            raise ValueError(f"{directory}/config.json: 'model' has no {', '.join(missing)}")
+        values = {name: settings[name] for name in _SETTINGS}
         run = Run(PrismaticModel(**values), settings.get("llm_max_length", 2048))
     names = ("vision_backbone_id", "arch_specifier", "llm_backbone_id")
     check_supported({name: getattr(run.model, name) for name in names})
