@@ -2,7 +2,7 @@
 
 mlx-vlm finds a model by importing ``mlx_vlm.models.<model_type>``. Installing this
 package adds a finder for a few such names; nothing else happens, and nothing heavy
-is imported, until one of them is asked for:
+is imported, until one of them is imported:
 
 - ``mlx_vlm.models.moxin``: the package in ``mlx_vlm_moxin/moxin/``, loaded under the
   name it would have inside mlx-vlm, so that its relative imports work unchanged.
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from mlx_vlm_moxin.library.load import load
     from mlx_vlm_moxin.library.save import save_quantized
 
-# The library: name -> the module that is imported when the name is first asked for.
+# The library: name -> the module that is imported when the name is first used.
 _LIBRARY = {
     "generate": "library.generate",
     "load": "library.load",

@@ -19,7 +19,7 @@ def parser() -> argparse.ArgumentParser:
     """The options of ``python -m mlx_vlm_moxin bench``."""
     parser = argparse.ArgumentParser(
         prog="python -m mlx_vlm_moxin bench",
-        description="Measure Moxin on this machine, beside the machine's own limit. Ctrl-C "
+        description="Measure Moxin on this machine, next to the machine's limit. Ctrl-C "
         "stops and prints what has been measured.",
     )
     parser.add_argument("--model", help="checkpoint or Hub id (default: random weights, full size)")

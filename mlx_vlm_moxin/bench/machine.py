@@ -48,7 +48,7 @@ def device_name() -> str:
 
 
 def probe() -> Machine:
-    """Measure the machine; takes a few seconds and at most 4 GB."""
+    """Measure the machine, which needs a few seconds and at most 4 GB."""
     on_cpu = mx.default_device() == mx.cpu
     data = mx.ones((1 << (26 if on_cpu else 30),), mx.float32)
     side = 512 if on_cpu else 8192

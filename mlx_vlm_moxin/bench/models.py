@@ -48,7 +48,7 @@ def random_model(bits: int, group_size: int = 64) -> nn.Module:
 
 
 def checkpoint_model(path: str) -> tuple[nn.Module, float]:
-    """The model at ``path`` and the seconds that loading it took."""
+    """The model at ``path`` and the seconds that loading needed."""
     start = time.perf_counter()
     model, _ = load(path)
     return model, time.perf_counter() - start

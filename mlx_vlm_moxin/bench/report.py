@@ -70,7 +70,7 @@ def save_json(path: Path, machine: Machine, results: Results) -> None:
 
 
 def save_plot(path: Path, machine: Machine, results: Results) -> None:
-    """Decoding speed of each model beside its limit, as a PNG."""
+    """Decoding speed of each model next to its limit, as a PNG."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -21,7 +21,7 @@ CONVERT_OPTIONS = OptionNames("--q-bits ", "--q-group-size ", "--q-mode ")
 def check_settings(
     bits: int | None, group_size: int | None, mode: str, names: OptionNames = CONVERT_OPTIONS
 ) -> None:
-    """Refuse settings that MLX does not have; None stands for its default.
+    """Refuse settings that MLX does not have; None means its default.
 
     Raises:
         ValueError: naming the option, the value and the values that exist.

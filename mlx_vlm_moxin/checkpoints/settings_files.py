@@ -1,4 +1,4 @@
-"""The files of a converted model beside its weights, and the check that it is whole."""
+"""The files of a converted model other than its weights, and the check that it is whole."""
 
 import json
 from dataclasses import asdict
@@ -47,7 +47,7 @@ def _save_processor(processor: MoxinProcessor, directory: Path) -> None:
     path = directory / "tokenizer_config.json"
     content = json.loads(path.read_text(encoding="utf-8"))
     content = {k: v for k, v in content.items() if k not in _LOCAL_TOKENIZER}
-    # The class that takes tokenizer.json as it is, under the name all versions know.
+    # The class that reads tokenizer.json as it is, under the name all versions know.
     content["tokenizer_class"] = "PreTrainedTokenizerFast"
     content["processor_class"] = type(processor).__name__
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

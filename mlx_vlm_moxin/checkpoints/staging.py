@@ -1,6 +1,6 @@
 """Output that appears only when it is whole.
 
-A conversion writes into a hidden directory beside its target. Only a finished one is
+A conversion writes into a hidden directory next to its target. Only a finished one is
 renamed into place; anything else is removed, at the latest by the next run.
 """
 
@@ -63,7 +63,7 @@ def _remove_contents(directory: Path) -> None:
 
 @contextlib.contextmanager
 def _signals_wait() -> Iterator[None]:
-    """Hold back what asks the process to end until the block is through."""
+    """Hold back signals that end the process until the block is finished."""
     if threading.current_thread() is not threading.main_thread():
         # Python runs signal handlers in the main thread only.
         yield

@@ -1,4 +1,4 @@
-"""Tensors that stay in their file until they are asked for.
+"""Tensors that stay in their file until they are needed.
 
 Only one tensor at a time is in memory during a conversion. Files are read, not mapped:
 mapped pages count as resident memory, and a failing disk would end the process with a

@@ -41,7 +41,7 @@ _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class Stopped(KeyboardInterrupt):
-    """The process was asked to end."""
+    """The process received a signal to end."""
 
 
 def _stop(number: int, frame: object) -> NoReturn:
@@ -157,11 +157,11 @@ def _finish(
 
 
 def run(args: argparse.Namespace) -> None:
-    """What the command line asks for.
+    """Run what the command line says.
 
     Raises:
         OSError, ValueError, RuntimeError: one line that says what is wrong.
-        Stopped: if the process was asked to end, saying what there is.
+        Stopped: if the process received a signal to end, saying what there is.
     """
     options = QuantizeOptions(
         **{field.name: getattr(args, field.name) for field in fields(QuantizeOptions)}

@@ -1,4 +1,4 @@
-"""One conversion: open the source, plan the output, write it beside its target, rename."""
+"""One conversion: open the source, plan the output, write it next to its target, rename."""
 
 import shutil
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from mlx_vlm_moxin.checkpoints.tensor_values import compute_tensors
 from mlx_vlm_moxin.conversion.awq import apply_awq
 from mlx_vlm_moxin.conversion.source_files import SourceFiles
 
-# Room for the files beside the weights.
+# Room for the other files.
 _MARGIN_BYTES = 16 << 20
 
 
@@ -45,7 +45,7 @@ def _check_space(directory: Path, needed: int) -> None:
     free = shutil.disk_usage(directory).free
     if free < needed:
         raise OSError(
-            f"The conversion takes {format_size(needed)} and {directory.parent} has "
+            f"The conversion needs {format_size(needed)} and {directory.parent} has "
             f"{format_size(free)} left; free some space or choose another --mlx-path"
         )
 

@@ -1,4 +1,4 @@
-"""The picture of a sweep: what each width takes against what it costs."""
+"""The picture of a sweep: size against loss of quality for each width."""
 
 from collections.abc import Sequence
 from pathlib import Path

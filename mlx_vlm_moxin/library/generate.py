@@ -42,7 +42,7 @@ def generate(
     Args:
         prompt: the question as one types it, or the messages of a conversation
             (``{"role": ..., "content": ...}``); the chat template is applied here.
-        image: the picture that is asked about, see
+        image: the picture that the question is about, see
             :func:`~mlx_vlm.models.moxin.picture.read_picture`.
         max_tokens: at most so many tokens.
         temperature: 0 for the likeliest token each time, above it for sampling; None for

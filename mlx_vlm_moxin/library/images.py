@@ -87,7 +87,7 @@ def normalize_siglip(images: mx.array | np.ndarray) -> mx.array:
 
 
 def to_pixel_values(images: mx.array | np.ndarray) -> mx.array:
-    """Both normalisations of ``images``, as the model takes them.
+    """Both normalisations of ``images``, as the model expects them.
 
     Args:
         images: ``[B, H, W, 3]`` float32 in [0, 1], RGB.

@@ -125,7 +125,7 @@ def _fetch(path_or_repo: str | Path, revision: str | None) -> Path:
     found = model_type(fetch(name, SMALL_FILES, revision))
     if found not in MODEL_TYPES:
         raise ValueError(
-            f"{name} has model_type {found!r}; `load` takes {' and '.join(MODEL_TYPES)} "
+            f"{name} has model_type {found!r}; `load` supports {' and '.join(MODEL_TYPES)} "
             "checkpoints. A native Prismatic run directory is converted first: "
             f"python -m mlx_vlm_moxin convert --hf-path {name} --mlx-path moxin"
         )
@@ -147,7 +147,7 @@ def load(
     Quantising gives the weights of ``mlx_vlm.convert -q``: the decoder's attention, MLP
     and output head at ``quantize`` bits, the rest as it is. Weights are quantised as they
     are read, one tensor at a time. A checkpoint that is quantised already is unpacked for
-    it, unless it has the settings asked for: those weights stay as they are.
+    it, unless it has the requested settings already: then its weights stay as they are.
 
     Args:
         path_or_repo: local directory or Hub repository: an HF-converted Prismatic

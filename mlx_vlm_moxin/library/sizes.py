@@ -1,4 +1,4 @@
-"""How much memory a model takes at each width, from the shapes of its parameters.
+"""How much memory a model needs at each width, from the shapes of its parameters.
 
 ``python -m mlx_vlm_moxin.library.sizes`` prints the tables of docs/quantisation.md. Nothing is
 loaded or computed: the model is built and quantised, and no weight is ever evaluated.

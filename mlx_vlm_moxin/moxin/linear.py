@@ -11,7 +11,7 @@ UNPACKED_ROWS = 32
 class QuantizedLinear(nn.QuantizedLinear):
     """``nn.QuantizedLinear`` with every dimension of ``x`` but the last made one.
 
-    MLX's CUDA backend takes each leading index of ``x`` for a product of its own: with
+    MLX's CUDA backend computes a separate product for each leading index of ``x``: with
     the ``[B, 1, D]`` of a decoding step it reads and unpacks the weights ``B`` times.
     """
 
@@ -28,7 +28,7 @@ class QuantizedLinear(nn.QuantizedLinear):
         """The product for ``x`` ``[R, D]`` in bfloat16 or float16.
 
         MLX 0.32.4's own kernel adds up in that dtype: of 4,096 products the sum is 7 % off, and
-        takes 7 times as long as in float32. So few rows are multiplied in float32, and
+        needs 7 times as long as in float32. So few rows are multiplied in float32, and
         many with the unpacked weight.
         """
         packing = {"group_size": self.group_size, "bits": self.bits, "mode": self.mode}

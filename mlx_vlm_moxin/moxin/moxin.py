@@ -41,7 +41,7 @@ def merge_image_features(
 
 
 class Model(nn.Module):
-    """Vision towers, projector and decoder behind mlx-vlm's model interface."""
+    """Vision towers, projector and decoder with mlx-vlm's model interface."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -160,19 +160,19 @@ class Model(nn.Module):
             The model itself.
 
         Raises:
-            ValueError: if MLX does not have these settings, or if no layer takes them.
+            ValueError: if MLX does not have these settings, or if they fit no layer.
         """
 
-        def takes(path: str, module: nn.Module) -> bool:
+        def fits(path: str, module: nn.Module) -> bool:
             is_chosen = hasattr(module, "to_quantized") and self.quant_predicate(path, module)
             return is_chosen and module.weight.shape[-1] % group_size == 0
 
-        if not any(takes(path, module) for path, module in self.named_modules()):
+        if not any(fits(path, module) for path, module in self.named_modules()):
             raise ValueError(
                 f"No layer can be quantised with group size {group_size}: all are quantised "
                 "already, or their input widths are no multiples of it"
             )
-        nn.quantize(self, group_size, bits, mode=mode, class_predicate=takes)
+        nn.quantize(self, group_size, bits, mode=mode, class_predicate=fits)
         for part in [*self.layers, self.language_model]:
             mx.eval(part.parameters())
             mx.clear_cache()

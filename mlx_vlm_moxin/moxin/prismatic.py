@@ -1,4 +1,4 @@
-"""What the ids in a Prismatic checkpoint's config.json stand for, and which are supported.
+"""What the ids in a Prismatic checkpoint's config.json mean, and which are supported.
 
 HF-converted checkpoints (``model_type`` ``prismatic`` or ``openvla``) and native runs name
 their projector and language model alike; the former name timm's towers, the latter a pair of

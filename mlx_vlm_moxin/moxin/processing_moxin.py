@@ -59,7 +59,7 @@ PictureInput = PictureSource | PreparedPicture
 
 
 class MoxinProcessor:
-    """Tokenizer and image processor behind mlx-vlm's processor interface.
+    """Tokenizer and image processor with mlx-vlm's processor interface.
 
     A plain class: transformers' ``ProcessorMixin`` accepts no image processor that is
     not its own.
@@ -120,7 +120,7 @@ class MoxinProcessor:
             images = [images]
         if len(images) > len(prompts):
             raise ValueError(
-                f"Moxin takes one image per prompt, got {len(images)} images "
+                f"Moxin supports one image per prompt, got {len(images)} images "
                 f"for {len(prompts)} prompt{'s' if len(prompts) > 1 else ''}"
             )
         pictures = [
@@ -139,8 +139,8 @@ class MoxinProcessor:
     def prepare_picture(self, image: PictureSource) -> PreparedPicture:
         """A picture read and resized; several threads may do so at once.
 
-        The next question is often about the same picture, which comes along again: it
-        takes a tenth of the time to compare all of it with the last one.
+        The next question is often about the same picture, which comes along again: comparing
+        all of it with the last one needs a tenth of the time.
 
         Raises:
             PictureError: see :func:`~.picture.read_picture`.

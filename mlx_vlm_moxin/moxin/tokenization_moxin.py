@@ -52,7 +52,7 @@ def load_tokenizer(
 ) -> PreTrainedTokenizerFast:
     """The tokenizer of a checkpoint directory, with a chat template.
 
-    ``PreTrainedTokenizerFast`` takes tokenizer.json as it is. ``AutoTokenizer`` would
+    ``PreTrainedTokenizerFast`` reads tokenizer.json as it is. ``AutoTokenizer`` would
     rebuild it as a Llama tokenizer, whose ids differ where text starts with a space.
 
     Args:

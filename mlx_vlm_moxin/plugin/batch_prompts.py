@@ -1,7 +1,8 @@
 """Prompts for ``mlx_vlm.batch_generate``, which may have the chat template's form already.
 
 ``batch_generate`` applies the chat template itself, ``generate`` does not; so a program that
-prepares its prompts in the same way for both asks the model ``In: In: question\\nOut:\\nOut:``.
+prepares its prompts in the same way for both would prompt the model with
+``In: In: question\\nOut:\\nOut:``.
 """
 
 import functools

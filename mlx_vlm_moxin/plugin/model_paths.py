@@ -11,8 +11,8 @@ from mlx_vlm_moxin.checkpoints.sources.files import SMALL_FILES, fetch, local_pa
 def get_model_path(original: Callable[..., Path], **settings: Any) -> Callable[..., Path]:
     """``mlx_vlm.utils.get_model_path`` that expands ``~`` and names what is missing.
 
-    mlx-vlm takes every name that is nothing on disk for a Hub repository, so that a
-    mistyped directory ends with the rules for names of repositories.
+    mlx-vlm treats every name that does not exist on disk as a Hub repository, so a mistyped
+    directory ends with the rules for names of repositories.
 
     Args:
         settings: those of other rows of the table of replaced names.

@@ -16,6 +16,6 @@ def message_formats(table: dict[str, MessageFormat]) -> dict[str, MessageFormat]
 
 
 def model_types(table: set[str]) -> set[str]:
-    """A set of model types with both of ours added."""
+    """A set of model types with ours added."""
     table.update(MODEL_TYPES)
     return table

@@ -79,7 +79,7 @@ NOT_FOR_MOXIN = {
     "Moxin has no experts to keep on disk": ("expert_cache_gb",),
     "Moxin has no layers that predict several tokens": ("mtp", "mtp_output"),
 }
-# Values of the above that stand for "not given", where it is neither None nor False.
+# Values of these options that mean "not given", where it is neither None nor False.
 DEFAULTS = {
     "fps": 2.0,
     "output_modality": "text",

@@ -118,7 +118,7 @@ def test_mmmu_counts_questions_with_two_pictures_as_wrong(fp32_checkpoint, answe
     rows, scores = results(folder)
     asked = "Who?\n\nOptions:\nA. Ann\nB. Bob"
     assert [row["prediction"] for row in rows] == [answer(asked, "photo"), ""]
-    assert "Moxin takes one image per prompt" in output or "only use 1 image" in output
+    assert "Moxin supports one image per prompt" in output or "only use 1 image" in output
     assert scores["total_questions"] == 2
 
 

@@ -186,7 +186,9 @@ def test_typed_marks_never_become_placeholders(processor, typed):
 @pytest.mark.parametrize(("images", "prompts"), [([PHOTO, TALL], "In: a\nOut:"), ([PHOTO] * 3, 2)])
 def test_more_pictures_than_prompts_are_refused(processor, images, prompts):
     text = prompts if isinstance(prompts, str) else ["In: a\nOut:"] * prompts
-    with pytest.raises(ValueError, match=f"takes one image per prompt, got {len(images)} images"):
+    with pytest.raises(
+        ValueError, match=f"supports one image per prompt, got {len(images)} images"
+    ):
         processor(text, images)
 
 

@@ -38,7 +38,7 @@ class Source:
         config: complete, sizes included.
         tensors: the model's parameters under our names; packed layers have ``weight``,
             ``scales`` and possibly ``biases``.
-        dtype: what unpacked tensors are stored as unless asked otherwise; None for what
+        dtype: what unpacked tensors are stored as unless options say otherwise; None for what
             they are.
         quantization: ``group_size``, ``bits`` and ``mode``, then the layers that differ;
             None if no tensor is packed.

@@ -180,7 +180,7 @@ def fetch(name: str, patterns: list[str], revision: str | None = None) -> Path:
 
     Raises:
         FileNotFoundError: if ``name`` is neither.
-        ValueError: if ``name`` is a directory, and a revision of it is asked for.
+        ValueError: if ``name`` is a directory and a revision is given.
         OSError: if the download fails.
     """
     path = local_path(name)

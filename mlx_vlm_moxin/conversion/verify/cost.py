@@ -28,7 +28,7 @@ def _reason_not_to(conversion: Conversion) -> str | None:
     size, memory = build_skeleton(source, QuantizeOptions()).nbytes, _physical_memory()
     if size > _MEMORY_SHARE * memory:
         return (
-            f"the source takes {format_size(size)} of this machine's {format_size(memory)} of "
+            f"the source needs {format_size(size)} of this machine's {format_size(memory)} of "
             "memory; --verify does it all the same"
         )
     return None

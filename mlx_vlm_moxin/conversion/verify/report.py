@@ -19,7 +19,7 @@ def _number(value: float) -> float | None:
 
 
 def _summary(divergence: Divergence) -> dict[str, float | int | None]:
-    """The numbers of one row; JSON has no infinity, so null stands for it."""
+    """The numbers of one row; JSON has no infinity, so it becomes null."""
     return {
         "positions": divergence.positions,
         "kl_mean": _number(divergence.kl_mean),
@@ -55,7 +55,7 @@ class Verification:
     """A result compared with its source on the source's own greedy answers.
 
     Attributes:
-        source, result: what each takes.
+        source, result: size of each.
         samples, divergences: the questions, and the comparison on each one's answer.
         warning: one line that names the likely cause if the result looks broken.
         own_pictures: whether the pictures are the user's; their names stay out of files.

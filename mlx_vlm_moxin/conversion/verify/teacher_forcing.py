@@ -58,7 +58,7 @@ class TeacherForcing:
         cache and whatever kernels the model has. Only the choice of the token is replaced.
         """
         captured: list[mx.array] = []
-        # The loop asks for one token more than it gives out.
+        # The loop computes one token more than it yields.
         forced = iter([*answer, answer[-1]])
 
         def capture(tokens: mx.array, logits: mx.array) -> mx.array:
