@@ -1,6 +1,7 @@
 """``python -m mlx_vlm_moxin.fuse``: an adapter's update added to the weights it was trained on.
 
-The options are those of ``mlx_lm.fuse``; mlx-vlm has no such command.
+mlx-vlm has no such command. The options are four of ``mlx_lm.fuse``'s: ``--model``,
+``--adapter-path``, ``--save-path`` and ``--dequantize``.
 """
 
 import argparse

@@ -31,7 +31,7 @@ STAND_INS = {
     r"--port \d+": f"--port {PORT}",
     r"localhost:\d+": f"localhost:{PORT}",
     r"--max-tokens \d+": "--max-tokens 8",
-    r"(mlx_vlm train .*)": r"\1 --iters 2 --batch-size 1",
+    r"(mlx_vlm\.train .*)": r"\1 --iters 2 --batch-size 1",
     r"(mlx_lm benchmark .*)": r"\1 --num-trials 1",
 }
 # Commands that do not run here, and why.
