@@ -26,6 +26,7 @@ COMMANDS = {
     "train": ("mlx_vlm.train", "train adapters or all weights"),
     "fuse": ("mlx_vlm_moxin.fuse", "add an adapter's update to the weights"),
     "convert": ("mlx_vlm_moxin.conversion.command_line", "convert any Moxin checkpoint to MLX"),
+    "upload": ("mlx_vlm_moxin.conversion.upload", "put a converted model on the Hugging Face Hub"),
     "eval": ("mlx_vlm_moxin.evals.__main__", "measure the benchmarks of Moxin's report"),
     "models": ("mlx_vlm_moxin.library.models", "list the models that are supported"),
     "bench": ("mlx_vlm_moxin.bench.__main__", "measure speed and memory on this machine"),

@@ -105,12 +105,19 @@ def main() -> int:
     try:
         if Path(args.save_path).exists():
             raise FileExistsError(f"{args.save_path} exists; choose another --save-path")
-        from mlx_vlm_moxin import load, save_quantized
+        from mlx_vlm_moxin import load
+        from mlx_vlm_moxin.library.save import save_checkpoint
 
         model, processor = load(args.model, adapter_path=args.adapter_path)
         loss = None if args.dequantize else rounding(model)
         layers = fuse_adapter(model, args.dequantize)
-        save_quantized(model, processor, args.save_path)
+        save_checkpoint(
+            model,
+            processor,
+            args.save_path,
+            made="An adapter was fused into weights",
+            relation="finetune",
+        )
     except (OSError, ValueError) as error:
         return print_error(error)
     print(f"Written to {args.save_path}, {layers} layers fused")

@@ -1,76 +1,171 @@
 """The model card: what was converted from what, how, at what cost, and how to run it."""
 
+import re
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
-from huggingface_hub.utils import HFValidationError, validate_repo_id
 from mlx_vlm.models.moxin.config import ModelConfig
 
 from mlx_vlm_moxin import __version__
-from mlx_vlm_moxin.checkpoints.provenance import provenance
-from mlx_vlm_moxin.checkpoints.sources.files import is_repository, split_repository
+from mlx_vlm_moxin.checkpoints.language_models import licence_note
+from mlx_vlm_moxin.checkpoints.provenance import CARD_FILE, Provenance
+from mlx_vlm_moxin.checkpoints.published import PACKAGE, install_text
+
+# What the card calls a model that is not uploaded: the directory that the card is in.
+_HERE = "."
+_COMMAND = "python -m mlx_vlm generate --model"
+_ACTION_COMMAND = "python -m mlx_vlm_moxin act --model"
+_MODEL_ARGUMENT = re.compile(rf"^({_COMMAND}|{_ACTION_COMMAND}) (\S+)", re.MULTILINE)
+_HEADING = re.compile(r"^# .*$", re.MULTILINE)
+TOWERS = {"dino": "DINOv2", "siglip": "SigLIP", "clip": "CLIP", "in1k": "ImageNet ViT"}
+DECODERS = {"mistral": "Mistral", "llama": "Llama"}
 
 
-def _is_hub_id(name: str) -> bool:
-    """Whether ``name`` is a Hub repository, or the folder of a model in one, and no local path."""
-    if not is_repository(name):
-        return False
-    try:
-        validate_repo_id(split_repository(name)[0])
-    except HFValidationError:
-        return False
-    return True
+def link(repository: str) -> str:
+    """Markdown link to a Hub repository, or to a folder in one."""
+    owner, name, *folder = repository.split("/")
+    place = "/".join([owner, name, *(["tree", "main", *folder] if folder else [])])
+    return f"[{repository}](https://huggingface.co/{place})"
 
 
-def _link(name: str) -> str:
-    """A link to a Hub repository or to the folder of a model in one."""
-    repository, folder = split_repository(name)
-    place = f"{repository}/tree/main/{folder}" if folder else repository
-    return f"[{name}](https://huggingface.co/{place})"
-
-
-def _describe(layer: dict) -> str:
+def _describe_layer(layer: dict[str, Any]) -> str:
     text = f"{layer['bits']} bits, group size {layer['group_size']}"
     return f"{text}, {layer['mode']}" if "mode" in layer else text
 
 
-def _quantization_text(quantization: dict | None) -> str:
-    """One paragraph on config.json's ``quantization``, with what single layers have instead."""
+def describe_quantization(quantization: dict[str, Any] | None) -> str:
+    """One sentence on config.json's ``quantization``, and on the layers that differ."""
     if not quantization:
         return "Not quantised."
-    text = f"{_describe(quantization)}."
-    others = {}
+    text = f"{_describe_layer(quantization)}."
+    others: dict[str, int] = {}
     for layer in quantization.values():
-        if isinstance(layer, dict) and _describe(layer) != _describe(quantization):
-            others[_describe(layer)] = others.get(_describe(layer), 0) + 1
+        if isinstance(layer, dict) and _describe_layer(layer) != _describe_layer(quantization):
+            others[_describe_layer(layer)] = others.get(_describe_layer(layer), 0) + 1
     for layer, count in sorted(others.items()):
         text += f" {count} {'layer' if count == 1 else 'layers'}: {layer}."
     return text
 
 
-def _text(
-    name: str,
-    command: str,
-    origin: str,
-    licence: str,
-    quantization: str,
-    verification: str,
-    evaluation: str | None,
-) -> str:
-    terms = f"\n## Licence\n\n{licence}\n" if licence else ""
-    benchmarks = "" if evaluation is None else f"\n## Benchmarks\n\n{evaluation}\n"
-    return f"""# {name}
+def describe_model(config: ModelConfig) -> str:
+    """One sentence on what the model consists of."""
+    towers = " and ".join(TOWERS[name] for name in config.vision_config.towers)
+    text = config.text_config
+    kind = "vision-language-action model" if config.norm_stats else "vision-language model"
+    return (
+        f"A {kind} of the Prismatic family: {towers} at {config.vision_config.image_size} pixels, "
+        f"and a {DECODERS[text.model_type]} decoder of {text.num_hidden_layers} layers, "
+        f"{text.hidden_size} wide."
+    )
 
-{origin} It runs on stock mlx-vlm once mlx-vlm-moxin is installed.
+
+@dataclass(frozen=True)
+class Card:
+    """What is known of a model when its card is written.
+
+    Attributes:
+        provenance: where it comes from.
+        config: its config.
+        quantization: config.json's; None if it is not quantised.
+        made: what was done to the source, as in "Converted to MLX", "Saved as MLX weights".
+        notes: further sentences on how its weights were made.
+        verification: Markdown that says what conversion cost; None if it was not measured.
+        evaluation: Markdown that says what it cost on benchmarks; None if not measured.
+        model_type: what config.json says, which mlx-vlm looks for.
+    """
+
+    provenance: Provenance
+    config: ModelConfig
+    quantization: dict[str, Any] | None
+    made: str = "Converted to MLX"
+    notes: tuple[str, ...] = ()
+    verification: str | None = None
+    evaluation: str | None = None
+    model_type: str = "moxin"
+
+    def write(self, directory: Path, upload_repo: str | None = None) -> None:
+        """Write ``README.md``.
+
+        Args:
+            directory: where the model is.
+            upload_repo: Hub repository that it will be in; None if it stays in ``directory``,
+                where the command on the card is to be run.
+        """
+        text = f"---\n{self._metadata().to_yaml()}\n---\n\n{self._text()}"
+        ModelCard(text).save(Path(directory) / CARD_FILE)
+        if upload_repo is not None:
+            name_repository(directory, upload_repo)
+
+    def _metadata(self) -> ModelCardData:
+        known = self.provenance
+        relation = known.relation or ("quantized" if self.quantization else None)
+        bits = [f"{self.quantization['bits']}-bit"] if self.quantization else []
+        return ModelCardData(
+            base_model=known.base_model,
+            base_model_relation=relation if known.base_model else None,
+            library_name="mlx",
+            pipeline_tag="robotics" if self.config.norm_stats else "image-text-to-text",
+            license=known.license,
+            license_name=known.license_name,
+            license_link=known.license_link,
+            tags=["mlx", self._family(), *bits],
+        )
+
+    def _family(self) -> str:
+        """The Hub's tag for models of the same kind."""
+        if "moxin" in f"{self.provenance.base_model} {self.config.llm_backbone_id}".lower():
+            return "moxin"
+        return "openvla" if self.config.norm_stats else "prismatic"
+
+    def _origin(self) -> str:
+        known = self.provenance
+        source = "a local directory" if known.source is None else link(known.source)
+        text = f"{self.made} from {source} with {PACKAGE} {__version__}."
+        if known.relation == "finetune" and known.base_model:
+            text += f" It is a fine-tune of {link(known.base_model)}."
+        elif known.base_model and known.base_model != "/".join((known.source or "").split("/")[:2]):
+            text += f" Its base model is {link(known.base_model)}."
+        return text
+
+    def _command(self) -> str:
+        if self.config.norm_stats:
+            return (
+                f"{_ACTION_COMMAND} {_HERE} --image photo.jpg \\\n"
+                '    --instruction "pick up the red cup"'
+            )
+        return (
+            f"{_COMMAND} {_HERE} --max-tokens 100 --temperature 0.0 \\\n"
+            '    --prompt "Describe this image." --image photo.jpg'
+        )
+
+    def _text(self) -> str:
+        name = (self.provenance.base_model or "/A model of the Prismatic family").rpartition("/")[2]
+        cost = "Not measured."
+        if self.verification is not None:
+            cost = (
+                "Compared with its source on the source's own greedy answers about pictures, "
+                f"token by token:\n\n{self.verification}"
+            )
+        quantization = " ".join((describe_quantization(self.quantization), *self.notes))
+        note = licence_note(self.config.llm_backbone_id)
+        terms = f"\n## Licence\n\n{note}\n" if note else ""
+        benchmarks = ""
+        if self.evaluation is not None:
+            benchmarks = f"\n## Benchmarks\n\n{self.evaluation}\n"
+        return f"""# {name} for MLX
+
+{self._origin()} {describe_model(self.config)}
 
 ## Use
 
-```bash
-pip install mlx-vlm-moxin
-{command}
-```
+It runs with mlx-vlm once {PACKAGE} is installed. Without it, mlx-vlm says
+`Model type {self.model_type} not supported`. {install_text()}
 
-On Linux, install `"mlx-vlm-moxin[cpu]"`, `"mlx-vlm-moxin[cuda12]"` or `"mlx-vlm-moxin[cuda13]"`.
+```bash
+{self._command()}
+```
 {terms}
 ## Quantisation
 
@@ -78,73 +173,20 @@ On Linux, install `"mlx-vlm-moxin[cpu]"`, `"mlx-vlm-moxin[cuda12]"` or `"mlx-vlm
 
 ## Verification
 
-{verification}
+{cost}
 {benchmarks}"""
 
 
-def write_card(
-    directory: Path,
-    *,
-    source: str,
-    base_model: str | None,
-    config: ModelConfig,
-    quantization: dict | None,
-    verification: str | None,
-    upload_repo: str | None,
-    evaluation: str | None = None,
-) -> None:
-    """Write ``README.md`` of a converted model.
+def name_repository(directory: Path, repository: str) -> None:
+    """Put the name of a Hub repository on the card of ``directory``, if :class:`Card` wrote it.
 
-    Args:
-        directory: where the converted model lies.
-        source: Hub id or local path of what was converted; a path is not written down.
-        base_model: Hub id of the model that the weights come from; None for the published
-            one that ``config`` tells.
-        config: the model's.
-        quantization: config.json's ``quantization``, None if not quantised.
-        verification: Markdown that says what it cost, None if it was not measured.
-        upload_repo: Hub id that the model goes to, None if it stays here; the command on
-            the card is then to be run in ``directory``, whatever its name.
-        evaluation: Markdown that says what it cost on benchmarks, None if that was not
-            measured.
-
-    Raises:
-        ValueError: if ``base_model`` is no Hub id (the Hub refuses such a card).
+    The heading and the command that runs the model change, whatever they named before.
     """
-    origins = provenance(config)
-    base_model = base_model or origins.base_model
-    if not _is_hub_id(base_model):
-        raise ValueError(
-            f"The model card needs a Hub id as base_model (such as moxin-org/Moxin-7B-VLM), "
-            f"got {base_model!r}"
-        )
-    tags = ["mlx", origins.tag]
-    if quantization:
-        tags.append(f"{quantization['bits']}-bit")
-    data = ModelCardData(
-        base_model=base_model,
-        base_model_relation="quantized" if quantization else None,
-        library_name="mlx",
-        pipeline_tag=origins.pipeline_tag,
-        license=origins.licence.hub_id,
-        tags=tags,
-    )
-    converted_from = _link(source) if _is_hub_id(source) else f"a local copy of {_link(base_model)}"
-    origin = f"Converted to MLX from {converted_from} with mlx-vlm-moxin {__version__}."
-    if verification is None:
-        cost = "Not measured."
-    else:
-        cost = (
-            "Compared with its source on the source's own greedy answers about pictures, "
-            f"token by token:\n\n{verification}"
-        )
-    text = _text(
-        name=upload_repo or f"{base_model.rpartition('/')[2]} for MLX",
-        command=origins.command.format(model=upload_repo or "."),
-        origin=origin,
-        licence=origins.licence.note,
-        quantization=_quantization_text(quantization),
-        verification=cost,
-        evaluation=evaluation,
-    )
-    ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}").save(Path(directory) / "README.md")
+    path = Path(directory) / CARD_FILE
+    if not path.is_file():
+        return
+    text = path.read_text(encoding="utf-8")
+    if _MODEL_ARGUMENT.search(text) is None:
+        return
+    text = _MODEL_ARGUMENT.sub(lambda match: f"{match[1]} {repository}", text)
+    path.write_text(_HEADING.sub(f"# {repository}", text, count=1), encoding="utf-8")

@@ -93,3 +93,19 @@ LANGUAGE_MODELS = {
     ),
     "moxin-7b-pure": LanguageModel("Moxin 7B", "moxin-org/Moxin-7B-Instruct", MIT, _MOXIN_7B),
 }
+
+
+def licence_note(llm_backbone_id: str | None) -> str:
+    """What a reader of a model card should know about the language model's licence.
+
+    Args:
+        llm_backbone_id: the language model's id in config.json; None if that says none.
+
+    Returns:
+        One sentence; "" if the licence asks for nothing.
+    """
+    if llm_backbone_id is None:
+        return ""
+    if llm_backbone_id not in LANGUAGE_MODELS:
+        return f"The licence of the language model {llm_backbone_id} applies to the weights too."
+    return LANGUAGE_MODELS[llm_backbone_id].licence.note

@@ -1,54 +1,109 @@
-"""What a model was made from, as its config tells: published model, licence, use."""
+"""Where a model's weights come from, as far as its source's files and the user say it."""
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
-from mlx_vlm.models.moxin.config import ModelConfig
+from huggingface_hub import ModelCard
+from huggingface_hub.utils import HFValidationError, validate_repo_id
 
-from mlx_vlm_moxin.checkpoints.language_models import LANGUAGE_MODELS, MIT, Licence
-from mlx_vlm_moxin.checkpoints.prismatic_models import PRISMATIC_REPOSITORY
-from mlx_vlm_moxin.checkpoints.published import MOXIN_7B_ID
+from mlx_vlm_moxin.checkpoints.sources.files import check_inside, is_repository, split_repository
 
-_ANSWER = """python -m mlx_vlm.generate --model {model} --max-tokens 100 --temperature 0.0 \\
-    --prompt "Describe this image." --image photo.jpg"""
-_ACT = """python -m mlx_vlm_moxin act --model {model} --instruction "pick up the cup" \\
-    --image camera.jpg"""
+CARD_FILE = "README.md"
+_MAX_CARD_BYTES = 1 << 20
+# Relations to a base model that every copy and conversion of a model keeps.
+_KEPT_RELATIONS = ("finetune", "adapter", "merge")
+# The Hub's cache: models--owner--name/snapshots/commit.
+_SNAPSHOT = re.compile(r"models--([\w.-]+?)--([\w.-]+)/snapshots/[^/]+(?:/.*)?$")
+
+
+def check_hub_id(option: str, value: str) -> None:
+    """Refuse what cannot be a Hub repository: the Hub refuses a card that names it.
+
+    Raises:
+        ValueError: naming the option and the value.
+    """
+    try:
+        validate_repo_id(value)
+    except HFValidationError:
+        value = value[:100]
+    if "/" not in value or not is_repository(value):
+        raise ValueError(f"{option} needs a Hub id such as owner/name, got {value!r}")
 
 
 @dataclass(frozen=True)
 class Provenance:
-    """What a model card says of a model whose source is a local directory.
+    """What is known of a model's origin; None for what is not.
 
     Attributes:
-        base_model: Hub id of the published model.
-        licence: of the weights.
-        tag: the family's, for the Hub's filters.
-        pipeline_tag: the Hub's name of the task.
-        command: how to run it, with ``{model}``.
+        source: Hub repository of the source, with the folder of the model in it if there is
+            one; None for a local directory, whose path nobody else needs.
+        base_model: Hub repository of the model that this one is a form of.
+        relation: how it differs from ``base_model`` beside the storage of its weights:
+            "finetune", "adapter" or "merge".
+        license: its name on the Hub.
+        license_name, license_link: for the Hub's license "other".
     """
 
-    base_model: str
-    licence: Licence
-    tag: str
-    pipeline_tag: str = "image-text-to-text"
-    command: str = _ANSWER
+    source: str | None = None
+    base_model: str | None = None
+    relation: str | None = None
+    license: str | None = None
+    license_name: str | None = None
+    license_link: str | None = None
 
 
-def provenance(config: ModelConfig) -> Provenance:
-    """The provenance of a model with this config."""
-    language_model = config.llm_backbone_id
-    if language_model is None:
-        # Conversions from before other models than Moxin-7B were supported.
-        licence = MIT
-    elif language_model in LANGUAGE_MODELS:
-        licence = LANGUAGE_MODELS[language_model].licence
-    else:
-        note = f"The weights are under the licence of the language model {language_model}."
-        licence = Licence("other", note)
-    is_moxin = language_model is None or language_model.startswith("moxin")
-    if config.norm_stats:
-        # Moxin-VLA has no published checkpoint: its closest relative is the VLM.
-        base_model = MOXIN_7B_ID if is_moxin else "openvla/openvla-7b"
-        return Provenance(base_model, licence, "openvla", "robotics", _ACT)
-    if is_moxin:
-        return Provenance(MOXIN_7B_ID, licence, "moxin")
-    return Provenance(PRISMATIC_REPOSITORY, licence, "prismatic")
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) and 0 < len(value) < 200 else None
+
+
+def _read_card(directory: Path) -> dict[str, Any]:
+    """The metadata of a model card; empty if there is none that can be read."""
+    path = directory / CARD_FILE
+    try:
+        check_inside(path, directory)
+        if not path.is_file() or path.stat().st_size > _MAX_CARD_BYTES:
+            return {}
+        return ModelCard.load(path, ignore_metadata_errors=True).data.to_dict()
+    # A card is written by hand: whatever is wrong with it, the model can be converted.
+    except Exception:
+        return {}
+
+
+def hub_source(name: str) -> str | None:
+    """The Hub repository that ``name`` or a directory of the Hub's cache is; None if neither."""
+    if is_repository(name):
+        return name
+    cached = _SNAPSHOT.search(Path(name).expanduser().absolute().as_posix())
+    return f"{cached[1]}/{cached[2]}" if cached else None
+
+
+def read_provenance(
+    name: str, directory: Path, base_model: str | None = None, license: str | None = None
+) -> Provenance:
+    """What is known of a source.
+
+    Args:
+        name: the source as the user named it: directory or Hub repository.
+        directory: its files, with its model card if it has one.
+        base_model, license: what the user says; they win over the card.
+    """
+    source, card = hub_source(name), _read_card(directory)
+    from_card = _text(card.get("base_model"))
+    relation = card.get("base_model_relation")
+    found = Provenance(
+        source=source,
+        base_model=from_card,
+        relation=relation if from_card and relation in _KEPT_RELATIONS else None,
+        license=_text(card.get("license")),
+        license_name=_text(card.get("license_name")),
+        license_link=_text(card.get("license_link")),
+    )
+    if source is not None:
+        found = replace(found, base_model=split_repository(source)[0], relation=None)
+    if base_model is not None:
+        found = replace(found, base_model=base_model, relation=None)
+    if license is not None:
+        found = replace(found, license=license, license_name=None, license_link=None)
+    return found

@@ -1,7 +1,30 @@
-"""Facts about the published checkpoint that this package was written for."""
+"""Facts about what is published: this package, and the checkpoint that it was written for."""
 
 from mlx_vlm.models.moxin.config import ModelConfig, TextConfig
+
+PACKAGE = "mlx-vlm-moxin"
+# Where this package's repository can be cloned from. None until it has a public address; then
+# also `Repository` in [project.urls] of pyproject.toml.
+PROJECT_URL: str | None = None
+# The package is on no index: a name that somebody else could register is no install line.
+INSTALL_PATH = f"./{PACKAGE}"
 
 MOXIN_7B_ID = "moxin-org/Moxin-7B-VLM"
 # config.json of the HF-converted checkpoint; all else are the defaults of the config classes.
 MOXIN_7B = ModelConfig(text_config=TextConfig(num_hidden_layers=36, vocab_size=32064))
+
+
+def install_text() -> str:
+    """Markdown that says how this package is installed."""
+    clone = "a clone of its repository" if PROJECT_URL is None else f"a clone of <{PROJECT_URL}>"
+    lines = {
+        f"pip install {INSTALL_PATH}": "macOS",
+        f'pip install "{INSTALL_PATH}[cpu]"': "Linux without a GPU",
+        f'pip install "{INSTALL_PATH}[cuda13]"': "Linux with an NVIDIA GPU (or cuda12)",
+    }
+    width = max(map(len, lines))
+    commands = "\n".join(f"{line:<{width}}  # {where}" for line, where in lines.items())
+    return (
+        f"{PACKAGE} is on no package index. In the folder that holds {clone}, one of\n\n"
+        f"```bash\n{commands}\n```\n\ninstalls it together with mlx-vlm."
+    )

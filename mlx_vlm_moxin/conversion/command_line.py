@@ -6,7 +6,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import cache
 from pathlib import Path
 from typing import NoReturn
@@ -17,9 +17,8 @@ from mlx_vlm.convert import QUANT_RECIPES
 from mlx_vlm.quant_utils import QUANTIZATION_MODE_DEFAULTS
 from mlx_vlm.utils import MODEL_CONVERSION_DTYPES
 
-from mlx_vlm_moxin.checkpoints.card import write_card
+from mlx_vlm_moxin.checkpoints.language_models import licence_note
 from mlx_vlm_moxin.checkpoints.messages import print_error
-from mlx_vlm_moxin.checkpoints.provenance import provenance
 from mlx_vlm_moxin.checkpoints.quantize_options import QuantizeOptions
 from mlx_vlm_moxin.conversion.baseline import loadable_source
 from mlx_vlm_moxin.conversion.convert import Conversion, convert
@@ -140,16 +139,11 @@ def _finish(
             ) from error
         finally:
             if verification is not None or evaluation is not None:
-                write_card(
-                    conversion.directory,
-                    source=files.hf_path,
-                    base_model=files.base_model,
-                    config=conversion.source.config,
-                    quantization=conversion.quantization,
+                replace(
+                    conversion.card,
                     verification=None if verification is None else verification.markdown(),
                     evaluation=None if evaluation is None else evaluation.markdown(),
-                    upload_repo=args.upload_repo,
-                )
+                ).write(conversion.directory, args.upload_repo)
     if args.verify and verification.warning is not None:
         raise ValueError(f"--verify: {verification.warning}. It is in {conversion.directory}")
     if args.upload_repo:
@@ -192,9 +186,8 @@ def run(args: argparse.Namespace) -> None:
             f"Converted {conversion.source.kind} to {conversion.directory}: "
             f"{conversion.bits_per_weight:.3f} bits per weight"
         )
-        licence = provenance(conversion.source.config).licence
-        if licence.note:
-            print(licence.note)
+        if note := licence_note(conversion.source.config.llm_backbone_id):
+            print(note)
     try:
         _finish(conversion, files, examples, args)
     except Stopped:

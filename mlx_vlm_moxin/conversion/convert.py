@@ -1,13 +1,14 @@
 """One conversion: open the source, plan the output, write it next to its target, rename."""
 
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from mlx_vlm_moxin.checkpoints.card import write_card
+from mlx_vlm_moxin.checkpoints.card import Card
 from mlx_vlm_moxin.checkpoints.messages import format_size
 from mlx_vlm_moxin.checkpoints.quantize_options import QuantizeOptions
 from mlx_vlm_moxin.checkpoints.safetensors_writer import write_weights
@@ -33,12 +34,30 @@ class Conversion:
         source: what it was made from.
         quantization: config.json's; None if nothing is quantised.
         bits_per_weight: stored bits per parameter, scales and biases included.
+        card: the model card that was written.
     """
 
     directory: Path
     source: Source
     quantization: dict[str, Any] | None
     bits_per_weight: float
+    card: Card
+
+
+def _card_notes(source: Source, skeleton: Skeleton, options: QuantizeOptions) -> Iterator[str]:
+    """What the settings of the result do not say about how its weights were made."""
+    if options.quant_method == "awq":
+        yield f"Weights were scaled by mlx-vlm's AWQ on its {options.calibration} samples first."
+    if not source.quantization:
+        return
+    bits = source.quantization["bits"]
+    if skeleton.requantizes(source):
+        yield (
+            f"The source was quantised to {bits} bits; its weights were unpacked and quantised "
+            "again, and what both steps cost adds up."
+        )
+    elif skeleton.quantization is None:
+        yield f"The source was quantised to {bits} bits; its weights were unpacked."
 
 
 def _check_space(directory: Path, needed: int) -> None:
@@ -89,6 +108,7 @@ def convert(
         OSError, ValueError: one line that says what is wrong; ``mlx_path`` is as it was.
     """
     options.check()
+    files.check()
     target = local_path(str(mlx_path))
     _check_apart(target, files)
     with staged(target, overwrite) as directory:
@@ -102,14 +122,12 @@ def convert(
             scaled = apply_awq(source, options, quiet)
             skeleton = build_skeleton(scaled, options)
         _write(directory, scaled if options.quant_method == "awq" else source, skeleton, quiet)
-        write_card(
-            directory,
-            source=files.hf_path,
-            base_model=files.base_model,
+        card = Card(
+            provenance=files.provenance(source),
             config=source.config,
             quantization=skeleton.quantization,
-            verification=None,
-            upload_repo=upload_repo,
+            notes=tuple(_card_notes(source, skeleton, options)),
         )
+        card.write(directory, upload_repo)
         check_output(directory)
-    return Conversion(target, source, skeleton.quantization, skeleton.bits_per_weight)
+    return Conversion(target, source, skeleton.quantization, skeleton.bits_per_weight, card)

@@ -9,8 +9,8 @@ from mlx_vlm_moxin.checkpoints.action_options import (
     action_options,
     add_action_options,
 )
+from mlx_vlm_moxin.checkpoints.provenance import Provenance, check_hub_id, read_provenance
 from mlx_vlm_moxin.checkpoints.sources import Source, open_source
-from mlx_vlm_moxin.checkpoints.sources.files import is_repository, split_repository
 from mlx_vlm_moxin.checkpoints.sources.towers import TOWER_TITLES
 
 
@@ -24,6 +24,7 @@ class SourceFiles:
         dino, siglip, clip, in1k, llm: for native sources, see
             :func:`~mlx_vlm_moxin.checkpoints.sources.native.open_native`.
         actions: what the files of an action model do not say.
+        base_model, license: for the model card, in place of what the source's says.
     """
 
     hf_path: str
@@ -34,6 +35,8 @@ class SourceFiles:
     in1k: str | None = None
     llm: str | None = None
     actions: ActionOptions = NO_OPTIONS
+    base_model: str | None = None
+    license: str | None = None
 
     @classmethod
     def from_arguments(cls, args: argparse.Namespace) -> "SourceFiles":
@@ -52,10 +55,18 @@ class SourceFiles:
         towers = {name: getattr(self, name) for name in TOWER_TITLES}
         return open_source(self.hf_path, self.revision, towers, self.llm, self.actions)
 
-    @property
-    def base_model(self) -> str | None:
-        """Hub id of the source; None for a local directory."""
-        return split_repository(self.hf_path)[0] if is_repository(self.hf_path) else None
+    def check(self) -> None:
+        """Refuse a base model that is no Hub id, before a long conversion.
+
+        Raises:
+            ValueError: naming it.
+        """
+        if self.base_model is not None:
+            check_hub_id("--base-model", self.base_model)
+
+    def provenance(self, source: Source) -> Provenance:
+        """What the model card says about where the weights of ``source`` come from."""
+        return read_provenance(self.hf_path, source.directory, self.base_model, self.license)
 
 
 def add_source_options(parser: argparse.ArgumentParser) -> None:
@@ -68,4 +79,7 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--llm", help="config and tokenizer of the language model (default: on the Hub)"
     )
+    group = parser.add_argument_group("model card (default: what the source's card says)")
+    group.add_argument("--base-model", help="Hub id of the model that this is a form of")
+    group.add_argument("--license", help="licence of the weights, by its name on the Hub")
     add_action_options(parser)

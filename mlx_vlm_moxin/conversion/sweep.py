@@ -7,12 +7,12 @@ is done is in ``sweep.json`` at once, so a sweep that was stopped goes on where 
 import argparse
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from mlx_vlm.models.moxin.quantization import AFFINE_BITS, AFFINE_GROUP_SIZES
 
-from mlx_vlm_moxin.checkpoints.card import write_card
 from mlx_vlm_moxin.checkpoints.messages import format_size, print_error
 from mlx_vlm_moxin.checkpoints.quantize_options import QuantizeOptions
 from mlx_vlm_moxin.conversion.baseline import loadable_source
@@ -95,15 +95,7 @@ def _measure(
     conversion = convert(files, target, options, overwrite=True, quiet=args.quiet)
     verification = asked.compare(conversion.directory)
     verification.save(conversion.directory / FILE_NAME)
-    write_card(
-        conversion.directory,
-        source=files.hf_path,
-        base_model=files.base_model,
-        config=conversion.source.config,
-        quantization=conversion.quantization,
-        verification=verification.markdown(),
-        upload_repo=None,
-    )
+    replace(conversion.card, verification=verification.markdown()).write(conversion.directory)
     summary = verification.to_dict()
     del summary["samples"]
     return {"bits": bits, "group_size": group_size, **summary}

@@ -27,9 +27,10 @@ from huggingface_hub.utils import (
 )
 
 from mlx_vlm_moxin import __version__
+from mlx_vlm_moxin.checkpoints.card import name_repository
 from mlx_vlm_moxin.checkpoints.messages import causes, one_line, print_error
 
-MODULE = "mlx_vlm_moxin.conversion.upload"
+COMMAND = ["python", "-m", "mlx_vlm_moxin", "upload"]
 
 # What a model's directory holds; anything else in it is the user's own.
 UPLOADED = ("*.json", "*.safetensors", "*.jinja", "*.model", "README.md")
@@ -100,6 +101,8 @@ def _progress(quiet: bool) -> Iterator[None]:
 def upload(directory: Path, repo_id: str, quiet: bool = False) -> None:
     """Upload a converted model, creating the repository if there is none.
 
+    Its model card gets the repository's name, if this package wrote it.
+
     Weight files of an earlier upload that this model does not have are removed from the
     repository in the same commit. Other files there stay.
 
@@ -113,7 +116,8 @@ def upload(directory: Path, repo_id: str, quiet: bool = False) -> None:
     """
     directory = Path(directory)
     _check(directory, repo_id)
-    resume = shlex.join(["python", "-m", MODULE, str(directory), repo_id])
+    name_repository(directory, repo_id)
+    resume = shlex.join([*COMMAND, str(directory), repo_id])
     token = reason = None
     try:
         token = get_token()
@@ -148,8 +152,15 @@ def upload(directory: Path, repo_id: str, quiet: bool = False) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """``python -m mlx_vlm_moxin.conversion.upload DIRECTORY REPO``: resumes an upload."""
-    parser = argparse.ArgumentParser(prog=f"python -m {MODULE}", description=__doc__)
+    """Run ``python -m mlx_vlm_moxin upload DIRECTORY REPO``; returns the exit status.
+
+    Bad input ends with one line on standard error and status 1.
+    """
+    parser = argparse.ArgumentParser(
+        prog=" ".join(COMMAND),
+        description="Upload a converted model to the Hugging Face Hub, its model card with the "
+        "repository's name in it. Run again after a failure, it sends only what is missing.",
+    )
     parser.add_argument("directory", type=Path, help="a converted model")
     parser.add_argument("repo_id", help="user-or-organisation/name on the Hub")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")

@@ -11,6 +11,32 @@ from types import FunctionType
 from typing import Any
 
 
+def replace_code(
+    function: FunctionType, make: Callable[[Callable[..., Any]], Callable[..., Any]]
+) -> FunctionType:
+    """Let ``function`` do what another one does.
+
+    Args:
+        function: a function without a closure.
+        make: receives a copy of ``function`` and returns what is called in its place, with the
+            same arguments.
+
+    Returns:
+        ``function`` itself, changed.
+    """
+    signature = inspect.signature(function)
+    original = FunctionType(
+        function.__code__, function.__globals__, function.__name__, function.__defaults__
+    )
+    original.__kwdefaults__ = function.__kwdefaults__
+    call = make(original)
+    function.__code__ = _entry.__code__
+    function.__defaults__ = None
+    function.__kwdefaults__ = {"_call": call}
+    function.__signature__ = signature
+    return function
+
+
 def change_argument(
     function: FunctionType, parameter: str, change: Callable[[Any], Any], processor: type
 ) -> FunctionType:
@@ -32,22 +58,17 @@ def change_argument(
     for name in (parameter, "processor"):
         if name not in signature.parameters:
             raise LookupError(f"{function.__qualname__} has no parameter {name}")
-    original = FunctionType(
-        function.__code__, function.__globals__, function.__name__, function.__defaults__
-    )
-    original.__kwdefaults__ = function.__kwdefaults__
 
-    def call(*args: Any, **kwargs: Any) -> Any:
-        bound = signature.bind(*args, **kwargs)
-        if parameter in bound.arguments and isinstance(bound.arguments["processor"], processor):
-            bound.arguments[parameter] = change(bound.arguments[parameter])
-        return original(*bound.args, **bound.kwargs)
+    def make(original: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            bound = signature.bind(*args, **kwargs)
+            if parameter in bound.arguments and isinstance(bound.arguments["processor"], processor):
+                bound.arguments[parameter] = change(bound.arguments[parameter])
+            return original(*bound.args, **bound.kwargs)
 
-    function.__code__ = _entry.__code__
-    function.__defaults__ = None
-    function.__kwdefaults__ = {"_call": call}
-    function.__signature__ = signature
-    return function
+        return call
+
+    return replace_code(function, make)
 
 
 def _entry(*args: Any, _call: Callable, **kwargs: Any) -> Any:

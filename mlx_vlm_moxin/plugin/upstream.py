@@ -140,6 +140,18 @@ UPSTREAM = (
         "an option that cannot be used ends in a traceback, in gibberish, or is ignored",
     ),
     Replacement(
+        "mlx_vlm.utils",
+        "create_model_card",
+        "stock_card:create_model_card",
+        "the card of a converted model does not say that it needs this package",
+    ),
+    Replacement(
+        "mlx_vlm.utils",
+        "upload_to_hub",
+        "stock_card:upload_to_hub",
+        "the upload replaces the card's text by one that tells people to install mlx-vlm alone",
+    ),
+    Replacement(
         "mlx_vlm.generate.dispatch",
         "_prepare_generation_inputs",
         "command_options:prepare_generation_inputs",

@@ -135,8 +135,15 @@ def test_weights_and_settings_of_a_repository(hub):
     name = "language_model.lm_head.weight"
     assert mx.array_equal(source.tensors[name].load(), local.tensors[name].load())
     assert not any("modeling" in path or "/o" in path for path in hub.asked)
-    assert SourceFiles("owner/moxin").base_model == "owner/moxin"
-    assert SourceFiles(str(HF_CHECKPOINT)).base_model is None
+    assert SourceFiles("owner/moxin").provenance(source).base_model == "owner/moxin"
+    assert SourceFiles(str(HF_CHECKPOINT)).provenance(local).base_model is None
+
+
+def test_the_card_of_a_repository_is_read(hub):
+    hub.add("owner/moxin", HF_CHECKPOINT)
+    hub.files["owner/moxin"]["README.md"] = b"---\nlicense: mit\n---\n"
+    files = SourceFiles("owner/moxin")
+    assert files.provenance(files.open()).license == "mit"
 
 
 def test_an_ominix_repository(hub, tmp_path):
@@ -184,7 +191,7 @@ def test_of_a_repository_with_a_folder_per_model_only_that_folder_is_downloaded(
     assert source.tensors.keys() == open_source(str(HF_CHECKPOINT)).tensors.keys()
     downloaded = {f"{name}/{file}" for file in ("config.json", "checkpoints/latest-checkpoint.pt")}
     assert set(hub.asked) == downloaded
-    assert files_given.base_model == "TRI-ML/prismatic-vlms"
+    assert files_given.provenance(source).base_model == "TRI-ML/prismatic-vlms"
     with pytest.raises(FileNotFoundError, match=r"prismatic-vlms has no folder llama3\+7b"):
         open_source("TRI-ML/prismatic-vlms/llama3+7b")
 

@@ -9,8 +9,6 @@ from moxin_tiny import CHECKPOINT
 from small_data import write_gqa, write_vsr
 from tiny_words import write_checkpoint
 
-from mlx_vlm_moxin.checkpoints.card import write_card
-from mlx_vlm_moxin.checkpoints.published import MOXIN_7B
 from mlx_vlm_moxin.conversion.command_line import main
 from mlx_vlm_moxin.evals.compare import TaskCost, task_cost
 from mlx_vlm_moxin.evals.example import Answer
@@ -64,17 +62,6 @@ def test_the_card_says_what_quantising_cost(checkpoint, data, tmp_path, capsys, 
         cells = f"{cost['source']:.2f} | {cost['result']:.2f} | {cost['change']:+.2f} ±"
         assert f"| {cost['title']} | 4 | {cells}" in card
     assert re.search(r"GQA +│ +4 │", output)
-    # The card of a model that was measured on nothing has no such part.
-    write_card(
-        tmp_path / "small",
-        source="a/b",
-        base_model="a/b",
-        config=MOXIN_7B,
-        quantization=None,
-        verification=None,
-        upload_repo=None,
-    )
-    assert "Benchmarks" not in (tmp_path / "small/README.md").read_text()
 
 
 def test_data_sets_are_checked_before_the_conversion(checkpoint, tmp_path, capsys):

@@ -144,7 +144,7 @@ def test_a_failed_upload_resumes_with_what_is_missing(hub, model, run_upload, fa
 
     hub.fail = fail
     line = error_line(run_upload(model, REPO))
-    assert f"python -m mlx_vlm_moxin.conversion.upload '{model}' {REPO}" in line
+    assert f"python -m mlx_vlm_moxin upload '{model}' {REPO}" in line
     assert ("500" if failure == 500 else "connection") in line
     assert committed(hub) == {}
     assert len(hub.objects) == 1
@@ -241,7 +241,7 @@ def test_an_unreachable_hub_is_named_with_the_way_on(hub, model, run_upload):
     hub.__exit__()
     line = error_line(run_upload(model, REPO))
     assert hub.url in line
-    assert "python -m mlx_vlm_moxin.conversion.upload" in line
+    assert "python -m mlx_vlm_moxin upload" in line
 
 
 def test_offline_mode_is_named(hub, model, run_upload):

@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import wraps
+from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
@@ -110,6 +111,16 @@ def train_a_step() -> None:
         ).train()
 
 
+def convert_once(**options: Any) -> None:
+    """Convert with stock mlx-vlm; an upload fails, since there is no token here."""
+    with (
+        TemporaryDirectory() as folder,
+        patch("mlx_vlm_moxin.conversion.upload.get_token", lambda: None),
+        suppress(OSError),
+    ):
+        mlx_vlm.convert(MODEL, f"{folder}/x", **options)
+
+
 TURNS = [{"role": "user", "content": "What?"}, {"role": "assistant", "content": "A dog"}]
 ALONE: dict[str, Callable[[], Any]] = {
     "transformers.AutoProcessor.from_pretrained": lambda: load_processor(HF_CHECKPOINT),
@@ -130,6 +141,8 @@ ALONE: dict[str, Callable[[], Any]] = {
     "mlx_vlm.trainer.common.engine.train": train_a_step,
     "mlx_vlm.utils.process_image": ask_once,
     "mlx_vlm.utils.load_model_weights": lambda: mlx_vlm.load(MODEL, lazy=True),
+    "mlx_vlm.utils.create_model_card": convert_once,
+    "mlx_vlm.utils.upload_to_hub": lambda: convert_once(upload_repo="me/model"),
     "mlx_vlm.generate.dispatch.generate": ask_once,
     "mlx_vlm.generate.dispatch.stream_generate": ask_once,
     "mlx_vlm.generate.dispatch._prepare_generation_inputs": ask_once,

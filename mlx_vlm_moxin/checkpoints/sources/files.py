@@ -21,7 +21,7 @@ from mlx_vlm_moxin.checkpoints.messages import format_size
 from mlx_vlm_moxin.checkpoints.regular_files import check_regular
 
 # Everything but weights that a conversion may read.
-SMALL_FILES = ["*.json", "*.jinja"]
+SMALL_FILES = ["*.json", "*.jinja", "README.md"]
 # The index of a checkpoint with 2,000 tensors has about 200 kB.
 MAX_JSON_BYTES = 4 << 20
 _SHARD = re.compile(r"[^/\\]+\.safetensors")
@@ -101,7 +101,7 @@ def check_directory(directory: Path) -> None:
     Raises:
         ValueError: see there.
     """
-    for pattern in ("*.json", "*.jinja", "*.safetensors", "*.pt", "checkpoints", "checkpoints/*"):
+    for pattern in [*SMALL_FILES, "*.safetensors", "*.pt", "checkpoints", "checkpoints/*"]:
         for path in directory.glob(pattern):
             check_inside(path, directory)
             if path.exists() and not path.is_dir():
