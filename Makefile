@@ -12,12 +12,13 @@ CHECKPOINT := tests/moxin_tiny/checkpoint
 PICTURE := tests/moxin_tiny/demo.png
 JOBS ?= auto
 
-.PHONY: help demo test test-ui soak matrix lint format docs pages lock newest clean
+.PHONY: help demo test test-ui coverage soak matrix lint format docs pages lock newest clean
 
 help:
 	@echo "make demo    convert the bundled checkpoint to 8 bits in ./moxin and ask about a picture"
 	@echo "make test    run the tests (JOBS=n for n processes)"
 	@echo "make test-ui the chat in a browser (needs Chromium and its driver)"
+	@echo "make coverage  the tests, and which lines and branches they ran"
 	@echo "make soak    five minutes of mixed requests from 16 clients against the server"
 	@echo "make matrix  the core tests on the oldest and the newest mlx-vlm"
 	@echo "make lint    ruff"
@@ -43,6 +44,10 @@ test-ui:
 	$(MAKE) .venv-ui/ready VENV=.venv-ui CONSTRAINTS= EXTRAS="$(EXTRAS),ui"
 	.venv-ui/bin/python -m pip install -q selenium
 	.venv-ui/bin/python -m pytest tests/entry_points/test_chat_ui.py
+
+coverage: .venv/ready
+	$(BIN)/python -m pip install -q "coverage>=7.10" "pytest-cov>=7"
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --cov --cov-report term --cov-report html
 
 soak: .venv/ready
 	$(BIN)/python tests/plugin/server/soak.py --seconds 300
@@ -75,7 +80,7 @@ newest:
 	.venv-newest/bin/python -m pytest -n $(JOBS) --dist loadfile
 
 clean:
-	rm -rf .venv .venv-newest .venv-ui moxin
+	rm -rf .venv .venv-newest .venv-ui moxin htmlcov .coverage
 
 # Another backend or Python makes the environment anew.
 ifneq ($(PYTHON) $(BACKEND),$(MADE_WITH_PYTHON) $(MADE_WITH_BACKEND))
