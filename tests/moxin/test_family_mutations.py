@@ -39,8 +39,7 @@ def is_caught(check, *arguments):
 
 
 def set_activation(model, name: str) -> None:
-    # A compiled graph would keep the old one.
-    model.vision_tower._compiled = None
+
     for block in model.vision_tower.clip.blocks:
         block.mlp.activation = name
 
@@ -65,21 +64,18 @@ def test_tanh_gelu_in_towers_and_projector_is_caught(name, monkeypatch):
     model, processor, reference = fresh(name)
     with is_caught(reference.check_features, model, processor):
         monkeypatch.setattr(nn, "gelu", nn.gelu_approx)
-        model.vision_tower._compiled = None
 
 
 def test_a_wrong_layer_norm_eps_is_caught(clip):
     model, processor, reference = clip
     with is_caught(reference.check_features, model, processor):
         model.vision_tower.clip.norm_pre.eps = 1e-6
-        model.vision_tower._compiled = None
 
 
 def test_a_missing_norm_before_the_blocks_is_caught(clip):
     model, processor, reference = clip
     with is_caught(reference.check_features, model, processor):
         del model.vision_tower.clip["norm_pre"]
-        model.vision_tower._compiled = None
 
 
 def test_the_class_tokens_position_on_the_first_patch_is_caught(clip):
@@ -103,7 +99,6 @@ def test_a_block_off_by_one_is_caught(clip, change):
             weights = {k.removeprefix(prefix): v for k, v in file.items() if k.startswith(prefix)}
             block.load_weights([(k, v.astype(mx.float32)) for k, v in weights.items()])
             tower.blocks.append(block)
-        model.vision_tower._compiled = None
 
 
 def test_swapped_towers_are_caught(dinoclip, monkeypatch):
@@ -114,14 +109,12 @@ def test_swapped_towers_are_caught(dinoclip, monkeypatch):
             "towers",
             property(lambda tower: [tower.clip, tower.dino]),
         )
-        model.vision_tower._compiled = None
 
 
 def test_patches_that_are_shifted_by_a_register_are_caught(dinoclip, monkeypatch):
     model, processor, reference = dinoclip
     with is_caught(reference.check_features, model, processor):
         monkeypatch.setattr(VisionTransformer, "patches", lambda tower, x: x[:, :9])
-        model.vision_tower._compiled = None
 
 
 def test_the_other_letterbox_colour_is_caught(dinoclip):

@@ -7,7 +7,7 @@ import mlx.nn as nn
 import pytest
 import reference_checks as checks
 from mlx_vlm import load
-from mlx_vlm.models.moxin import image_processing_moxin, vision
+from mlx_vlm.models.moxin import image_processing_moxin, resize, vision
 from mlx_vlm.models.moxin.towers import TowerConfig
 from PIL import Image
 from support import HF_CHECKPOINT
@@ -50,13 +50,13 @@ def test_tanh_gelu_is_caught(fresh, monkeypatch):
 
 def change_dino_output(model, monkeypatch, change) -> None:
     """Apply ``change`` to what the DINOv2 tower returns."""
-    original = vision.VisionTransformer.__call__
+    original = vision.VisionTransformer.patches
 
-    def call(tower, pixels):
-        features = original(tower, pixels)
+    def patches(tower, tokens):
+        features = original(tower, tokens)
         return change(features) if tower is model.vision_tower.dino else features
 
-    monkeypatch.setattr(vision.VisionTransformer, "__call__", call)
+    monkeypatch.setattr(vision.VisionTransformer, "patches", patches)
 
 
 def test_the_final_norm_is_caught(fresh, monkeypatch):
@@ -132,7 +132,7 @@ def test_the_vertical_pass_first_is_caught(monkeypatch):
         return image.resize((width, height), Image.Resampling.BICUBIC)
 
     with is_caught(checks.check_pixels):
-        monkeypatch.setattr(image_processing_moxin, "_resize", vertical_first)
+        monkeypatch.setattr(resize, "_resize", vertical_first)
 
 
 def test_a_float_resize_is_caught(monkeypatch):
@@ -144,7 +144,7 @@ def test_a_float_resize_is_caught(monkeypatch):
         return Image.merge("RGB", channels)
 
     with is_caught(checks.check_pixels):
-        monkeypatch.setattr(image_processing_moxin, "_resize", one_rounding)
+        monkeypatch.setattr(resize, "_resize", one_rounding)
 
 
 def test_constants_that_are_not_rounded_are_caught(monkeypatch):
