@@ -96,8 +96,6 @@ def run(args: argparse.Namespace) -> Prediction:
     Raises:
         OSError, ValueError: one line that says what is wrong.
     """
-    if args.group_size is not None and args.quantize is None:
-        raise ValueError("--group-size would have no effect without --quantize")
     state, options = parse_state(args.state), action_options(args)
     if options.is_parallel and options.num_images is None:
         # How many pictures there are is said by giving them.
@@ -105,7 +103,7 @@ def run(args: argparse.Namespace) -> Prediction:
     model, processor = load(
         args.model,
         quantize=args.quantize,
-        group_size=args.group_size or 64,
+        group_size=args.group_size,
         adapter_path=args.adapter_path,
         revision=args.revision,
         actions=options,

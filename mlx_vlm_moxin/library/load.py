@@ -10,7 +10,6 @@ from mlx_vlm import utils
 from mlx_vlm.models.moxin import Model
 from mlx_vlm.models.moxin.config import MODEL_TYPES
 from mlx_vlm.models.moxin.processing_moxin import MoxinProcessor
-from mlx_vlm.trainer.peft import apply_lora_layers
 
 from mlx_vlm_moxin.checkpoints.action_options import NO_OPTIONS, ActionOptions
 from mlx_vlm_moxin.checkpoints.quantize_options import (
@@ -177,6 +176,6 @@ def load(
         actions = ActionOptions(preset=actions)
     model = load_model(directory, lazy, options, actions or NO_OPTIONS)
     if adapter_path is not None:
-        model = apply_lora_layers(model, Path(adapter_path).expanduser())
+        model = utils.apply_lora_layers(model, Path(adapter_path).expanduser())
         model.eval()
     return model, utils.load_processor(directory, True, eos_token_ids=model.config.eos_token_id)

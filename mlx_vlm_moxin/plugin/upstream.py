@@ -86,6 +86,18 @@ UPSTREAM = (
         "a snapshot of MODEL_CONFIG, taken when the module is imported",
     ),
     Replacement(
+        "mlx_vlm.trainer.vlm.sft.runtime",
+        "make_task",
+        "action_training:make_task",
+        "rows of action data have no messages, and an adapter lacks their statistics",
+    ),
+    Replacement(
+        "mlx_vlm.utils",
+        "apply_lora_layers",
+        "action_training:apply_lora_layers",
+        "actions of an adapter are scaled with the statistics of its base",
+    ),
+    Replacement(
         "mlx_vlm.structured",
         "_apply_llguidance_mask",
         "structured_output:mask_function",
@@ -168,7 +180,7 @@ UPSTREAM = (
         "app",
         "server.application:extended",
         "errors of the client are HTTP 500; bodies and pictures have no limits; clients that hang "
-        "up are not noticed; there is no GET /v1/models/{id}",
+        "up are not noticed; there is no GET /v1/models/{id} and no POST /act",
     ),
     _on_server(
         "mlx_vlm.server.anthropic",
@@ -265,12 +277,6 @@ UPSTREAM = (
         "ResponseGenerator._collect_pending_requests",
         None,
         "requests whose clients have left are answered; no other work with the model has a turn",
-    ),
-    _on_server(
-        "mlx_vlm.server.app",
-        "app",
-        "server.act:with_routes",
-        "there is no POST /act for robots",
     ),
     Replacement(
         "mlx_vlm.utils",

@@ -108,7 +108,7 @@ def test_discrete_gives_ids(action_checkpoint, photo, capsys):
         (["--unnorm-key", "bridge_orig", "--state", "1,b"], "--state takes numbers"),
         (["--unnorm-key", "bridge_orig", "--image", "nowhere.png"], "2 given"),
         (["--action-preset", "libero"], "--discrete"),
-        (["--group-size", "64"], "--quantize"),
+        (["--group-size", "64"], "quantize"),
         (["--model", str(HF_CHECKPOINT)], "gives no actions"),
         (["--model", "nowhere"], "nowhere"),
     ],

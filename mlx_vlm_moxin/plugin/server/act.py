@@ -12,9 +12,10 @@ import json
 from typing import Any
 
 import numpy as np
-from fastapi import FastAPI, HTTPException, Request
+from fastapi import Depends, FastAPI, HTTPException, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import Response
+from mlx_vlm.server import _require_management_api_key
 from mlx_vlm.server.runtime import runtime
 
 from mlx_vlm_moxin.actions import json_numpy
@@ -23,6 +24,7 @@ from mlx_vlm_moxin.actions.serving import defaults
 from mlx_vlm_moxin.plugin.server.between_steps import StoppingError
 from mlx_vlm_moxin.plugin.server.errors import serves_moxin
 from mlx_vlm_moxin.plugin.server.generator import adopt
+from mlx_vlm_moxin.plugin.server.settings import ServerSettings
 
 # OpenVLA's name of the camera's picture, and OpenVLA-OFT's of the main camera's.
 _MAIN_CAMERA = ("full_image", "image")
@@ -119,9 +121,18 @@ def _answer(body: bytes) -> Response:
     return Response(json.dumps(text) if is_encoded else text, media_type="application/json")
 
 
+async def _body(request: Request) -> bytes:
+    limit, body = ServerSettings.from_environment().max_body_bytes, bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > limit:
+            raise _refused(413, f"The body of the request is larger than {limit} bytes")
+    return bytes(body)
+
+
 async def act(request: Request) -> Response:
     """The action for a picture and an instruction."""
-    return await run_in_threadpool(_answer, await request.body())
+    return await run_in_threadpool(_answer, await _body(request))
 
 
 def describe() -> dict[str, Any]:
@@ -141,8 +152,8 @@ def describe() -> dict[str, Any]:
     }
 
 
-def with_routes(app: FastAPI) -> FastAPI:
-    """mlx-vlm's application with ``/act`` added."""
-    app.add_api_route("/act", act, methods=["POST"], response_model=None)
-    app.add_api_route("/act", describe, methods=["GET"])
-    return app
+def add_act_routes(app: FastAPI) -> None:
+    """Add ``/act`` to ``app``."""
+    options = {"dependencies": [Depends(_require_management_api_key)], "response_model": None}
+    app.add_api_route("/act", act, methods=["POST"], **options)
+    app.add_api_route("/act", describe, methods=["GET"], **options)

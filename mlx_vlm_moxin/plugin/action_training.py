@@ -1,0 +1,63 @@
+"""``mlx_vlm.train`` on action data, and adapters that come with their own statistics."""
+
+import functools
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import mlx.nn as nn
+from mlx_vlm.models.moxin import Model
+
+from mlx_vlm_moxin.actions.training import (
+    ActionDataset,
+    is_action_data,
+    write_trained_statistics,
+)
+
+
+def make_task(original: Callable[..., Any]) -> Callable[..., Any]:
+    """``mlx_vlm.trainer.vlm.sft.runtime.make_task`` that takes action data too, for Moxin.
+
+    The statistics of the data are written beside the adapter.
+    """
+
+    @functools.wraps(original)
+    def make(model: nn.Module, args: Any, processing_class: Any = None, *more: Any, **kwargs: Any):
+        from mlx_vlm.trainer.datasets.loading import CacheDataset
+
+        task = original(model, args, processing_class, *more, **kwargs)
+        if not isinstance(model, Model) or processing_class is None:
+            return task
+
+        def prepare(rows: Any) -> Any:
+            if not is_action_data(rows):
+                return task.prepare_dataset(rows)
+            if not args.train_on_completions:
+                raise ValueError(
+                    "Action data needs --train-on-completions: the loss is on action tokens alone"
+                )
+            dataset = ActionDataset(rows, model.config, processing_class)
+            return CacheDataset(dataset, max_size=args.cache_size, process=False)
+
+        def save(model: nn.Module, adapter_file: str | Path, *arguments: Any, **options: Any):
+            task.save_weights(model, adapter_file, *arguments, **options)
+            write_trained_statistics(model.config, Path(adapter_file).parent)
+
+        return replace(task, prepare_dataset=prepare, save_weights=save)
+
+    return make
+
+
+def apply_lora_layers(original: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+    """``apply_lora_layers`` that takes over the statistics beside an adapter."""
+
+    @functools.wraps(original)
+    def apply(model: nn.Module, adapter_path: str | Path) -> nn.Module:
+        model = original(model, adapter_path)
+        if isinstance(model, Model):
+            path = Path(adapter_path)
+            model.config.read_statistics(path if path.is_dir() else path.parent)
+        return model
+
+    return apply
