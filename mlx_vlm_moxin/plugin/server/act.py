@@ -24,7 +24,7 @@ from mlx_vlm_moxin.actions.serving import defaults
 from mlx_vlm_moxin.plugin.server.between_steps import StoppingError
 from mlx_vlm_moxin.plugin.server.errors import serves_moxin
 from mlx_vlm_moxin.plugin.server.generator import adopt
-from mlx_vlm_moxin.plugin.server.settings import ServerSettings
+from mlx_vlm_moxin.plugin.server_settings import ServerSettings
 
 # OpenVLA's name of the camera's picture, and OpenVLA-OFT's of the main camera's.
 _MAIN_CAMERA = ("full_image", "image")
