@@ -15,6 +15,7 @@ from ..base import BaseModelConfig
 from .action_config import ActionConfig
 from .checkpoint import Shapes, check_layout, projector_sizes, tensor_shapes, vision_sizes
 from .prismatic import check_supported, projector_kind, prompt_format, tower_models
+from .prompts import PROMPT_FORMATS
 from .quantization import check_quantization
 from .rope import complete_rope
 from .validation import CONFIG_FILE, MAX_LAYERS, check_setting, check_settings
@@ -178,7 +179,7 @@ class ModelConfig(BaseModelConfig):
     image_token_index: int | None = None
     bos_token_id: int = field(default=1, metadata={"low": 0})
     eos_token_id: int | list[int] = field(default=2, metadata={"low": 0})
-    prompt_format: str = "pure"
+    prompt_format: str = field(default="pure", metadata={"choices": tuple(PROMPT_FORMATS)})
     llm_backbone_id: str | None = None
     norm_stats: dict[str, Any] | None = None
     n_action_bins: int | None = None

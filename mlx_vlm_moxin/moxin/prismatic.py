@@ -63,9 +63,17 @@ def tower_models(
         timm_ids: ``timm_model_ids``.
         activations: ``timm_override_act_layers``, None for timm's GELU; without it the towers
             have their usual ones.
+
+    Raises:
+        ValueError: if there is not one activation for each tower.
     """
     models = [TIMM_MODELS[timm_id] for timm_id in timm_ids]
     if activations:
+        if len(activations) != len(models):
+            raise ValueError(
+                f"config.json: timm_override_act_layers has {len(activations)} entries for "
+                f"{len(models)} timm_model_ids"
+            )
         models = [
             replace(model, config={**model.config, "activation": activation or "gelu"})
             for model, activation in zip(models, activations)

@@ -7,6 +7,7 @@ import mlx.core as mx
 import pytest
 from mlx_vlm.models.moxin.checkpoint import INDEX_FILE, tensor_shapes
 from mlx_vlm.models.moxin.config import ModelConfig
+from mlx_vlm.models.moxin.moxin import Model
 from mlx_vlm.models.moxin.towers import TIMM_MODELS
 from mlx_vlm.models.moxin.weights import convert_weights
 from support import HF_CHECKPOINT
@@ -95,3 +96,16 @@ def test_a_tensor_that_decides_sizes_must_be_there(tmp_path, gone):
     mx.save_safetensors(str(tmp_path / "model.safetensors"), weights)
     with pytest.raises(ValueError, match="This checkpoint has no"):
         config_at(tmp_path)
+
+
+def test_building_a_model_reads_no_file(checkpoint):
+    config = config_at(checkpoint)
+    shutil.rmtree(checkpoint)
+    assert Model(config).config.vision_config.num_patches == 4
+
+
+def test_a_picture_size_that_the_position_embedding_is_not_for_is_refused(checkpoint):
+    params = {**PRISMATIC, "image_sizes": [42, 42]}
+    config = ModelConfig.from_dict(params)
+    with pytest.raises(ValueError, match=r"has pictures of 42 pixels, but .* has 4 positions"):
+        config.model_path = str(checkpoint)

@@ -92,6 +92,18 @@ def test_another_prismatic_model_is_refused_with_what_was_found(changed, found):
     assert "Supported: timm_model_ids" in str(error.value)
 
 
+def test_an_activation_for_each_tower_is_needed():
+    config = {**PRISMATIC, "timm_override_act_layers": ["quick_gelu"]}
+    with pytest.raises(ValueError, match="has 1 entries for 2 timm_model_ids"):
+        ModelConfig.from_dict(config)
+
+
+def test_an_unknown_prompt_is_refused():
+    params = {**ModelConfig.from_dict(PRISMATIC).to_dict(), "model_type": "moxin"}
+    with pytest.raises(ValueError, match=r"prompt_format is 'chatml'; allowed: one of pure"):
+        ModelConfig.from_dict({**params, "prompt_format": "chatml"})
+
+
 @pytest.mark.parametrize("name", ["text_config", "pad_token_id"])
 def test_a_config_without_what_is_needed_names_it(name):
     params = {key: value for key, value in PRISMATIC.items() if key != name}
