@@ -15,6 +15,7 @@ import mlx.nn as nn
 from mlx.utils import tree_unflatten
 
 from mlx_vlm_moxin.checkpoints.messages import print_error
+from mlx_vlm_moxin.checkpoints.stopping import Stopped, stoppable
 
 
 class Rounding(NamedTuple):
@@ -82,7 +83,7 @@ def fuse_adapter(model: nn.Module, dequantize: bool = False) -> int:
 def build_parser() -> argparse.ArgumentParser:
     """The options, named as those of ``mlx_lm.fuse``."""
     parser = argparse.ArgumentParser(
-        prog="python -m mlx_vlm_moxin.fuse",
+        prog="python -m mlx_vlm_moxin fuse",
         description="Write a checkpoint with an adapter's update in its weights",
     )
     parser.add_argument("--model", required=True, help="The base: directory or Hub id")
@@ -108,16 +109,19 @@ def main() -> int:
         from mlx_vlm_moxin import load
         from mlx_vlm_moxin.library.save import save_checkpoint
 
-        model, processor = load(args.model, adapter_path=args.adapter_path)
-        loss = None if args.dequantize else rounding(model)
-        layers = fuse_adapter(model, args.dequantize)
-        save_checkpoint(
-            model,
-            processor,
-            args.save_path,
-            made="An adapter was fused into weights",
-            relation="finetune",
-        )
+        with stoppable():
+            model, processor = load(args.model, adapter_path=args.adapter_path)
+            loss = None if args.dequantize else rounding(model)
+            layers = fuse_adapter(model, args.dequantize)
+            save_checkpoint(
+                model,
+                processor,
+                args.save_path,
+                made="An adapter was fused into weights",
+                relation="finetune",
+            )
+    except Stopped:
+        return print_error(Stopped(f"stopped; nothing half-written is left at {args.save_path}"))
     except (OSError, ValueError) as error:
         return print_error(error)
     print(f"Written to {args.save_path}, {layers} layers fused")

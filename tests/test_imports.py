@@ -15,7 +15,7 @@ PACKAGE = Path(mlx_vlm_moxin.__file__).parent
 FLOORS = (
     {"moxin"},
     {"checkpoints"},
-    {"actions", "bench", "conversion", "evals", "library", "plugin"},
+    {"actions", "bench", "conversion", "doctor", "evals", "library", "plugin"},
     {"commands"},
 )
 # The model folder under the name that it is imported with.

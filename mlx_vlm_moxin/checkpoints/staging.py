@@ -13,7 +13,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+from mlx_vlm_moxin.checkpoints.stopping import STOP_SIGNALS
 
 
 def _check_target(target: Path, overwrite: bool) -> None:
@@ -71,7 +71,7 @@ def _signals_wait() -> Iterator[None]:
     received: list[int] = []
     handlers = {
         number: signal.signal(number, lambda number, _: received.append(number))
-        for number in _SIGNALS
+        for number in STOP_SIGNALS
     }
     try:
         yield

@@ -2,14 +2,12 @@
 
 import argparse
 import errno
-import signal
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import fields, replace
 from functools import cache
 from pathlib import Path
-from typing import NoReturn
 
 from huggingface_hub import get_token
 from huggingface_hub.utils import disable_progress_bars, validate_repo_id
@@ -20,6 +18,7 @@ from mlx_vlm.utils import MODEL_CONVERSION_DTYPES
 from mlx_vlm_moxin.checkpoints.language_models import licence_note
 from mlx_vlm_moxin.checkpoints.messages import print_error
 from mlx_vlm_moxin.checkpoints.quantize_options import QuantizeOptions
+from mlx_vlm_moxin.checkpoints.stopping import Stopped, stoppable
 from mlx_vlm_moxin.conversion.baseline import loadable_source
 from mlx_vlm_moxin.conversion.convert import Conversion, convert
 from mlx_vlm_moxin.conversion.evaluation import (
@@ -35,19 +34,7 @@ from mlx_vlm_moxin.conversion.verify.report import FILE_NAME, Verification
 from mlx_vlm_moxin.conversion.verify.samples import find_samples
 from mlx_vlm_moxin.evals.example import Example
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-
-class Stopped(KeyboardInterrupt):
-    """The process received a signal to end."""
-
-
-def _stop(number: int, frame: object) -> NoReturn:
-    # A second signal ends the process at once, should cleaning up take too long.
-    for each in _SIGNALS:
-        signal.signal(each, signal.SIG_DFL)
-    raise Stopped
 
 
 def configure_parser() -> argparse.ArgumentParser:
@@ -218,14 +205,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     Bad input ends with one line on standard error and status 1.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    handlers = {number: signal.signal(number, _stop) for number in _SIGNALS}
-    try:
+    with stoppable():
         if arguments[:1] == ["sweep"]:
             return sweep(arguments[1:])
         return _convert(arguments)
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from mlx_vlm.models.moxin.config import MODEL_TYPES
 from mlx_vlm.models.moxin.processing_moxin import MoxinProcessor
 
 from mlx_vlm_moxin.checkpoints.action_options import NO_OPTIONS, ActionOptions
+from mlx_vlm_moxin.checkpoints.messages import one_line
 from mlx_vlm_moxin.checkpoints.quantize_options import (
     OptionNames,
     QuantizeOptions,
@@ -131,6 +132,22 @@ def _fetch(path_or_repo: str | Path, revision: str | None) -> Path:
     return fetch(name, [*SMALL_FILES, "*.safetensors", *ACTION_FILES], revision)
 
 
+def _with_adapter(model: nn.Module, path: Path) -> nn.Module:
+    """``model`` with an adapter that ``mlx_vlm.train`` wrote.
+
+    Raises:
+        ValueError: naming the adapter, if its files are missing or damaged.
+    """
+    try:
+        return utils.apply_lora_layers(model, path)
+    # mlx-vlm and MLX check neither its settings nor its weights.
+    except Exception as error:
+        raise ValueError(
+            f"The adapter in {path} cannot be used ({one_line(error, 250)}); give the directory "
+            "that mlx_vlm.train wrote, with adapter_config.json and adapters.safetensors"
+        ) from error
+
+
 def load(
     path_or_repo: str | Path,
     quantize: int | None = None,
@@ -176,6 +193,6 @@ def load(
         actions = ActionOptions(preset=actions)
     model = load_model(directory, lazy, options, actions or NO_OPTIONS)
     if adapter_path is not None:
-        model = utils.apply_lora_layers(model, Path(adapter_path).expanduser())
+        model = _with_adapter(model, Path(adapter_path).expanduser())
         model.eval()
     return model, utils.load_processor(directory, True, eos_token_ids=model.config.eos_token_id)
