@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import logging
 import sys
 from collections.abc import Sequence
 
@@ -44,7 +43,6 @@ def examine() -> list[Check]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the checks; returns 0 if all is well, 1 if something failed."""
     args = build_parser().parse_args(argv)
-    logging.getLogger().setLevel(logging.ERROR)
     checks = examine()
     failed = [check.name for check in checks if check.status == FAILED]
     if args.json:

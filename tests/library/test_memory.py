@@ -68,8 +68,8 @@ def test_a_load_that_quantises_warns_of_the_result(monkeypatch, caplog):
     monkeypatch.setattr(memory, "device_memory", lambda: Memory(int(whole / 0.85) - 1000, None))
     with caplog.at_level(logging.WARNING):
         load(HF_CHECKPOINT, quantize=8)
-    assert "of memory can be used here" not in caplog.text
-    load(HF_CHECKPOINT)
+        assert "of memory can be used here" not in caplog.text
+        load(HF_CHECKPOINT)
     assert "8 bits" in caplog.text
 
 
