@@ -106,4 +106,9 @@ def __getattr__(name):
     from importlib import import_module
 
     register()
-    return getattr(import_module(f"{__name__}.{_LIBRARY[name]}"), name)
+    try:
+        return getattr(import_module(f"{__name__}.{_LIBRARY[name]}"), name)
+    except ModuleNotFoundError as error:
+        if error.name == MODEL_MODULE:
+            raise ImportError(f"{SWITCH} is set, which switches this package off") from error
+        raise

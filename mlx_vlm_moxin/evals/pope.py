@@ -55,10 +55,11 @@ def build_parser() -> argparse.ArgumentParser:
 def _answer_all(args: argparse.Namespace, questions: Iterable[Question], file: Path) -> None:
     """Write one row per question as it is answered, so that an interruption loses none."""
     import mlx.core as mx
-    from mlx_vlm import load
     from mlx_vlm.evals.utils import inference
     from mlx_vlm.utils import load_image
     from tqdm import tqdm
+
+    from mlx_vlm_moxin.library.load import load
 
     mx.random.seed(args.seed)
     model, processor = load(args.model, adapter_path=args.adapter_path)

@@ -88,6 +88,9 @@ DEFAULTS = {
     "thinking_start_token": "<think>",
     "thinking_end_token": "</think>",
     "quantization_group_size": 64,
+    "lora_rank": 8,
+    "lora_alpha": 16.0,
+    "lora_dropout": 0.0,
 }
 # Options without effect unless another one is given.
 NEEDS = {
@@ -196,9 +199,15 @@ def _training(command: Command) -> Iterator[Fault]:
         yield "lora_rank", f"the layers are {width} wide, which is the most that makes sense"
     if dropout is not None and not 0 <= dropout < 1:
         yield "lora_dropout", "it must be from 0 to below 1"
-    if command.get("quantization_bits") is not None and command.quantization is not None:
-        bits = command.quantization.get("bits")
+    bits = (command.quantization or {}).get("bits")
+    if command.get("quantization_bits") is not None and bits is not None:
         yield "quantization_bits", f"the checkpoint is quantised to {bits} bits already"
+    if command.get("train_type") == "dora" and bits is not None and 32 % bits:
+        yield "train_type", f"mlx-vlm has no DoRA for layers of {bits} bits; LoRA it has"
+    if command.get("train_type") == "full":
+        for name in ("lora_rank", "lora_alpha", "lora_dropout", "target_modules"):
+            if _is_given(name, command.get(name)):
+                yield name, "it has no effect on full training, which has no adapter"
     linears = [
         name
         for name, module in command.model.named_modules()

@@ -1,6 +1,7 @@
 """Installed means found: the finder, what it costs, and what it must not do."""
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -125,3 +126,10 @@ def test_switched_off_mlx_vlm_does_not_know_the_model_and_our_commands_say_why()
     ours = run_module("mlx_vlm_moxin", "generate", "--model", HF_CHECKPOINT, env=off)
     assert ours.returncode == 2
     assert "MLX_VLM_MOXIN_DISABLE is set" in ours.stderr.splitlines()[-1]
+    code = """
+try:
+    from mlx_vlm_moxin import load
+except ImportError as error:
+    print(error)
+"""
+    assert "MLX_VLM_MOXIN_DISABLE is set" in run_python(code, env={**os.environ, **off})

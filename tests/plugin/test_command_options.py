@@ -21,7 +21,7 @@ from mlx_vlm_moxin.plugin.command_errors import input_error
 
 GENERATE, CHAT, SERVER = "mlx_vlm.generate", "mlx_vlm.chat", "mlx_vlm.server.cli"
 TRAIN, CONVERT = "mlx_vlm.train", "mlx_vlm.convert"
-QUANTIZED = "a quantised checkpoint"
+QUANTIZED, THREE_BITS = "a quantised checkpoint", "one of 3 bits"
 
 GENERATION = [
     ("--temperature -1", "--temperature -1.0 cannot be used: it must be at least 0"),
@@ -104,6 +104,9 @@ TRAINING = [
     (f"{QUANTIZED} --quantization-bits 4", "quantised to 4 bits already"),
     ("--quantization-group-size 32", "no effect without --quantization-bits"),
     ("--quantization-bits 4 --full-finetune", "leave quantization_bits=None"),
+    (f"{THREE_BITS} --train-type dora", "mlx-vlm has no DoRA for layers of 3 bits"),
+    ("--full-finetune --lora-rank 4", "no effect on full training"),
+    ("--full-finetune --target-modules q_proj", "no effect on full training"),
     ("--batch-size 5", "at least batch_size=5 examples"),
     ("--train-split other", "no non-empty 'other' split"),
     ("--data nowhere", "'nowhere'"),
@@ -213,11 +216,14 @@ def test_the_table_knows_what_a_command_has_where_an_option_is_not_given():
 
 
 @pytest.fixture(scope="module")
-def quantized_checkpoint(tmp_path_factory):
-    path = tmp_path_factory.mktemp("quantized") / "checkpoint"
-    options = {"quantize": True, "q_bits": 4, "q_group_size": 32}
-    convert(str(HF_CHECKPOINT), str(path), trust_remote_code=False, **options)
-    return path
+def checkpoints(tmp_path_factory):
+    """Directories by the words that a case begins with."""
+    paths = {"": HF_CHECKPOINT}
+    for name, bits in ((QUANTIZED, 4), (THREE_BITS, 3)):
+        paths[name] = tmp_path_factory.mktemp("quantized") / "checkpoint"
+        options = {"quantize": True, "q_bits": bits, "q_group_size": 32}
+        convert(str(HF_CHECKPOINT), str(paths[name]), trust_remote_code=False, **options)
+    return paths
 
 
 @pytest.fixture(scope="module")
@@ -238,12 +244,12 @@ def _serve(*args, **kwargs) -> None:
 
 
 @pytest.fixture
-def error_of(monkeypatch, tmp_path, quantized_checkpoint, rows):
+def error_of(monkeypatch, tmp_path, checkpoints, rows):
     """The line that a command ends with, run in this process."""
 
     def run(module: str, case: str) -> str:
-        checkpoint = quantized_checkpoint if case.startswith(QUANTIZED) else HF_CHECKPOINT
-        options = case.removeprefix(QUANTIZED).split()
+        kind = next(name for name in (QUANTIZED, THREE_BITS, "") if case.startswith(name))
+        checkpoint, options = checkpoints[kind], case.removeprefix(kind).split()
         needed = {
             GENERATE: ["--image", image_path("photo")],
             TRAIN: ["--data", str(rows), "--iters", "1", "--output-path", str(tmp_path)],
