@@ -8,15 +8,33 @@ dtype, format or cache; adapters; training) these return None, and the modules c
 ``MLX_VLM_MOXIN_KERNELS=0`` in the environment switches the kernels off.
 """
 
+import functools
+from collections.abc import Callable
+from typing import Any
+
 from ..language import LanguageModel
+from ..moxin import Model
 from ..vision import VisionModel
-from . import decoder, towers
+from . import decoder, precompile, towers
 from .device import enabled
 
 __all__ = ["attach", "enabled"]
 
 
 def attach() -> None:
-    """Make all language and vision models try the kernels first."""
+    """Make all models try the kernels first, and compile them while weights are being read."""
     LanguageModel.engine_logits = decoder.logits
     VisionModel.engine_blocks = towers.blocks
+    Model.load_weights = _precompiling(Model.load_weights)
+
+
+def _precompiling(load_weights: Callable[..., Model]) -> Callable[..., Model]:
+    """``load_weights``, which starts compiling the model's kernels once weights are assigned."""
+
+    @functools.wraps(load_weights)
+    def load(model: Model, *args: Any, **kwargs: Any) -> Model:
+        result = load_weights(model, *args, **kwargs)
+        precompile.start(model)
+        return result
+
+    return load

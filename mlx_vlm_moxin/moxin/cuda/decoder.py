@@ -7,9 +7,9 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from . import device
-from .decoder_layers import DecoderSizes, read_layers, read_sizes
+from .decoder_layers import TRAINING, DecoderSizes, read_layers, read_sizes
 from .engine_table import EngineTable
-from .errors import UnsupportedError
+from .errors import UnsupportedError, require
 from .fused_prompt import FusedPrompt
 from .fused_step import FusedStep
 from .layerwise import Layerwise
@@ -45,6 +45,7 @@ class DecoderEngine:
         """
         is_prompt = inputs.shape[1] > 1
         try:
+            require(not self._decoder.training, TRAINING)
             if is_prompt or not self._is_checked:
                 self._sizes, self._is_checked = None, True
                 self._sizes = read_sizes(self._decoder)

@@ -12,7 +12,6 @@ import mlx.nn as nn
 
 from ...llama.language import MLP, Attention, TransformerBlock
 from .. import linear
-from . import kv_cache
 from .errors import UnsupportedError, require
 from .kernel import DTYPES
 
@@ -20,6 +19,7 @@ BITS = (4, 8)
 GROUP_SIZES = (32, 64, 128)
 # A lane reads 16 bytes, which are 32 weights of 4 bits, and eight lanes share a key.
 WIDTH_MULTIPLE = 64
+TRAINING = "the model is being trained"
 PLAIN = (nn.Linear, linear.Linear)
 QUANTIZED = (nn.QuantizedLinear, linear.QuantizedLinear)
 
@@ -81,6 +81,9 @@ class Format(NamedTuple):
         return f"moxin::Format<{self.bits}, {self.group_size}>"
 
 
+PLAIN_FORMAT = Format(16, 0)
+
+
 class Projection(NamedTuple):
     """Matrices of one format that a kernel multiplies together.
 
@@ -128,13 +131,13 @@ class DecoderLayer(NamedTuple):
 def _format(layer: nn.Module) -> Format:
     # Compared by class: adapters, shards and subclasses may compute something else.
     if type(layer) in PLAIN:
-        found = Format(16, 0)
+        found = PLAIN_FORMAT
     else:
         require(type(layer) in QUANTIZED, "a matrix is an adapter, a shard or of another class")
         found = Format(layer.bits, layer.group_size)
         is_known = layer.mode == "affine" and layer.bits in BITS
         require(is_known and layer.group_size in GROUP_SIZES, "a matrix has another packing")
-    require(layer.keys() == set(found.arrays), "a matrix has a bias or other parameters")
+    require(len(layer) == len(found.arrays), "a matrix has a bias or other parameters")
     return found
 
 
@@ -145,26 +148,25 @@ def read_projection(dtype: mx.Dtype, width: int, *layers: nn.Module) -> Projecti
         UnsupportedError: if they are of different formats or of other dtypes or shapes.
     """
     form, rows, arrays = _format(layers[0]), [], []
+    names, dtypes, widths = form.arrays, form.dtypes(dtype), [width]
+    if form.bits < 16:
+        groups = width // form.group_size
+        widths = [width * form.bits // 32, groups, groups]
     for layer in layers:
         require(_format(layer) == form, "matrices that are multiplied together are packed apart")
-        found = [layer[name] for name in form.arrays]
-        rows.append(found[0].shape[0])
-        widths = [width]
-        if form.bits < 16:
-            widths = [width * form.bits // 32, width // form.group_size, width // form.group_size]
-        require(
-            all(array.shape == (rows[-1], size) for array, size in zip(found, widths)),
-            "a matrix has another shape",
-        )
-        is_same = all(array.dtype == kind for array, kind in zip(found, form.dtypes(dtype)))
-        require(is_same, "a matrix is of another dtype than the norms")
-        arrays += found
+        count = layer["weight"].shape[0]
+        for name, size, kind in zip(names, widths, dtypes):
+            array = layer[name]
+            require(array.shape == (count, size), "a matrix has another shape")
+            require(array.dtype == kind, "a matrix is of another dtype than the norms")
+            arrays.append(array)
+        rows.append(count)
     return Projection(form, tuple(rows), arrays)
 
 
 def _read_norm(norm: nn.Module, sizes: DecoderSizes) -> mx.array:
     require(type(norm) is nn.RMSNorm and norm.eps == sizes.eps, "a norm is of another kind")
-    weight = norm.weight
+    weight = norm["weight"]
     is_same = weight.dtype == sizes.dtype and weight.shape == (sizes.hidden,)
     require(is_same, "a norm is of another dtype or shape")
     return weight
@@ -177,7 +179,6 @@ def read_sizes(decoder: nn.Module) -> DecoderSizes:
         UnsupportedError: if no kernel computes such a decoder. The layers are checked when they
             are read.
     """
-    require(not decoder.training, "the model is being trained")
     first = decoder.layers[0]
     require(type(first) is TransformerBlock, "the layers are not mlx-vlm's Llama blocks")
     attention, norm = first.self_attn, decoder.norm
@@ -208,14 +209,16 @@ def read_sizes(decoder: nn.Module) -> DecoderSizes:
 
 
 def _read_layer(layer: nn.Module, sizes: DecoderSizes) -> DecoderLayer:
+    # Parts are read as from dictionaries, which modules are: this runs before each prompt, and
+    # attributes cost several times as much.
     require(type(layer) is TransformerBlock, "a layer is not one of mlx-vlm's Llama blocks")
-    attention, mlp = layer.self_attn, layer.mlp
+    attention, mlp = layer["self_attn"], layer["mlp"]
     is_known = type(attention) is Attention and type(mlp) is MLP
     require(is_known, "a layer's attention or MLP is of another class")
     heads = attention.n_heads, attention.n_kv_heads, attention.head_dim
     require(heads == (sizes.heads, sizes.kv_heads, sizes.head_dim), "a layer has other heads")
     require(attention.scale == sizes.head_dim**-0.5, "a layer scales its scores in another way")
-    rope = attention.rope
+    rope = attention["rope"]
     require(
         type(rope) is nn.RoPE
         and rope.dims == sizes.head_dim
@@ -224,26 +227,22 @@ def _read_layer(layer: nn.Module, sizes: DecoderSizes) -> DecoderLayer:
         and rope.scale == 1,
         "a layer's RoPE is scaled, partial, traditional or of another base",
     )
-
-    def read(width: int, *layers: nn.Module) -> Projection:
-        return read_projection(sizes.dtype, width, *layers)
-
+    dtype, hidden = sizes.dtype, sizes.hidden
+    qkv = attention["q_proj"], attention["k_proj"], attention["v_proj"]
     found = DecoderLayer(
-        _read_norm(layer.input_layernorm, sizes),
-        read(sizes.hidden, attention.q_proj, attention.k_proj, attention.v_proj),
-        read(sizes.attended, attention.o_proj),
-        _read_norm(layer.post_attention_layernorm, sizes),
-        read(sizes.hidden, mlp.gate_proj, mlp.up_proj),
-        read(sizes.intermediate, mlp.down_proj),
+        _read_norm(layer["input_layernorm"], sizes),
+        read_projection(dtype, hidden, *qkv),
+        read_projection(dtype, sizes.attended, attention["o_proj"]),
+        _read_norm(layer["post_attention_layernorm"], sizes),
+        read_projection(dtype, hidden, mlp["gate_proj"], mlp["up_proj"]),
+        read_projection(dtype, sizes.intermediate, mlp["down_proj"]),
     )
-    rows = tuple(projection.rows for projection in found.projections)
-    expected = (
-        (sizes.attended, sizes.keys, sizes.keys),
-        (sizes.hidden,),
-        (sizes.intermediate, sizes.intermediate),
-        (sizes.hidden,),
+    require(
+        found.qkv.rows == (sizes.attended, sizes.keys, sizes.keys)
+        and found.output.rows == found.down.rows == (hidden,)
+        and found.gate_up.rows == (sizes.intermediate, sizes.intermediate),
+        "a matrix has another number of rows",
     )
-    require(rows == expected, "a matrix has another number of rows")
     return found
 
 
@@ -255,13 +254,13 @@ def read_layers(
     Raises:
         UnsupportedError: if the kernels do not compute what one of them computes.
     """
-    require(not decoder.training, "the model is being trained")
-    return [_read_layer(layer, sizes) for layer in decoder.layers[chosen]]
+    return [_read_layer(layer, sizes) for layer in decoder["layers"][chosen]]
 
 
 def supports(decoder: nn.Module) -> bool:
     """Whether the kernels compute what ``decoder``, a ``MistralModel``, computes."""
     try:
+        require(not decoder.training, TRAINING)
         read_layers(decoder, read_sizes(decoder))
     except UnsupportedError:
         return False
@@ -290,15 +289,23 @@ def caches_fit(
     if inputs_embeds is not None and inputs_embeds.dtype != sizes.dtype:
         return False
     filled, keys = cache[0].size(), cache[0].keys
-    if kv_cache.is_current(cache):
-        cache = cache[:1]  # all were made alike
     if not all(layer.size() == filled for layer in cache):
         return False
     if keys is None:
         return filled == 0 and all(layer.keys is None for layer in cache)
-    shape = (inputs.shape[0], sizes.kv_heads, keys.shape[2], sizes.head_dim)
+    if inputs.shape[1] == 1:
+        cache = cache[:1]  # the graph of a step checks all when it is traced
+    return are_alike(
+        [array for layer in cache for array in (layer.keys, layer.values)], inputs.shape[0], sizes
+    )
+
+
+def are_alike(arrays: Sequence[mx.array | None], batch: int, sizes: DecoderSizes) -> bool:
+    """Whether cached keys and values are ``[batch, KV, capacity, head_dim]``, of one capacity."""
+    if arrays[0] is None or arrays[0].ndim != 4:
+        return False
+    shape = (batch, sizes.kv_heads, arrays[0].shape[2], sizes.head_dim)
     return all(
         array is not None and array.shape == shape and array.dtype == sizes.dtype
-        for layer in cache
-        for array in (layer.keys, layer.values)
+        for array in arrays
     )

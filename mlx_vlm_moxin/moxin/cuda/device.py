@@ -75,6 +75,20 @@ def _device() -> ctypes.c_int:
 
 
 @functools.cache
+def name() -> str:
+    """The GPU's name."""
+    return mx.device_info()["device_name"]
+
+
+@functools.cache
+def driver_version() -> int:
+    """CUDA version of the driver, such as 13000."""
+    value = ctypes.c_int()
+    _check(_driver().cuDriverGetVersion(ctypes.byref(value)), "cuDriverGetVersion")
+    return value.value
+
+
+@functools.cache
 def attribute(number: int) -> int:
     """A CUdevice_attribute of MLX's GPU; 0 for one that the driver does not know."""
     value = ctypes.c_int()

@@ -19,12 +19,21 @@ MATRICES = {"qkv": 3, "output": 1, "gate_up": 2, "down": 1}
 Formats = tuple[Format, Format, Format, Format]
 
 
+def windows(count: int, first: int = 0) -> Iterator[slice]:
+    """``count`` layers from number ``first`` on, divided into as few launches as possible.
+
+    They are divided evenly, so that most launches use the same kernel.
+    """
+    launches = math.ceil(count / LAYERS_AT_ONCE)
+    edges = [first + count * index // launches for index in range(launches + 1)]
+    yield from (slice(start, end) for start, end in itertools.pairwise(edges))
+
+
 def groups(layers: Sequence[DecoderLayer]) -> Iterator[slice]:
     """Layers of one launch each: up to ``LAYERS_AT_ONCE`` consecutive ones of the same formats."""
     for _, same in itertools.groupby(range(len(layers)), lambda index: layers[index].formats):
         indices = list(same)
-        for start in range(indices[0], indices[-1] + 1, LAYERS_AT_ONCE):
-            yield slice(start, min(start + LAYERS_AT_ONCE, indices[-1] + 1))
+        yield from windows(len(indices), indices[0])
 
 
 def build(

@@ -67,14 +67,16 @@ class FusedPrompt:
             arrays = kv_cache.reserve(cache, tokens)
         filled = kernel.count_array(cache[0].offset)
         with turns.turn() as launched:
-            for first in range(0, layers, fused_layers.LAYERS_AT_ONCE):
+            for window in fused_layers.windows(layers):
                 # The GPU works on these layers while the next ones are read.
-                chosen = slice(first, first + fused_layers.LAYERS_AT_ONCE)
-                found = read_layers(decoder, sizes, chosen)
+                found = read_layers(decoder, sizes, window)
+                own = arrays[2 * window.start : 2 * window.stop]
                 for group in fused_layers.groups(found):
                     some = found[group]
-                    fused = _kernel(sizes, some[0].formats, len(some), tokens, arrays[0].shape[2])
-                    caches = arrays[2 * (first + group.start) : 2 * (first + group.stop)]
+                    fused = prompt_kernel(
+                        sizes, some[0].formats, len(some), tokens, arrays[0].shape[2]
+                    )
+                    caches = own[2 * group.start : 2 * group.stop]
                     x = fused_layers.launch(fused, some, x, filled, caches)
                     mx.async_eval(x)
             logits = layerwise.logits(self._head, decoder.norm(x[None, -logits_to_keep:]))
@@ -92,7 +94,7 @@ def shared_memory(sizes: DecoderSizes, tile: int) -> int:
 
 
 @functools.lru_cache
-def _kernel(
+def prompt_kernel(
     sizes: DecoderSizes,
     formats: fused_layers.Formats,
     count: int,

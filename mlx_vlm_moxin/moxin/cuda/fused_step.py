@@ -14,7 +14,7 @@ import mlx.nn as nn
 
 from ...cache import KVCache
 from . import device, fused_layers, kernel, kv_cache, turns
-from .decoder_layers import DecoderLayer, DecoderSizes, caches_fit, read_layers
+from .decoder_layers import DecoderSizes, are_alike, caches_fit, read_layers
 from .errors import require
 from .graph import compile_graph
 
@@ -81,18 +81,24 @@ def _step(
     arrays: list[mx.array],
 ) -> tuple[mx.array, list[mx.array]]:
     """Logits, and ``arrays`` (keys and values of each layer) after the kernels wrote into them."""
+    require(are_alike(arrays, 1, sizes), "caches of other shapes or dtypes")
     layers = read_layers(decoder, sizes)
     x = decoder.embed_tokens(inputs).reshape(-1)
     for group in fused_layers.groups(layers):
         caches = arrays[2 * group.start : 2 * group.stop]
-        fused = _kernel(layers[group], sizes, arrays[0].shape[2])
-        x = fused_layers.launch(fused, layers[group], x, position, caches)
+        some = layers[group]
+        fused = step_kernel(sizes, some[0].formats, len(some), arrays[0].shape[2])
+        x = fused_layers.launch(fused, some, x, position, caches)
     logits = head(decoder.norm(x.reshape(1, 1, -1)))
     return logits, kv_cache.after(arrays, x)
 
 
-def _kernel(layers: Sequence[DecoderLayer], sizes: DecoderSizes, capacity: int) -> kernel.Kernel:
-    dtype, formats = sizes.dtype, layers[0].formats
+@functools.lru_cache
+def step_kernel(
+    sizes: DecoderSizes, formats: fused_layers.Formats, count: int, capacity: int
+) -> kernel.Kernel:
+    """The kernel of ``count`` layers, for caches of ``capacity`` positions."""
+    dtype = sizes.dtype
     splits = max(1, min(device.multiprocessors() // sizes.heads, MAX_SPLITS))
     memory = shared_memory(sizes, formats)
     require(memory <= device.max_shared_memory(), "a decoding step needs more shared memory")
@@ -100,7 +106,7 @@ def _kernel(layers: Sequence[DecoderLayer], sizes: DecoderSizes, capacity: int) 
         "fused_step",
         sizes,
         formats,
-        len(layers),
+        count,
         {"SPLITS": splits},
         {
             "out": ((sizes.hidden,), dtype),

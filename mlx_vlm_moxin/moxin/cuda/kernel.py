@@ -7,7 +7,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from . import device, nvrtc
+from . import cubin_cache, device
 from .errors import require
 
 C_TYPES = {
@@ -98,7 +98,7 @@ def compiled(
 ) -> tuple[str, bytes]:
     """Name and machine code of a kernel on MLX's GPU."""
     source, name = source_of(entry, dict(constants), dict(macros))
-    return name, nvrtc.compile_source(source, device.architecture())
+    return name, cubin_cache.load(source, device.architecture())
 
 
 def build(

@@ -21,11 +21,12 @@ from .decoder_layers import (
     DecoderLayer,
     DecoderSizes,
     Projection,
+    are_alike,
     caches_fit,
     read_layers,
     read_projection,
 )
-from .errors import UnsupportedError
+from .errors import UnsupportedError, require
 from .graph import compile_graph
 from .kernel import MIN_SIZE, count_array
 
@@ -130,6 +131,7 @@ def _step(
     keys: list[mx.array],
     values: list[mx.array],
 ) -> tuple[mx.array, list[mx.array], list[mx.array]]:
+    require(are_alike(keys + values, len(inputs), sizes), "caches of other shapes or dtypes")
     layers, x, norm = read_layers(decoder, sizes), decoder.embed_tokens(inputs), decoder.norm.weight
     h, keys, values = _hidden(layers, norm, sizes, x, (filled, padding), keys, values, {})
     return logits(head, h), keys, values
@@ -191,18 +193,8 @@ def logits(head: nn.Module, h: mx.array) -> mx.array:
     found = kernels.multiply(h.dtype, projection.format, projection.rows, *rows.shape)
     if found is None:
         return head(h)
-    (product,) = found[0](rows, *kernels.pad_arrays(padded(projection)))
+    (product,) = found[0](rows, *projection.arrays)
     return product.sum(axis=0).astype(h.dtype).reshape(*h.shape[:2], -1)
-
-
-def padded(projection: Projection) -> list[mx.array]:
-    """Three arrays of each matrix, as the kernel of :func:`kernels.multiply` expects them."""
-    count = len(projection.format.arrays)
-    matrices = [
-        projection.arrays[first : first + count]
-        for first in range(0, len(projection.arrays), count)
-    ]
-    return [array for matrix in matrices for array in kernels.pad_arrays(matrix, 3)]
 
 
 def _layer(
@@ -265,7 +257,7 @@ def _multiply(
     found = kernels.multiply(sizes.dtype, form, projection.rows, *x.shape, is_gated)
     if found is not None:
         kernel, splits = found
-        return kernel(x, *kernels.pad_arrays(padded(projection))), splits
+        return kernel(x, *projection.arrays), splits
     arrays = projection.arrays
     if form.bits < 16:
         # MLX needs a minute to compile its quantised product for a prompt's size.

@@ -13,18 +13,22 @@ import mlx.core as mx
 
 from . import device, kernel
 from .decoder_layers import DecoderSizes, Format
-from .kernel import Kernel
+from .kernel import C_TYPES, Kernel
 
 # Rows of a product's tile.
 ROW_TILES = (16, 32, 64)
+# Tiles of more rows are used with quantised weights, and for up to so many rows: beyond that it is
+# faster to unpack the weights and to use MLX's product, which is always faster for plain weights
+# (docs/speed.md).
+WIDE_ROW_TILES = (96, 128)
+MAX_WIDE_ROWS = {8: 512, 4: 384}
 # Values of K per step of a product, warps of its thread block, and stages of its input.
 TILE_K = 128
 PRODUCT_WARPS = 8
 STAGES = 3
-# Tiles of 8 rows of weights per warp; of a gated product in a fused prompt, where 4 compute all
-# columns of the real model in one round.
-TILES = 2
-FUSED_GATED_TILES = 4
+# Tiles of 8 rows of weights per warp in a fused prompt; in its gated product 4 compute all columns
+# of the real model in one round.
+TILES, FUSED_GATED_TILES = 2, 4
 # Thread blocks that keep the memory busy; K is divided into parts until there are as many.
 TARGET_BLOCKS = 400
 MAX_SPLITS = 8
@@ -74,6 +78,38 @@ def count_splits(columns: int, width: int, blocks: int) -> int:
     return max(1, min(blocks // needed, MAX_SPLITS, width // TILE_K))
 
 
+class Tiling(NamedTuple):
+    """How a product is divided.
+
+    Attributes:
+        rows: of ``x`` per thread block.
+        tiles: of 8 rows of weights per warp.
+        min_blocks: thread blocks per multiprocessor, at least (``__launch_bounds__``).
+        target_blocks: thread blocks up to which K is divided.
+    """
+
+    rows: int
+    tiles: int
+    min_blocks: int
+    target_blocks: int
+
+
+def find_tiling(form: Format, rows: int) -> Tiling | None:
+    """The fastest tiling, as measured on an H200; None if there is no kernel for so many rows."""
+    tile = row_tile(rows)
+    if tile is not None:
+        if tile < ROW_TILES[-1] or form.bits == 16:
+            return Tiling(tile, 2, 2, TARGET_BLOCKS)
+        return Tiling(tile, 4, 1, TARGET_BLOCKS)
+    limit = device.max_shared_memory()
+    fitting = [tile for tile in WIDE_ROW_TILES if product_memory(tile) <= limit]
+    if not fitting or rows > MAX_WIDE_ROWS.get(form.bits, 0):
+        return None
+    # The one with the fewest rows left over, or the higher one.
+    tile = min(fitting, key=lambda tile: (math.ceil(rows / tile) * tile, -tile))
+    return Tiling(tile, 4, 1, device.multiprocessors())
+
+
 def product_memory(tile: int) -> int:
     """Bytes of shared memory of a product's thread block."""
     return STAGES * tile * TILE_K * 2
@@ -101,16 +137,23 @@ def multiply(
         is_gated: give ``silu`` of the first product times the second one, ``[rows, N]``.
 
     Returns:
-        A kernel of ``x`` and of nine arrays (:func:`pad_arrays`), and the number of parts of its
-        result. None if there is no kernel for so many rows, this width or these columns.
+        A kernel of ``x`` and of the matrices' arrays, and the number of parts of its result. None
+        if there is no kernel for so many rows, this width or these columns.
     """
-    tile = row_tile(rows)
+    tiling = find_tiling(form, rows)
     columns = matrices[0] if is_gated else sum(matrices)
-    if tile is None or width % TILE_K or columns % 2:
+    if tiling is None or width % TILE_K or columns % 2:
         return None
-    warp_columns = 4 * TILES if is_gated else 8 * TILES
-    blocks = math.ceil(columns / (PRODUCT_WARPS * warp_columns))
-    splits = 1 if is_gated else count_splits(columns, width, TARGET_BLOCKS)
+    warp_columns = (4 if is_gated else 8) * tiling.tiles
+    blocks = math.ceil(columns / (PRODUCT_WARPS * warp_columns)) * math.ceil(rows / tiling.rows)
+    most_splits = min(MAX_SPLITS, width // TILE_K)
+    splits = 1 if is_gated else max(1, min(tiling.target_blocks // blocks, most_splits))
+    names = [[f"{name}_{index}" for name in form.arrays] for index in range(len(matrices))]
+    parameters = [
+        f"const {C_TYPES[kind]}* {name}"
+        for matrix in names
+        for name, kind in zip(matrix, form.dtypes(dtype))
+    ]
     product = kernel.build(
         "narrow_matmul",
         {
@@ -118,13 +161,14 @@ def multiply(
             "Output": dtype if is_gated else mx.float32,
             "BITS": form.bits,
             "GROUP": form.group_size,
-            "ROWS": tile,
+            "ROWS": tiling.rows,
             "GATED": is_gated,
-            "TILES": TILES,
+            "TILES": tiling.tiles,
+            "MIN_BLOCKS": tiling.min_blocks,
             "THREADS": MULTIPLY_THREADS,
             **TILING,
         },
-        [dtype, *3 * pad_arrays(list(form.dtypes(dtype)), 3)],
+        [dtype, *len(matrices) * form.dtypes(dtype)],
         {"out": ((rows, columns), dtype) if is_gated else ((splits, rows, columns), mx.float32)},
         {
             **{f"end_{index}": sum(matrices[: index + 1]) for index in range(3)},
@@ -132,16 +176,15 @@ def multiply(
             "width": width,
             "splits": splits,
         },
+        macros={
+            "MATRIX_PARAMETERS": ", ".join(parameters),
+            "MATRICES": ", ".join(f"{{{', '.join(matrix)}}}" for matrix in names),
+        },
         blocks=blocks * splits,
         threads=MULTIPLY_THREADS,
-        shared_memory=product_memory(tile),
+        shared_memory=product_memory(tiling.rows),
     )
     return product, splits
-
-
-def pad_arrays(arrays: list, count: int = 9) -> list:
-    """``arrays``, of as many matrices or parts of a matrix as there are, and fillers."""
-    return arrays + (count - len(arrays)) * arrays[:1]
 
 
 @functools.lru_cache

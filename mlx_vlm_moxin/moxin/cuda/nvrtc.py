@@ -11,6 +11,7 @@ from pathlib import Path
 
 KERNELS = Path(__file__).with_name("kernels")
 VERSIONS = (13, 12)
+OPTIONS = ("--std=c++17",)
 
 
 @functools.cache
@@ -76,7 +77,7 @@ def compile_source(source: str, architecture: str) -> bytes:
         ctypes.byref(program), source.encode(), b"moxin.cu", len(sources()), texts, names
     )
     _check(code, "nvrtcCreateProgram")
-    options = _strings([f"--gpu-architecture={architecture}", "--std=c++17"])
+    options = _strings([f"--gpu-architecture={architecture}", *OPTIONS])
     try:
         if nvrtc.nvrtcCompileProgram(program, len(options), options):
             log = _read("ProgramLog", program).rstrip(b"\0").decode()

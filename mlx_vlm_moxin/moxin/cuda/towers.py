@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 # Tensor cores read 16 bytes at a time.
 WIDTH_MULTIPLE = 8
+TRAINING = "the model is being trained"
 
 
 class LayerPair(NamedTuple):
@@ -69,7 +70,6 @@ def _check_linear(linear: nn.Module, rows: int, columns: int, dtype: mx.Dtype) -
 
 def _check_layer(layer: nn.Module, first: nn.Module, eps: float, dtype: mx.Dtype) -> None:
     """Raise unless the kernel computes what ``layer`` computes, given its tower's ``first``."""
-    require(not layer.training, "the model is being trained")
     is_known = type(layer) is Block and type(layer.attn) is Attention and type(layer.mlp) is MLP
     require(is_known, "a layer of another class")
     width, inner = first.norm1.weight.shape[0], first.mlp.fc1.weight.shape[0]
@@ -111,6 +111,7 @@ def check(pairs: Sequence[LayerPair]) -> None:
 def supports(pairs: Sequence[LayerPair]) -> bool:
     """Whether the kernel computes what the layers compute."""
     try:
+        require(not any(layer.training for pair in pairs for layer in pair.layers), TRAINING)
         check(pairs)
     except UnsupportedError:
         return False
@@ -132,24 +133,45 @@ def _run(pairs: Sequence[LayerPair], *xs: mx.array) -> list[mx.array]:
     check(pairs)
     dtype = pairs[0].layers[0].norm1.weight.dtype
     require(all(x.dtype == dtype for x in xs), "tokens of another dtype than the layers")
-    depths = [sum(pair.is_active[which] for pair in pairs) for which in range(2)]
-    arrays = [[_parameters(layer) for layer in pair.layers] for pair in pairs]
+    run = kernels.tower_layers(*kernel_arguments(pairs, [x.shape[:2] for x in xs]))
+    flat = [
+        array for pair in pairs for layer in pair.layers for array in _parameters(layer).values()
+    ]
+    outputs = run(kernel.counters(), *xs, *flat)[:2]
+    active = [any(pair.is_active[which] for pair in pairs) for which in range(2)]
+    return [after if is_active else x for after, x, is_active in zip(outputs, xs, active)]
+
+
+def kernel_arguments(
+    pairs: Sequence[LayerPair], shapes: Sequence[tuple[int, int]]
+) -> tuple[mx.Dtype, tuple[kernels.Tower, kernels.Tower], int, float, kernels.Tiles]:
+    """Arguments of :func:`tower_kernel.tower_layers`.
+
+    Args:
+        pairs: the layers, which are supported.
+        shapes: batch and number of tokens of each tower.
+    """
     first = pairs[0].layers
     towers = tuple(
         kernels.Tower(
-            *x.shape,
+            *shape,
+            layer.norm1.weight.shape[0],
             layer.attn.num_heads,
             layer.mlp.fc1.weight.shape[0],
-            depth,
-            tuple(parameters),
+            sum(pair.is_active[which] for pair in pairs),
+            tuple(_parameters(layer)),
         )
-        for x, layer, depth, parameters in zip(xs, first, depths, arrays[0])
+        for which, (shape, layer) in enumerate(zip(shapes, first))
     )
-    eps, tiles = first[0].norm1.eps, kernels.find_tiles()
-    run = kernels.tower_layers(dtype, towers, len(pairs), eps, tiles)
-    flat = [array for pair in arrays for parameters in pair for array in parameters.values()]
-    outputs = run(kernel.counters(), *xs, *flat)[:2]
-    return [after if depth else x for after, x, depth in zip(outputs, xs, depths)]
+    norm = first[0].norm1
+    return norm.weight.dtype, towers, len(pairs), norm.eps, kernels.find_tiles()
+
+
+def stages(pairs: Sequence[LayerPair]) -> list[Sequence[LayerPair]]:
+    """``pairs``, divided into those of one launch each."""
+    starts = [0, *range(kernels.FIRST_LAYERS, len(pairs), kernels.LAYERS_AT_ONCE)]
+    edges = itertools.pairwise([*starts, len(pairs)])
+    return [pairs[start:end] for start, end in edges]
 
 
 class TowersEngine:
@@ -157,11 +179,8 @@ class TowersEngine:
 
     def __init__(self, towers: Sequence[nn.Module]):
         self._layers = _layers(towers)
-        pairs = make_pairs(towers)
         self._stages = []
-        starts = [0, *range(kernels.FIRST_LAYERS, len(pairs), kernels.LAYERS_AT_ONCE)]
-        for start, end in itertools.pairwise([*starts, len(pairs)]):
-            stage = pairs[start:end]
+        for stage in stages(make_pairs(towers)):
             modules = [layer for pair in stage for layer in pair.layers]
             self._stages.append(compile_graph(functools.partial(_run, stage), modules))
 
@@ -209,7 +228,7 @@ def blocks(
         return None
     try:
         require(len(towers) == 2, "the kernel computes two towers")
-        require(not model.training, "the model is being trained")
+        require(not model.training, TRAINING)
         make = functools.partial(TowersEngine, towers)
         return engines.find(model, lambda engine: engine.holds(towers), make)(tokens)
     except UnsupportedError as error:

@@ -1,29 +1,28 @@
-"""Kernels that a test has replaced must not be kept for the next one."""
+"""NVIDIA's compiler without a GPU; kernels that a test has replaced are not kept for the next."""
+
+import ctypes
+from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
-from mlx_vlm.models.moxin.cuda import (
-    fused_prompt,
-    kernel,
-    kv_cache,
-    layerwise_kernels,
-    tower_kernel,
-)
+from cuda_support import forget_kernels
+from mlx_vlm.models.moxin.cuda import nvrtc
+
+
+@pytest.fixture(scope="session")
+def compiler():
+    """NVIDIA's run-time compiler, from its wheel if MLX has not loaded it."""
+    nvrtc.library.cache_clear()
+    if nvrtc.library() is None:
+        nvrtc.library.cache_clear()
+        folder = Path(next(iter(find_spec("nvidia").submodule_search_locations))) / "cu13" / "lib"
+        for name in ("libnvrtc-builtins.so.*", "libnvrtc.so.*"):
+            ctypes.CDLL(str(next(folder.glob(name))))
+    return nvrtc.library()
 
 
 @pytest.fixture
 def kernels_everywhere(kernels_everywhere):
-    kept = (
-        fused_prompt._kernel,
-        kv_cache.gather_caches,
-        kernel.compiled,
-        layerwise_kernels.add_norm,
-        layerwise_kernels.attend,
-        layerwise_kernels.multiply,
-        layerwise_kernels.rotate,
-        tower_kernel.tower_layers,
-    )
-    for function in kept:
-        function.cache_clear()
+    forget_kernels()
     yield kernels_everywhere
-    for function in kept:
-        function.cache_clear()
+    forget_kernels()

@@ -7,7 +7,17 @@ from mlx.utils import tree_flatten, tree_map_with_path
 from mlx_vlm.models.cache import KVCache
 from mlx_vlm.models.moxin import language
 from mlx_vlm.models.moxin.config import TextConfig
-from mlx_vlm.models.moxin.cuda import decoder, device
+from mlx_vlm.models.moxin.cuda import (
+    cubin_cache,
+    decoder,
+    device,
+    fused_prompt,
+    fused_step,
+    kernel,
+    kv_cache,
+    layerwise_kernels,
+    tower_kernel,
+)
 
 needs_gpu = pytest.mark.skipif(
     not mx.cuda.is_available(), reason="the kernels run on NVIDIA GPUs only"
@@ -60,6 +70,27 @@ def recording(calls: list[str]):
         return kernel
 
     return build
+
+
+# Found when the tests start, since tests replace some of them.
+_KEEPING = (
+    fused_prompt.prompt_kernel,
+    fused_step.step_kernel,
+    kernel.compiled,
+    kv_cache.gather_caches,
+    layerwise_kernels.add_norm,
+    layerwise_kernels.attend,
+    layerwise_kernels.multiply,
+    layerwise_kernels.rotate,
+    tower_kernel.tower_layers,
+)
+
+
+def forget_kernels() -> None:
+    """Drop all kernels that were built in this process."""
+    for function in _KEEPING:
+        function.cache_clear()
+    cubin_cache._futures.clear()
 
 
 def uses_kernels(model) -> bool:

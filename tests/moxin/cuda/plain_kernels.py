@@ -7,17 +7,17 @@ SPLITS = 2
 
 
 def _weights(form, matrices, arrays):
-    """The matrices themselves, from three arrays each."""
-    triples = [arrays[3 * index : 3 * index + 3] for index in range(len(matrices))]
+    """The matrices themselves."""
+    assert len(arrays) == len(matrices) * len(form.arrays)
     if form.bits == 16:
-        return [triple[0] for triple in triples]
+        return arrays
+    triples = [arrays[3 * index : 3 * index + 3] for index in range(len(matrices))]
     options = {"group_size": form.group_size, "bits": form.bits}
     return [mx.dequantize(*triple, **options) for triple in triples]
 
 
 def multiply(dtype, form, matrices, rows, width, is_gated=False):
     def kernel(x, *arrays):
-        assert len(arrays) == 9
         products = [x @ weight.T for weight in _weights(form, matrices, arrays)]
         if is_gated:
             return [nn.silu(products[0]) * products[1]]

@@ -75,7 +75,7 @@ def test_layers_that_are_packed_alike_are_one_kernel(length, kernels_everywhere,
     mlp.down_proj = mlp.down_proj.to_quantized(64, 8)
     cache = filled_cache(length, layers=21) if length else [KVCache() for _ in range(21)]
     logits = model(mx.ones((1, 20), mx.int32), cache=cache, logits_to_keep=2).logits
-    # Of the first 18 layers one, the one with another packing, and the rest; then 3 more.
+    # Of the first 11 layers one, the one with another packing, and the rest; then 10 more.
     assert calls == ["fused_prompt", "fused_prompt", "fused_prompt", "fused_prompt"]
     assert logits.shape == (1, 2, CONFIG["vocab_size"])
     assert [layer.offset for layer in cache] == 21 * [length + 20]
@@ -106,16 +106,16 @@ def test_a_later_layer_that_is_not_supported_leaves_the_question_to_the_modules(
 def test_the_kernel_has_one_block_on_each_multiprocessor(kernels_everywhere, monkeypatch):
     built = []
     monkeypatch.setattr(kernel, "build", lambda *arguments, **options: built.append(options))
-    fused_prompt._kernel.cache_clear()
+    fused_prompt.prompt_kernel.cache_clear()
     model = make_decoder(head_dim=128, **WIDE)
     sizes = decoder_layers.read_sizes(model.model)
     formats = decoder_layers.read_layers(model.model, sizes)[0].formats
-    fused_prompt._kernel(sizes, formats, 2, 30, 256)
+    fused_prompt.prompt_kernel(sizes, formats, 2, 30, 256)
     attributes = {device.MULTIPROCESSOR_COUNT: 128}
     monkeypatch.setattr(device, "attribute", lambda number: attributes.get(number, 100 * 1024))
-    fused_prompt._kernel.cache_clear()
-    fused_prompt._kernel(sizes, formats, 2, 30, 256)
-    fused_prompt._kernel.cache_clear()
+    fused_prompt.prompt_kernel.cache_clear()
+    fused_prompt.prompt_kernel(sizes, formats, 2, 30, 256)
+    fused_prompt.prompt_kernel.cache_clear()
     assert [options["blocks"] for options in built] == [132, 128]
     assert supports(model, mx.ones((1, 5), mx.int32), None, empty())
 

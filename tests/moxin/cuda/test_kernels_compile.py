@@ -1,11 +1,8 @@
 """Every kernel compiles, at the real sizes, for every architecture; no GPU is needed."""
 
-import ctypes
 import os
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from importlib.util import find_spec
-from pathlib import Path
 
 import mlx.core as mx
 import pytest
@@ -49,20 +46,8 @@ SIGLIP = Tower(
 )
 
 
-@pytest.fixture(scope="module")
-def compiler():
-    """NVIDIA's run-time compiler, from its wheel if MLX has not loaded it."""
-    nvrtc.library.cache_clear()
-    if nvrtc.library() is None:
-        nvrtc.library.cache_clear()
-        folder = Path(next(iter(find_spec("nvidia").submodule_search_locations))) / "cu13" / "lib"
-        for name in ("libnvrtc-builtins.so.*", "libnvrtc.so.*"):
-            ctypes.CDLL(str(next(folder.glob(name))))
-    return nvrtc.library()
-
-
 @pytest.fixture
-def on(compiler, kernels_everywhere, monkeypatch):
+def on(compiler, kernels_everywhere, monkeypatch, tmp_path):
     """Makes the kernels' host code believe that it is on a GPU of an architecture."""
 
     def set_architecture(name):
@@ -73,16 +58,12 @@ def on(compiler, kernels_everywhere, monkeypatch):
         }
         monkeypatch.setattr(device, "attribute", attributes.get)
         monkeypatch.setattr(device, "architecture", lambda: name)
+        monkeypatch.setattr(device, "name", lambda: name)
+        monkeypatch.setattr(device, "driver_version", lambda: 13000)
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
         monkeypatch.setattr(device, "resident_blocks", lambda *arguments: multiprocessors)
 
     return set_architecture
-
-
-class Layer:
-    """What building a kernel needs of a decoder layer."""
-
-    def __init__(self, form):
-        self.formats = 4 * (form,)
 
 
 def decoder_builds(sizes, form, rows=64):
@@ -91,14 +72,16 @@ def decoder_builds(sizes, form, rows=64):
     tokens = kernels.Tokens(1, rows)
     qkv = (sizes.attended, sizes.keys, sizes.keys)
     gate_up = (sizes.intermediate, sizes.intermediate)
+    wide = [288, 384] if form.bits < 16 else []
     multiply = partial(kernels.multiply, sizes.dtype, form)
     old = (1, sizes.kv_heads, 256, sizes.head_dim)
     new = (1, sizes.kv_heads, rows, sizes.head_dim)
     return [
-        partial(fused_step._kernel, layers * [Layer(form)], sizes, 512),
-        partial(fused_prompt._kernel, sizes, 4 * (form,), layers, rows, 512),
+        partial(fused_step.step_kernel, sizes, 4 * (form,), layers, 512),
+        partial(fused_prompt.prompt_kernel, sizes, 4 * (form,), layers, rows, 512),
         partial(multiply, qkv, rows, sizes.hidden),
         partial(multiply, gate_up, rows, sizes.hidden, is_gated=True),
+        *(partial(multiply, qkv, count, sizes.hidden) for count in wide),
         *(partial(kernels.add_norm, sizes.dtype, rows, sizes.hidden, 1e-5, n) for n in (0, 2)),
         *(partial(kernels.rotate, sizes, tokens, splits) for splits in (0, 2)),
         partial(kernels.attend, sizes, tokens, 512),

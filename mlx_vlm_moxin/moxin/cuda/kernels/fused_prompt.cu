@@ -34,7 +34,8 @@ __device__ void multiply(
   // items than warps still occupies all multiprocessors.
   for (int i = block; block < blocks && i * COLUMNS < N; i += blocks * PRODUCT_WARPS) {
     multiply_columns<T, F::BITS, F::GROUP, config::ROWS, GATED, TILES>(
-        x, matrices, rows, K, split, splits, (i + warp * blocks) * COLUMNS, out, ready);
+        x, matrices, RowRange{0, rows, rows}, K, split, splits, (i + warp * blocks) * COLUMNS, out,
+        ready);
     __syncthreads();
   }
   barrier.wait();

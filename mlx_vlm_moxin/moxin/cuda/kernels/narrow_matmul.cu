@@ -1,31 +1,32 @@
 // x [rows, width] times the transpose of up to three matrices, concatenated; or SwiGLU of two.
 //
-// Cost: reads every weight once; 2 * rows FLOPs per weight, in tensor cores. For gate_proj and
-// up_proj of Moxin: 235 MB at 16 bits (60 us at 3.9 TB/s) and 15 GFLOPs with 64 rows.
+// Cost: reads every weight once per tile of ROWS rows (from the cache after the first tile); 2 * rows
+// FLOPs per weight, in tensor cores. For gate_proj and up_proj of Moxin: 235 MB at 16 bits (60 us at
+// 3.9 TB/s) and 15 GFLOPs with 64 rows.
 //
-// Constants that layerwise_kernels.py defines in namespace config: T, BITS, GROUP, ROWS (16, 32 or 64,
-// at least `rows`), GATED, TILES, Output (T if GATED, otherwise float); TILE_K, STAGES, PRODUCT_WARPS,
-// THREADS.
+// Constants that layerwise_kernels.py defines in namespace config: T, BITS, GROUP, ROWS (of a tile),
+// GATED, TILES, Output (T if GATED, otherwise float), MIN_BLOCKS (per multiprocessor); TILE_K, STAGES,
+// PRODUCT_WARPS, THREADS.
 
 #include "narrow_matmul.cuh"
 
-// Missing matrices and, at 16 bits, scales and biases are other arrays that are not read.
-extern "C" __global__ void __launch_bounds__(config::THREADS, 2) narrow_matmul(
-    const config::T* x, const void* weight_0, const config::T* scales_0, const config::T* biases_0,
-    const void* weight_1, const config::T* scales_1, const config::T* biases_1,
-    const void* weight_2, const config::T* scales_2, const config::T* biases_2,
+// MATRIX_PARAMETERS declares the arrays of one to three matrices, `const void* weight_i` and, if
+// quantised, `const config::T* scales_i, biases_i`; MATRICES are the initialisers of moxin::Matrix.
+extern "C" __global__ void __launch_bounds__(config::THREADS, config::MIN_BLOCKS) narrow_matmul(
+    const config::T* x,
+    MATRIX_PARAMETERS,
     config::Output* out,  // [splits, rows, columns]; GATED: [rows, columns of one matrix]
     int end_0, int end_1, int end_2,  // see moxin::Matrices
     int rows, int width, int splits) {
   using namespace moxin;
-  Matrices<config::T> matrices{{{weight_0, scales_0, biases_0},
-                                {weight_1, scales_1, biases_1},
-                                {weight_2, scales_2, biases_2}},
-                               {end_0, end_1, end_2}};
+  Matrices<config::T> matrices{{MATRICES}, {end_0, end_1, end_2}};
   constexpr int COLUMNS = WARP_COLUMNS<config::GATED, config::TILES>;
-  int warp = blockIdx.x / splits * PRODUCT_WARPS + threadIdx.x / LANES;
+  // Thread blocks that share weights are consecutive.
+  int tiles = (rows + config::ROWS - 1) / config::ROWS, split = blockIdx.x / tiles % splits;
+  int first_row = blockIdx.x % tiles * config::ROWS;
+  int warp = blockIdx.x / tiles / splits * PRODUCT_WARPS + threadIdx.x / LANES;
   multiply_columns<config::T, config::BITS, config::GROUP, config::ROWS, config::GATED,
                    config::TILES>(
-      x, matrices, rows, width, blockIdx.x % splits, splits,
-      warp * COLUMNS, out, [] {});
+      x, matrices, RowRange{first_row, min(config::ROWS, rows - first_row), rows}, width, split,
+      splits, warp * COLUMNS, out, [] {});
 }

@@ -1,6 +1,7 @@
-// Products with up to 64 rows: x [rows, K] times the transpose of weights [N, K].
+// Products of up to 64 rows, and of a few hundred rows with quantised weights: x [rows, K] times the
+// transpose of weights [N, K].
 //
-// The product is limited by reading the weights once. A warp loads its rows of the weights from
+// With few rows the product is limited by reading the weights once. A warp loads its rows of the weights from
 // global memory directly into the registers of tensor-core fragments: in mma m16n8k16, lane 4 g + j
 // holds row g at k = 2 j, 2 j + 1, 2 j + 8 and 2 j + 9. Which values of a row are at these k does not
 // matter as long as x uses the same order, so a lane loads 16 consecutive bytes. x goes through
@@ -29,6 +30,7 @@ struct StepLayout {
   static constexpr int PLANES = PACK / 8;
   static constexpr int CHUNKS = TILE_K / (4 * PACK);
   static constexpr int DEPTH = (BITS == 4 ? 8 : 4) / TILES;  // steps in flight
+  static_assert(DEPTH > 0, "a step at least");
   static_assert(BITS == 16 || GROUP % PACK == 0, "the weights of 16 bytes share a scale");
 };
 
@@ -85,6 +87,11 @@ struct LaneWeights {
   }
 };
 
+// Rows of x of a tile: `count` of them from row `first` of `total`.
+struct RowRange {
+  int first, count, total;
+};
+
 // Index of a vector of x in its row of a stage. The vectors that four lanes read together are
 // consecutive; odd rows use the other half of the banks.
 __device__ inline int place(int row, int chunk_plane, int part) {
@@ -99,12 +106,12 @@ constexpr int WARP_COLUMNS = GATED ? 4 * TILES : 8 * TILES;
 // from its `first_column` on (none if that is N or more). Calls ready() before it first reads x.
 //
 // Not GATED: `out` is float [splits, rows, N]. GATED: the matrices are gate_proj and up_proj [N, K],
-// `out` is silu(gate) * up [rows, N] and splits is 1. ROWS is a multiple of 16 and at least `rows`;
-// K is a multiple of TILE_K.
+// `out` is silu(gate) * up [rows, N] and splits is 1. ROWS is a multiple of 16 and at least
+// rows.count; K is a multiple of TILE_K.
 template <typename T, int BITS, int GROUP, int ROWS, bool GATED, int TILES, typename O, typename R>
 __device__ void multiply_columns(
-    const T* x, const Matrices<T>& matrices, int rows, int K, int split, int splits, int first_column,
-    O* out, R ready) {
+    const T* x, const Matrices<T>& matrices, RowRange rows, int K, int split, int splits,
+    int first_column, O* out, R ready) {
   using P = StepLayout<BITS, GROUP, TILES>;
   constexpr int THREADS = PRODUCT_WARPS * LANES, PER_MATRIX = WARP_COLUMNS<GATED, TILES> / 8;
   constexpr int STAGE_BYTES = ROWS * TILE_K * 2;
@@ -138,13 +145,14 @@ __device__ void multiply_columns(
   int row = thread / VECTORS, vector = thread % VECTORS;
   int chunk_plane = vector / (4 * P::PLANES) * P::PLANES + vector % P::PLANES;
   int vector_at = row * VECTORS + place(row, chunk_plane, vector / P::PLANES % 4);
-  const T* from_x = x + row * K + first_step * TILE_K + vector * 8;
+  const T* from_x =
+      x + static_cast<long long>(rows.first + row) * K + first_step * TILE_K + vector * 8;
   auto copy_x = [&](int step) {
     if (step < steps) {
       unsigned int to = stages + step % STAGES * STAGE_BYTES + vector_at * 16;
 #pragma unroll
       for (int i = 0; i < ROWS; i += ROW_STRIDE) {
-        bool inside = row + i < rows;
+        bool inside = row + i < rows.count;
         copy_async(to + i * VECTORS * 16, inside ? from_x + i * K + step * TILE_K : x, inside);
       }
     }
@@ -179,9 +187,8 @@ __device__ void multiply_columns(
       for (int c = 0; c < P::CHUNKS; ++c) {
 #pragma unroll 1
         for (int plane = 0; plane < P::PLANES; ++plane) {
-          unsigned int a[ROWS / 16][2][4];
-#pragma unroll
-          for (int m = 0; m < ROWS / 16; ++m) {
+          // Fragments of 16 rows of x for eight weights of a lane: two mma of 16 values of K.
+          auto read_x = [&](int m, unsigned int (*a)[4]) {
             int group = m * 16 + lane / 4;
             int at = group * VECTORS + place(group, c * P::PLANES + plane, lane % 4);
             uint4 upper = stage[at], lower = stage[at + 8 * VECTORS];
@@ -189,18 +196,39 @@ __device__ void multiply_columns(
             const unsigned int second[4] = {upper.z, lower.z, upper.w, lower.w};
 #pragma unroll
             for (int i = 0; i < 4; ++i) {
-              a[m][0][i] = first[i];
-              a[m][1][i] = second[i];
+              a[0][i] = first[i];
+              a[1][i] = second[i];
             }
-          }
+          };
+          if constexpr (ROWS <= 64) {
+            // All of x first, so that these loads do not wait for the weights.
+            unsigned int a[ROWS / 16][2][4];
 #pragma unroll
-          for (int n = 0; n < TILES; ++n) {
-            unsigned int b[4];
-            ahead[d].next(n, c, b);
+            for (int m = 0; m < ROWS / 16; ++m) read_x(m, a[m]);
+#pragma unroll
+            for (int n = 0; n < TILES; ++n) {
+              unsigned int b[4];
+              ahead[d].next(n, c, b);
+#pragma unroll
+              for (int m = 0; m < ROWS / 16; ++m) {
+                multiply_add<T>(sums[m][n], a[m][0], b);
+                multiply_add<T>(sums[m][n], a[m][1], b + 2);
+              }
+            }
+          } else {
+            // All of the weights first: x of so many rows does not fit into registers.
+            unsigned int b[TILES][4];
+#pragma unroll
+            for (int n = 0; n < TILES; ++n) ahead[d].next(n, c, b[n]);
 #pragma unroll
             for (int m = 0; m < ROWS / 16; ++m) {
-              multiply_add<T>(sums[m][n], a[m][0], b);
-              multiply_add<T>(sums[m][n], a[m][1], b + 2);
+              unsigned int a[2][4];
+              read_x(m, a);
+#pragma unroll
+              for (int n = 0; n < TILES; ++n) {
+                multiply_add<T>(sums[m][n], a[0], b[n]);
+                multiply_add<T>(sums[m][n], a[1], b[n] + 2);
+              }
             }
           }
         }
@@ -214,7 +242,8 @@ __device__ void multiply_columns(
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       int row_index = m * 16 + lane / 4 + half * 8;
-      if (row_index >= rows) continue;
+      if (row_index >= rows.count) continue;
+      row_index += rows.first;
 #pragma unroll
       for (int n = 0; n < PER_MATRIX; ++n) {
         int column = first_column + n * 8 + lane % 4 * 2;
@@ -228,7 +257,7 @@ __device__ void multiply_columns(
           *reinterpret_cast<unsigned int*>(out + static_cast<long long>(row_index) * N + column) =
               pack<T>(gated[0], gated[1]);
         } else {
-          long long at = (static_cast<long long>(split) * rows + row_index) * N + column;
+          long long at = (static_cast<long long>(split) * rows.total + row_index) * N + column;
           *reinterpret_cast<float2*>(out + at) = float2{pair[0], pair[1]};
         }
       }

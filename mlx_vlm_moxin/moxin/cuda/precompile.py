@@ -1,0 +1,132 @@
+"""Compiles a model's kernels in threads, while its weights are still being read.
+
+Sizes, dtypes and formats are known as soon as the weights are assigned, before they are read. What
+is needed first is compiled first: the towers, a prompt with a picture, single tokens, further
+questions, batches.
+"""
+
+import os
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import mlx.nn as nn
+
+from . import device, fused_layers, fused_prompt, fused_step, kv_cache, tower_kernel, towers
+from . import layerwise_kernels as kernels
+from .decoder_layers import DecoderSizes, Projection, read_layers, read_projection, read_sizes
+from .errors import UnsupportedError
+
+MAX_THREADS = 8
+# Tokens of a picture and a question, of a long prompt, of another question; sequences of a batch.
+PROMPT, LONG_PROMPT, QUESTION, BATCH = 288, 384, 24, 8
+CAPACITY = 512
+
+Build = Callable[[], object]
+
+
+def start(model: nn.Module) -> None:
+    """Compile the kernels of ``model``, a ``Model`` with weights assigned, in the background."""
+    if device.enabled():
+        threading.Thread(target=_compile, args=(list(builds(model)),), daemon=True).start()
+
+
+def _compile(found: list[Build]) -> None:
+    """Run the builds in threads, in their order. The threads end with the process."""
+    waiting: queue.SimpleQueue[Build] = queue.SimpleQueue()
+    for build in found:
+        waiting.put(build)
+
+    def work() -> None:
+        while True:
+            try:
+                build = waiting.get_nowait()
+            except queue.Empty:
+                return
+            try:
+                build()
+            except (UnsupportedError, RuntimeError):
+                continue  # reported where the kernel is used
+
+    for _ in range(min(MAX_THREADS, os.cpu_count() or 1, len(found))):
+        threading.Thread(target=work, daemon=True).start()
+
+
+def builds(model: nn.Module) -> Iterator[Build]:
+    """Functions that build the kernels that ``model`` will use, in the order of their use."""
+    yield from _unless_unsupported(lambda: _tower_builds(model.vision_tower.towers))
+    language_model = model.language_model
+    parts = language_model.model, language_model.lm_head
+    yield from _unless_unsupported(lambda: _decoder_builds(*parts))
+
+
+def _unless_unsupported(find: Callable[[], Iterator[Build]]) -> list[Build]:
+    try:
+        return list(find())
+    except UnsupportedError:
+        return []
+
+
+def _tower_builds(both: list[nn.Module]) -> Iterator[Build]:
+    if len(both) != 2:
+        return
+    pairs = towers.make_pairs(both)
+    towers.check(pairs)
+    for stage in towers.stages(pairs):
+        arguments = towers.kernel_arguments(stage, [(1, 1), (1, 1)])
+        yield partial(tower_kernel.tower_layers, *arguments)
+
+
+def _decoder_builds(decoder: nn.Module, head: nn.Module) -> Iterator[Build]:
+    sizes = read_sizes(decoder)
+    layers = read_layers(decoder, sizes)
+    alike = {layer.formats: layer for layer in layers}.values()
+    output = read_projection(sizes.dtype, sizes.hidden, head)
+
+    def multiply(projection: Projection, rows: int, width: int, is_gated: bool = False) -> Build:
+        form = projection.format
+        return partial(kernels.multiply, sizes.dtype, form, projection.rows, rows, width, is_gated)
+
+    def multiply_layers(rows: int) -> Iterator[Build]:
+        for layer in alike:
+            yield multiply(layer.qkv, rows, sizes.hidden)
+            yield multiply(layer.output, rows, sizes.attended)
+            yield multiply(layer.gate_up, rows, sizes.hidden, is_gated=True)
+            yield multiply(layer.down, rows, sizes.intermediate)
+
+    yield from multiply_layers(PROMPT)
+    yield from _between(sizes, kernels.Tokens(1, PROMPT))
+    yield multiply(output, 1, sizes.hidden)
+    yield from _caches(sizes, len(layers), None, PROMPT)
+    for group in fused_layers.groups(layers):
+        some = layers[group]
+        arguments = sizes, some[0].formats, len(some), CAPACITY
+        yield partial(fused_step.step_kernel, *arguments)
+    yield from _caches(sizes, len(layers), CAPACITY, None)
+    for tokens in (QUESTION, *kernels.ROW_TILES):
+        for window in fused_layers.windows(len(layers)):
+            for group in fused_layers.groups(layers[window]):
+                some = layers[window][group]
+                arguments = sizes, some[0].formats, len(some), tokens, CAPACITY
+                yield partial(fused_prompt.prompt_kernel, *arguments)
+    yield from multiply_layers(LONG_PROMPT)
+    yield from multiply_layers(BATCH)
+    yield from _between(sizes, kernels.Tokens(BATCH, 1))
+    yield multiply(output, BATCH, sizes.hidden)
+
+
+def _between(sizes: DecoderSizes, tokens: kernels.Tokens) -> Iterator[Build]:
+    """The kernels between the products of a layer."""
+    yield partial(kernels.attend, sizes, tokens, CAPACITY)
+    for splits in (0, 1):  # for products of MLX and of ours
+        yield partial(kernels.rotate, sizes, tokens, splits)
+        yield partial(kernels.add_norm, sizes.dtype, tokens.rows, sizes.hidden, sizes.eps, splits)
+
+
+def _caches(sizes: DecoderSizes, layers: int, old: int | None, new: int | None) -> Iterator[Build]:
+    shapes = [
+        None if length is None else (1, sizes.kv_heads, length, sizes.head_dim)
+        for length in (old, new)
+    ]
+    yield partial(kv_cache.gather_caches, sizes.dtype, 2 * layers, *shapes, CAPACITY)

@@ -1,0 +1,86 @@
+"""Kernels that are compiled while weights are read are the ones that are used afterwards."""
+
+import threading
+from types import SimpleNamespace
+
+import mlx.core as mx
+import pytest
+from cuda_support import forget_kernels, make_decoder, recording
+from mlx_vlm import load
+from mlx_vlm.models.cache import BatchKVCache, KVCache
+from mlx_vlm.models.moxin.cuda import kernel, precompile
+from support import HF_CHECKPOINT
+from test_towers import make_model
+
+LAYERS = 20
+
+
+@pytest.fixture
+def built(kernels_everywhere, monkeypatch):
+    """What kernels were compiled for: files and constants. Sizes of a launch are left out."""
+    found, build = set(), recording([])
+
+    def record(entry, constants, inputs, outputs, scalars, **options):
+        macros = options.get("macros") or {}
+        found.add((entry, tuple(constants.items()), tuple(macros.items())))
+        return build(entry, constants, inputs, outputs, scalars, **options)
+
+    monkeypatch.setattr(kernel, "build", record)
+    return found
+
+
+def make(bits):
+    decoder = make_decoder(bits=bits, num_hidden_layers=LAYERS, intermediate_size=640)
+    return SimpleNamespace(vision_tower=make_model(), language_model=decoder)
+
+
+def caches(make_cache):
+    return [make_cache() for _ in range(LAYERS)]
+
+
+def use(model):
+    """A picture and a question, a long answer, another question, and a batch."""
+    model.vision_tower(mx.zeros((1, 6, 140, 140)))
+    decoder, cache = model.language_model, caches(KVCache)
+    for length in (precompile.PROMPT, 1, precompile.QUESTION, 1, 9, 60, 1):
+        decoder(mx.zeros((1, length), mx.int32), cache=cache, logits_to_keep=1)
+    batch = caches(lambda: BatchKVCache(8 * [0]))
+    for length in (40, 1, 1):
+        decoder(mx.zeros((8, length), mx.int32), cache=batch, logits_to_keep=1)
+
+
+@pytest.mark.parametrize("bits", [16, 8])
+def test_what_is_used_was_compiled(bits, built):
+    model = make(bits)
+    for build in precompile.builds(model):
+        build()
+    compiled = set(built)
+    built.clear()
+    forget_kernels()
+    use(model)
+    assert built
+    assert built <= compiled
+
+
+def test_a_model_that_is_not_supported_compiles_nothing(built):
+    model = SimpleNamespace(
+        vision_tower=make_model(mx.float32), language_model=make_decoder(mx.float32)
+    )
+    assert not list(precompile.builds(model))
+
+
+def test_a_failure_waits_until_the_kernel_is_used(monkeypatch):
+    done = threading.Event()
+
+    def fail():
+        raise RuntimeError("does not compile")
+
+    precompile._compile([fail, fail, done.set])
+    assert done.wait(10)
+
+
+def test_loading_weights_starts_compiling(monkeypatch):
+    started = []
+    monkeypatch.setattr(precompile, "start", started.append)
+    model, _ = load(str(HF_CHECKPOINT), lazy=True)
+    assert [id(found) for found in started] == [id(model)]
