@@ -22,6 +22,7 @@ NEEDED = [
     "mlx_vlm_moxin/activation/mlx_vlm_moxin_register.pth",
     "mlx_vlm_moxin/activation/mlx_vlm_moxin_register.start",
     "mlx_vlm_moxin/py.typed",
+    "notebooks/ask_convert_compare.ipynb",
     "pyproject.toml",
     "requirements.txt",
     "tests/moxin_tiny/checkpoint/config.json",
