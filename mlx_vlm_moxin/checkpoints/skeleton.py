@@ -6,7 +6,6 @@ settings are the ones that ``mlx_vlm.convert`` would choose.
 
 import contextlib
 import io
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +15,6 @@ from mlx.utils import tree_flatten, tree_map_with_path
 from mlx_vlm.convert import mixed_quant_predicate_builder
 from mlx_vlm.models.moxin.moxin import Model
 from mlx_vlm.quant_utils import compute_bits_per_weight, quantize_model
-from mlx_vlm.utils import skip_multimodal_module
 
 from mlx_vlm_moxin.checkpoints.layer_settings import LayerSettings, quantized_layers
 from mlx_vlm_moxin.checkpoints.quantize_options import QuantizeOptions
@@ -72,20 +70,12 @@ def _build_model(source: Source) -> Model:
     return model
 
 
-def _default_predicate(model: Model) -> Callable[[str, nn.Module], bool]:
-    """The layers that ``mlx_vlm.convert`` quantises: the model's choice, never vision."""
-    return lambda path, module: (
-        not skip_multimodal_module(path) and model.quant_predicate(path, module)
-    )
-
-
 def _quantize(model: Model, source: Source, options: QuantizeOptions) -> dict[str, Any] | None:
     """Quantise the layers of ``model`` as ``options`` say, or as the source has them."""
     if options.quantize:
+        predicate = None  # the model's
         if options.quant_predicate:
             predicate = mixed_quant_predicate_builder(options.quant_predicate, model)
-        else:
-            predicate = _default_predicate(model)
         with contextlib.redirect_stdout(io.StringIO()):
             _, config = quantize_model(
                 model, {}, options.q_group_size, options.q_bits, options.q_mode, predicate

@@ -49,6 +49,12 @@ def test_sizes_follow_the_tensors_of_a_converted_checkpoint(fp32_checkpoint):
     assert_tiny_sizes(config)
 
 
+def test_a_picture_size_that_the_config_leaves_out_follows_the_position_embedding():
+    config = ModelConfig.from_dict({**PRISMATIC, "image_sizes": None})
+    config.model_path = str(HF_CHECKPOINT)
+    assert_tiny_sizes(config)
+
+
 def test_without_a_path_a_prismatic_config_is_the_real_model():
     config = ModelConfig.from_dict(PRISMATIC)
     assert config.vision_config.hidden_size == 2176

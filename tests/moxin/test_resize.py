@@ -25,6 +25,31 @@ def test_strips_of_a_large_picture_give_the_same_pixels(strategy, size, monkeypa
     assert set(pools) == (set() if size[1] < 3 and strategy != "letterbox" else {3})
 
 
+@pytest.mark.parametrize(
+    ("pixels", "height", "cores", "threads"),
+    [
+        (2 * resize.PIXELS_PER_THREAD - 8, 8, 8, None),
+        (2 * resize.PIXELS_PER_THREAD, 8, 8, 2),
+        (3 * resize.PIXELS_PER_THREAD - 8, 8, 8, 2),
+        (3 * resize.PIXELS_PER_THREAD, 8, 8, 3),
+        (3 * resize.PIXELS_PER_THREAD, 8, 2, 2),
+        (3 * resize.PIXELS_PER_THREAD, 8, None, None),
+        (3 * resize.PIXELS_PER_THREAD, 3, 8, 3),
+        (3 * resize.PIXELS_PER_THREAD, 2, 8, None),
+        (10 * resize.PIXELS_PER_THREAD, 16, 16, resize.MAX_THREADS),
+    ],
+)
+def test_each_thread_has_a_million_pixels_and_a_row(pixels, height, cores, threads, monkeypatch):
+    monkeypatch.setattr(resize.os, "cpu_count", lambda: cores)
+    pools, pool = [], resize.ThreadPoolExecutor
+    monkeypatch.setattr(resize, "ThreadPoolExecutor", lambda n: pools.append(n) or pool(n))
+    picture = Image.linear_gradient("L").resize((pixels // height, height)).convert("RGB")
+    resized = resize.resize_naive(picture, 14)
+    assert pools == ([] if threads is None else [threads])
+    monkeypatch.setattr(resize, "MAX_THREADS", 1)
+    assert resized.tobytes() == resize.resize_naive(picture, 14).tobytes()
+
+
 NOISE = np.random.default_rng(1)
 
 
