@@ -59,6 +59,16 @@ def test_every_function_of_the_library_is_on_the_mapping_page(name):
     assert f"`{name}(" in COMING or f"`{name}`" in COMING
 
 
+@pytest.mark.parametrize("name", mlx_vlm_moxin.__all__)
+def test_every_public_name_is_in_the_api_reference(name):
+    value = getattr(mlx_vlm_moxin, name)
+    page = (DOCS / "reference.md").read_text(encoding="utf-8")
+    (members,) = re.findall(r"::: mlx_vlm_moxin\.library\.images\n.*\n +members: \[(.*)\]", page)
+    listed = {*re.findall(r"^::: (\S+)$", page, re.MULTILINE)}
+    listed |= {f"mlx_vlm_moxin.library.images.{member}" for member in members.split(", ")}
+    assert f"{value.__module__}.{name}" in listed
+
+
 def test_the_models_parts_have_the_names_on_the_mapping_page(model):
     paths = re.findall(r"`(model(?:\.\w+)+)`", COMING)
     assert len(paths) > 5
