@@ -16,6 +16,7 @@ import mlx.core as mx
 import numpy as np
 from tqdm import tqdm
 
+from mlx_vlm_moxin.conversion.verify.actions import compare_actions
 from mlx_vlm_moxin.conversion.verify.divergence import Divergence, compare, concatenate
 from mlx_vlm_moxin.conversion.verify.report import Footprint, Verification
 from mlx_vlm_moxin.conversion.verify.samples import find_samples
@@ -61,6 +62,10 @@ class Reference:
     def _file(self, index: int) -> Path:
         return self._directory / f"{index}.npy"
 
+    @property
+    def _pictures(self) -> list[Path]:
+        return list(dict.fromkeys(sample.picture for sample in self._samples))
+
     def _progress(self, description: str) -> tqdm:
         return tqdm(self._samples, desc=description, unit="answer", disable=self._quiet)
 
@@ -81,6 +86,7 @@ class Reference:
                 np.save(self._file(index), log_probs)
                 self._answers.append(answer)
                 self._input_ids.append(inputs["input_ids"])
+            self._actions = forcing.actions(self._pictures)
 
     def compare(self, result: Path) -> Verification:
         """Load ``result``, run it on the source's answers and report.
@@ -101,6 +107,7 @@ class Reference:
                 log_probs = forcing.log_probs(inputs, self._answers[index])
                 source_log_probs = np.load(self._file(index))
                 divergences.append(compare(source_log_probs, log_probs, self._answers[index]))
+            actions = compare_actions(self._actions, forcing.actions(self._pictures))
         changed = [name for name in settings if settings[name] != self._settings[name]]
         return Verification(
             source=self._footprint,
@@ -109,6 +116,7 @@ class Reference:
             divergences=divergences,
             warning=_warning(concatenate(divergences), same_inputs, changed, _bits(result)),
             own_pictures=self._own_pictures,
+            actions=actions,
         )
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.table import Table
 
 from mlx_vlm_moxin.checkpoints.messages import format_size, print_table
+from mlx_vlm_moxin.conversion.verify.actions import ActionCost
 from mlx_vlm_moxin.conversion.verify.divergence import Divergence, concatenate
 from mlx_vlm_moxin.conversion.verify.samples import Sample
 
@@ -59,6 +60,7 @@ class Verification:
         samples, divergences: the questions, and the comparison on each one's answer.
         warning: one line that names the likely cause if the result looks broken.
         own_pictures: whether the pictures are the user's; their names stay out of files.
+        actions: how far actions are apart; None for models that give none.
     """
 
     source: Footprint
@@ -67,6 +69,7 @@ class Verification:
     divergences: list[Divergence]
     warning: str | None = None
     own_pictures: bool = False
+    actions: ActionCost | None = None
 
     @property
     def total(self) -> Divergence:
@@ -86,6 +89,7 @@ class Verification:
             "source_size_bytes": self.source.size_bytes,
             "source_bits_per_weight": self.source.bits_per_weight,
             "warning": self.warning,
+            **({} if self.actions is None else {"actions": self.actions.to_dict()}),
             "samples": [
                 {
                     "picture": names[sample.picture],
@@ -114,6 +118,8 @@ class Verification:
             table.add_row(sample.picture.name, sample.prompt, *_cells(divergence))
         table.add_row("all", "", *_cells(self.total))
         print_table(table)
+        for name, value in self.actions.rows() if self.actions is not None else ():
+            print(f"{name}: {value}")
         print(f"source: {self.source}")
         print(f"result: {self.result}")
         if self.warning is not None:
@@ -128,6 +134,7 @@ class Verification:
             ("Top-1 agreement", f"{total.top1_agreement:.1%}"),
             ("Perplexity ratio", f"{total.perplexity_ratio:.4f}"),
             ("Positions compared", str(total.positions)),
+            *(() if self.actions is None else self.actions.rows()),
             ("This model", str(self.result)),
             ("Its source", str(self.source)),
         ]

@@ -1,7 +1,7 @@
 """One model at a time: its own answer to a picture, and how likely it finds a given one."""
 
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,8 @@ from mlx_vlm.generate import generate_step
 from mlx_vlm.prompt_utils import apply_chat_template
 from mlx_vlm.quant_utils import compute_bits_per_weight
 
+from mlx_vlm_moxin.actions.policy import Prediction
+from mlx_vlm_moxin.conversion.verify.actions import predict_actions
 from mlx_vlm_moxin.conversion.verify.divergence import log_softmax
 from mlx_vlm_moxin.conversion.verify.samples import Sample
 
@@ -33,6 +35,10 @@ class TeacherForcing:
     def bits_per_weight(self) -> float:
         """Stored bits per parameter, scales and biases of quantised layers included."""
         return compute_bits_per_weight(self._model)
+
+    def actions(self, pictures: Sequence[Path]) -> list[Prediction]:
+        """See :func:`~mlx_vlm_moxin.conversion.verify.actions.predict_actions`."""
+        return predict_actions(self._model, self._processor, pictures)
 
     def inputs(self, sample: Sample) -> dict[str, mx.array]:
         """``input_ids`` ``[1, T]`` and ``pixel_values`` as the model's own processor makes them."""

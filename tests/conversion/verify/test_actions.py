@@ -1,0 +1,73 @@
+"""What quantising costs in actions, measured and on the model card."""
+
+import json
+
+import numpy as np
+import pytest
+from source_checkpoints import with_weights
+
+from mlx_vlm_moxin.actions.policy import Prediction
+from mlx_vlm_moxin.conversion import command_line
+from mlx_vlm_moxin.conversion.verify.actions import compare_actions
+from mlx_vlm_moxin.conversion.verify.compare import verify
+
+
+def prediction(action, ids=None) -> Prediction:
+    action = np.array(action, float)
+    return Prediction(action, action, None if ids is None else np.array(ids))
+
+
+def test_differences_are_of_each_value_over_all_actions():
+    source = [prediction([0.0, 1.0], [5, 6]), prediction([2.0, 3.0], [7, 8])]
+    result = [prediction([0.5, 1.0], [5, 6]), prediction([1.0, 3.25], [9, 8])]
+    cost = compare_actions(source, result)
+    np.testing.assert_allclose(cost.mean, [0.75, 0.125])
+    np.testing.assert_allclose(cost.largest, [1.0, 0.25])
+    assert (cost.count, cost.ids_equal) == (2, 0.75)
+
+
+def test_chunks_of_a_head_have_no_ids():
+    cost = compare_actions([prediction([[0, 1], [2, 3]])], [prediction([[0, 2], [2, 3]])])
+    np.testing.assert_allclose(cost.largest, [0, 1])
+    assert cost.ids_equal is None
+    assert "regression head" in dict(cost.rows())["Action ids equal"]
+
+
+@pytest.mark.parametrize("result", [[], [prediction([[0.0, 1.0]])]])
+def test_actions_of_different_forms_are_not_compared(result):
+    assert compare_actions([prediction([0.0, 1.0])], result) is None
+
+
+def test_a_model_compared_with_itself_costs_nothing(action_checkpoint):
+    cost = verify(action_checkpoint("openvla"), action_checkpoint("openvla"), quiet=True).actions
+    assert cost.ids_equal == 1
+    assert cost.largest.tolist() == [0] * 7
+
+
+def test_damage_shows_in_actions(action_checkpoint, tmp_path):
+    def damage(weights):
+        name = "language_model.model.layers.0.mlp.down_proj.weight"
+        weights[name] = weights[name] * 0
+
+    damaged = with_weights(tmp_path / "damaged", damage, action_checkpoint("openvla"))
+    cost = verify(action_checkpoint("openvla"), damaged, quiet=True).actions
+    assert cost.ids_equal < 1
+    assert cost.largest.max() > 0
+
+
+def test_the_card_of_a_chunk_model_says_what_its_actions_cost(action_checkpoint, tmp_path):
+    target = tmp_path / "oft"
+    arguments = ["--model", str(action_checkpoint("oft")), "--mlx-path", str(target)]
+    arguments += ["--action-preset", "libero", "--dtype", "float16", "--verify", "--quiet"]
+    assert command_line.main(arguments) == 0
+    assert "Action difference, largest of each value" in (target / "README.md").read_text()
+    verification = json.loads((target / "verification.json").read_text())
+    assert len(verification["actions"]["difference_max"]) == 7
+    assert verification["actions"]["ids_equal"] is None
+
+
+def test_models_without_actions_have_none(fp32_checkpoint):
+    verification = verify(fp32_checkpoint, fp32_checkpoint, quiet=True)
+    assert verification.actions is None
+    assert "actions" not in verification.to_dict()
+    assert "Action" not in verification.markdown()
