@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from support import run_module
 
+from bench.peers import mlx_decode, report
 from bench.peers import models as peer_models
-from bench.peers import report
 from bench.peers.measures import all_measures
 from bench.peers.models import Models
 from bench.peers.rounds import Measure, Result, Side, measure_rounds
@@ -48,6 +48,34 @@ def test_rounds_are_interleaved_and_the_first_one_does_not_count(log):
     assert log == ["ours", "peer"] * 3
     assert (ours.values, peer.values) == ([3.0, 5.0], [4.0, 6.0])
     assert len(ticks) == 6
+
+
+def test_every_round_of_a_side_is_reported(log):
+    lines = []
+    measure_rounds(_measure("ours", "peer"), Models(SMALL), 1, lambda: None, lines.append)
+    assert [line.split(":")[0].strip() for line in lines] == [
+        "warm-up, ours",
+        "warm-up, peer",
+        "round 1 of 1, ours",
+        "round 1 of 1, peer",
+    ]
+
+
+def test_a_batch_a_row_of_which_ends_early_is_an_error_and_no_endless_loop():
+    class Generator:
+        def __init__(self):
+            self.steps = 0
+
+        def next(self):
+            self.steps += 1
+            return [], [None] * (2 if self.steps <= 5 else 1)
+
+        def close(self):
+            pass
+
+    run = mlx_decode._batch(Models(SMALL), 2, lambda rows, most: Generator())
+    with pytest.raises(RuntimeError, match="1 of 2 rows ended early"):
+        run()
 
 
 def test_a_failing_or_missing_side_leaves_the_others_alone(log):

@@ -65,7 +65,11 @@ def run(measures: Sequence[Measure], sizes: Sizes, rounds: int, path: Path | Non
             bar.set_description(measure.name)
             start = time.perf_counter()
             models.keep({name for later in measures[index:] for name in later.needs})
-            results = measure_rounds(measure, models, rounds, bar.update)
+
+            def note(line: str) -> None:
+                bar.write(line, file=sys.stderr)
+
+            results = measure_rounds(measure, models, rounds, bar.update, note)
             ours_ran = any(result.is_ours and result.values for result in results)
             limit = decode_limit(measure, models, machine) if ours_ran else None
             lines = report.text(measure, results, limit)

@@ -167,11 +167,15 @@ def _batch(models: Models, batch: int, start: Callable[..., Any]) -> Run:
 
     def steps() -> Iterator[list]:
         generator = start(_ids(models, batch, context).tolist(), [tokens + 8] * batch)
+        is_complete = False
         try:
             while True:
                 _, responses = generator.next()
                 if len(responses) == batch:
+                    is_complete = True
                     yield responses
+                elif is_complete:
+                    raise RuntimeError(f"{batch - len(responses)} of {batch} rows ended early")
         finally:
             generator.close()
 

@@ -2,6 +2,7 @@
 
 import importlib
 import statistics
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -94,7 +95,11 @@ def _reason(error: Exception) -> str:
 
 
 def measure_rounds(
-    measure: Measure, models: Models, rounds: int, tick: Callable[[], None]
+    measure: Measure,
+    models: Models,
+    rounds: int,
+    tick: Callable[[], None],
+    note: Callable[[str], None] = lambda line: None,
 ) -> list[Result]:
     """Time all sides of ``measure``: one round that warms up, then ``rounds`` that count.
 
@@ -102,6 +107,7 @@ def measure_rounds(
 
     Args:
         tick: called after every round of a side.
+        note: receives a line after every round of a side, so that it shows which one takes long.
     """
     results = [Result(side.name, side.is_ours) for side in measure.sides]
     runs: list[Run | None] = []
@@ -114,6 +120,7 @@ def measure_rounds(
     for number in range(1 + rounds):
         for index, result in enumerate(results):
             if runs[index] is not None:
+                start = time.perf_counter()
                 try:
                     value = runs[index]()
                 except Exception as error:
@@ -121,5 +128,8 @@ def measure_rounds(
                     result.error = _reason(error)
                 else:
                     result.values += [value] if number else []
+                    seconds = time.perf_counter() - start
+                    name = f"round {number} of {rounds}" if number else "warm-up"
+                    note(f"  {name}, {result.side}: {value:.4g} {measure.unit} ({seconds:.0f} s)")
             tick()
     return results
