@@ -11,7 +11,7 @@ from functools import lru_cache
 from itertools import groupby
 
 from mlx.utils import tree_flatten
-from mlx_vlm.models.moxin import Model, ModelConfig
+from mlx_vlm.models.moxin import ModelConfig
 from mlx_vlm.models.moxin.prismatic import VISION_BACKBONES, prompt_format
 from mlx_vlm.models.moxin.towers import TIMM_MODELS
 from rich import box
@@ -25,6 +25,7 @@ from mlx_vlm_moxin.checkpoints.prismatic_models import (
     PrismaticModel,
 )
 from mlx_vlm_moxin.checkpoints.sources.towers import TOWER_TITLES
+from mlx_vlm_moxin.library.sizes import build_uncomputed
 
 WIDTHS = (4, 8, 16)
 GROUP_SIZE = 64
@@ -115,7 +116,7 @@ def config_of(model: PrismaticModel) -> ModelConfig:
 @lru_cache
 def _count_weights(vision: str, arch: str, llm: str) -> tuple[int, int, int]:
     """Numbers of weights: of the vision towers, of what is quantised, of all."""
-    model = Model(config_of(PrismaticModel(vision, "", llm, arch)))
+    model = build_uncomputed(config_of(PrismaticModel(vision, "", llm, arch)))
     paths = {path for path, module in model.named_modules() if hasattr(module, "to_quantized")}
     counts = [0, 0, 0]
     for name, value in tree_flatten(model.parameters()):

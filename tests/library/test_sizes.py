@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from comparing import size
-from support import HF_CHECKPOINT
+from support import HF_CHECKPOINT, run_python
 
 from mlx_vlm_moxin import load
 from mlx_vlm_moxin.library import sizes
@@ -47,3 +47,18 @@ def test_the_guide_has_the_tables_as_they_are_computed():
     text = GUIDE.read_text(encoding="utf-8")
     for table in sizes.tables().split("\n\n"):
         assert table in text
+
+
+def test_sizes_of_many_models_leave_random_numbers_usable():
+    code = """
+import mlx.core as mx
+from mlx_vlm_moxin import register
+register()
+from mlx_vlm_moxin.library import sizes
+for _ in range(60):
+    sizes.part_parameters()
+weight = mx.random.uniform(shape=(2, 2))
+mx.eval(mx.value_and_grad(lambda w: (w * weight).sum())(weight))
+print("computed")
+"""
+    assert run_python(code).strip() == "computed"
