@@ -11,11 +11,14 @@ import numpy as np
 from mlx_vlm.models.cache import make_prompt_cache
 from PIL import Image
 
+from .act import ActionRun
 from .machine import Machine, seconds
 from .models import bytes_of
 
 TEXT_TOKENS = 32
 PREFILL_STEP = 2048
+# Robots that are served in one pass.
+ACTION_BATCHES = (1, 8)
 
 
 @dataclass
@@ -56,7 +59,8 @@ class Plan:
     @property
     def steps(self) -> int:
         """Figures that :func:`measure` yields."""
-        return 4 + len(self.contexts) + len([b for b in self.batches if b != 1])
+        batches = len([b for b in self.batches if b != 1])
+        return 4 + len(ACTION_BATCHES) + len(self.contexts) + batches
 
 
 def _figure(name: str, unit: str, values: list[float], limit: float | None) -> Figure:
@@ -165,6 +169,12 @@ def measure(model: nn.Module, machine: Machine, plan: Plan) -> Iterator[Figure]:
     )
     # A token's embedding is one row; everything else of the decoder is read for every step.
     weights = bytes_of(model.language_model) - bytes_of(model.language_model.model.embed_tokens)
+    for batch in ACTION_BATCHES:
+        action = ActionRun(model, image, image_processor, batch)
+        first = _flops(model.language_model, action.tokens) / machine.flops
+        read = weights / machine.bandwidth
+        limit = encode_limit * action.num_images + max(first, read) + (action.passes - 1) * read
+        yield timed(action, limit, f"act, {batch} robot{'s' if batch > 1 else ''}")
     row = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim * 2
     shapes = [(1, context) for context in plan.contexts]
     shapes += [(batch, plan.contexts[0]) for batch in plan.batches if batch != 1]

@@ -83,6 +83,8 @@ def test_every_planned_figure_is_measured(small_config):
         "encode one picture",
         "first token, one picture",
         "first token, same picture again",
+        "act, 1 robot",
+        "act, 8 robots",
         "decode, batch 1, context 9",
         "decode, batch 1, context 20",
         "decode, batch 3, context 9",

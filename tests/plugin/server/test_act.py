@@ -1,7 +1,9 @@
 """``/act``, driven as a robot's client drives it: requests and json-numpy."""
 
 import json
+import re
 import threading
+from pathlib import Path
 
 import json_numpy
 import numpy as np
@@ -10,6 +12,7 @@ import requests
 from action_models import ID_MARGIN, goldens, picture
 from mlx_vlm import convert
 from server_process import Server
+from support import run_python
 
 from mlx_vlm_moxin import load
 from mlx_vlm_moxin.actions.policy import predict
@@ -247,3 +250,12 @@ def test_the_servers_options_say_what_files_and_requests_do_not(action_checkpoin
         state=payload["state"],
     )
     np.testing.assert_allclose(json_numpy.loads(response.text), expected.action)
+
+
+def test_the_guides_client_runs(server):
+    """In a process of its own: ``json_numpy.patch()`` is for good."""
+    guide = (Path(__file__).parents[3] / "docs" / "actions.md").read_text(encoding="utf-8")
+    (block,) = [b for b in re.findall(r"```python\n(.*?)```", guide, re.S) if "requests" in b]
+    block = block.replace("http://127.0.0.1:8000", server.url)
+    block = block.replace("image = ...", "import numpy; image = numpy.zeros((48, 64, 3), 'uint8')")
+    assert run_python(block + "print(action.dtype, action.shape)") == "float64 (7,)\n"

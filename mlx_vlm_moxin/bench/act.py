@@ -1,0 +1,60 @@
+"""One robot action, from the camera's pictures to its values."""
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+from PIL import Image
+
+from mlx_vlm_moxin.actions.autoregressive import predict_ids
+from mlx_vlm_moxin.actions.parallel import action_hidden_states
+
+# Of OpenVLA's data sets, and of an instruction in its prompt.
+ACTION_DIM = 7
+PROMPT_TOKENS = 20
+
+
+class ActionRun:
+    """Calls of a model for ``batch`` actions, or chunks of them if it gives chunks.
+
+    Models that have learned no actions are measured as OpenVLA: a token for each value.
+    """
+
+    def __init__(self, model: nn.Module, image: Image.Image, image_processor, batch: int):
+        self._model, self._image_processor = model, image_processor
+        self._config = config = model.config.action_config
+        self._is_parallel = config is not None and config.decoding == "parallel"
+        self._images = [image] * (batch * (config.num_images if self._is_parallel else 1))
+        ids = np.random.default_rng(0).integers(3, model.config.pad_token_id, PROMPT_TOKENS)
+        self._prompts = [ids.tolist()] * batch
+
+    @property
+    def passes(self) -> int:
+        """How often the decoder's weights are read."""
+        return 1 if self._is_parallel else ACTION_DIM
+
+    @property
+    def tokens(self) -> int:
+        """Rows of the first pass."""
+        pictures = len(self._images) * self._model.config.vision_config.num_patches
+        count = 0
+        if self._is_parallel:
+            count = self._config.chunk_size * (self._config.action_dim or ACTION_DIM)
+        return pictures + len(self._prompts) * (1 + PROMPT_TOKENS + count)
+
+    @property
+    def num_images(self) -> int:
+        return len(self._images)
+
+    def __call__(self) -> mx.array:
+        """The actions, not yet evaluated."""
+        pixels = mx.array(self._image_processor(self._images))
+        if not self._is_parallel:
+            return predict_ids(self._model, self._prompts, pixels, ACTION_DIM)
+        config, state = self._config, None
+        if config.proprio_dim is not None:
+            state = mx.zeros((len(self._prompts), config.proprio_dim))
+        count = config.chunk_size * (config.action_dim or ACTION_DIM)
+        h = action_hidden_states(self._model, self._prompts, pixels, state, count, config.causal)
+        if config.head is not None:
+            return self._model.action_head(h)
+        return mx.argmax(self._model.language_model.lm_head(h), axis=-1)
