@@ -5,10 +5,11 @@ is needed first is compiled first: the towers, a prompt with a picture, single t
 questions, batches.
 """
 
+import atexit
 import os
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import mlx.nn as nn
@@ -26,39 +27,56 @@ CAPACITY = 512
 Build = Callable[[], object]
 
 
+_waiting: queue.SimpleQueue[Build] = queue.SimpleQueue()
+_threads: list[threading.Thread] = []
+
+
 def start(model: nn.Module) -> None:
     """Compile the kernels of ``model``, a ``Model`` with weights assigned, in the background."""
     if device.enabled():
-        threading.Thread(target=_compile, args=(list(builds(model)),), daemon=True).start()
+        run(list(builds(model)))
 
 
-def _compile(found: list[Build]) -> None:
-    """Run the builds in threads, in their order. The threads end with the process."""
-    waiting: queue.SimpleQueue[Build] = queue.SimpleQueue()
+def run(found: Sequence[Build]) -> None:
+    """Run the builds in threads, in their order."""
     for build in found:
-        waiting.put(build)
-
-    def work() -> None:
-        while True:
-            try:
-                build = waiting.get_nowait()
-            except queue.Empty:
-                return
-            try:
-                build()
-            except (UnsupportedError, RuntimeError):
-                continue  # reported where the kernel is used
-
+        _waiting.put(build)
     for _ in range(min(MAX_THREADS, os.cpu_count() or 1, len(found))):
-        threading.Thread(target=work, daemon=True).start()
+        _threads.append(threading.Thread(target=_work, daemon=True))
+        _threads[-1].start()
+
+
+def _work() -> None:
+    while True:
+        try:
+            build = _waiting.get_nowait()
+        except queue.Empty:
+            return
+        try:
+            build()
+        except (UnsupportedError, RuntimeError):
+            continue  # reported where the kernel is used
+
+
+@atexit.register
+def stop() -> None:
+    """Drop what has not begun and wait for the rest: the compiler must not outlive the process."""
+    while True:
+        try:
+            _waiting.get_nowait()
+        except queue.Empty:
+            break
+    while _threads:
+        _threads.pop().join()
 
 
 def builds(model: nn.Module) -> Iterator[Build]:
     """Functions that build the kernels that ``model`` will use, in the order of their use."""
-    yield from _unless_unsupported(lambda: _tower_builds(model.vision_tower.towers))
-    language_model = model.language_model
-    parts = language_model.model, language_model.lm_head
-    yield from _unless_unsupported(lambda: _decoder_builds(*parts))
+    vision, language = getattr(model, "vision_tower", None), getattr(model, "language_model", None)
+    if vision is not None:
+        yield from _unless_unsupported(lambda: _tower_builds(vision.towers))
+    if language is not None:
+        yield from _unless_unsupported(lambda: _decoder_builds(language.model, language.lm_head))
 
 
 def _unless_unsupported(find: Callable[[], Iterator[Build]]) -> list[Build]:

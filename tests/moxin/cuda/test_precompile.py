@@ -67,16 +67,33 @@ def test_a_model_that_is_not_supported_compiles_nothing(built):
         vision_tower=make_model(mx.float32), language_model=make_decoder(mx.float32)
     )
     assert not list(precompile.builds(model))
+    assert not list(precompile.builds(SimpleNamespace(vision_tower=None)))
 
 
-def test_a_failure_waits_until_the_kernel_is_used(monkeypatch):
+def test_a_failure_waits_until_the_kernel_is_used():
     done = threading.Event()
 
     def fail():
         raise RuntimeError("does not compile")
 
-    precompile._compile([fail, fail, done.set])
+    precompile.run([fail, fail, done.set])
     assert done.wait(10)
+
+
+def test_a_process_that_ends_waits_for_what_has_begun_and_drops_the_rest(monkeypatch):
+    monkeypatch.setattr(precompile, "MAX_THREADS", 1)
+    begun, may_end, results = threading.Event(), threading.Event(), []
+
+    def compile_slowly():
+        begun.set()
+        may_end.wait(10)
+        results.append("compiled")
+
+    precompile.run([compile_slowly, lambda: results.append("dropped")])
+    assert begun.wait(10)
+    threading.Timer(0.1, may_end.set).start()
+    precompile.stop()
+    assert results == ["compiled"]
 
 
 def test_loading_weights_starts_compiling(monkeypatch):
