@@ -14,7 +14,8 @@ from bench.peers.rounds import Measure, Result, Side, measure_rounds
 from bench.peers.sizes import SMALL, Sizes
 
 TESTS = Path(__file__).parent.parent
-MLX_MEASURES = ("preprocess-jpeg", "decode", "decode-batch", "second-question", "decode-8bit")
+MLX_MEASURES = ("preprocess-jpeg", "decode", "decode-batch", "second-question")
+MLX_MEASURES += ("act", "act-chunk", "decode-8bit")
 
 
 @pytest.fixture

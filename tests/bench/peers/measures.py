@@ -103,6 +103,31 @@ def _pictures(sizes: Sizes) -> tuple[Measure, ...]:
     )
 
 
+def _actions() -> tuple[Measure, ...]:
+    both = ("torch towers", "torch decoder")
+    return (
+        Measure(
+            "act",
+            "a robot's action, one picture, seven tokens",
+            "ms",
+            (
+                Side("ours", "actions:tokens", ("ours",)),
+                Side("PyTorch, eager", "torch_actions:tokens", both),
+                Side("PyTorch, static cache, compiled", "torch_actions:static", both),
+            ),
+        ),
+        Measure(
+            "act-chunk",
+            "a chunk of eight actions in one pass, two pictures",
+            "ms",
+            (
+                Side("ours", "actions:chunk", ("ours",)),
+                Side("PyTorch, eager", "torch_actions:chunk", both),
+            ),
+        ),
+    )
+
+
 def _preprocessing(sizes: Sizes) -> tuple[Measure, ...]:
     width, height = sizes.photo
     measures = []
@@ -134,6 +159,7 @@ def all_measures(sizes: Sizes) -> tuple[Measure, ...]:
         _decode(sizes, "decode", "", peers),
         _decode_batch(sizes),
         *_pictures(sizes),
+        *_actions(),
         _decode(sizes, "decode-8bit", " 8 bits"),
         _decode_batch_quantised(sizes),
     )

@@ -1,0 +1,40 @@
+"""A robot's action, from the PIL image to its ids or hidden states; functions for milliseconds."""
+
+import mlx.core as mx
+import numpy as np
+
+from mlx_vlm_moxin.actions.parallel import action_hidden_states
+from mlx_vlm_moxin.bench.act import PROMPT_TOKENS, ActionRun
+
+from .clock import seconds
+from .models import Models
+from .questions import picture
+from .rounds import Run
+
+# OpenVLA-OFT on LIBERO: two cameras, eight actions of seven values.
+CAMERAS, PLACEHOLDERS = 2, 56
+
+
+def _image_processor(models: Models):
+    from mlx_vlm.models.moxin.image_processing_moxin import MoxinImageProcessor
+
+    return MoxinImageProcessor(models.sizes.config.vision_config.image_size)
+
+
+def tokens(models: Models) -> Run:
+    """OpenVLA: seven tokens one after another."""
+    run = ActionRun(models["ours"], picture(models), _image_processor(models), 1)
+    return lambda: 1e3 * seconds(lambda: mx.eval(run()))
+
+
+def chunk(models: Models) -> Run:
+    """OpenVLA-OFT: one pass with attention in both directions, to what its head reads."""
+    model, image_processor = models["ours"], _image_processor(models)
+    images = [picture(models, seed) for seed in range(CAMERAS)]
+    ids = np.random.default_rng(0).integers(3, model.config.pad_token_id, PROMPT_TOKENS)
+
+    def work() -> None:
+        pixels = mx.array(image_processor(images))
+        mx.eval(action_hidden_states(model, [ids.tolist()], pixels, None, PLACEHOLDERS, False))
+
+    return lambda: 1e3 * seconds(work)
