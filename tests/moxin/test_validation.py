@@ -147,6 +147,7 @@ def test_vision_settings(settings, name):
         ({"quantization": {"group_size": 0, "bits": 4}}, "group_size 0, bits 4, mode affine"),
         ({"quantization": {"group_size": 64, "bits": 4.0}}, "bits 4.0"),
         ({"quantization": {"group_size": 64, "bits": 4, "mode": []}}, "mode []"),
+        ({"quantization": {"group_size": 64, "bits": 4, "mode": "nf4"}}, "mode nf4"),
         ({"quantization": {"bits": 4}}, "group_size None"),
         (
             {"quantization": {"group_size": 64, "bits": 4, "lm_head": {"bits": 7}}},
@@ -158,6 +159,13 @@ def test_settings_of_the_whole_model(settings, name):
     with pytest.raises(ValueError, match=r"^(generation_)?config\.json: ") as error:
         ModelConfig.from_dict({**MOXIN, **settings})
     assert name in str(error.value)
+
+
+def test_without_ids_the_end_token_is_llamas_and_0_is_an_id_like_any_other():
+    params = {name: value for name, value in MOXIN.items() if not name.startswith(("eos", "bos"))}
+    assert ModelConfig.from_dict(params).eos_token_id == 2
+    config = ModelConfig.from_dict({**MOXIN, "eos_token_id": 0, "bos_token_id": 0})
+    assert (config.eos_token_id, config.bos_token_id) == (0, 0)
 
 
 def test_several_end_tokens_and_settings_of_single_layers_are_allowed():
