@@ -8,10 +8,12 @@ network, a GPU, a browser or minutes is left out with the reason. Status 1 if a 
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -87,7 +89,9 @@ def _wait_for(process: subprocess.Popen) -> str:
         if process.poll() is not None:
             return process.stdout.read()[-500:]
         try:
-            urllib.request.urlopen(f"http://127.0.0.1:{PORT}/v1/models", timeout=1).close()
+            urllib.request.urlopen(f"http://127.0.0.1:{PORT}/health", timeout=1).close()
+            return ""
+        except urllib.error.HTTPError:
             return ""
         except OSError:
             time.sleep(0.5)
@@ -148,7 +152,8 @@ class Reader:
     def close(self) -> None:
         """End the server, if one is running."""
         if self._server is not None:
-            os.killpg(self._server.pid, 15)
+            if self._server.poll() is None:
+                os.killpg(self._server.pid, signal.SIGTERM)
             self._server.wait(timeout=60)
             self._server = None
 
