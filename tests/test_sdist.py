@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from mlx_vlm_moxin.checkpoints.published import PROJECT_URL
+
 ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", "CONTRIBUTING.md", *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md"))]
 # What `make demo`, `make test`, `make docs` and a build from the distribution read.
@@ -81,3 +83,8 @@ def test_a_search_for_any_member_of_the_family_finds_it(metadata):
     found = f"{metadata['Summary']} {metadata['Keywords']}".lower()
     for word in ("moxin", "prismatic", "openvla", "mlx-vlm", "vision-language-action"):
         assert word in found
+
+
+def test_the_repositorys_address_is_the_one_constant(metadata):
+    urls = dict(entry.split(", ") for entry in metadata.get_all("Project-URL"))
+    assert urls.get("Repository") == PROJECT_URL
