@@ -5,6 +5,7 @@ import io
 from dataclasses import replace
 from importlib.metadata import version
 
+import mlx.core as mx
 from mlx.utils import tree_flatten
 from mlx_vlm.models.moxin.moxin import Model
 
@@ -46,5 +47,7 @@ def apply_awq(source: Source, options: QuantizeOptions, quiet: bool = False) -> 
             options.calibration,
             options.calibration_data,
         )
+    # They are read in other threads, which could not evaluate what this one has recorded.
+    mx.eval(model.parameters())
     tensors = {name: LazyTensor.of(value) for name, value in tree_flatten(model.parameters())}
     return replace(source, tensors=tensors, quantization=None, dtype=None)

@@ -1,5 +1,7 @@
 """What is written is what stock mlx-vlm would write, tensor for tensor, bit for bit."""
 
+import threading
+
 import mlx.core as mx
 import pytest
 from mlx_vlm import convert as upstream_convert
@@ -9,6 +11,7 @@ from mlx_vlm.utils import load_config
 from source_checkpoints import edit_json, load_weights, with_weights, write_ominix
 from support import HF_CHECKPOINT
 
+from mlx_vlm_moxin.checkpoints import tensor_values
 from mlx_vlm_moxin.checkpoints.quantize_options import QuantizeOptions
 from mlx_vlm_moxin.checkpoints.skeleton import build_skeleton
 from mlx_vlm_moxin.checkpoints.sources import Source, open_source
@@ -104,6 +107,33 @@ def test_every_recipe(source, recipe):
         value.shape == skeleton.tensors[name].shape
         for name, value in compute_tensors(source, skeleton)
     )
+
+
+def test_the_next_layers_are_computed_while_one_is_written(source, monkeypatch):
+    started, compute = [threading.Event() for _ in range(3)], tensor_values.compute_layer
+
+    def announced(source, skeleton, names):
+        for event in started:
+            if not event.is_set():
+                event.set()
+                break
+        return compute(source, skeleton, names)
+
+    monkeypatch.setattr(tensor_values, "compute_layer", announced)
+    values = compute_tensors(source, build_skeleton(source, QuantizeOptions(quantize=True)))
+    next(values)
+    assert all(event.wait(timeout=60) for event in started)
+    values.close()
+    assert not [t for t in threading.enumerate() if t.name.startswith("moxin-convert")]
+
+
+def test_an_error_in_a_thread_reaches_the_caller(source, monkeypatch):
+    def fail(source, skeleton, names):
+        raise OSError("the disk is gone")
+
+    monkeypatch.setattr(tensor_values, "compute_layer", fail)
+    with pytest.raises(OSError, match="the disk is gone"):
+        computed(source, QuantizeOptions())
 
 
 class TestPackedSources:

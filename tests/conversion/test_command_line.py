@@ -186,14 +186,15 @@ class TestErrors:
 WAIT = """
 import sys, time
 from mlx_vlm_moxin.conversion.command_line import main
-from mlx_vlm_moxin.checkpoints import tensor_values
-compute = tensor_values.compute_layer
-def wait(source, skeleton, names):
-    if names[0].endswith("layers.2.mlp.up_proj.weight"):
-        print("waiting", flush=True)
-        time.sleep(60)
-    return compute(source, skeleton, names)
-tensor_values.compute_layer = wait
+from mlx_vlm_moxin.conversion import convert
+compute = convert.compute_tensors
+def wait(source, skeleton, on_progress):
+    for name, value in compute(source, skeleton, on_progress):
+        if name.endswith("layers.2.mlp.up_proj.weight"):
+            print("waiting", flush=True)
+            time.sleep(60)
+        yield name, value
+convert.compute_tensors = wait
 sys.exit(main(sys.argv[1:]))
 """
 
