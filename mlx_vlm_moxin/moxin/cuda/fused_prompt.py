@@ -70,13 +70,13 @@ class FusedPrompt:
             for window in fused_layers.windows(layers):
                 # The GPU works on these layers while the next ones are read.
                 found = read_layers(decoder, sizes, window)
-                own = arrays[2 * window.start : 2 * window.stop]
+                caches_of_window = arrays[2 * window.start : 2 * window.stop]
                 for group in fused_layers.groups(found):
                     some = found[group]
                     fused = prompt_kernel(
                         sizes, some[0].formats, len(some), tokens, arrays[0].shape[2]
                     )
-                    caches = own[2 * group.start : 2 * group.stop]
+                    caches = caches_of_window[2 * group.start : 2 * group.stop]
                     x = fused_layers.launch(fused, some, x, filled, caches)
                     mx.async_eval(x)
             logits = layerwise.logits(self._head, decoder.norm(x[None, -logits_to_keep:]))

@@ -52,7 +52,7 @@ def is_current(cache: Sequence[Any]) -> bool:
         known is not None
         and len(known.arrays) == 2 * len(cache)
         and all(layer.offset == known.written for layer in cache)
-        and all(array is own for array, own in zip(held(cache), known.arrays))
+        and all(array is last for array, last in zip(held(cache), known.arrays))
     )
 
 

@@ -63,12 +63,12 @@ def attend(sizes, tokens, capacity):
     def kernel(queries, keys, values, new_keys, new_values, filled, padding):
         filled, padding = filled[0], padding[: tokens.batch, None, None, None]
         cached, new = mx.arange(capacity), mx.arange(tokens.length)
-        # Places of the keys in the sequence; of empty ones in the cache, behind everything.
+        # Positions of the keys in the sequence; those of empty places in the cache are after all.
         place = mx.concatenate([mx.where(cached < filled, cached, 2**30), filled + new])
-        own = (filled + new)[:, None]
-        mask = (place <= own) & (place >= padding)
+        position = (filled + new)[:, None]
+        mask = (place <= position) & (place >= padding)
         if sizes.window:
-            mask = mask & (place > own - sizes.window)
+            mask = mask & (place > position - sizes.window)
         out = mx.fast.scaled_dot_product_attention(
             queries.swapaxes(1, 2),
             mx.concatenate([keys, new_keys], axis=2),

@@ -267,8 +267,8 @@ def test_padded_prompts_of_a_batch_are_the_prompts_alone():
     together = model(padded, cache=cache).logits[:, -1]
     following = model(mx.array([[3], [4]]), cache=cache).logits[:, -1]
     for row, (prompt, token) in enumerate(zip(prompts, (3, 4))):
-        own = empty()
-        alone = model(mx.array([prompt]), cache=own).logits[0, -1]
+        cache_of_row = empty()
+        alone = model(mx.array([prompt]), cache=cache_of_row).logits[0, -1]
         assert relative_error(together[row], alone.astype(mx.float32)) < 2**-6
-        alone = model(mx.array([[token]]), cache=own).logits[0, -1]
+        alone = model(mx.array([[token]]), cache=cache_of_row).logits[0, -1]
         assert relative_error(following[row], alone.astype(mx.float32)) < 2**-6
