@@ -9,17 +9,6 @@ from collections import Counter
 from typing import Any
 
 import mlx.nn as nn
-from mlx_vlm.models.moxin.quantization import AFFINE_BITS, AFFINE_GROUP_SIZES
-
-__all__ = [
-    "AFFINE_BITS",
-    "AFFINE_GROUP_SIZES",
-    "PACKED_PARTS",
-    "LayerSettings",
-    "quantization_of",
-    "quantized_layers",
-    "split_name",
-]
 
 PACKED_PARTS = ("weight", "scales", "biases")
 LayerSettings = dict[str, Any]

@@ -110,12 +110,14 @@ def _compute_ahead(
         mx.eval(values)
         return values
 
-    executor = ThreadPoolExecutor(THREADS, "moxin-convert")
+    # A GPU is kept busy by one thread.
+    threads = THREADS if mx.default_device().type == mx.DeviceType.cpu else 1
+    executor = ThreadPoolExecutor(threads, "moxin-convert")
     pending: deque[Future[dict[str, mx.array]]] = deque()
     try:
         for names in groups:
             pending.append(executor.submit(compute, names))
-            if len(pending) > THREADS:
+            if len(pending) > threads:
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()

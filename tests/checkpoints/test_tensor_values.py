@@ -110,7 +110,7 @@ def test_every_recipe(source, recipe):
 
 
 def test_the_next_layers_are_computed_while_one_is_written(source, monkeypatch):
-    started, compute = [threading.Event() for _ in range(3)], tensor_values.compute_layer
+    started, compute = [threading.Event() for _ in range(2)], tensor_values.compute_layer
 
     def announced(source, skeleton, names):
         for event in started:
