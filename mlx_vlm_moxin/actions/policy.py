@@ -6,6 +6,7 @@ moojink/openvla-oft.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -22,6 +23,7 @@ from mlx_vlm_moxin.actions.pictures import POLICY_SIZE, center_crop, resize_for_
 from mlx_vlm_moxin.actions.prompt import prompt_ids
 from mlx_vlm_moxin.actions.statistics import EPSILON, Scale, choose_data_set, scale_of
 from mlx_vlm_moxin.actions.tokens import ActionTokenizer
+from mlx_vlm_moxin.checkpoints.sources.action_heads import part_files
 
 Pictures = PictureSource | Sequence[PictureSource]
 
@@ -48,7 +50,7 @@ def action_config(model: nn.Module) -> ActionConfig:
     """How ``model`` gives actions.
 
     Raises:
-        ValueError: if it gives none.
+        ValueError: if it gives none, or if stock mlx-vlm has loaded it without its head.
     """
     config = getattr(model.config, "action_config", None)
     if config is None:
@@ -56,6 +58,13 @@ def action_config(model: nn.Module) -> ActionConfig:
             f"This model gives no actions: its config.json (model_type "
             f"{model.config.model_type!r}) has neither norm_stats nor action_config. Action models "
             "are OpenVLA, OpenVLA-OFT, Moxin-VLA and models trained on action data"
+        )
+    path = model.config.model_path
+    if config.decoding == "autoregressive" and path is not None and part_files(Path(path)):
+        raise ValueError(
+            f"{path} is an OpenVLA-OFT checkpoint, whose parts in .pt files stock mlx-vlm does not "
+            "load: convert it, or load it with this package (load(..., actions='libero'), "
+            "python -m mlx_vlm_moxin act or server)"
         )
     return config
 

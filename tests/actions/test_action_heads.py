@@ -9,7 +9,7 @@ from mlx_vlm import load as stock_load
 from support import HF_CHECKPOINT
 from torch_files import tensor, write_pt
 
-from mlx_vlm_moxin import load
+from mlx_vlm_moxin import load, predict_action
 from mlx_vlm_moxin.checkpoints.action_options import ActionOptions
 from mlx_vlm_moxin.checkpoints.sources import open_source
 from mlx_vlm_moxin.plugin import quantize_on_load
@@ -152,9 +152,13 @@ def test_quantizing_leaves_head_and_projector_alone(action_checkpoint):
     assert not any(model.quant_predicate(path, None) for path in paths)
 
 
-def test_stock_mlx_vlm_loads_the_checkpoint_as_the_model_without_its_parts(action_checkpoint):
-    model, _ = stock_load(str(action_checkpoint("oft")))
+def test_a_model_that_stock_mlx_vlm_has_loaded_without_its_head_gives_no_actions(
+    action_checkpoint,
+):
+    model, processor = stock_load(str(action_checkpoint("oft")))
     assert "action_head" not in model
+    with pytest.raises(ValueError, match="stock mlx-vlm does not load: convert it"):
+        predict_action(model, processor, "photo.png", "pick up the cup")
 
 
 def test_parts_of_a_hub_repository_are_downloaded_by_commands_too(monkeypatch, tmp_path):
