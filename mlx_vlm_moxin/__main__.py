@@ -1,7 +1,7 @@
-"""``python -m mlx_vlm_moxin COMMAND``: mlx-vlm's commands with Moxin surely registered.
+"""``python -m mlx_vlm_moxin COMMAND``: mlx-vlm's commands with Moxin registered, and ours.
 
-They need no start-up file, so they also run where Python reads none, and those that load
-a model take ``--quantize`` and ``--group-size``. Two commands are this package's own.
+They need no start-up file, so they also run where Python reads none. mlx-vlm's commands in
+:data:`LOADING` also accept ``--quantize`` and ``--group-size``.
 """
 
 import argparse
@@ -87,24 +87,24 @@ def split_arguments(command: str, arguments: Sequence[str]) -> tuple[argparse.Na
     Exits with a line on standard error if a value does not exist or has no effect.
     """
     parser = quantize_parser(command)
-    own, stock = parser.parse_known_args(arguments)
-    if own.quantize is None and own.group_size is not None:
+    added, stock = parser.parse_known_args(arguments)
+    if added.quantize is None and added.group_size is not None:
         parser.error("--group-size would have no effect without --quantize")
-    if own.quantize is not None and "--reload" in stock:
+    if added.quantize is not None and "--reload" in stock:
         parser.error("--quantize has no effect on the process that --reload starts; drop one")
     if {"-h", "--help"} & {*stock}:
         parser.print_help()
         print("\nOptions of mlx_vlm:\n")
-    return own, stock
+    return added, stock
 
 
-def _serving(own: argparse.Namespace) -> "ActionOptions":
+def _serving(added: argparse.Namespace) -> "ActionOptions":
     """The options for ``/act``; what belongs to requests is left where they look for it."""
     from mlx_vlm_moxin.actions.serving import defaults
     from mlx_vlm_moxin.checkpoints.action_options import action_options
 
-    defaults.unnorm_key, defaults.discrete = own.unnorm_key, own.discrete
-    return action_options(own)
+    defaults.unnorm_key, defaults.discrete = added.unnorm_key, added.discrete
+    return action_options(added)
 
 
 def main() -> int | None:
@@ -115,15 +115,15 @@ def main() -> int | None:
     if os.environ.get(SWITCH, "0") not in ("", "0") and command != "doctor":
         parser.error(f"{SWITCH} is set, which switches this package off")
     arguments, module = sys.argv[2:], COMMANDS[command][0]
-    own = argparse.Namespace(quantize=None, group_size=None)
+    added = argparse.Namespace(quantize=None, group_size=None)
     if command in LOADING:
-        own, arguments = split_arguments(command, arguments)
+        added, arguments = split_arguments(command, arguments)
     if module.startswith("mlx_vlm."):
         from mlx_vlm_moxin.library import load
         from mlx_vlm_moxin.plugin import command_errors, replacements, upstream
 
-        options = load.quantize_options(own.quantize, own.group_size)
-        settings = {} if command != "server" else {"actions": _serving(own)}
+        options = load.quantize_options(added.quantize, added.group_size)
+        settings = {} if command != "server" else {"actions": _serving(added)}
         replacements.apply(upstream.COMMAND, options=options, **settings)
         command_errors.install()
     if command == "server":

@@ -51,7 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--published",
         choices=[*PUBLISHED, "none"],
         metavar="MODEL",
-        help=f"whose published numbers stand beside: {', '.join(PUBLISHED)}, none (default: by "
+        help=f"whose published numbers are shown beside: {', '.join(PUBLISHED)}, none (default: by "
         f"the checkpoint's name, else {MOXIN})",
     )
     return parser

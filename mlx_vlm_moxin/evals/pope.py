@@ -1,7 +1,7 @@
 """``python -m mlx_vlm_moxin.evals.pope``: POPE, questions about objects that may not be there.
 
 The manner and the options are those of ``mlx_vlm.evals``. Every question is answered
-greedily by one short text; POPE's own rule makes a yes or a no of it.
+greedily by one short text; POPE's rule reads a yes or a no from it.
 """
 
 import argparse

@@ -29,7 +29,7 @@ def predicted_label(answer: str) -> str:
 
 
 def is_clear(answer: str) -> bool:
-    """Whether the answer says yes or no at all; if not, POPE's rule takes it for a yes."""
+    """Whether the answer says yes or no at all; if not, POPE's rule counts it as a yes."""
     return bool(_first_sentence_words(answer) & {"yes", *_NO_WORDS})
 
 

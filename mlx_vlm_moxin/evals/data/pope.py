@@ -43,6 +43,6 @@ def read(source: Source) -> Iterator[Example]:
                 f"{source.location} has a category {group[:50]!r}; POPE's are {', '.join(GROUPS)}"
             )
         counts[group] += 1
-        # Question ids begin anew in each part, and their form differs between copies.
+        # Question ids start again in each part, and their form differs between copies.
         name, answer = f"{group}-{counts[group]}", question.answer.capitalize()
         yield Example(name, question.question, answer, question.image, question.image_source, group)

@@ -52,7 +52,7 @@ def _read(source: Source, *, with_ocr: bool) -> Iterator[Example]:
     file = require(source.folder, FILE)
     rows = read_json(file, _FILE).data
     ocr = (require if with_ocr else find)(source.folder, *OCR_FILES)
-    # The published harness takes its questions from the OCR list, also without the words.
+    # The published harness reads its questions from the OCR list, also without the words.
     texts = [row.question for row in rows] if ocr is None else _ocr_texts(ocr, len(rows))
     pictures = source.pictures("train_val_images", "train_images", "images")
     for row, text in zip(rows, texts):

@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 
 Box = list[float]
-# A box takes some 30 characters. Longer texts are no boxes, and Python's parser would
+# A box needs about 30 characters. Longer texts are no boxes, and Python's parser would
 # need much memory for deep ones.
 MAX_CHARACTERS = 1000
 

@@ -1,6 +1,6 @@
 """Numbers of a whole task from the scores of its examples.
 
-Each function takes all answers of a task and returns fractions from 0 to 1 by name, the
+Each function receives all answers of a task and returns fractions from 0 to 1 by name, the
 number that the published table shows first, None where there is nothing to compute it from.
 """
 
