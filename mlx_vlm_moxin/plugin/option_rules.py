@@ -15,8 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import mlx.nn as nn
-from mlx_vlm.generate import generate_step
+from mlx_vlm.generate import DEFAULT_QUANTIZED_KV_START, generate_step
 from mlx_vlm.generate.types import GenerateKwargs
+from mlx_vlm.kv_quant import TURBOQUANT_SCHEME, UNIFORM_SCHEME
+from mlx_vlm.turboquant import turboquant_enabled
+from safetensors import SafetensorError, safe_open
 
 from mlx_vlm_moxin.checkpoints.quantize_options import QuantizeOptions
 from mlx_vlm_moxin.library import generation_settings
@@ -105,6 +108,12 @@ NEEDS = {
 }
 
 
+# Files that an adapter's directory may hold, in mlx-vlm's order.
+ADAPTER_FILES = ("adapters.safetensors", "weights.safetensors")
+# What --train-vision trains beside the decoder's adapter.
+TOWERS = ("vision_tower.", "multi_modal_projector.")
+
+
 def flag(name: str) -> str:
     """The option as one types it."""
     return f"--{name.replace('_', '-')}"
@@ -160,6 +169,25 @@ def _picture_in_cache(command: Command) -> Iterator[Fault]:
     least = vision.num_patches + 1 + KEPT_TOKENS
     if isinstance(size, int) and has_picture and KEPT_TOKENS < size < least:
         yield "max_kv_size", f"a picture alone needs {least} tokens of the cache"
+
+
+def _batched_cache(command: Command) -> Iterator[Fault]:
+    """The cache of the server's batches has fewer kinds than that of one answer."""
+    if not command.module.startswith("mlx_vlm.server") or command.get("kv_bits") is None:
+        return
+    scheme = command.get("kv_quant_scheme")
+    is_turboquant = turboquant_enabled(command.get("kv_bits"), scheme)
+    usual = TURBOQUANT_SCHEME if is_turboquant else UNIFORM_SCHEME
+    for name in ("kv_key_scheme", "kv_value_scheme"):
+        if command.get(name) not in (None, usual):
+            yield name, f"the server has one scheme for keys and values, here {usual}"
+    start = command.get("quantized_kv_start")
+    if not is_turboquant and start not in (0, DEFAULT_QUANTIZED_KV_START):
+        yield (
+            "quantized_kv_start",
+            "the server quantises a uniform cache from its first token on; "
+            "--kv-quant-scheme turboquant begins later",
+        )
 
 
 def _checkpoint(command: Command) -> Iterator[Fault]:
@@ -222,6 +250,30 @@ def _training(command: Command) -> Iterator[Fault]:
             )
 
 
+def _resumed(command: Command) -> Iterator[Fault]:
+    """Tensors of an adapter that would be loaded, left as they are, and not saved again."""
+    path = command.get("resume_adapter_file")
+    if path is None or command.get("train_vision") or command.get("train_type") == "full":
+        return
+    path = Path(path)
+    files = [path / name for name in ADAPTER_FILES] if path.is_dir() else [path]
+    file = next((file for file in files if file.is_file()), None)
+    if file is None:
+        return  # mlx-vlm says so
+    try:
+        with safe_open(file, framework="np") as tensors:
+            towers = [name for name in tensors.keys() if name.startswith(TOWERS)]
+    except SafetensorError as error:
+        yield "resume_adapter_file", f"{file} cannot be read ({error})"
+        return
+    if towers:
+        yield (
+            "resume_adapter_file",
+            f"it holds {len(towers)} tensors of vision towers and projector, which would be lost: "
+            "add --train-vision",
+        )
+
+
 def _rewards(command: Command) -> Iterator[Fault]:
     names, weights = command.get("reward_functions"), command.get("reward_weights")
     if names is None:
@@ -240,11 +292,13 @@ def _rewards(command: Command) -> Iterator[Fault]:
 
 RULES: tuple[Callable[[Command], Iterator[Fault]], ...] = (
     _ranges,
+    _batched_cache,
     _generation,
     _no_effect,
     _picture_in_cache,
     _checkpoint,
     _conversion,
     _training,
+    _resumed,
     _rewards,
 )

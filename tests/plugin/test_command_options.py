@@ -8,6 +8,7 @@ import shutil
 import sys
 from unittest import mock
 
+import mlx.core as mx
 import mlx.nn as nn
 import pytest
 from mlx_vlm import convert
@@ -91,6 +92,8 @@ SERVING = [
     ("--max-num-seqs 0", "at least 1"),
     ("--top-logprobs-k 21", "from 0 to 20"),
     ("--draft-kind mtp", "no effect without --draft-model"),
+    ("--kv-bits 4 --kv-quant-scheme turboquant --kv-key-scheme uniform", "one scheme for keys and"),
+    ("--kv-bits 3.5 --kv-value-scheme uniform", "one scheme for keys and values, here turboquant"),
 ]
 TRAINING = [
     ("--target-modules zzz", "no layer is called zzz; there are down_proj, gate_proj, k_proj"),
@@ -291,6 +294,19 @@ def test_a_shape_that_leaves_no_pixel_of_a_narrow_picture_is_named(error_of, tmp
     Image.new("RGB", (9, 300)).save(tmp_path / "narrow.png")
     case = f"--image {tmp_path / 'narrow.png'} --resize-shape 1 1"
     assert error_of(GENERATE, case) == "resize_shape 1 x 1 makes a picture of 0 x 1 pixels"
+
+
+def test_an_adapter_with_trained_towers_is_not_resumed_without_them(error_of, tmp_path):
+    names = ("vision_tower.a", "multi_modal_projector.b", "language_model.lora_a")
+    mx.save_safetensors(str(tmp_path / "adapters"), {name: mx.zeros(1) for name in names})
+    for path in (tmp_path, tmp_path / "adapters.safetensors"):
+        line = error_of(TRAIN, f"--resume-adapter-file {path}")
+        assert "holds 2 tensors of vision towers and projector, which would be lost" in line
+        assert "add --train-vision" in line
+        line = error_of(TRAIN, f"--resume-adapter-file {path} --train-vision")
+        assert "adapter_config.json" in line
+    (tmp_path / "adapters.safetensors").write_bytes(b"none")
+    assert "cannot be read" in error_of(TRAIN, f"--resume-adapter-file {tmp_path}")
 
 
 PROCESSES = [
