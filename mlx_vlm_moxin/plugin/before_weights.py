@@ -1,4 +1,4 @@
-"""What is checked when mlx-vlm has built Moxin and is about to read its weights."""
+"""What is checked and prepared when mlx-vlm has built Moxin and is about to read its weights."""
 
 import functools
 from collections.abc import Callable
@@ -7,11 +7,11 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx_vlm.models.moxin import Model
 
-from mlx_vlm_moxin.plugin import command_options
+from mlx_vlm_moxin.plugin import chat_commands, command_options
 
 
 def load_model_weights(original: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
-    """``mlx_vlm.utils.load_model_weights`` that checks options and memory first."""
+    """``mlx_vlm.utils.load_model_weights``, after options, memory and a chat have been seen to."""
 
     @functools.wraps(original)
     def load(model: nn.Module, config: dict, weights: dict[str, mx.array], *args, **kwargs):
@@ -19,6 +19,7 @@ def load_model_weights(original: Callable[..., nn.Module]) -> Callable[..., nn.M
             # Not before: the library imports the model, whose import brings this module in.
             from mlx_vlm_moxin.library import memory
 
+            chat_commands.install()
             command_options.check(model, config.get("quantization"))
             nbytes = sum(value.nbytes for value in weights.values())
             memory.warn_if_too_large(nbytes, model.config)

@@ -232,6 +232,12 @@ UPSTREAM = (
     ),
     _on_server(
         "mlx_vlm.server",
+        "_build_gen_args",
+        None,
+        "how a request for /v1/completions becomes arguments",
+    ),
+    _on_server(
+        "mlx_vlm.server",
         "_INHERIT_ADAPTER",
         None,
         "the default of get_cached_model's adapter_path",

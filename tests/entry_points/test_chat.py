@@ -31,3 +31,13 @@ def test_pictures_questions_and_commands_typed_in(fp32_checkpoint, model, proces
     assert tall == GOLDENS["generate"]["hf"]["tall"][INDEX]["text"]
     assert "Image file not found: none.png" in result.stdout
     assert "Goodbye!" in result.stdout
+
+
+def test_the_end_of_the_input_ends_the_chat(fp32_checkpoint):
+    for command in ("mlx_vlm.chat", "mlx_vlm_moxin"):
+        first = ["chat"] if command == "mlx_vlm_moxin" else []
+        options = [*first, "--model", fp32_checkpoint, "--max-tokens", "2"]
+        result = run_module(command, *options, input=f"{QUESTION}\n")
+        assert result.returncode == 0, result.stderr
+        assert result.stdout.count("You: ") == 2
+        assert "Error" not in result.stdout

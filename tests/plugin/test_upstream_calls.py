@@ -39,6 +39,7 @@ MODEL = str(HF_CHECKPOINT)
 # Names that are imported, not replaced: that they exist is checked in test_upstream.py.
 IMPORTED = {
     "mlx_vlm.server._INHERIT_ADAPTER",
+    "mlx_vlm.server._build_gen_args",
     "mlx_vlm.server._require_management_api_key",
 }
 

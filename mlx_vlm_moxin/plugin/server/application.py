@@ -6,6 +6,7 @@ from starlette.middleware import Middleware
 
 from mlx_vlm_moxin.plugin.server import log
 from mlx_vlm_moxin.plugin.server.act import add_act_routes
+from mlx_vlm_moxin.plugin.server.completions import add_completions
 from mlx_vlm_moxin.plugin.server.errors import add_exception_handlers
 from mlx_vlm_moxin.plugin.server.gate import Gate
 from mlx_vlm_moxin.plugin.server.model_list import add_model_route
@@ -22,6 +23,7 @@ def extended(app: FastAPI) -> FastAPI:
     add_exception_handlers(app)
     add_model_route(app)
     add_act_routes(app)
+    add_completions(app)
     # The innermost: its answers get the headers that the others add.
     app.user_middleware.append(Middleware(Gate))
     if settings.allow_origins is not None:

@@ -128,6 +128,10 @@ def add_exception_handlers(app: FastAPI) -> None:
         message = sentence(f"The body of the request is not JSON: {error}")
         return _answer(400, message, message)
 
+    async def bad_request(request: Request, error: BadRequestError) -> Response:
+        return _answer(400, sentence(error), sentence(error))
+
+    app.add_exception_handler(BadRequestError, bad_request)
     app.add_exception_handler(HTTPException, http_exception)
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(JSONDecodeError, no_json)

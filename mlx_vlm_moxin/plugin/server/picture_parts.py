@@ -35,7 +35,7 @@ def picture_sources(endpoint: str, body: dict[str, Any]) -> list[str]:
     """The pictures of a request, after they have been put where the endpoint sees them.
 
     Args:
-        endpoint: one of the names above.
+        endpoint: one of the names above, or one without messages.
         body: the request, which is changed in place.
 
     Returns:
@@ -45,7 +45,7 @@ def picture_sources(endpoint: str, body: dict[str, Any]) -> list[str]:
         BadRequestError: for media that are no picture, and for a source that cannot be one.
     """
     messages = body.get("input" if endpoint == RESPONSES else "messages")
-    if not isinstance(messages, list):
+    if endpoint not in _KINDS or not isinstance(messages, list):
         return []
     sources, moved = [], []
     for path, owner, key, is_user in _contents(endpoint, body, messages):
