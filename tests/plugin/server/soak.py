@@ -1,6 +1,6 @@
 """Load on one server from many clients, good ones, bad ones and impatient ones.
 
-Run it by itself for a long soak: ``python tests/server/soak.py --seconds 300``. It ends
+Run it by itself for a long soak: ``python tests/plugin/server/soak.py --seconds 300``. It ends
 with exit status 1 if an answer differed from the one that the request gets alone, if a
 request got no answer, or if memory grew.
 """
