@@ -21,12 +21,13 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
+sys.path[:0] = [str(Path(__file__).parents[2] / folder) for folder in ("", "moxin")]
 
-from bodies import get
-from server_process import Server
-from soak_requests import Request, bad_requests, good_requests, stream_text
-from support import HF_CHECKPOINT
+from bodies import CHAT, answer_text, body, get, picture_data  # noqa: E402
+from picture_server import PictureServer, picture_server  # noqa: E402
+from server_process import Server  # noqa: E402
+from soak_requests import Request, bad_requests, good_requests, stream_text  # noqa: E402
+from support import HF_CHECKPOINT, MESSAGES  # noqa: E402
 
 ANSWER_TIMEOUT_S = 120
 # The server keeps its last responses with their pictures: 1024, a long time's growth.
@@ -97,9 +98,9 @@ class Client(threading.Thread):
         self._random = random.Random(seed)
 
     def run(self) -> None:
-        actions = (self._answer, self._stream, self._hang_up, self._leave, self._bad)
+        actions = (self._answer, self._stream, self._hang_up, self._leave, self._bad, self._link)
         while time.monotonic() < self._soak.deadline:
-            (action,) = self._random.choices(actions, weights=(30, 30, 15, 5, 20))
+            (action,) = self._random.choices(actions, weights=(30, 30, 15, 5, 20, 10))
             connection = http.client.HTTPConnection(
                 "127.0.0.1", self._soak.server.port, timeout=ANSWER_TIMEOUT_S
             )
@@ -149,6 +150,18 @@ class Client(threading.Thread):
         self._send(connection, self._good(), stream=self._random.random() < 0.5)
         time.sleep(self._random.random() / 10)
 
+    def _link(self, connection: http.client.HTTPConnection) -> None:
+        """A picture whose address works once, or slowly."""
+        kind = self._random.choice(("once", "slow"))
+        url = f"{self._soak.web.url}/{kind}/photo.png?{self._random.random()}"
+        request = body(CHAT, self._soak.server.model, MESSAGES[0])
+        part = {"type": "image_url", "image_url": {"url": url}}
+        request["messages"][0]["content"].insert(0, part)
+        self._send(connection, Request(f"{kind} link", CHAT, request))
+        response = connection.getresponse()
+        answer = answer_text(CHAT, json.loads(response.read()))
+        self._soak.compare(self._soak.linked, response.status, answer)
+
     def _bad(self, connection: http.client.HTTPConnection) -> None:
         """A request that cannot be answered."""
         request = self._random.choice(self._soak.bad)
@@ -162,6 +175,8 @@ class Client(threading.Thread):
 class Soak:
     """``clients`` threads against a running ``server`` for ``seconds``."""
 
+    web: PictureServer
+
     def __init__(self, server: Server, seconds: float, clients: int):
         self.server = server
         self.good = good_requests(server.model)
@@ -169,7 +184,10 @@ class Soak:
         self.report = Report()
         self._lock = threading.Lock()
         self._seconds, self._clients = seconds, clients
-        self._alone = {request: self._ask_alone(request) for request in self.good}
+        about_photo = body(CHAT, server.model, MESSAGES[0], picture_data("photo"))
+        self.linked = Request("a linked picture", CHAT, about_photo)
+        asked = [*self.good, self.linked]
+        self._alone = {request: self._ask_alone(request) for request in asked}
 
     def _ask_alone(self, request: Request) -> str:
         status, answer = self.server.post(request.path, request.body)
@@ -194,6 +212,10 @@ class Soak:
 
     def run(self) -> Report:
         """Load the server, wait until it is idle, ask once more what was asked alone."""
+        with picture_server() as self.web:
+            return self._run()
+
+    def _run(self) -> Report:
         self.deadline = time.monotonic() + self._seconds
         clients = [Client(self, seed) for seed in range(self._clients)]
         for client in clients:

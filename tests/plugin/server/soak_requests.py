@@ -1,5 +1,6 @@
 """The requests of the soak, and how their answers are read."""
 
+import base64
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from bodies import (
     delta_text,
     picture_data,
 )
+from damaged_pictures import damaged_pictures
 from support import IMAGE_NAMES, MESSAGES
 
 # The last event of a complete stream.
@@ -66,6 +68,10 @@ def good_requests(model: str) -> list[Request]:
         {"role": "user", "content": MESSAGES[2]},
     ]
     requests.append(Request("turns", CHAT, turns))
+    for path in ENDPOINTS:
+        nulls = dict.fromkeys(("temperature", "top_p", "stop", "tools", "seed", "stream"))
+        plain = body(path, model, MESSAGES[0], picture)
+        requests.append(Request(f"nulls {path}", path, {**nulls, **plain}))
     return requests
 
 
@@ -84,6 +90,9 @@ def bad_requests(model: str) -> list[Request]:
         }
         requests += [Request(f"{name} {path}", path, request) for name, request in bad.items()]
         requests.append(Request(f"no JSON {path}", path, data=b"{"))
+        for name, data in damaged_pictures().items():
+            damaged = base64.b64encode(data).decode()
+            requests.append(Request(f"{name} {path}", path, body(path, model, "a", damaged)))
     return requests
 
 
