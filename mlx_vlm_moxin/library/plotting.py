@@ -14,7 +14,7 @@ def check_plotting(what: str) -> None:
         ValueError: saying what to install.
     """
     if find_spec("matplotlib") is None:
-        raise ValueError(f'{what} needs matplotlib; run pip install "mlx-vlm-moxin[plot]"')
+        raise ValueError(f"{what} needs matplotlib; run pip install matplotlib")
 
 
 def check_writable(path: Path | None) -> None:

@@ -5,6 +5,7 @@ of the picture that could not be read.
 """
 
 import logging
+import sys
 from types import ModuleType, SimpleNamespace
 
 from mlx_vlm_moxin.checkpoints.messages import causes, one_line
@@ -23,6 +24,9 @@ def refused(path: str, status: int, message: str) -> None:
 def brief(record: logging.LogRecord) -> bool:
     """A filter that shortens records; it keeps all of them."""
     error = record.exc_info[1] if record.exc_info else None
+    if error is None and record.levelno >= logging.ERROR:
+        # The filter of commands (command_errors) may have taken the traceback out already.
+        error = sys.exc_info()[1]
     if _is_gone(error):
         record.msg, record.levelno, record.levelname = str(ClientGoneError()), 20, "INFO"
         record.args, record.exc_info, record.exc_text = (), None, None
