@@ -102,7 +102,7 @@ def start_up() -> Check:
         advice = f"to switch it off: {mlx_vlm_moxin.SWITCH}=1, or delete the file"
         return Check("start-up file", OK, found, advice, values)
     advice = (
-        "pip install mlx-vlm-moxin into this environment from its clone, or use python -m "
+        "run pip install . in the clone with this environment's pip, or use python -m "
         "mlx_vlm_moxin generate (chat, server, train) in place of mlx_vlm's"
     )
     found = "not active: stock mlx-vlm says 'Model type moxin not supported'"
