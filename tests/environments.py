@@ -4,8 +4,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import mlx_vlm
-
 
 def pip(*arguments: str | Path, python: Path = Path(sys.executable)) -> None:
     """Run pip; it must succeed."""
@@ -38,8 +36,9 @@ def share_dependencies(python: Path) -> None:
     A path line does not read the start-up files there: this package, which the tests use
     from its source tree, stays out, and so does its finder.
     """
-    folder = Path(mlx_vlm.__file__).parents[1]
-    (site_packages(python) / "dependencies.pth").write_text(f"{folder}\n", encoding="utf-8")
+    folders = [path for path in sys.path if Path(path).name == "site-packages"]
+    lines = "".join(f"{folder}\n" for folder in folders)
+    (site_packages(python) / "dependencies.pth").write_text(lines, encoding="utf-8")
 
 
 def light_environment(path: Path, wheel: Path) -> Path:
