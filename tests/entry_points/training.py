@@ -42,7 +42,9 @@ def train(model: Path, output: Path, *options: str | Path) -> list[dict[str, flo
     environment = {"HF_DATASETS_CACHE": str(output.parent / "cache")}
     # Adam's steps grow as the losses of two rows vanish, and undo what was learned; SGD's shrink.
     settings = ["--optimizer", "sgd", "--batch-size", "2", "--steps-per-report", REPORT_STEPS]
-    settings += ["--lora-rank", "8", "--lora-alpha", "8", "--output-path", output]
+    if "--full-finetune" not in options:
+        settings += ["--lora-rank", "8", "--lora-alpha", "8"]
+    settings += ["--output-path", output]
     result = run_module("mlx_vlm.train", "--model", model, *settings, *options, env=environment)
     assert result.returncode == 0, result.stderr
     return [
