@@ -50,9 +50,21 @@ def source_weights(model: Model) -> dict[str, mx.array]:
 
 def save_checkpoint(model: Model, tokenizer: Tokenizer, folder: Path) -> None:
     """Write weights, configuration, preprocessor and tokenizer into ``folder``."""
+    settings = {"config.json": source_config(tokenizer.token_to_id(PAD))}
+    write_checkpoint(model, tokenizer, folder, settings)
+
+
+def write_checkpoint(
+    model: Model, tokenizer: Tokenizer, folder: Path, settings: dict[str, dict]
+) -> None:
+    """Write a checkpoint of any model with these towers into ``folder``.
+
+    Args:
+        settings: contents of config.json, and of other JSON files that only this model has.
+    """
     pad = tokenizer.token_to_id(PAD)
     files = {
-        "config.json": source_config(pad),
+        **settings,
         "preprocessor_config.json": preprocessor_config(IMAGE_SIZE),
         "processor_config.json": {"processor_class": "PrismaticProcessor"},
         "generation_config.json": {
