@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 
+import mlx.core as mx
 import mlx_vlm
 import pytest
 from huggingface_hub import ModelCard
@@ -49,6 +50,14 @@ def change_config(adapter, old, new) -> None:
     path.write_text(path.read_text().replace(old, new))
 
 
+def change_tensors(adapter, rename) -> None:
+    """Rename the tensors of the adapter; those that get no name are left out."""
+    path = str(adapter / "adapters.safetensors")
+    tensors = {rename(name): value for name, value in mx.load(path).items()}
+    mx.eval(tensors.values())
+    mx.save_safetensors(path, {name: value for name, value in tensors.items() if name})
+
+
 @pytest.mark.parametrize(
     "damage",
     [
@@ -61,9 +70,24 @@ def change_config(adapter, old, new) -> None:
         lambda adapter: (adapter / "adapter_config.json").write_text("3"),
         lambda adapter: (adapter / "adapter_config.json").unlink(),
         lambda adapter: change_config(adapter, '"rank": 2', '"rank": "x"'),
+        lambda adapter: change_config(adapter, '"rank": 2', '"rank": 4'),
+        lambda adapter: change_tensors(adapter, lambda name: name.replace("q_proj", "x_proj")),
+        lambda adapter: change_tensors(adapter, lambda name: None if "q_proj" in name else name),
         lambda adapter: change_config(adapter, '"dropout": 0.1', '"dropout": 7'),
     ],
-    ids=["empty", "html", "cut", "no json", "number", "no config", "text", "dropout"],
+    ids=[
+        "empty",
+        "html",
+        "cut",
+        "no json",
+        "number",
+        "no config",
+        "text",
+        "rank",
+        "unknown",
+        "missing",
+        "dropout",
+    ],
 )
 def test_an_adapter_that_cannot_be_used_is_one_line(adapter, damage, monkeypatch, capsys):
     damage(adapter)

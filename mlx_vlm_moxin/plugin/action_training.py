@@ -1,4 +1,4 @@
-"""``mlx_vlm.train`` on action data, and adapters that come with their own statistics."""
+"""``mlx_vlm.train`` on action data."""
 
 import functools
 from collections.abc import Callable
@@ -47,17 +47,3 @@ def make_task(original: Callable[..., Any]) -> Callable[..., Any]:
         return replace(task, prepare_dataset=prepare, save_weights=save)
 
     return make
-
-
-def apply_lora_layers(original: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
-    """``apply_lora_layers`` that takes over the statistics beside an adapter."""
-
-    @functools.wraps(original)
-    def apply(model: nn.Module, adapter_path: str | Path) -> nn.Module:
-        model = original(model, adapter_path)
-        if isinstance(model, Model):
-            path = Path(adapter_path)
-            model.config.read_statistics(path if path.is_dir() else path.parent)
-        return model
-
-    return apply

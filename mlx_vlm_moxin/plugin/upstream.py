@@ -94,8 +94,8 @@ UPSTREAM = (
     Replacement(
         "mlx_vlm.utils",
         "apply_lora_layers",
-        "action_training:apply_lora_layers",
-        "actions of an adapter are scaled with the statistics of its base",
+        "adapters:apply_lora_layers",
+        "an adapter of another rank or base is loaded without a word; its statistics are not",
     ),
     Replacement(
         "mlx_vlm.structured",

@@ -1,0 +1,81 @@
+"""Adapters: names and shapes, which mlx-vlm does not compare with the base, and statistics."""
+
+import functools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten
+from mlx_vlm.models.moxin import Model
+
+
+def _weights_file(path: Path) -> Path:
+    """The file that mlx-vlm reads: ``path`` itself, or one of two names in that directory."""
+    if path.is_file():
+        return path
+    first = path / "adapters.safetensors"
+    return first if first.exists() else path / "weights.safetensors"
+
+
+def _dims(linear: nn.Module) -> tuple[int, int]:
+    """Output and input width of a plain or quantised layer."""
+    outputs, inputs = linear.weight.shape
+    return outputs, inputs * 32 // linear.bits if isinstance(linear, nn.QuantizedLinear) else inputs
+
+
+def _expected(model: nn.Module, rank: int) -> Iterator[tuple[str, tuple[int, int]]]:
+    """Name and shape of every low-rank matrix of ``model``; mlx-vlm has two forms of layers."""
+    for name, module in model.named_modules():
+        for base, first, second in (("linear", "lora_a", "lora_b"), ("original_layer", "A", "B")):
+            if base in module and first in module:
+                outputs, inputs = _dims(module[base])
+                yield f"{name}.{first}", (inputs, rank)
+                yield f"{name}.{second}", (rank, outputs)
+
+
+def check_adapter(model: nn.Module, path: Path, rank: int) -> None:
+    """Compare an adapter's file with the layers that were made for it.
+
+    Args:
+        model: with the adapter.
+        path: the adapter's directory, or its weights file.
+        rank: the rank that ``adapter_config.json`` names.
+
+    Raises:
+        ValueError: naming the first tensor that is missing, unknown or of another shape.
+    """
+    file = _weights_file(path)
+    shapes = {name: tuple(value.shape) for name, value in mx.load(str(file)).items()}
+    expected = dict(_expected(model, rank))
+    unknown = shapes.keys() - dict(tree_flatten(model.parameters())).keys()
+    if unknown:
+        raise ValueError(f"{file.name}: the base model has no {min(unknown)}")
+    missing = expected.keys() - shapes.keys()
+    if missing:
+        raise ValueError(f"{file.name} lacks {min(missing)}, which adapter_config.json names")
+    for name, shape in expected.items():
+        if shapes[name] != shape:
+            raise ValueError(
+                f"{file.name}: {name} has the shape {list(shapes[name])}, while the base model "
+                f"and rank {rank} in adapter_config.json give {list(shape)}"
+            )
+
+
+def apply_lora_layers(original: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+    """``apply_lora_layers`` that checks an adapter and uses the statistics beside it, for Moxin."""
+
+    @functools.wraps(original)
+    def apply(model: nn.Module, adapter_path: str | Path) -> nn.Module:
+        model = original(model, adapter_path)
+        if isinstance(model, Model):
+            path = Path(adapter_path)
+            config: dict[str, Any] = model.config.lora  # as mlx-vlm read it
+            rank = config.get("lora_parameters", config).get("rank")
+            if rank is not None:  # a full fine-tune has none and is loaded strictly
+                check_adapter(model, path, rank)
+            model.config.read_statistics(path if path.is_dir() else path.parent)
+        return model
+
+    return apply
