@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 from moxin_tiny.scenes import HELD_OUT_COMBINATIONS, HELD_OUT_TINTS
-from openvla_tiny.environment import MAX_STEPS, TableEnv
+from openvla_tiny.environment import TableEnv
 from openvla_tiny.expert import act, disturb
 from openvla_tiny.layouts import make_table
 from openvla_tiny.table import step
-from openvla_tiny.tasks import KINDS, WORDINGS, as_action, make_task
+from openvla_tiny.tasks import KINDS, MAX_STEPS, WORDINGS, as_action, make_task
 
 
 def play(environment: TableEnv, seed: int, policy=act) -> bool:
@@ -33,6 +33,14 @@ def test_the_environment_keeps_gymnasiums_rules():
 def test_the_expert_always_succeeds(kind, split):
     environment = TableEnv(split, kind)
     assert all(play(environment, seed) for seed in range(20))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_episode_starts_with_its_task_done(kind):
+    environment = TableEnv("test", kind)
+    for seed in range(500):
+        environment.reset(seed=seed)
+        assert not environment.task.is_done(environment.table), seed
 
 
 @pytest.mark.parametrize("kind", KINDS)

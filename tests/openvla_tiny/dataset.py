@@ -5,24 +5,28 @@ picture, since the expert knows the next action for all of them.
 """
 
 import random
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
-from moxin_tiny.dataset import patch_labels, square_bytes
+from moxin_tiny.dataset import square_bytes
 from moxin_tiny.texts import BOS_ID, EOS_ID, SPACE
 from tokenizers import Tokenizer
 
 from .actions import ActionEncoder
 from .architecture import NUM_PATCHES
-from .drawing import SIZE, draw, things
+from .drawing import draw
 from .expert import act, disturb
 from .layouts import make_table
-from .table import Table
+from .lesson import patch_labels
+from .table import ACTION_DIM, Table
 from .tasks import KINDS, Task, make_task
-from .texts import prompt
+from .texts import PROMPT_START, prompt
 
-# All rows have this length, which fits every instruction.
-PROMPT_TOKENS = 40
+# What comes after the prompts' common start: instruction, action, ``</s>``, padding.
+ROW_TOKENS = 25
+# An action's tokens and ``</s>``.
+ANSWER_TOKENS = ACTION_DIM + 1
 
 
 class Batch(NamedTuple):
@@ -30,19 +34,23 @@ class Batch(NamedTuple):
 
     Attributes:
         pixels: ``[P, S, S, 3]`` uint8, resized and not yet normalised.
-        patches: ``[P, N, 4]`` int32: what lies under each patch (``moxin_tiny.dataset``).
-        ids: ``[B, T]`` int32: ``<s>``, placeholders, prompt, action, ``</s>``, padding.
-        actions: ``[B, T]`` bool, true at the actions' tokens and their ``</s>``.
+        patches: ``[P, N, LABELS]`` int32: what the towers are to see (``lesson``).
+        ids: ``[B, T]`` int32: instruction, action, ``</s>``, padding; the prompts' common start
+            comes before.
+        starts: ``[B]`` int32: where in its row each action starts.
     """
 
     pixels: np.ndarray
     patches: np.ndarray
     ids: np.ndarray
-    actions: np.ndarray
+    starts: np.ndarray
 
 
 def _tasks(table: Table, first: Task, count: int, rng: random.Random) -> list[Task]:
-    """``first`` and other tasks for the same table, that a picture of it can belong to."""
+    """``first`` and other tasks for the same table, that a picture of it can belong to.
+
+    Many are about the same item: the gripper is near it more often than near others.
+    """
     tasks = [first]
     while len(tasks) < count:
         if table.held is not None:
@@ -50,6 +58,7 @@ def _tasks(table: Table, first: Task, count: int, rng: random.Random) -> list[Ta
             item = item if kind != "move" else rng.randrange(len(table.items))
         else:
             kind, item = rng.choice(KINDS), rng.randrange(len(table.items))
+            item = first.item if rng.random() < 0.3 else item
         tasks.append(make_task(kind, table, "train", rng, item=item))
     return tasks
 
@@ -65,17 +74,21 @@ class Encoder:
     def __init__(self, tokenizer: Tokenizer, placeholder: int, pad: int):
         self._tokenizer, self._pad = tokenizer, pad
         self._encode_action = ActionEncoder(pad)
-        self._start = [BOS_ID] + [placeholder] * NUM_PATCHES
         self._space = tokenizer.token_to_id(SPACE)
+        common = tokenizer.encode(PROMPT_START, add_special_tokens=False).ids
+        # What every row starts with: ``<s>``, the picture, the prompts' first words.
+        self.start = [BOS_ID] + [placeholder] * NUM_PATCHES + common
+        self._text = lru_cache(maxsize=1 << 16)(self._encode_text)
 
-    def row(self, instruction: str, action: np.ndarray) -> tuple[list[int], list[bool]]:
-        """``ids`` and ``actions`` of one row of a :class:`Batch`."""
-        text = self._tokenizer.encode(prompt(instruction), add_special_tokens=False).ids
-        before = [*self._start, *text, self._space]
-        answer = [*self._encode_action(action), EOS_ID]
-        padding = NUM_PATCHES + PROMPT_TOKENS - len(before) - len(answer)
-        mask = [False] * len(before) + [True] * len(answer) + [False] * padding
-        return before + answer + [self._pad] * padding, mask
+    def _encode_text(self, instruction: str) -> list[int]:
+        ids = self._tokenizer.encode(prompt(instruction), add_special_tokens=False).ids
+        return [*ids[len(self.start) - 1 - NUM_PATCHES :], self._space]
+
+    def row(self, instruction: str, action: np.ndarray) -> tuple[list[int], int]:
+        """One row of a :class:`Batch`: its ``ids`` and its start."""
+        before = self._text(instruction)
+        ids = [*before, *self._encode_action(action), EOS_ID]
+        return ids + [self._pad] * (ROW_TOKENS - len(ids)), len(before)
 
 
 _worker: dict = {}
@@ -92,15 +105,16 @@ def make_batch(start: int, pictures: int, rows: int) -> Batch:
     Args:
         rows: instructions for each picture.
     """
-    squares, patches, ids, actions = [], [], [], []
+    squares, patches, ids, starts = [], [], [], []
     for index in range(start, start + pictures):
         table, rng = make_table("train", index)
         task = make_task(rng.choice(KINDS), table, "train", rng)
         table = disturb(table, task, rng)
         squares.append(square_bytes(draw(table)))
-        patches.append(patch_labels(things(table), SIZE, SIZE))
+        patches.append(patch_labels(table))
         for each in _tasks(table, task, rows, rng):
-            row, mask = _worker["encoder"].row(each.instruction, act(table, each))
+            row, begin = _worker["encoder"].row(each.instruction, act(table, each))
             ids.append(row)
-            actions.append(mask)
-    return Batch(np.stack(squares), np.stack(patches), np.array(ids, np.int32), np.array(actions))
+            starts.append(begin)
+    rows = np.array(ids, np.int32), np.array(starts, np.int32)
+    return Batch(np.stack(squares), np.stack(patches), *rows)

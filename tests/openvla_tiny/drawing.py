@@ -10,7 +10,7 @@ from .table import Item, Table
 
 SIZE = 224
 # The gripper at height 1 is drawn so much further up than its shadow.
-LIFT = 0.1
+LIFT = 0.14
 BOX_COLOUR = (120, 78, 40)
 JAW_COLOUR = (60, 66, 78)
 HAND_COLOUR = (0, 170, 190)
@@ -33,12 +33,12 @@ def _draw_box(pen: ImageDraw.ImageDraw, box: tuple[float, float]) -> None:
     left, top, right, bottom = (
         (centre + sign * BOX_RADIUS) * SIZE for sign in (-1, 1) for centre in box
     )
-    pen.rectangle((left, top, right, bottom), outline=BOX_COLOUR, width=5)
+    pen.rectangle((left, top, right, bottom), outline=BOX_COLOUR, width=6)
 
 
 def _draw_gripper(pen: ImageDraw.ImageDraw, table: Table, lift: float) -> None:
     x, y = table.x * SIZE, (table.y - lift) * SIZE
-    gap = 15 if table.is_open else 8
+    gap = 16 if table.is_open else 7
     for side in (-1, 1):
         near, far = sorted((x + side * gap, x + side * (gap + 6)))
         pen.rectangle((near, y - 14, far, y + 8), fill=JAW_COLOUR, outline=(255, 255, 255))

@@ -9,9 +9,7 @@ from gymnasium import spaces
 from .drawing import SIZE, draw
 from .layouts import make_table
 from .table import ACTION_DIM, STEP, STEP_Z, step
-from .tasks import KINDS, make_task
-
-MAX_STEPS = 50
+from .tasks import KINDS, MAX_STEPS, make_task
 
 
 class TableEnv(gym.Env):

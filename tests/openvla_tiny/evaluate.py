@@ -1,14 +1,17 @@
 """Measure OpenVLA-tiny: ``python -m openvla_tiny.evaluate``, run in the folder ``tests``.
 
 Stock mlx-vlm converts the checkpoint to every format, and every format acts on the same held-out
-tables, through the library's ``predict_action``. All episodes of a kind run side by side. The
-formats differ in their weights alone: each is unpacked and computed in float32.
+tables, through the library's ``predict_action``. The episodes of a kind run side by side in one
+process, and several processes at once. The formats differ in their weights alone: each is unpacked
+and computed in float32.
 """
 
 import argparse
 import json
 import tempfile
 from collections.abc import Iterable
+from concurrent.futures import Future, ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +24,14 @@ from mlx_vlm_moxin.actions.policy import predict_action
 
 from . import CHECKPOINT, RESULTS
 from .drawing import draw
-from .environment import MAX_STEPS
 from .expert import act
 from .layouts import make_table
 from .plots import plot_formats
 from .table import Table, step
-from .tasks import KINDS, Task, make_task
+from .tasks import KINDS, MAX_STEPS, Task, make_task
 
 EPISODES = 500
-BATCH = 50
+BATCH = 250
 # The error of an action is measured on its moves, in the table's units.
 MOVES = slice(0, 3)
 GROUP_64 = [form for form in FORMATS if form.group_size in (0, 64) or form.mode != "affine"]
@@ -78,30 +80,48 @@ def run_episodes(
     return done, errors
 
 
-def measure(model: nn.Module, processor: Any, count: int) -> dict[str, Any]:
-    """Success rate by kind of task and over all, and the actions' mean error."""
-    by_kind, errors = {}, []
-    for kind in KINDS:
-        done, found = run_episodes(model, processor, [episode(kind, i) for i in range(count)])
-        by_kind[kind] = round(float(done.mean()), 4)
-        errors += found
-    mean = round(float(np.mean([*by_kind.values()])), 4)
-    return {"success": mean, "by_kind": by_kind, "action_error": round(float(np.mean(errors)), 5)}
+def measure(checkpoint: Path, kind: str, count: int, split: str) -> tuple[float, list[float]]:
+    """Success rate of a converted checkpoint at a kind of task, and its actions' errors."""
+    model, processor = load_unpacked(checkpoint)
+    done, errors = run_episodes(model, processor, [episode(kind, i, split) for i in range(count)])
+    return round(float(done.mean()), 4), errors
 
 
-def evaluate(checkpoint: Path, formats: Iterable[Format], count: int, results_file: Path) -> None:
+def row_of(form: Format, checkpoint: Path, found: dict[str, Future]) -> dict[str, Any]:
+    """What is written about a format, once its kinds are measured."""
+    results = {kind: future.result() for kind, future in found.items()}
+    by_kind = {kind: rate for kind, (rate, _) in results.items()}
+    errors = [error for _, errors in results.values() for error in errors]
+    return {
+        "name": form.name,
+        "bits": form.bits,
+        "bytes": sum(file.stat().st_size for file in checkpoint.glob("*.safetensors")),
+        "success": round(float(np.mean([*by_kind.values()])), 4),
+        "by_kind": by_kind,
+        "action_error": round(float(np.mean(errors)), 5),
+    }
+
+
+def evaluate(args: argparse.Namespace, formats: Iterable[Format]) -> None:
     """Measure every format; the results are written after each."""
     rows: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory() as folder:
-        for form in tqdm(list(formats), unit="format"):
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        ProcessPoolExecutor(args.workers, get_context("spawn")) as pool,
+    ):
+        running = []
+        for form in formats:
             target = Path(folder) / form.name
-            form.convert(checkpoint, target)
-            model, processor = load_unpacked(target)
-            size = sum(file.stat().st_size for file in target.glob("*.safetensors"))
-            found = measure(model, processor, count)
-            rows.append({"name": form.name, "bits": form.bits, "bytes": size, **found})
-            content = {"episodes_per_kind": count, "formats": rows}
-            results_file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+            form.convert(args.checkpoint, target)
+            found = {
+                kind: pool.submit(measure, target, kind, args.episodes, args.split)
+                for kind in KINDS
+            }
+            running.append((form, target, found))
+        for each in tqdm(running, unit="format"):
+            rows.append(row_of(*each))
+            content = {"split": args.split, "episodes_per_kind": args.episodes, "formats": rows}
+            args.results.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def main() -> None:
@@ -110,10 +130,12 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT)
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--episodes", type=int, default=EPISODES, help="per kind of task")
+    parser.add_argument("--split", choices=("validation", "test"), default="test")
+    parser.add_argument("--workers", type=int, default=1, help="processes")
     parser.add_argument("--only", nargs="*", help="names of formats, all by default")
     args = parser.parse_args()
     formats = [form for form in GROUP_64 if not args.only or form.name in args.only]
-    evaluate(args.checkpoint, formats, args.episodes, args.results)
+    evaluate(args, formats)
     results = json.loads(args.results.read_text(encoding="utf-8"))
     plot_formats(results, args.results.with_suffix(".png"))
 

@@ -11,69 +11,61 @@ import numpy as np
 from .table import FINGER, LOW, STEP, STEP_Z, Table
 from .tasks import Task, as_action
 
-# Closer than this counts as over the place.
-OVER = 0.02
-# Farther than this, the gripper rises before it moves.
-FAR = 0.06
-HIGH = 0.75
+# Along each axis, a place so near is reached by this step: the gripper goes down meanwhile. From
+# farther away it rises.
+NEAR = 0.05
+# Moves are multiples of it: finer ones could not be seen in the picture.
+GRAIN = 0.01
+# Pushing starts so far from the item's centre.
+PUSH_FROM = 0.135
 
 
 def _towards(table: Table, x: float, y: float) -> tuple[float, float]:
-    """Changes of x and y of one step on the straight line to a place."""
-    dx, dy = x - table.x, y - table.y
-    scale = min(1.0, STEP / max(abs(dx), abs(dy), 1e-9))
-    return dx * scale, dy * scale
+    """Changes of x and y of one step towards a place, each axis for itself."""
+    change = np.clip(np.array([x - table.x, y - table.y]), -STEP, STEP)
+    dx, dy = (GRAIN * np.round(change / GRAIN)).tolist()
+    return dx, dy
 
 
-def _go(table: Table, x: float, y: float, gripper: float) -> np.ndarray | None:
-    """Rise and move until the gripper is over a place; None once it is."""
-    distance = np.hypot(x - table.x, y - table.y)
-    if distance < OVER:
-        return None
-    if table.z < HIGH and distance > FAR:
-        return as_action(0, 0, STEP_Z, gripper)
-    return as_action(*_towards(table, x, y), 0, gripper)
+def _is_near(table: Table, x: float, y: float) -> bool:
+    return max(abs(x - table.x), abs(y - table.y)) < NEAR
 
 
-def _lower(table: Table, gripper: float) -> np.ndarray | None:
-    """Go down; None once the gripper is."""
-    return as_action(0, 0, -STEP_Z, gripper) if table.z >= LOW else None
+def _approach(table: Table, x: float, y: float, before: float, after: float) -> np.ndarray:
+    """Go to a place from above; ``after`` is for the gripper once it gets there, or ``before``."""
+    dx, dy = _towards(table, x, y)
+    if not _is_near(table, x, y):
+        return as_action(dx, dy, STEP_Z, before)
+    return as_action(dx, dy, -STEP_Z, after if table.z - STEP_Z < LOW else before)
 
 
 def _pick_and_place(table: Table, task: Task) -> np.ndarray:
     item = table.items[task.item]
     if table.held not in (None, task.item):
         return as_action(0, 0, 0, 1)
-    if table.held is None:
-        moving = _go(table, item.x, item.y, 1)
-        if moving is None:
-            moving = _lower(table, 1)
-        return as_action(0, 0, 0, 0) if moving is None else moving
-    moving = _go(table, *task.target(table), 0)
-    if moving is None:
-        moving = _lower(table, 0)
-    return as_action(0, 0, 0, 1) if moving is None else moving
+    if table.held is not None:
+        return _approach(table, *task.target(table), 0, 1)
+    # A gripper that is closed has to open before it can pick up anything.
+    return _approach(table, item.x, item.y, 1, 0 if table.is_open else 1)
 
 
 def _push(table: Table, task: Task) -> np.ndarray:
     item = table.items[task.item]
     direction = -1 if task.kind == "left" else 1
-    reach = item.radius + FINGER
     # How far the gripper is from the item, on the side that it pushes from.
     gap = (item.x - table.x) * direction
-    if table.z < LOW and abs(item.y - table.y) < 0.6 * reach and reach - 0.02 < gap < reach + 0.1:
-        return as_action(direction * STEP, 0, 0, 0)
-    moving = _go(table, item.x - direction * (reach + 0.03), item.y, 0)
-    if moving is None:
-        moving = _lower(table, 0)
-    return as_action(0, 0, STEP_Z, 0) if moving is None else moving
+    if table.z < LOW:
+        if abs(item.y - table.y) < NEAR and 0.05 < gap < PUSH_FROM + 0.06:
+            return as_action(direction * STEP, _towards(table, item.x, item.y)[1], -STEP_Z, 0)
+        return as_action(0, 0, STEP_Z, 0)
+    return _approach(table, item.x - direction * PUSH_FROM, item.y, 0, 0)
 
 
 def act(table: Table, task: Task) -> np.ndarray:
     """The expert's action ``[7]``: changes of x, y and z, turns (0), gripper (1 open)."""
     if task.kind == "move":
-        moving = _go(table, table.items[task.item].x, table.items[task.item].y, 1)
-        return as_action(0, 0, 0, 1) if moving is None else moving
+        item = table.items[task.item]
+        return as_action(*_towards(table, item.x, item.y), 0, 1)
     if task.kind in ("left", "right"):
         return _push(table, task)
     return _pick_and_place(table, task)
@@ -94,13 +86,14 @@ def disturb(table: Table, task: Task, rng: Random) -> Table:
         table = replace(table, is_open=is_open)
         places = [(item.x, item.y)]
     if task.kind in ("left", "right"):
-        side = (1 if task.kind == "left" else -1) * (item.radius + FINGER + 0.03)
-        places = [(item.x + side, item.y), (item.x + side, item.y), (item.x, item.y)]
+        side = 1 if task.kind == "left" else -1
+        offsets = (PUSH_FROM, PUSH_FROM, item.radius + FINGER, 0)
+        places = [(item.x + side * offset, item.y) for offset in offsets]
     choice = rng.random()
     x, y = table.x, table.y
     if choice < 0.6:
         x, y = rng.choice(places)
-        spread = rng.choice((0.008, 0.03, 0.1))
+        spread = rng.choice((0.015, 0.04, 0.12))
         x, y = x + rng.gauss(0, spread), y + rng.gauss(0, spread)
     x, y = float(np.clip(x, 0, 1)), float(np.clip(y, 0, 1))
     z = rng.choice((0.0, 0.0, 0.5, 1.0)) if choice < 0.6 else rng.choice((0.0, 0.5, 1.0, 1.0, 1.0))

@@ -20,11 +20,13 @@ from moxin_tiny.scenes import (
 from .table import Item, Table
 
 SPLITS = ("train", "validation", "test")
-RADII = (0.055, 0.075)
+RADII = (0.055, 0.07)
 BOX_RADIUS = 0.1
 # Nothing lies closer to the edge, so that the gripper gets to either side of it.
 MARGIN = 0.2
-GAP = 0.06
+GAP = 0.1
+# The gripper starts so far from every item.
+CLEARANCE = 0.12
 
 
 def layout_random(split: str, index: int) -> random.Random:
@@ -93,11 +95,15 @@ def make_table(split: str, index: int) -> tuple[Table, random.Random]:
         Item(shape, colour, x, y, radius, rng.uniform(*rng.choice(mixes)), rng.uniform(-15, 15))
         for (colour, shape), (x, y), radius in zip(names, places, radii)
     )
+    while True:
+        x, y = rng.uniform(0.05, 0.95), rng.uniform(0.15, 0.95)
+        if all(item.distance(x, y) > CLEARANCE for item in items):
+            break
     table = Table(
         items=items,
         box=places[-1],
-        x=rng.uniform(0.05, 0.95),
-        y=rng.uniform(0.15, 0.95),
+        x=x,
+        y=y,
         z=1.0,
         is_open=True,
         held=None,

@@ -14,7 +14,7 @@ STEP_Z = 0.5
 # Below this height the gripper touches things.
 LOW = 0.3
 # How far from a thing's centre closing the gripper still picks it up.
-GRASP = 0.05
+GRASP = 0.06
 # Half the gripper's width where it pushes.
 FINGER = 0.03
 # Actions as OpenVLA has them: x, y, z, roll, pitch, yaw, gripper (1 open, 0 closed).

@@ -8,8 +8,13 @@ import numpy as np
 from .table import Table
 
 KINDS = ("move", "beside", "into", "left", "right")
+# An episode ends without success after so many actions.
+MAX_STEPS = 40
 REACHED = 0.06
-BESIDE = 0.1
+# Beside: so far to the left or the right of the other item's centre, give or take the tolerance.
+# No two items lie that near to each other at first (``layouts.GAP``).
+BESIDE_OFFSET = 0.15
+BESIDE = 0.055
 INSIDE = 0.07
 PUSHED = 0.12
 # Training knows all but the last wording of each kind, and every word of that one.
@@ -70,9 +75,8 @@ class Task:
         if self.kind == "into":
             return table.box
         item, other = table.items[self.item], table.items[self.other]
-        gap = item.radius + other.radius + 0.03
-        # To the right of the other item, where there is room.
-        return (other.x + gap if other.x < 0.7 else other.x - gap), other.y
+        # On the side where it is already.
+        return other.x + (BESIDE_OFFSET if item.x >= other.x else -BESIDE_OFFSET), other.y
 
     def is_done(self, table: Table) -> bool:
         """Whether the instruction is fulfilled."""

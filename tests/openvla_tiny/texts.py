@@ -13,9 +13,13 @@ ACTION_TOKENS = 256
 VOCAB_MULTIPLE = 64
 
 
+# What every prompt starts with.
+PROMPT_START = "In: What action should the robot take to"
+
+
 def prompt(instruction: str) -> str:
     """OpenVLA's prompt, in which the action's tokens follow."""
-    return f"In: What action should the robot take to {instruction.lower()}?\nOut:"
+    return f"{PROMPT_START} {instruction.lower()}?\nOut:"
 
 
 def words() -> set[str]:
