@@ -1,5 +1,7 @@
 """The statistics that the checkpoint carries, and actions as its tokens."""
 
+from functools import lru_cache
+
 import numpy as np
 
 from mlx_vlm_moxin.actions.statistics import scale_of
@@ -31,7 +33,12 @@ class ActionEncoder:
     def __init__(self, vocab_size: int):
         self._tokens = ActionTokenizer(vocab_size)
         self._scale = scale_of(statistics(), DATASET)
+        # The expert's actions are few.
+        self._ids = lru_cache(maxsize=1 << 14)(self._encode)
+
+    def _encode(self, *action: float) -> list[int]:
+        return self._tokens.encode(self._scale.normalize(np.array(action))).tolist()
 
     def __call__(self, action: np.ndarray) -> list[int]:
         """The seven ids of an action ``[7]``."""
-        return self._tokens.encode(self._scale.normalize(action)).tolist()
+        return self._ids(*action.tolist())

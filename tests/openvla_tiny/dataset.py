@@ -9,12 +9,12 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
-from moxin_tiny.dataset import square_bytes
 from moxin_tiny.texts import BOS_ID, EOS_ID, SPACE
+from PIL import Image
 from tokenizers import Tokenizer
 
 from .actions import ActionEncoder
-from .architecture import NUM_PATCHES
+from .architecture import IMAGE_SIZE, NUM_PATCHES
 from .drawing import draw
 from .expert import act, disturb
 from .layouts import make_table
@@ -44,6 +44,11 @@ class Batch(NamedTuple):
     patches: np.ndarray
     ids: np.ndarray
     starts: np.ndarray
+
+
+def square_bytes(picture: Image.Image) -> np.ndarray:
+    """``[S, S, 3]`` uint8: what the image processor makes of a square picture, before it scales."""
+    return np.asarray(picture.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BICUBIC))
 
 
 def _tasks(table: Table, first: Task, count: int, rng: random.Random) -> list[Task]:
