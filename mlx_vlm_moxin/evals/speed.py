@@ -10,7 +10,7 @@ import datetime
 import json
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -89,9 +89,18 @@ def examples_per_second(
 
 
 def measure(
-    model: nn.Module, processor: Any, tasks: Sequence[str], batch_sizes: Sequence[int], count: int
+    model: nn.Module,
+    processor: Any,
+    tasks: Sequence[str],
+    batch_sizes: Sequence[int],
+    count: int,
+    each: Callable[[dict[str, dict[int, float]]], None] = lambda speeds: None,
 ) -> dict[str, dict[int, float]]:
-    """Examples per second by task and batch size, of ``count`` examples or two batches each."""
+    """Examples per second by task and batch size, of ``count`` examples or two batches each.
+
+    Args:
+        each: called after every figure with all that were measured so far.
+    """
     speeds: dict[str, dict[int, float]] = {task: {} for task in tasks}
     with tempfile.TemporaryDirectory(prefix="moxin-speed-") as folder:
         pictures = write_pictures(Path(folder), max(count, *batch_sizes) + max(batch_sizes))
@@ -99,18 +108,23 @@ def measure(
         for task, size in tqdm(cases, desc="Speed", disable=None):
             chosen = pictures[: max(count, size) + size]
             speeds[task][size] = examples_per_second(model, processor, task, chosen, size)
+            each(speeds)
     return speeds
 
 
 def table(name: str, speeds: dict[str, dict[int, float]]) -> str:
-    """Markdown: a row per task, a column per batch size."""
+    """Markdown: a row per task, a column per batch size; empty where nothing was measured yet."""
     sizes = list(next(iter(speeds.values())))
     head = ["examples per second", "tokens of an answer", *(f"batch {size}" for size in sizes)]
     lines = [f"{name}, {device_name()}, {datetime.date.today().isoformat()}:", ""]
     lines += [f"| {' | '.join(head)} |", f"|---|{'--:|' * (len(head) - 1)}"]
     for task, found in speeds.items():
         tokens = str(ANSWER_TOKENS.get(task, "none, one prefill"))
-        cells = [TASKS[task].title, tokens, *(f"{found[size]:.3g}" for size in sizes)]
+        cells = [
+            TASKS[task].title,
+            tokens,
+            *(f"{found[size]:.3g}" if size in found else "" for size in sizes),
+        ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -139,6 +153,12 @@ def _model(args: argparse.Namespace) -> tuple[nn.Module, Any]:
     return model, stand_in_processor(model.config)
 
 
+def _save(path: Path | None, speeds: dict[str, dict[int, float]]) -> None:
+    """Write the figures, so that a run that is stopped leaves what it measured."""
+    if path is not None:
+        path.write_text(json.dumps(speeds, indent=2) + "\n", encoding="utf-8")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status.
 
@@ -150,12 +170,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("--batch-sizes and --examples must be above 0")
     try:
         model, processor = _model(args)
-        speeds = measure(model, processor, args.tasks, args.batch_sizes, args.examples)
+        examples = args.tasks, args.batch_sizes, args.examples
+        speeds = measure(model, processor, *examples, lambda speeds: _save(args.json, speeds))
         weights = "bf16" if args.bits == 16 else f"{args.bits} bits"
         name = f"{Path(args.model).name if args.model else 'Random weights'}, {weights}"
         print(table(name, speeds))
-        if args.json is not None:
-            args.json.write_text(json.dumps(speeds, indent=2) + "\n", encoding="utf-8")
     except (OSError, ValueError) as error:
         return print_error(error)
     return 0

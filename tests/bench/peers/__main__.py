@@ -18,7 +18,7 @@ from . import report
 from .measures import all_measures
 from .models import Models
 from .rounds import Measure, measure_rounds
-from .sizes import SMALL, Sizes
+from .sizes import SHAPES, SMALL, Sizes
 
 CACHE_LIMIT = 2 << 30
 
@@ -31,6 +31,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=int, default=5, help="rounds that count (default: 5)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything to this file")
     parser.add_argument("--small", action="store_true", help="tiny models: shows that it runs")
+    parser.add_argument("--shape", choices=SHAPES, default="moxin", help="model whose sizes count")
     return parser
 
 
@@ -85,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parser()
     args = options.parse_args(argv)
     register()
-    sizes = SMALL if args.small else Sizes()
+    sizes = SMALL if args.small else Sizes(shape=args.shape)
     measures = {measure.name: measure for measure in all_measures(sizes)}
     if args.list:
         print("\n".join(f"{name:20} {measure.title}" for name, measure in measures.items()))

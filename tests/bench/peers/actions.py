@@ -21,20 +21,20 @@ def _image_processor(models: Models):
     return MoxinImageProcessor(models.sizes.config.vision_config.image_size)
 
 
-def tokens(models: Models) -> Run:
-    """OpenVLA: seven tokens one after another."""
-    run = ActionRun(models["ours"], picture(models), _image_processor(models), 1)
+def tokens(models: Models, model: str = "ours", batch: int = 1) -> Run:
+    """OpenVLA: seven tokens one after another, for ``batch`` robots at once."""
+    run = ActionRun(models[model], picture(models), _image_processor(models), batch)
     return lambda: 1e3 * seconds(lambda: mx.eval(run()))
 
 
-def chunk(models: Models) -> Run:
+def chunk(models: Models, model: str = "ours") -> Run:
     """OpenVLA-OFT: one pass with attention in both directions, to what its head reads."""
-    model, image_processor = models["ours"], _image_processor(models)
+    moxin, image_processor = models[model], _image_processor(models)
     images = [picture(models, seed) for seed in range(CAMERAS)]
-    ids = np.random.default_rng(0).integers(3, model.config.pad_token_id, PROMPT_TOKENS)
+    ids = np.random.default_rng(0).integers(3, moxin.config.pad_token_id, PROMPT_TOKENS)
 
     def work() -> None:
         pixels = mx.array(image_processor(images))
-        mx.eval(action_hidden_states(model, [ids.tolist()], pixels, None, PLACEHOLDERS, False))
+        mx.eval(action_hidden_states(moxin, [ids.tolist()], pixels, None, PLACEHOLDERS, False))
 
     return lambda: 1e3 * seconds(work)

@@ -1,7 +1,7 @@
 """Everything that is compared, in the order in which it is measured.
 
-Measures that share models stand together, bfloat16 before 8 bits: at most three models of
-8 billion parameters are held at a time.
+Measures that share models follow each other, bfloat16 before 8 and 4 bits: the memory of at
+most three models of 8 billion parameters in bfloat16 is needed at a time.
 """
 
 from .rounds import Measure, Side
@@ -103,17 +103,25 @@ def _pictures(sizes: Sizes) -> tuple[Measure, ...]:
     )
 
 
-def _actions() -> tuple[Measure, ...]:
-    both = ("torch towers", "torch decoder")
+def _actions(sizes: Sizes) -> tuple[Measure, ...]:
+    torch = ("torch towers", "torch decoder")
+
+    def widths(entry: str, **options) -> tuple[Side, ...]:
+        names = {"ours": "ours, bf16", "ours 8 bits": "ours, 8 bits", "ours 4 bits": "ours, 4 bits"}
+        return tuple(
+            Side(title, entry, (name,), {"model": name, **options}) for name, title in names.items()
+        )
+
+    robots = sizes.robots
     return (
         Measure(
             "act",
             "a robot's action, one picture, seven tokens",
             "ms",
             (
-                Side("ours", "actions:tokens", ("ours",)),
-                Side("PyTorch, eager", "torch_actions:tokens", both),
-                Side("PyTorch, static cache, compiled", "torch_actions:static", both),
+                *widths("actions:tokens"),
+                Side("PyTorch, eager", "torch_actions:tokens", torch),
+                Side("PyTorch, static cache, compiled", "torch_actions:static", torch),
             ),
         ),
         Measure(
@@ -121,9 +129,15 @@ def _actions() -> tuple[Measure, ...]:
             "a chunk of eight actions in one pass, two pictures",
             "ms",
             (
-                Side("ours", "actions:chunk", ("ours",)),
-                Side("PyTorch, eager", "torch_actions:chunk", both),
+                *widths("actions:chunk"),
+                Side("PyTorch, eager", "torch_actions:chunk", torch),
             ),
+        ),
+        Measure(
+            "act-batch",
+            f"actions of {robots} robots at once, one picture each",
+            "ms",
+            widths("actions:tokens", batch=robots),
         ),
     )
 
@@ -159,7 +173,8 @@ def all_measures(sizes: Sizes) -> tuple[Measure, ...]:
         _decode(sizes, "decode", "", peers),
         _decode_batch(sizes),
         *_pictures(sizes),
-        *_actions(),
+        *_actions(sizes),
         _decode(sizes, "decode-8bit", " 8 bits"),
         _decode_batch_quantised(sizes),
+        _decode(sizes, "decode-4bit", " 4 bits"),
     )

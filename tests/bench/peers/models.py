@@ -14,7 +14,6 @@ from mlx_vlm_moxin.bench import models as bench_models
 
 from .sizes import Sizes
 
-QUANTISED_BITS = 8
 GROUP_SIZE = 64
 
 
@@ -66,9 +65,11 @@ def torch_towers(sizes: Sizes) -> Any:
 
 BUILDERS: dict[str, Callable[[Sizes], Any]] = {
     "ours": ours,
-    "ours 8 bits": lambda sizes: ours(sizes, QUANTISED_BITS),
+    "ours 8 bits": lambda sizes: ours(sizes, 8),
+    "ours 4 bits": lambda sizes: ours(sizes, 4),
     "mlx-lm": mlx_lm_decoder,
-    "mlx-lm 8 bits": lambda sizes: mlx_lm_decoder(sizes, QUANTISED_BITS),
+    "mlx-lm 8 bits": lambda sizes: mlx_lm_decoder(sizes, 8),
+    "mlx-lm 4 bits": lambda sizes: mlx_lm_decoder(sizes, 4),
     "torch decoder": torch_decoder,
     "torch towers": torch_towers,
 }

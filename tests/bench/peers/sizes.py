@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 from mlx_vlm_moxin.bench import models as bench_models
 
+SHAPES = ("moxin", "openvla")
+
 SMALL_TEXT = {
     "hidden_size": 128,
     "num_hidden_layers": 2,
@@ -40,26 +42,40 @@ def small_config():
     )
 
 
+def published_config(shape: str):
+    """Configuration of a published model: ``moxin`` or ``openvla``."""
+    config = bench_models.real_config()
+    if shape == "moxin":
+        return config
+    from mlx_vlm_moxin.library import models
+
+    return models.config_of(models.PUBLISHED["openvla-7b"].model)
+
+
 @dataclass(frozen=True)
 class Sizes:
     """Sizes of a run.
 
     Attributes:
-        small: tiny random models instead of Moxin's real sizes.
+        small: tiny random models instead of the real sizes.
+        shape: whose real sizes, of ``SHAPES``.
         context: tokens in the cache when decoding starts.
         tokens: tokens decoded per round.
         tokens_quantised_batch: the same for a batch at 8 bits, which is slow on CUDA.
         batch: rows that are decoded together.
+        robots: actions that are computed in one pass.
         text_tokens: length of a question.
         picture: width and height of the picture that is asked about.
         photo: width and height of the JPEG whose preprocessing is measured.
     """
 
     small: bool = False
+    shape: str = "moxin"
     context: int = 300
     tokens: int = 64
     tokens_quantised_batch: int = 16
     batch: int = 32
+    robots: int = 8
     text_tokens: int = 32
     picture: tuple[int, int] = (640, 480)
     photo: tuple[int, int] = (4000, 3000)
@@ -67,7 +83,7 @@ class Sizes:
     @property
     def config(self):
         """The model's configuration."""
-        return small_config() if self.small else bench_models.real_config()
+        return small_config() if self.small else published_config(self.shape)
 
 
 SMALL = Sizes(
