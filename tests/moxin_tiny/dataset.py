@@ -189,6 +189,7 @@ def batches(
     setup: tuple,
     make: Callable[..., Any] = make_batch,
     start: Callable[..., None] = start_worker,
+    method: str = "spawn",
 ) -> Iterator[Any]:
     """Results of ``make`` in the order of ``tasks``, made a little ahead of time.
 
@@ -196,8 +197,10 @@ def batches(
         tasks: arguments of ``make``.
         workers: number of processes.
         setup: arguments of ``start``, which each process calls first.
+        method: how processes start. With "fork" they need no imports, which take a process more
+            than ten seconds where transformers imports torch; nothing may have used a GPU before.
     """
-    context = get_context("spawn")
+    context = get_context(method)
     with ProcessPoolExecutor(workers, context, start, setup) as pool:
         pending: deque = deque()
         for task in tasks:

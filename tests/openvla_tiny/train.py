@@ -9,9 +9,11 @@ import argparse
 import json
 import math
 import os
+import sys
 import time
 from collections.abc import Callable
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from mlx_vlm.models.moxin import Model
 from moxin_tiny.dataset import batches
 from moxin_tiny.texts import PAD
 from moxin_tiny.train import MAX_NORM, FlatWeights, load_state, save_state
+from safetensors import safe_open
 from tqdm import tqdm
 
 from . import CHECKPOINT, STATE, TRAINING
@@ -36,11 +39,21 @@ from .texts import train_tokenizer
 # Pictures of the training kind that are not trained on: their seeds lie far above.
 VALIDATION_START = 10**9
 VALIDATION_BATCHES = 4
-LESSON_WEIGHT = 1.0
+LESSON_WEIGHT = 2.0
 # Share of the training over which the learning rate rises.
 RISE = 0.03
 # The average of the weights forgets with this rate.
 AVERAGING = 0.002
+
+
+# Fork needs no imports in the processes that make batches; macOS does not support it well.
+START_METHOD = "fork" if sys.platform == "linux" else "spawn"
+
+
+def load_log(state: Path) -> dict[str, Any]:
+    """The log of an interrupted run, without MLX."""
+    with safe_open(str(state), "numpy") as file:
+        return json.loads(file.metadata()["log"])
 
 
 def rate_at(progress: float, highest: float) -> float:
@@ -80,10 +93,25 @@ def make_step(
 
 def train(args: argparse.Namespace) -> dict[str, Any]:
     """Train, save the checkpoint and return what was measured on the way."""
-    mx.random.seed(args.seed)
     tokenizer = train_tokenizer()
     config = model_config(tokenizer.token_to_id(PAD))
     setup = tokenizer.to_str(), config.image_token_index, config.pad_token_id
+    log: dict[str, Any] = {"seconds": 0, "step_losses": [], "step_validation": []}
+    if args.state.exists():
+        log = load_log(args.state)
+    curve, validation = log["step_losses"], log["step_validation"]
+    steps, size, rows = args.steps, args.pictures, args.instructions
+    done = curve[-1][0] if curve else 0
+    first_table = args.seed * 10**8
+    tasks = chain(
+        ((VALIDATION_START + n * 64, 64, rows) for n in range(VALIDATION_BATCHES)),
+        ((first_table + n * size, size, rows) for n in range(done, steps)),
+    )
+    # The processes are forked here, while MLX has not touched a GPU yet.
+    made = batches(tasks, args.workers, setup, make_batch, start_worker, START_METHOD)
+    held_out = [next(made) for _ in range(VALIDATION_BATCHES)]
+
+    mx.random.seed(args.seed)
     start = Encoder(tokenizer, *setup[1:]).start
     learner = ActionLearner(Model(config), tokenizer, start)
     model = learner.model
@@ -92,22 +120,11 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
     average = weights.vector
     optimizer = optim.AdamW(0.0, betas=[0.9, 0.98], weight_decay=0.02, bias_correction=True)
     optimizer.init({"all": weights.vector})
-    log: dict[str, Any] = {"seconds": 0, "step_losses": [], "step_validation": []}
     if args.state.exists():
-        state, log = load_state(args.state, weights)
-        average = state.pop("average")
-        optimizer.state = state
-    curve, validation = log["step_losses"], log["step_validation"]
+        optimizer.state, _ = load_state(args.state, weights)
+        average = optimizer.state.pop("average")
     step = make_step(learner, weights, optimizer, getattr(mx, args.dtype), args.compile)
-
-    steps, size, rows = args.steps, args.pictures, args.instructions
-    done = curve[-1][0] if curve else 0
-    firsts = [VALIDATION_START + n * 64 for n in range(VALIDATION_BATCHES)]
-    tasks = [(first, 64, rows) for first in firsts]
-    offset = args.seed * 10**8
-    tasks += [(offset + n * size, size, rows) for n in range(done, steps)]
-    made = batches(tasks, args.workers, setup, make_batch, start_worker)
-    held_out = [Batch(*map(mx.array, next(made))) for _ in firsts]
+    held_out = [Batch(*map(mx.array, batch)) for batch in held_out]
     recent: list[mx.array] = []
     vector = weights.vector
     started = None
@@ -168,7 +185,7 @@ def main() -> None:
     )
     parser.add_argument("--steps", type=int, default=6000)
     parser.add_argument("--pictures", type=int, default=192, help="pictures per step")
-    parser.add_argument("--instructions", type=int, default=8, help="rows per picture")
+    parser.add_argument("--instructions", type=int, default=12, help="rows per picture")
     parser.add_argument("--learning-rate", type=float, default=1.5e-3)
     parser.add_argument("--seconds", type=float, help="end, and have the rate fall, by this time")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
