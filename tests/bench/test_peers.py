@@ -1,21 +1,26 @@
 """The comparison with other software: its rounds, its order, and a small run as a process."""
 
 import json
+import os
+import sys
+from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+from mlx_vlm.models.moxin.cuda import device
 from support import run_module
 
-from bench.peers import mlx_decode, report
+from bench.peers import mlx_decode, questions, report, rounds
 from bench.peers import models as peer_models
-from bench.peers.measures import all_measures
+from bench.peers.measures import TABLE, all_measures
 from bench.peers.models import Models
 from bench.peers.rounds import Measure, Result, Side, measure_rounds
 from bench.peers.sizes import SMALL, Sizes
 
 TESTS = Path(__file__).parent.parent
 MLX_MEASURES = ("preprocess-jpeg", "decode", "decode-batch", "second-question")
-MLX_MEASURES += ("act", "act-chunk", "decode-8bit")
+MLX_MEASURES += ("act", "act-chunk", "decode-8bit", "decode-long-4bit", "prompt")
 
 
 @pytest.fixture
@@ -152,6 +157,89 @@ def test_a_small_run_gives_a_value_for_every_side_of_mlx(tmp_path):
                 assert not side["side"].startswith(("ours", "mlx-lm"))
             else:
                 assert side["median"] > 0
+
+
+def test_no_token_ends_a_row_of_a_batch():
+    """mlx-vlm's criteria stop at the tokenizer's own end token, whatever list they are given."""
+    processor = questions.processor(Models(SMALL))
+    end = processor.tokenizer.eos_token_id
+    assert end is not None
+    criteria = processor.tokenizer.stopping_criteria
+    assert not criteria(end)
+    criteria.reset([end])
+    assert not criteria(end)
+
+
+def test_a_batch_that_never_fills_is_an_error_and_no_endless_loop():
+    class Generator:
+        def next(self):
+            return [], []
+
+        def close(self):
+            pass
+
+    run = mlx_decode._batch(Models(SMALL), 2, lambda rows, most: Generator())
+    with pytest.raises(RuntimeError, match="2 of 2 rows ended early"):
+        run()
+
+
+def test_a_side_whose_round_is_too_long_is_left_out(monkeypatch):
+    def prepare(side, models):
+        def run():
+            while side.name == "endless":
+                pass
+            return 1.0
+
+        return run
+
+    monkeypatch.setattr(Side, "prepare", prepare)
+    monkeypatch.setattr(rounds, "ROUND_LIMIT", 0.05)
+    endless, peer = measure_rounds(_measure("endless", "peer"), Models(SMALL), 1, lambda: None)
+    assert endless.error.startswith("failed: TimeoutError: stopped after")
+    assert peer.values == [1.0]
+
+
+def test_a_side_without_kernels_runs_with_the_switch_off(monkeypatch):
+    monkeypatch.delenv(rounds.KERNELS_SWITCH, raising=False)
+    seen = []
+    module = ModuleType("bench.peers.made_up")
+    module.entry = lambda models: lambda: seen.append(os.environ.get(rounds.KERNELS_SWITCH)) or 1.0
+    monkeypatch.setitem(sys.modules, "bench.peers.made_up", module)
+    sides = Side("ours", "made_up:entry"), Side("off", "made_up:entry", kernels=False)
+    measure_rounds(Measure("m", "a measure", "ms", sides), Models(SMALL), 1, lambda: None)
+    assert seen == [None, "0"] * 2
+    assert rounds.KERNELS_SWITCH not in os.environ
+    assert rounds.KERNELS_SWITCH == device.SWITCH
+
+
+def test_the_table_has_our_best_side_beside_each_other_one():
+    sides = _measure("ours, a", "ours, b", "peer, c", "peer, d")
+    results = [Result("ours, a", True, [200.0]), Result("ours, b", True, [1500.0])]
+    results += [Result("peer, c", False, [750.0]), Result("peer, d", False, error="failed")]
+    measure = replace(sides, unit="tokens/s")
+    table = report.markdown({"m": report.to_dict(measure, results, 3000.0)})
+    expected = "| a measure | 1,500 tokens/s (50% of the limit) | 750 tokens/s (peer, c) | 2.00 |"
+    assert table.splitlines()[2:] == [expected]
+
+
+def test_a_run_goes_on_after_what_is_complete(tmp_path):
+    file = tmp_path / "peers.json"
+    options = ["--small", "--rounds", "1", "--json", file, "--resume"]
+    only = ["--only", "preprocess-jpeg"]
+    assert run_module("bench.peers", *options, *only, cwd=TESTS).returncode == 0
+    saved = json.loads(file.read_text(encoding="utf-8"))
+    saved["measures"]["preprocess-image"] = {**saved["measures"]["preprocess-jpeg"], "rounds": 0}
+    saved["measures"]["preprocess-jpeg"]["title"] = "kept"
+    file.write_text(json.dumps(saved), encoding="utf-8")
+    result = run_module("bench.peers", *options, *only, "preprocess-image", cwd=TESTS)
+    assert result.returncode == 0, result.stderr
+    measures = json.loads(file.read_text(encoding="utf-8"))["measures"]
+    assert measures["preprocess-jpeg"]["title"] == "kept"
+    assert "already decoded" in measures["preprocess-image"]["title"]
+
+
+def test_the_rows_of_the_table_exist():
+    assert set(TABLE) <= {measure.name for measure in all_measures(SMALL)}
 
 
 def test_an_unknown_measure_is_refused():

@@ -15,9 +15,9 @@ from mlx_vlm_moxin.bench.machine import Machine, probe
 from mlx_vlm_moxin.bench.models import bytes_of
 
 from . import report
-from .measures import all_measures
+from .measures import TABLE, all_measures
 from .models import Models
-from .rounds import Measure, measure_rounds
+from .rounds import Measure, Result, measure_rounds
 from .sizes import SHAPES, SMALL, Sizes
 
 CACHE_LIMIT = 2 << 30
@@ -28,8 +28,14 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m bench.peers", description=__doc__)
     parser.add_argument("--list", action="store_true", help="print the names of the measures")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="measure these alone")
+    parser.add_argument(
+        "--table", action="store_true", help="measure the rows of docs/speed.md, print them so"
+    )
     parser.add_argument("--rounds", type=int, default=5, help="rounds that count (default: 5)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything to this file")
+    parser.add_argument(
+        "--resume", action="store_true", help="leave out what the file of --json has already"
+    )
     parser.add_argument("--small", action="store_true", help="tiny models: shows that it runs")
     parser.add_argument("--shape", choices=SHAPES, default="moxin", help="model whose sizes count")
     return parser
@@ -39,17 +45,23 @@ def decode_limit(measure: Measure, models: Models, machine: Machine) -> float | 
     """Tokens per second if reading weights and key-values were all that takes time."""
     if measure.decode is None:
         return None
-    batch, name = measure.decode
+    batch, name, context = measure.decode
     language_model = models[name].language_model
     text = models.sizes.config.text_config
     # A token's embedding is one row; everything else of the decoder is read for every step.
     weights = bytes_of(language_model) - bytes_of(language_model.model.embed_tokens)
     row = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim * 2
-    return batch * machine.bandwidth / (weights + batch * models.sizes.context * row)
+    return batch * machine.bandwidth / (weights + batch * context * row)
 
 
-def run(measures: Sequence[Measure], sizes: Sizes, rounds: int, path: Path | None) -> None:
-    """Measure and print one after another; ``path`` always holds what is done so far."""
+def run(
+    measures: Sequence[Measure], sizes: Sizes, rounds: int, path: Path | None, done: dict[str, Any]
+) -> None:
+    """Measure and print one after another; ``path`` always holds what is done so far.
+
+    Args:
+        done: what an earlier run of the same kind measured; the new results are added to it.
+    """
     machine = probe()
     # PyTorch allocates from the same memory: MLX may not keep what it has freed.
     mx.set_cache_limit(CACHE_LIMIT)
@@ -59,7 +71,6 @@ def run(measures: Sequence[Measure], sizes: Sizes, rounds: int, path: Path | Non
         flush=True,
     )
     models = Models(sizes)
-    done: dict[str, Any] = {}
     total = sum(len(measure.sides) for measure in measures) * (1 + rounds)
     with tqdm(total=total, unit="round", disable=None) as bar:
         for index, measure in enumerate(measures):
@@ -70,13 +81,18 @@ def run(measures: Sequence[Measure], sizes: Sizes, rounds: int, path: Path | Non
             def note(line: str) -> None:
                 bar.write(line, file=sys.stderr)
 
-            results = measure_rounds(measure, models, rounds, bar.update, note)
+            def each(results: list[Result], measure: Measure = measure) -> None:
+                if path is not None:
+                    partial = {**report.to_dict(measure, results, None), "rounds": 0}
+                    report.save_json(path, machine, {**done, measure.name: partial})
+
+            results = measure_rounds(measure, models, rounds, bar.update, note, each)
             ours_ran = any(result.is_ours and result.values for result in results)
             limit = decode_limit(measure, models, machine) if ours_ran else None
             lines = report.text(measure, results, limit)
             bar.write(f"{lines}\n  ({time.perf_counter() - start:.0f} s)", file=sys.stdout)
             sys.stdout.flush()
-            done[measure.name] = report.to_dict(measure, results, limit)
+            done[measure.name] = {**report.to_dict(measure, results, limit), "rounds": rounds}
             if path is not None:
                 report.save_json(path, machine, done)
 
@@ -94,10 +110,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     unknown = set(args.only or ()) - set(measures)
     if unknown or args.rounds < 1:
         options.error(f"unknown: {', '.join(sorted(unknown))}" if unknown else "--rounds is 1 up")
+    if args.resume and not args.json:
+        options.error("--resume needs --json FILE")
+    done = report.complete(args.json) if args.resume else {}
+    chosen = args.only or [name for name in measures if not args.table or name in TABLE]
+    left = [measures[name] for name in chosen if name not in done]
     try:
-        run([measures[name] for name in args.only or measures], sizes, args.rounds, args.json)
+        run(left, sizes, args.rounds, args.json, done)
     except KeyboardInterrupt:
         sys.exit("stopped")
+    finally:
+        if args.table:
+            print(report.markdown(done), flush=True)
 
 
 if __name__ == "__main__":

@@ -7,89 +7,158 @@ most three models of 8 billion parameters in bfloat16 is needed at a time.
 from .rounds import Measure, Side
 from .sizes import Sizes
 
+BF16, EIGHT, FOUR = "", " 8 bits", " 4 bits"
+# The rows of the table in the documentation.
+TABLE = ("towers", "first-token", "decode", "decode-batch", "act", "decode-8bit", "decode-4bit")
+TABLE += ("decode-batch-8bit", "decode-batch-4bit", "first-token-8bit", "first-token-4bit")
+TABLE += tuple(
+    f"{name}{width}"
+    for name in ("decode-long", "decode-batch-8", "prompt")
+    for width in ("", "-8bit", "-4bit")
+)
 
-def _decode_batch(sizes: Sizes) -> Measure:
-    ours, lm, torch = ("ours",), ("mlx-lm",), ("torch decoder",)
-    batch = {"batch": sizes.batch}
-    mlx_vlm = {"model": "ours", **batch}
-    mlx_lm = {"model": "mlx-lm", **batch}
-    return Measure(
-        "decode-batch",
-        f"decode, bf16, batch {sizes.batch}, context {sizes.context}, all rows",
-        "tokens/s",
-        (
-            Side("ours, mlx-vlm's batch generator", "mlx_decode:mlx_vlm_batch", ours, mlx_vlm),
-            Side("ours, benchmark's loop", "mlx_decode:loop", ours, mlx_vlm),
-            Side("mlx-lm, its batch generator", "mlx_decode:mlx_lm_batch", lm, mlx_lm),
-            Side("mlx-lm, benchmark's loop", "mlx_decode:loop", lm, mlx_lm),
-            Side("PyTorch, static cache, compiled", "torch_decode:static", torch, batch),
-        ),
-        decode=(sizes.batch, "ours"),
+
+def _suffix(width: str) -> str:
+    return {BF16: "", EIGHT: "-8bit", FOUR: "-4bit"}[width]
+
+
+def _ours(entry: str, width: str, name: str = "ours", **options) -> tuple[Side, Side]:
+    """Our side of a measure, and the same with MLX's kernels."""
+    model = f"ours{width}"
+    options = {"model": model, **options}
+    return (
+        Side(name, entry, (model,), options),
+        Side("the same model, MLX's kernels", entry, (model,), options, kernels=False),
     )
 
 
-def _decode(sizes: Sizes, name: str, suffix: str, peers: tuple[Side, ...] = ()) -> Measure:
-    ours, lm = f"ours{suffix}", f"mlx-lm{suffix}"
-    step = "mlx-vlm's step", "mlx_decode:mlx_vlm_step"
-    return Measure(
-        name,
-        f"decode,{suffix or ' bf16'}, batch 1, context {sizes.context}",
-        "tokens/s",
-        (
-            Side(f"ours, {step[0]}", step[1], (ours,), {"model": ours}),
-            Side("ours, benchmark's loop", "mlx_decode:loop", (ours,), {"model": ours}),
-            Side("mlx-lm, its step", "mlx_decode:mlx_lm_step", (lm,), {"model": lm}),
-            Side("mlx-lm, benchmark's loop", "mlx_decode:loop", (lm,), {"model": lm}),
-            *peers,
-        ),
-        decode=(1, ours),
-    )
+def _mlx_lm(entry: str, width: str, name: str, **options) -> Side:
+    model = f"mlx-lm{width}"
+    return Side(f"mlx-lm, {name}", entry, (model,), {"model": model, **options})
 
 
-def _decode_batch_quantised(sizes: Sizes) -> Measure:
-    options = {"batch": sizes.batch, "tokens": sizes.tokens_quantised_batch}
-    names = "ours 8 bits", "mlx-lm 8 bits"
-    sides = [
-        Side(
-            f"{name.split()[0]}, benchmark's loop",
-            "mlx_decode:loop",
-            (name,),
-            {"model": name, **options},
-        )
-        for name in names
-    ]
+def _decode_batch(sizes: Sizes, width: str) -> Measure:
+    """Many rows: the benchmark's loop, and in bfloat16 the libraries' batch generators."""
+    loop, batch = "benchmark's loop", {"batch": sizes.batch}
+    if width != BF16:
+        batch["tokens"] = sizes.tokens_quantised_batch
+    ours, without = _ours("mlx_decode:loop", width, f"ours, {loop}", **batch)
+    sides = [ours, without, _mlx_lm("mlx_decode:loop", width, loop, **batch)]
+    if width == BF16:
+        name = "ours, mlx-vlm's batch generator"
+        sides += [
+            _ours("mlx_decode:mlx_vlm_batch", width, name, **batch)[0],
+            _mlx_lm("mlx_decode:mlx_lm_batch", width, "its batch generator", **batch),
+            _torch_static(batch=sizes.batch),
+        ]
     return Measure(
-        "decode-batch-8bit",
-        f"decode, 8 bits, batch {sizes.batch}, context {sizes.context}, all rows",
+        f"decode-batch{_suffix(width)}",
+        f"decode,{width or ' bf16'}, batch {sizes.batch}, context {sizes.context}, all rows",
         "tokens/s",
         tuple(sides),
-        decode=(sizes.batch, "ours 8 bits"),
+        decode=(sizes.batch, f"ours{width}", sizes.context),
+    )
+
+
+def _torch_static(**options) -> Side:
+    name = "PyTorch, static cache, compiled"
+    return Side(name, "torch_decode:static", ("torch decoder",), options)
+
+
+def _decode(sizes: Sizes, width: str) -> Measure:
+    """One row: the benchmark's loop and the libraries' own."""
+    loop = "benchmark's loop"
+    sides = [
+        _ours("mlx_decode:mlx_vlm_step", width, "ours, mlx-vlm's step")[0],
+        *_ours("mlx_decode:loop", width, f"ours, {loop}"),
+        _mlx_lm("mlx_decode:mlx_lm_step", width, "its step"),
+        _mlx_lm("mlx_decode:loop", width, loop),
+    ]
+    if width == BF16:
+        sides += [
+            Side("PyTorch, generate", "torch_decode:generate", ("torch decoder",)),
+            _torch_static(),
+        ]
+    return Measure(
+        f"decode{_suffix(width)}",
+        f"decode,{width or ' bf16'}, batch 1, context {sizes.context}",
+        "tokens/s",
+        tuple(sides),
+        decode=(1, f"ours{width}", sizes.context),
+    )
+
+
+def _loops(sizes: Sizes, width: str) -> tuple[Measure, ...]:
+    """The benchmark's loop with a long context, and with a few rows."""
+    measures = []
+    for name, batch, context in (
+        ("decode-long", 1, sizes.long_context),
+        ("decode-batch-8", sizes.small_batch, sizes.context),
+    ):
+        options = {"batch": batch, "context": context}
+        if width != BF16 and batch > 1:
+            options["tokens"] = sizes.tokens_quantised_batch
+        measures.append(
+            Measure(
+                f"{name}{_suffix(width)}",
+                f"decode,{width or ' bf16'}, batch {batch}, context {context}",
+                "tokens/s",
+                (
+                    *_ours("mlx_decode:loop", width, **options),
+                    _mlx_lm("mlx_decode:loop", width, "benchmark's loop", **options),
+                ),
+                decode=(batch, f"ours{width}", context),
+            )
+        )
+    return tuple(measures)
+
+
+def _prompt(sizes: Sizes, width: str) -> Measure:
+    sides = [
+        *_ours("mlx_decode:prompt", width),
+        _mlx_lm("mlx_decode:prompt", width, "same chunks"),
+    ]
+    if width == BF16:
+        sides.append(Side("PyTorch, same chunks", "torch_decode:prompt", ("torch decoder",)))
+    return Measure(
+        f"prompt{_suffix(width)}",
+        f"prompt of {sizes.prompt} tokens in chunks of {sizes.chunk},{width or ' bf16'}",
+        "ms",
+        tuple(sides),
+    )
+
+
+def _first_token(sizes: Sizes, width: str) -> Measure:
+    both = ("torch towers", "torch decoder")
+    sides = list(_ours("questions:first_token", width, "ours, benchmark's pass"))
+    if width == BF16:
+        stream = Side("ours, mlx_vlm.stream_generate", "questions:ask", ("ours",))
+        sides.insert(0, stream)
+        name = "PyTorch, timm and transformers"
+        sides.append(Side(name, "torch_questions:first_token", both))
+    pixels = "{}x{}".format(*sizes.picture)
+    return Measure(
+        f"first-token{_suffix(width)}",
+        f"time to first token, one picture ({pixels}),{width or ' bf16'}",
+        "ms",
+        tuple(sides),
     )
 
 
 def _pictures(sizes: Sizes) -> tuple[Measure, ...]:
-    both = ("torch towers", "torch decoder")
-    width, height = sizes.picture
+    encode = "questions:encode"
     return (
         Measure(
             "towers",
             "towers and projector, one picture",
             "ms",
             (
-                Side("ours", "questions:encode", ("ours",)),
+                Side("ours", encode, ("ours",)),
+                Side("the same model, MLX's kernels", encode, ("ours",), kernels=False),
                 Side("PyTorch, timm", "torch_questions:encode", ("torch towers",)),
             ),
         ),
-        Measure(
-            "first-token",
-            f"time to first token, one picture ({width}x{height})",
-            "ms",
-            (
-                Side("ours, mlx_vlm.stream_generate", "questions:ask", ("ours",)),
-                Side("ours, benchmark's pass", "questions:first_token", ("ours",)),
-                Side("PyTorch, timm and transformers", "torch_questions:first_token", both),
-            ),
-        ),
+        _first_token(sizes, BF16),
         Measure(
             "second-question",
             "second question about a picture",
@@ -107,10 +176,8 @@ def _actions(sizes: Sizes) -> tuple[Measure, ...]:
     torch = ("torch towers", "torch decoder")
 
     def widths(entry: str, **options) -> tuple[Side, ...]:
-        names = {"ours": "ours, bf16", "ours 8 bits": "ours, 8 bits", "ours 4 bits": "ours, 4 bits"}
-        return tuple(
-            Side(title, entry, (name,), {"model": name, **options}) for name, title in names.items()
-        )
+        names = {BF16: "ours, bf16", EIGHT: "ours, 8 bits", FOUR: "ours, 4 bits"}
+        return tuple(_ours(entry, width, name, **options)[0] for width, name in names.items())
 
     robots = sizes.robots
     return (
@@ -120,6 +187,7 @@ def _actions(sizes: Sizes) -> tuple[Measure, ...]:
             "ms",
             (
                 *widths("actions:tokens"),
+                _ours("actions:tokens", BF16)[1],
                 Side("PyTorch, eager", "torch_actions:tokens", torch),
                 Side("PyTorch, static cache, compiled", "torch_actions:static", torch),
             ),
@@ -163,18 +231,24 @@ def _preprocessing(sizes: Sizes) -> tuple[Measure, ...]:
 
 def all_measures(sizes: Sizes) -> tuple[Measure, ...]:
     """The measures of a run."""
-    torch = ("torch decoder",)
-    peers = (
-        Side("PyTorch, generate", "torch_decode:generate", torch),
-        Side("PyTorch, static cache, compiled", "torch_decode:static", torch),
-    )
+    quantised = [
+        measure
+        for width in (EIGHT, FOUR)
+        for measure in (
+            _first_token(sizes, width),
+            _decode(sizes, width),
+            *_loops(sizes, width),
+            _prompt(sizes, width),
+            _decode_batch(sizes, width),
+        )
+    ]
     return (
         *_preprocessing(sizes),
-        _decode(sizes, "decode", "", peers),
-        _decode_batch(sizes),
+        _decode(sizes, BF16),
+        *_loops(sizes, BF16),
+        _prompt(sizes, BF16),
+        _decode_batch(sizes, BF16),
         *_pictures(sizes),
         *_actions(sizes),
-        _decode(sizes, "decode-8bit", " 8 bits"),
-        _decode_batch_quantised(sizes),
-        _decode(sizes, "decode-4bit", " 4 bits"),
+        *quantised,
     )

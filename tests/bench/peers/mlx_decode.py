@@ -11,7 +11,7 @@ from typing import Any
 import mlx.core as mx
 from mlx_vlm.models.cache import make_prompt_cache
 
-from .clock import synchronize
+from .clock import seconds, synchronize
 from .models import Models
 from .rounds import Run
 
@@ -33,10 +33,10 @@ def _ids(models: Models, batch: int, length: int) -> mx.array:
     return mx.random.randint(3, models.sizes.config.pad_token_id, (batch, length))
 
 
-def _filled_cache(models: Models, decoder: object, batch: int) -> list:
+def _filled_cache(models: Models, decoder: object, batch: int, context: int) -> list:
     """A cache of random key-values: a step takes as long with them as with a prompt's."""
     text = models.sizes.config.text_config
-    shape = (batch, text.num_key_value_heads, models.sizes.context, text.head_dim)
+    shape = (batch, text.num_key_value_heads, context, text.head_dim)
     cache = make_prompt_cache(decoder)
     for layer in cache:
         layer.update_and_fetch(*(mx.random.normal(shape, mx.bfloat16) for _ in range(2)))
@@ -61,11 +61,17 @@ def _rate(steps: Iterator, count: int) -> float:
     return count / (time.perf_counter() - start)
 
 
-def loop(models: Models, model: str, batch: int = 1, tokens: int | None = None) -> Run:
+def loop(
+    models: Models,
+    model: str,
+    batch: int = 1,
+    tokens: int | None = None,
+    context: int | None = None,
+) -> Run:
     """The benchmark's greedy loop, which works ahead by one token."""
     decoder, forward = _forward(models[model])
-    context = models.sizes.context
-    cache = _filled_cache(models, decoder, batch)
+    context = context or models.sizes.context
+    cache = _filled_cache(models, decoder, batch, context)
     first = _ids(models, batch, 1)
 
     def step(ids: mx.array) -> mx.array:
@@ -86,6 +92,23 @@ def loop(models: Models, model: str, batch: int = 1, tokens: int | None = None) 
         return batch * rate
 
     return run
+
+
+def prompt(models: Models, model: str) -> Run:
+    """A long prompt in chunks, as both libraries' loops compute it; milliseconds."""
+    decoder, forward = _forward(models[model])
+    ids = _ids(models, 1, models.sizes.prompt)
+    chunk = models.sizes.chunk
+    mx.eval(ids)
+
+    def work() -> None:
+        cache = make_prompt_cache(decoder)
+        for start in range(0, ids.shape[1], chunk):
+            logits = forward(ids[:, start : start + chunk], cache)
+            mx.eval([layer.state for layer in cache])
+        mx.eval(mx.argmax(logits[:, -1], axis=-1))
+
+    return lambda: 1e3 * seconds(work)
 
 
 def mlx_vlm_step(models: Models, model: str) -> Run:
@@ -113,7 +136,7 @@ def mlx_lm_step(models: Models, model: str) -> Run:
 def _own_loop(models: Models, model: object, generate: Callable[..., Iterator]) -> Run:
     decoder, _ = _forward(model)
     context, tokens = models.sizes.context, models.sizes.tokens
-    cache = _filled_cache(models, decoder, 1)
+    cache = _filled_cache(models, decoder, 1, context)
     first = _ids(models, 1, 1)[0]
 
     def run() -> float:
@@ -167,14 +190,17 @@ def _batch(models: Models, batch: int, start: Callable[..., Any]) -> Run:
 
     def steps() -> Iterator[list]:
         generator = start(_ids(models, batch, context).tolist(), [tokens + 8] * batch)
+        # Before all rows are in the batch there is a call for each chunk of a prompt at most.
+        calls_left = batch * context
         is_complete = False
         try:
             while True:
                 _, responses = generator.next()
+                calls_left -= 1
                 if len(responses) == batch:
                     is_complete = True
                     yield responses
-                elif is_complete:
+                elif is_complete or not calls_left:
                     raise RuntimeError(f"{batch - len(responses)} of {batch} rows ended early")
         finally:
             generator.close()

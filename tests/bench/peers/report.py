@@ -53,6 +53,42 @@ def to_dict(measure: Measure, results: list[Result], limit: float | None) -> dic
     return {"title": measure.title, "unit": measure.unit, "limit": limit, "sides": sides}
 
 
+def _amount(value: float, unit: str) -> str:
+    """A value with three digits, or four of a large one: ``1,420 tokens/s``."""
+    return f"{value:,.0f} {unit}" if value >= 100 else f"{value:.3g} {unit}"
+
+
+def markdown(measures: dict[str, Any]) -> str:
+    """A table of a run: our best side of a measure beside each other one, and the ratio."""
+    lines = ["| | here | other side | ratio |", "|---|--:|--:|--:|"]
+    for measure in measures.values():
+        unit, title = measure["unit"], measure["title"]
+        sides = [side for side in measure["sides"] if side["median"] is not None]
+        best = max if unit == "tokens/s" else min
+        ours = [side["median"] for side in sides if side["is_ours"]]
+        if not ours:
+            continue
+        value = best(ours)
+        share = f" ({value / measure['limit']:.0%} of the limit)" if measure["limit"] else ""
+        first = f"{_amount(value, unit)}{share}"
+        for side in [side for side in sides if not side["is_ours"]] or [None]:
+            cells = [title, first, "", ""]
+            if side is not None:
+                cells[2] = f"{_amount(side['median'], unit)} ({side['side']})"
+                cells[3] = f"{value / side['median']:.2f}"
+            lines.append(f"| {' | '.join(cells)} |".replace("|  |", "| |"))
+            title = first = ""
+    return "\n".join(lines)
+
+
+def complete(path: Path) -> dict[str, Any]:
+    """The measures that an earlier run finished; none if there is no such file."""
+    if not path.is_file():
+        return {}
+    measures = json.loads(path.read_text(encoding="utf-8"))["measures"]
+    return {name: measure for name, measure in measures.items() if measure["rounds"]}
+
+
 def _versions() -> dict[str, str | None]:
     found: dict[str, str | None] = {}
     for name in PACKAGES:

@@ -1,15 +1,45 @@
 """Measures, their sides, and the interleaved rounds in which they are timed."""
 
 import importlib
+import os
+import signal
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+from unittest import mock
 
 from .models import Models
 
 Run = Callable[[], float]
+# Of a round of one side, compiling included.
+ROUND_LIMIT = 150.0
+KERNELS_SWITCH = "MLX_VLM_MOXIN_KERNELS"
+
+
+@contextmanager
+def kernels(are_on: bool) -> Iterator[None]:
+    """This package's CUDA kernels on or off; the switch is read with every pass."""
+    with mock.patch.dict(os.environ, {} if are_on else {KERNELS_SWITCH: "0"}):
+        yield
+
+
+@contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """Raise TimeoutError in work that is still in Python after so many seconds."""
+
+    def stop(*_: object) -> None:
+        raise TimeoutError(f"stopped after {seconds:.0f} s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 @dataclass(frozen=True)
@@ -23,12 +53,14 @@ class Side:
             imported when the side's turn comes, so that its packages may be missing.
         needs: models that it uses, by their names in :mod:`.models`.
         options: keyword arguments of the function.
+        kernels: False to run without this package's CUDA kernels.
     """
 
     name: str
     entry: str
     needs: tuple[str, ...] = ()
     options: dict[str, Any] = field(default_factory=dict)
+    kernels: bool = True
 
     @property
     def is_ours(self) -> bool:
@@ -38,7 +70,14 @@ class Side:
         """Build what the side needs."""
         module, function = self.entry.split(":")
         entry = getattr(importlib.import_module(f"{__package__}.{module}"), function)
-        return entry(models, **self.options)
+        with kernels(self.kernels):
+            run = entry(models, **self.options)
+
+        def one_round() -> float:
+            with kernels(self.kernels):
+                return run()
+
+        return one_round
 
 
 @dataclass(frozen=True)
@@ -50,14 +89,15 @@ class Measure:
         title: as the table shows it.
         unit: ``tokens/s`` or ``ms``.
         sides: in the order of a round.
-        decode: batch size and model whose weights one step reads, if the measure has a limit.
+        decode: batch size, model whose weights one step reads, and tokens in its cache, if the
+            measure has a limit.
     """
 
     name: str
     title: str
     unit: str
     sides: tuple[Side, ...]
-    decode: tuple[int, str] | None = None
+    decode: tuple[int, str, int] | None = None
 
     @property
     def needs(self) -> set[str]:
@@ -100,20 +140,24 @@ def measure_rounds(
     rounds: int,
     tick: Callable[[], None],
     note: Callable[[str], None] = lambda line: None,
+    each: Callable[[list["Result"]], None] = lambda results: None,
 ) -> list[Result]:
     """Time all sides of ``measure``: one round that warms up, then ``rounds`` that count.
 
-    A side that raises is left out from then on; the rest goes on without it.
+    A side that raises, or whose round exceeds ``ROUND_LIMIT``, is left out from then on; the
+    rest goes on without it.
 
     Args:
         tick: called after every round of a side.
         note: receives a line after every round of a side, so that it shows which one takes long.
+        each: receives all results after every round of a side.
     """
     results = [Result(side.name, side.is_ours) for side in measure.sides]
     runs: list[Run | None] = []
     for side, result in zip(measure.sides, results):
         try:
-            runs.append(side.prepare(models))
+            with time_limit(ROUND_LIMIT):
+                runs.append(side.prepare(models))
         except Exception as error:
             runs.append(None)
             result.error = _reason(error)
@@ -122,7 +166,8 @@ def measure_rounds(
             if runs[index] is not None:
                 start = time.perf_counter()
                 try:
-                    value = runs[index]()
+                    with time_limit(ROUND_LIMIT):
+                        value = runs[index]()
                 except Exception as error:
                     runs[index] = None
                     result.error = _reason(error)
@@ -131,5 +176,6 @@ def measure_rounds(
                     seconds = time.perf_counter() - start
                     name = f"round {number} of {rounds}" if number else "warm-up"
                     note(f"  {name}, {result.side}: {value:.4g} {measure.unit} ({seconds:.0f} s)")
+                each(results)
             tick()
     return results

@@ -60,9 +60,13 @@ class Sizes:
         small: tiny random models instead of the real sizes.
         shape: whose real sizes, of ``SHAPES``.
         context: tokens in the cache when decoding starts.
+        long_context: the same where a long one is measured.
+        prompt: tokens of a long prompt.
+        chunk: tokens of it that are computed at a time.
         tokens: tokens decoded per round.
-        tokens_quantised_batch: the same for a batch at 8 bits, which is slow on CUDA.
-        batch: rows that are decoded together.
+        tokens_quantised_batch: the same for a quantised batch, which is slow with MLX's kernels.
+        small_batch: rows that are decoded together where few are.
+        batch: the same where many are.
         robots: actions that are computed in one pass.
         text_tokens: length of a question.
         picture: width and height of the picture that is asked about.
@@ -72,8 +76,12 @@ class Sizes:
     small: bool = False
     shape: str = "moxin"
     context: int = 300
+    long_context: int = 8000
+    prompt: int = 2000
+    chunk: int = 512
     tokens: int = 64
     tokens_quantised_batch: int = 16
+    small_batch: int = 8
     batch: int = 32
     robots: int = 8
     text_tokens: int = 32
@@ -89,8 +97,12 @@ class Sizes:
 SMALL = Sizes(
     small=True,
     context=20,
+    long_context=40,
+    prompt=50,
+    chunk=16,
     tokens=6,
     tokens_quantised_batch=3,
+    small_batch=2,
     batch=3,
     picture=(64, 48),
     photo=(400, 300),

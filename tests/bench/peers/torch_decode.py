@@ -35,10 +35,27 @@ def generate(models: Models) -> Run:
             raise RuntimeError(f"generate gave {output.shape[1] - ids.shape[1]} tokens")
 
     def run() -> float:
-        cache.crop(context)
-        return tokens / seconds(decode)
+        rate = tokens / seconds(decode)
+        cache.crop(context - cache.get_seq_length())
+        return rate
 
     return run
+
+
+def prompt(models: Models) -> Run:
+    """A long prompt in chunks, eager, on a growing cache; milliseconds."""
+    model, chunk = models["torch decoder"], models.sizes.chunk
+    ids = _ids(models, 1, models.sizes.prompt)
+
+    @torch.no_grad()
+    def work() -> None:
+        cache = DynamicCache(config=model.config)
+        arguments = {"past_key_values": cache, "use_cache": True, "logits_to_keep": 1}
+        for part in ids.split(chunk, dim=1):
+            logits = model(part, **arguments).logits
+        logits[:, -1].argmax(dim=-1).item()
+
+    return lambda: 1e3 * seconds(work)
 
 
 @torch.no_grad()
