@@ -1,7 +1,7 @@
 """``python -m mlx_vlm_moxin COMMAND``: mlx-vlm's commands with Moxin registered, and ours.
 
 They need no start-up file, so they also run where Python reads none. mlx-vlm's commands in
-:data:`LOADING` also accept ``--quantize`` and ``--group-size``.
+``LOADING`` also accept ``--quantize`` and ``--group-size``.
 """
 
 import argparse

@@ -106,3 +106,9 @@ def test_weights_are_packed_as_the_guide_says(bits):
     np.testing.assert_allclose(
         s * integers + b, np.array(unpacked.astype(mx.float32)), rtol=0, atol=0.03
     )
+
+
+def test_docstrings_use_markdown_since_the_api_reference_shows_sphinx_roles_raw():
+    role = re.compile(r":(?:func|class|meth|mod|attr|data|exc|ref):`")
+    sources = (DOCS.parent / "mlx_vlm_moxin").rglob("*.py")
+    assert [str(path) for path in sources if role.search(path.read_text(encoding="utf-8"))] == []

@@ -144,7 +144,7 @@ def _ycc(r: np.ndarray, g: np.ndarray, b: np.ndarray) -> list[np.ndarray]:
 
 
 def _rgb(y: np.ndarray, cb: np.ndarray, cr: np.ndarray) -> list[np.ndarray]:
-    """The inverse of :func:`_ycc`, not yet limited to bytes."""
+    """The inverse of ``_ycc``, not yet limited to bytes."""
     cb, cr = cb - 128, cr - 128
     return [
         y + _round_shift(_fixed(1.402, 16) * cr, 16),

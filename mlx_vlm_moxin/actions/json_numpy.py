@@ -52,7 +52,7 @@ def dumps(value: Any) -> str:
 
 
 def loads(text: str | bytes) -> Any:
-    """What :func:`dumps` or the package's own wrote; arrays are read-only views.
+    """What ``dumps`` or the package's own wrote; arrays are read-only views.
 
     Raises:
         ValueError: saying what is wrong.

@@ -89,7 +89,7 @@ def action_hidden_states(
 ) -> mx.array:
     """Hidden states that actions are read from, ``[B, count, hidden_size]``.
 
-    Args: those of :func:`input_embeddings` and :func:`decode`.
+    Args: those of ``input_embeddings`` and ``decode``.
     """
     x, lengths = input_embeddings(model, prompts, pixel_values, state, count)
     h = decode(model.language_model.model, x, lengths, causal)

@@ -82,13 +82,13 @@ def predict(
     discrete: bool = False,
     action_ids_only: bool = False,
 ) -> Prediction:
-    """:func:`predict_action` with the ids and the normalised values beside the action.
+    """``predict_action`` with the ids and the normalised values beside the action.
 
     Args:
         leave_state_out: run a model that reads the robot's state without it.
         discrete: read tokens from a model that has a regression head.
 
-    The other arguments and the errors are those of :func:`predict_action`.
+    The other arguments and the errors are those of ``predict_action``.
     """
     config = action_config(model)
     if discrete and config.head is not None:
@@ -149,7 +149,7 @@ def predict_action(
 
     Args:
         model, processor: an OpenVLA, OpenVLA-OFT or Moxin-VLA model, as ``load`` gives them.
-        image: the camera's picture (see :func:`~mlx_vlm.models.moxin.picture.read_picture`), or
+        image: the camera's picture (see ``picture.read_picture``), or
             the pictures of several cameras, the main one first; for a list of instructions, one
             of these for each.
         instruction: what the robot is to do, or several such texts for one pass.

@@ -29,7 +29,7 @@ def action_prompt(instruction: str, prompt_format: str = "pure") -> str:
 
     Args:
         instruction: what the robot is to do, such as "pick up the red cup".
-        prompt_format: name in :data:`PROMPTS`.
+        prompt_format: name in ``PROMPTS``.
 
     Raises:
         ValueError: if action models have no such prompt.

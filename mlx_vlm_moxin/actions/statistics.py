@@ -100,7 +100,7 @@ def scale_of(
 
     Args:
         part: ``"action"`` or ``"proprio"``.
-        normalization: one of :data:`BOUNDS`.
+        normalization: one of ``BOUNDS``.
 
     Raises:
         ValueError: naming what is missing or malformed.

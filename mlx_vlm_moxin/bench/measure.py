@@ -58,7 +58,7 @@ class Plan:
 
     @property
     def steps(self) -> int:
-        """Figures that :func:`measure` yields."""
+        """Figures that ``measure`` yields."""
         batches = len([b for b in self.batches if b != 1])
         return 4 + len(ACTION_BATCHES) + len(self.contexts) + batches
 

@@ -64,7 +64,7 @@ def to_dict(machine: Machine, results: Results) -> dict:
 
 
 def save_json(path: Path, machine: Machine, results: Results) -> None:
-    """Write :func:`to_dict` to ``path``."""
+    """Write ``to_dict`` to ``path``."""
     text = json.dumps(to_dict(machine, results), indent=2) + "\n"
     path.write_text(text, encoding="utf-8")
 

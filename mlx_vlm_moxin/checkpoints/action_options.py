@@ -39,7 +39,7 @@ class ActionOptions:
     """Settings given by a user; None for what the checkpoint or the preset says.
 
     Attributes:
-        preset: name in :data:`PRESETS`.
+        preset: name in ``PRESETS``.
         discrete: leave a regression head out and read action tokens.
         chunk_size, num_images, normalization, center_crop, policy_resize: see
             ``ActionConfig``.
@@ -136,7 +136,7 @@ def add_action_options(parser: argparse.ArgumentParser) -> None:
 
 
 def action_options(args: argparse.Namespace) -> ActionOptions:
-    """What :func:`add_action_options` put into ``args``."""
+    """What ``add_action_options`` put into ``args``."""
     return ActionOptions(
         **{field.name: getattr(args, field.name) for field in fields(ActionOptions)}
     )

@@ -178,7 +178,7 @@ It runs with mlx-vlm once {PACKAGE} is installed. Without it, mlx-vlm says
 
 
 def name_repository(directory: Path, repository: str) -> None:
-    """Put the name of a Hub repository on the card of ``directory``, if :class:`Card` wrote it.
+    """Put the name of a Hub repository on the card of ``directory``, if ``Card`` wrote it.
 
     The heading and the command that runs the model change, whatever they named before.
     """

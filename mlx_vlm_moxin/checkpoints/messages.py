@@ -53,7 +53,7 @@ def bounded_errors() -> Iterator[None]:
     """Cut the messages of errors about files to one line of bounded length.
 
     Raises:
-        OSError, ValueError: of the same type, with :func:`one_line` as message.
+        OSError, ValueError: of the same type, with ``one_line`` as message.
     """
     try:
         yield

@@ -108,7 +108,7 @@ class PtArchive:
         """The bytes of a member.
 
         Raises:
-            ValueError: see :meth:`span`, or if there are more than ``limit``.
+            ValueError: see ``span``, or if there are more than ``limit``.
         """
         start, size = self.span(name)
         if size > limit:

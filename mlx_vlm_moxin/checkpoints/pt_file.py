@@ -161,7 +161,7 @@ def _open_storage(archive: PtArchive, persistent_id: Any) -> _Storage:
 
 
 def read_pt(path: Path) -> Any:
-    """What ``torch.save`` wrote: nested containers with :class:`LazyTensor` leaves.
+    """What ``torch.save`` wrote: nested containers with ``LazyTensor`` leaves.
 
     float64 tensors load as float32.
 

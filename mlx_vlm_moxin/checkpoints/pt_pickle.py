@@ -2,7 +2,7 @@
 
 Python's unpickler hashes, compares and calls what a file says, so a few hundred bytes can hang
 or crash the process. This reader knows the opcodes that torch.save writes, and builds dicts,
-lists, tuples, strings, numbers and :class:`LazyTensor`. Anything else ends the reading.
+lists, tuples, strings, numbers and ``LazyTensor``. Anything else ends the reading.
 
 Format: ``pickletools`` of Python; what torch.save puts into it: ``torch/_utils.py`` and
 ``torch/_weights_only_unpickler.py`` of PyTorch.

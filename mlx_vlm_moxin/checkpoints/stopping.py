@@ -21,7 +21,7 @@ def _stop(number: int, frame: object) -> NoReturn:
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """Let signals raise :class:`Stopped` within the block; for the main thread of a command."""
+    """Let signals raise ``Stopped`` within the block; for the main thread of a command."""
     handlers = {number: signal.signal(number, _stop) for number in STOP_SIGNALS}
     try:
         yield

@@ -138,7 +138,7 @@ def compute_tensors(
         on_progress: called with the bytes of each layer that is done.
 
     Raises:
-        OSError, ValueError: see :func:`compute_layer`.
+        OSError, ValueError: see ``compute_layer``.
     """
     groups = group_by_layer(skeleton)
     with contextlib.closing(_compute_ahead(source, skeleton, groups)) as computed:

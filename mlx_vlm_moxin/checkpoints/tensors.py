@@ -182,7 +182,7 @@ def read_checkpoint(directory: Path) -> dict[str, LazyTensor]:
     """The tensors of all safetensors files of a checkpoint directory.
 
     Raises:
-        FileNotFoundError, ValueError: see :func:`read_safetensors`; or naming a tensor that
+        FileNotFoundError, ValueError: see ``read_safetensors``; or naming a tensor that
             two files have.
     """
     tensors: dict[str, LazyTensor] = {}

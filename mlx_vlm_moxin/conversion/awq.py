@@ -22,8 +22,8 @@ def apply_awq(source: Source, options: QuantizeOptions, quiet: bool = False) -> 
     mlx-vlm has no public function between "load a checkpoint" and "write it" for this.
 
     Raises:
-        ValueError, OSError: see :func:`~mlx_vlm_moxin.checkpoints.skeleton.build_skeleton`
-            and :func:`~mlx_vlm_moxin.checkpoints.tensor_values.compute_tensors`.
+        ValueError, OSError: see ``skeleton.build_skeleton``
+            and ``tensor_values.compute_tensors``.
         RuntimeError: if this version of mlx-vlm has no AWQ.
     """
     try:

@@ -22,7 +22,7 @@ class SourceFiles:
         hf_path: local directory or Hub repository.
         revision: branch, tag or commit of the repository.
         dino, siglip, clip, in1k, llm: for native sources, see
-            :func:`~mlx_vlm_moxin.checkpoints.sources.native.open_native`.
+            ``native.open_native``.
         actions: what the files of an action model do not say.
         base_model, license: for the model card, in place of what the source's says.
     """
@@ -40,7 +40,7 @@ class SourceFiles:
 
     @classmethod
     def from_arguments(cls, args: argparse.Namespace) -> "SourceFiles":
-        """What a parser with :func:`add_source_options` and ``--hf-path`` read."""
+        """What a parser with ``add_source_options`` and ``--hf-path`` read."""
         values = {field.name: getattr(args, field.name, None) for field in fields(cls)}
         return cls(**{**values, "actions": action_options(args)})
 
@@ -51,7 +51,7 @@ class SourceFiles:
         return [value for value in values if value is not None]
 
     def open(self) -> Source:
-        """See :func:`~mlx_vlm_moxin.checkpoints.sources.open_source`."""
+        """See ``sources.open_source``."""
         towers = {name: getattr(self, name) for name in TOWER_TITLES}
         return open_source(self.hf_path, self.revision, towers, self.llm, self.actions)
 

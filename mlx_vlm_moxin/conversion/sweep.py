@@ -115,7 +115,7 @@ def _line(row: dict[str, Any]) -> str:
 
 
 def sweep(args: argparse.Namespace) -> None:
-    """Run what :func:`configure_parser` parsed.
+    """Run what ``configure_parser`` parsed.
 
     Raises:
         OSError, ValueError, RuntimeError: one line that says what is wrong.

@@ -20,7 +20,7 @@ class Check:
 
     Attributes:
         name: of what was checked.
-        status: :data:`OK`, :data:`WARNING` (something to know) or :data:`FAILED`.
+        status: ``OK``, ``WARNING`` (something to know) or ``FAILED``.
         found: in a sentence.
         advice: what to do about it; empty if there is nothing to do.
         values: the same for programs.

@@ -53,7 +53,7 @@ class Answering:
     """A loaded model that answers.
 
     Args:
-        model, processor: as :func:`mlx_vlm_moxin.library.load.load` returns them.
+        model, processor: as ``load.load`` returns them.
     """
 
     def __init__(self, model: nn.Module, processor: Any):
@@ -150,7 +150,7 @@ class Answering:
         return _Prompts(ids, mask, embeddings)
 
     def _truncated(self, ids: mx.array, mask: mx.array) -> tuple[mx.array, mx.array]:
-        """Prompts of at most :data:`MAX_PROMPT_TOKENS` besides the picture's."""
+        """Prompts of at most ``MAX_PROMPT_TOKENS`` besides the picture's."""
         limit = self._processor.num_image_tokens + MAX_PROMPT_TOKENS
         if ids.shape[1] <= limit:
             return ids, mask

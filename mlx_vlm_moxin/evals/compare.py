@@ -157,7 +157,7 @@ def compare(
 ) -> Evaluation:
     """What became of a source's accuracies; the models are loaded one after the other.
 
-    Arguments and errors are those of :func:`answer_all`.
+    Arguments and errors are those of ``answer_all``.
     """
     before, after = (
         answer_all(checkpoint, examples, file, batch_size, quiet) for checkpoint in (source, result)

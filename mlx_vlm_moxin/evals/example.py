@@ -40,7 +40,7 @@ class Answer:
 
     Attributes:
         model: name and settings of the model, for the reader.
-        weights: which weights answered, see :mod:`.weights_id`.
+        weights: which weights answered, see ``weights_id``.
         task: name of the task.
         id, group: the example's.
         prompt: the message that the model received.

@@ -63,7 +63,7 @@ def rows(
     """A row per task.
 
     Args:
-        published: name of the published row, see :mod:`.published`; None for no comparison.
+        published: name of the published row, see ``published``; None for no comparison.
     """
     known = {} if published is None else PUBLISHED[published]
     return [
@@ -131,6 +131,6 @@ def to_dict(model: str, found: list[Row], published: str | None) -> dict[str, An
 
 
 def save_json(path: Path, model: str, found: list[Row], published: str | None) -> None:
-    """Write :func:`to_dict` to ``path``."""
+    """Write ``to_dict`` to ``path``."""
     text = json.dumps(to_dict(model, found, published), indent=2) + "\n"
     path.write_text(text, encoding="utf-8")

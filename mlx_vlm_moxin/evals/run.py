@@ -77,7 +77,7 @@ class Result:
 
     Attributes:
         answers: to all chosen examples, in the data set's order.
-        numbers: what follows from them, see :mod:`.scores.summary`.
+        numbers: what follows from them, see ``scores.summary``.
         answered: how many of them this run has computed.
         seconds: how long that took.
     """

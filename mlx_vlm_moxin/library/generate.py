@@ -43,7 +43,7 @@ def generate(
         prompt: the question as one types it, or the messages of a conversation
             (``{"role": ..., "content": ...}``); the chat template is applied here.
         image: the picture that the question is about, see
-            :func:`~mlx_vlm.models.moxin.picture.read_picture`.
+            ``picture.read_picture``.
         max_tokens: at most so many tokens.
         temperature: 0 for the likeliest token each time, above it for sampling; None for
             what the checkpoint's generation_config.json says, greedy if it says nothing.
@@ -77,13 +77,13 @@ def stream_text(
     Joined, the pieces are what ``mlx_vlm.generate`` returns: no space around the answer.
 
     Args:
-        prompt, image, max_tokens, temperature, kwargs: as for :func:`generate`.
+        prompt, image, max_tokens, temperature, kwargs: as for ``generate``.
 
     Yields:
         Text, never empty.
 
     Raises:
-        ValueError: see :func:`generate`.
+        ValueError: see ``generate``.
     """
     settings = {"max_tokens": max_tokens, "temperature": temperature, **kwargs}
     return _stripped(result.text for result in _results(model, processor, prompt, image, settings))

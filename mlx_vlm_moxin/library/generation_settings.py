@@ -140,7 +140,7 @@ def faults(values: Mapping[str, Any], config: ModelConfig) -> Iterator[Fault]:
 
 
 def check(values: Mapping[str, Any], config: ModelConfig) -> None:
-    """Refuse settings of generation that cannot be used; arguments as for :func:`faults`.
+    """Refuse settings of generation that cannot be used; arguments as for ``faults``.
 
     Raises:
         ValueError: naming the setting, its value and what is allowed.

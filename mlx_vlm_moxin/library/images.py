@@ -81,7 +81,7 @@ def normalize_dino(images: mx.array | np.ndarray) -> mx.array:
 def normalize_siglip(images: mx.array | np.ndarray) -> mx.array:
     """Pixels for SigLIP, by mean 0.5 and standard deviation 0.5 (timm's constants).
 
-    Arguments, result and errors are those of :func:`normalize_dino`.
+    Arguments, result and errors are those of ``normalize_dino``.
     """
     return _normalize(images, _SIGLIP)
 
@@ -96,7 +96,7 @@ def to_pixel_values(images: mx.array | np.ndarray) -> mx.array:
         ``[B, 6, H, W]`` float32, DINOv2's channels first.
 
     Raises:
-        ValueError: see :func:`normalize_dino`.
+        ValueError: see ``normalize_dino``.
     """
     channels = [normalize_dino(images), normalize_siglip(images)]
     return mx.concatenate(channels, axis=-1).transpose(0, 3, 1, 2)

@@ -104,7 +104,7 @@ def too_large(nbytes: int, config: ModelConfig, memory: Memory | None = None) ->
 
 
 def warn_if_too_large(nbytes: int, config: ModelConfig) -> None:
-    """Log the warning of :func:`too_large`, before the weights are read."""
+    """Log the warning of ``too_large``, before the weights are read."""
     warning = too_large(nbytes, config)
     if warning is not None:
         logger.warning(warning)

@@ -28,10 +28,10 @@ def save_checkpoint(
     made: str,
     relation: str | None = None,
 ) -> None:
-    """:func:`save_quantized` with another model card.
+    """``save_quantized`` with another model card.
 
     Args:
-        made: what was done to the model, see :class:`~mlx_vlm_moxin.checkpoints.card.Card`.
+        made: what was done to the model, see ``card.Card``.
         relation: how its weights differ from those that were loaded, as the Hub calls it.
     """
     target = Path(path).expanduser()

@@ -54,7 +54,7 @@ def _count(model: Model, attribute: str) -> dict[str, int]:
 
 
 def part_parameters(config: ModelConfig = MOXIN_7B) -> dict[str, int]:
-    """Number of parameters of each of :data:`PARTS` that the model has."""
+    """Number of parameters of each of ``PARTS`` that the model has."""
     return _count(build_uncomputed(config), "size")
 
 
@@ -64,7 +64,7 @@ def part_bytes(
     group_size: int = 64,
     mode: str = "affine",
 ) -> dict[str, int]:
-    """Bytes of each of :data:`PARTS` that the model has, scales and biases of packed weights too.
+    """Bytes of each of ``PARTS`` that the model has, scales and biases of packed weights too.
 
     Args:
         config: the model; Moxin-7B by default.

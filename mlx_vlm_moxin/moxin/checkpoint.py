@@ -37,7 +37,7 @@ def tensor_shapes(model_path: Path) -> Shapes:
     """Shape of every tensor under its name in the files; no tensor data is read.
 
     Raises:
-        FileNotFoundError: see :func:`weight_files`.
+        FileNotFoundError: see ``weight_files``.
         ValueError: naming a file that is cut short or otherwise damaged.
     """
     shapes = {}

@@ -69,7 +69,7 @@ class TextConfig(BaseModelConfig):
     """The decoder, under the names that ``mlx_vlm.models.llama`` reads.
 
     HF-converted checkpoints leave out what equals the defaults of the library's class, so
-    ``rms_norm_eps`` is 1e-6 there. :meth:`from_dict` knows the defaults of both decoders;
+    ``rms_norm_eps`` is 1e-6 there. ``from_dict`` knows the defaults of both decoders;
     those of the fields are Mistral's.
     """
 
@@ -231,7 +231,7 @@ class ModelConfig(BaseModelConfig):
     def from_dict(cls, params: dict[str, Any]) -> "ModelConfig":
         """Build from ``config.json``; that of an HF-converted checkpoint is checked first.
 
-        Its towers and projector have the published sizes until :attr:`model_path` is set.
+        Its towers and projector have the published sizes until ``model_path`` is set.
 
         Raises:
             ValueError: what is missing, out of range or not supported.

@@ -39,7 +39,7 @@ class ImageSettings:
 
     Attributes:
         image_size: side of the square, in pixels.
-        resize_strategy: one of :data:`RESIZE_STRATEGIES`.
+        resize_strategy: one of ``RESIZE_STRATEGIES``.
         image_mean, image_std: RGB constants per tower, for pixels in [0, 1].
         letterbox_fill: RGB bytes per tower.
     """
@@ -67,7 +67,7 @@ class MoxinImageProcessor:
     """Resizes a picture and normalises it once per tower.
 
     Args:
-        image_size, resize_strategy, image_mean, image_std: see :class:`ImageSettings`.
+        image_size, resize_strategy, image_mean, image_std: see ``ImageSettings``.
         letterbox_fill: RGB bytes per tower; ``int(255 * mean)`` if not given.
 
     Raises:
@@ -123,7 +123,7 @@ class MoxinImageProcessor:
             ``[B, 3 * towers, S, S]`` float32, the first tower's three channels first.
 
         Raises:
-            PictureError: see :func:`~.picture.read_picture`.
+            PictureError: see ``picture.read_picture``.
         """
         if not isinstance(images, (list, tuple)):
             images = [images]
@@ -206,7 +206,7 @@ class MoxinImageProcessor:
             raise ValueError(f"{CONFIG_FILE}: {error} missing") from error
 
     def to_dict(self) -> dict[str, Any]:
-        """What :meth:`from_dict` reads."""
+        """What ``from_dict`` reads."""
         return {"image_processor_type": type(self).__name__, **vars(self)}
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:

@@ -87,7 +87,7 @@ class LanguageModel(nn.Module):
         """Logits from an accelerated forward pass; None where it does not support this pass.
 
         There is none in plain MLX. A plug-in may replace this method, of the class, with one
-        that computes what :meth:`__call__` computes and fills ``cache`` in the same way.
+        that computes what ``__call__`` computes and fills ``cache`` in the same way.
         """
         return None
 

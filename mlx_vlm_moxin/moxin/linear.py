@@ -44,7 +44,7 @@ class QuantizedLinear(nn.QuantizedLinear):
 
 
 class Linear(nn.Linear):
-    """``nn.Linear`` that quantises to :class:`QuantizedLinear`."""
+    """``nn.Linear`` that quantises to ``QuantizedLinear``."""
 
     def to_quantized(
         self,
@@ -60,7 +60,7 @@ class Linear(nn.Linear):
 
 
 def replace_linears(module: nn.Module) -> None:
-    """Make every ``nn.Linear`` in ``module`` a :class:`Linear`; its weights stay."""
+    """Make every ``nn.Linear`` in ``module`` a ``Linear``; its weights stay."""
 
     def replaced(layer: nn.Module) -> nn.Module:
         if not isinstance(layer, nn.Linear):

@@ -145,7 +145,7 @@ class Model(nn.Module):
         return self.language_model(token.reshape(-1, 1), cache=cache)
 
     def quantize(self, group_size: int = 64, bits: int = 8, mode: str = "affine") -> "Model":
-        """Quantise the decoder in place: what :meth:`quant_predicate` names and fits.
+        """Quantise the decoder in place: what ``quant_predicate`` names and fits.
 
         A layer's own weights are freed before the next layer is computed. Layers that are
         quantised already stay as they are, and so does a layer whose input width is no

@@ -74,7 +74,7 @@ def read_picture(source: PictureSource, limits: PictureLimits | None = None) -> 
 
 @contextmanager
 def named_errors(source: Any) -> Iterator[None]:
-    """Turn every error of the enclosed code into a :class:`PictureError` that names ``source``."""
+    """Turn every error of the enclosed code into a ``PictureError`` that names ``source``."""
     try:
         yield
         return
@@ -107,7 +107,7 @@ def _read(source: Any, limits: PictureLimits) -> Image.Image:
 
 
 def decode(file: BinaryIO, limits: PictureLimits) -> Image.Image:
-    """The picture in ``file``, see :func:`read_picture`; of several frames, the first.
+    """The picture in ``file``, see ``read_picture``; of several frames, the first.
 
     Raises:
         Exception: what Pillow raises for damaged files, which is almost anything.

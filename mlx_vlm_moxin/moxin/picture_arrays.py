@@ -17,7 +17,7 @@ def image_from_array(array: Any) -> Image.Image:
             alpha, RGB, RGBA. Where both orders fit, the last axis holds the channels.
 
     Raises:
-        ValueError: for another shape, and what :func:`to_8_bits` refuses.
+        ValueError: for another shape, and what ``to_8_bits`` refuses.
     """
     pixels = _as_numpy(array)
     shape = pixels.shape

@@ -89,7 +89,7 @@ def open_source(source: Any, limits: PictureLimits) -> BinaryIO:
     """The encoded picture as a file that can be read several times; the caller closes it.
 
     Args:
-        source: see :func:`~.picture.read_picture`; no PIL image, array or dictionary.
+        source: see ``picture.read_picture``; no PIL image, array or dictionary.
 
     Raises:
         PictureError: if ``source`` is nothing that could hold a picture.

@@ -100,7 +100,7 @@ class MoxinProcessor:
         Args:
             text: prompts, as the chat template makes them.
             images: pictures for the first ``len(images)`` prompts, one each, in any form that
-                :func:`~.picture.read_picture` reads or as :meth:`prepare_picture` returns them.
+                ``picture.read_picture`` reads or as ``prepare_picture`` returns them.
             padding, add_special_tokens, return_tensors: accepted for mlx-vlm, without
                 effect: rows are always padded to one length, begin with exactly one
                 ``<s>``, and come back as MLX arrays.
@@ -143,7 +143,7 @@ class MoxinProcessor:
         all of it with the last one needs a tenth of the time.
 
         Raises:
-            PictureError: see :func:`~.picture.read_picture`.
+            PictureError: see ``picture.read_picture``.
         """
         image = read_picture(image)
         if image.width * image.height > MAX_REMEMBERED:

@@ -84,7 +84,7 @@ _TEMPLATE = """\
 
 
 def chat_template(name: str) -> str:
-    """The Jinja chat template of one of :data:`PROMPT_FORMATS`."""
+    """The Jinja chat template of one of ``PROMPT_FORMATS``."""
     prompt = PROMPT_FORMATS[name]
     system_before, _, system_after = (prompt.first or "").partition("{system}")
     constants = {

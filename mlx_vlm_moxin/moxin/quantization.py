@@ -12,7 +12,7 @@ MODES = tuple(QUANTIZATION_MODE_DEFAULTS)
 
 
 def supported(mode: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Group sizes and numbers of bits that MLX supports in one of :data:`MODES`."""
+    """Group sizes and numbers of bits that MLX supports in one of ``MODES``."""
     if mode == "affine":
         return AFFINE_GROUP_SIZES, AFFINE_BITS
     group_size, bits = QUANTIZATION_MODE_DEFAULTS[mode]

@@ -2,7 +2,7 @@
 
 Pillow's bicubic filter on bytes, the horizontal pass first, as Pillow before version 13 orders
 them; the reference is computed so. Beyond the picture's own size, memory for
-:data:`MAX_EXTRA_PIXELS` is used. Where the reference's order of steps would need more (pictures
+``MAX_EXTRA_PIXELS`` is used. Where the reference's order of steps would need more (pictures
 of extreme proportions, such as 200 x 80,000), the steps are done in another order. It gives the
 same up to one level of 255, or more where the filter leaves the range of a byte.
 """
@@ -60,7 +60,7 @@ def resize_crop(image: Image.Image, size: int) -> Image.Image:
 
 
 def letterbox(image: Image.Image, size: int, fill: Colour) -> Image.Image:
-    """Both ends of the short side padded by ``int(difference / 2)``, then :func:`resize_crop`.
+    """Both ends of the short side padded by ``int(difference / 2)``, then ``resize_crop``.
 
     Args:
         fill: RGB bytes of the padding.

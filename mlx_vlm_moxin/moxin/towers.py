@@ -72,7 +72,7 @@ class TimmModel:
         image_size: side of the pictures that the Prismatic family gives it, in pixels.
         patch_size: side of a patch, in pixels.
         image_mean, image_std: normalisation of RGB values in [0, 1].
-        config: keyword arguments of :class:`TowerConfig`.
+        config: keyword arguments of ``TowerConfig``.
     """
 
     name: str

@@ -21,7 +21,7 @@ def _model_type(name_or_path: Any, **kwargs: Any) -> str | None:
 
 
 def from_pretrained(original: Callable) -> classmethod:
-    """``AutoProcessor.from_pretrained`` that returns :class:`MoxinProcessor` for Moxin.
+    """``AutoProcessor.from_pretrained`` that returns ``MoxinProcessor`` for Moxin.
 
     The model folder registers its processor with ``install_auto_processor_patch``, as every
     model of mlx-vlm does. That function answers any error with a bare tokenizer, and the

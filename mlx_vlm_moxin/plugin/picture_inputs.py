@@ -1,7 +1,7 @@
 """Pictures for ``mlx_vlm.generate`` and its siblings: in every form, alone or in a list.
 
 mlx-vlm reads paths, URLs and PIL images. Here the model's own
-:func:`~mlx_vlm.models.moxin.picture.read_picture` reads them, and with them bytes, files,
+``picture.read_picture`` reads them, and with them bytes, files,
 arrays and dictionaries of data sets. Other models' pictures are left to mlx-vlm.
 """
 

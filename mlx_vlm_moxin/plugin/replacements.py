@@ -1,4 +1,4 @@
-"""Applies the rows of :data:`~mlx_vlm_moxin.plugin.upstream.UPSTREAM`.
+"""Applies the rows of ``upstream.UPSTREAM``.
 
 This is the only place that assigns to a module of another package. A module that is not
 imported yet gets its rows when it is, so the order of imports does not matter. A name that is

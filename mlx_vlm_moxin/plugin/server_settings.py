@@ -62,7 +62,7 @@ class ServerSettings:
         """Limits for the pictures of requests.
 
         Raises:
-            ValueError: see :meth:`PictureLimits.from_environment`.
+            ValueError: see ``PictureLimits.from_environment``.
         """
         from mlx_vlm.models.moxin.picture_sources import PictureLimits
 

@@ -1,6 +1,6 @@
 """The names of mlx-vlm, mlx-lm and transformers that this package replaces or adds to.
 
-Each name is one row of :data:`UPSTREAM`; ``replacements.py`` applies them.
+Each name is one row of ``UPSTREAM``; ``replacements.py`` applies them.
 tests/plugin/test_upstream_calls.py checks for every row that an ordinary use of mlx-vlm still
 reaches what the row puts in place.
 """
@@ -33,7 +33,7 @@ class Replacement:
             package imports or overrides it, and so it must exist.
         why: what mlx-vlm does without it.
         versions: versions of the package that need the row; with others it is not applied.
-        when: :data:`MODEL`, :data:`DECODER`, :data:`COMMAND` or :data:`ON_USE`.
+        when: ``MODEL``, ``DECODER``, ``COMMAND`` or ``ON_USE``.
         after: module whose import applies the row, if not ``module``.
     """
 

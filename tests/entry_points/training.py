@@ -24,7 +24,7 @@ def write_rows(folder: Path, rows: Iterable[dict[str, Any]]) -> Path:
 
 
 def conversations() -> list[dict[str, Any]]:
-    """A row of supervised training for each picture of :data:`LEARNED`."""
+    """A row of supervised training for each picture of ``LEARNED``."""
     return [{"images": [image_path(name)], "messages": turns(name)} for name in LEARNED]
 
 
@@ -58,7 +58,7 @@ def losses(reports: list[dict[str, float]]) -> list[float]:
 
 
 def answers(model: nn.Module, processor: Any) -> dict[str, str]:
-    """What is answered about each picture of :data:`LEARNED`."""
+    """What is answered about each picture of ``LEARNED``."""
     return {
         name: generate(model, processor, PROMPT["prompt"], [image_path(name)], max_tokens=8).text
         for name in LEARNED

@@ -63,7 +63,7 @@ class Score:
 
 
 def make_groups(asked: list[tuple[int, Question]], encoder: TextEncoder, first: int) -> list[Group]:
-    """Questions by prompt length, at most :data:`BATCH` to a group.
+    """Questions by prompt length, at most ``BATCH`` to a group.
 
     Args:
         asked: questions with their pictures' rows.

@@ -38,7 +38,7 @@ class Batch(NamedTuple):
 
     Attributes:
         pixels: ``[P, S, S, 3]`` uint8, resized and not yet normalised.
-        patches: ``[P, N, 4]`` int32, see :func:`patch_labels`.
+        patches: ``[P, N, 4]`` int32, see ``patch_labels``.
         ids: ``[B, T]`` int32: ``<s>``, placeholders, turns (prompt, answer, ``</s>``),
             padding; ``B`` is a multiple of ``P``.
         answers: ``[B, T]`` bool, true at the answers' tokens and their ``</s>``.
@@ -53,7 +53,7 @@ class Batch(NamedTuple):
 def square_bytes(image: Image.Image) -> np.ndarray:
     """``[S, S, 3]`` uint8: what the image processor normalises, as small as it can be sent.
 
-    :func:`normalise` makes the processor's pixels of it.
+    ``normalise`` makes the processor's pixels of it.
     """
     return np.rint(_SQUARES(image)[0, :3].transpose(1, 2, 0) * 255).astype(np.uint8)
 
@@ -131,7 +131,7 @@ class TextEncoder:
         return start, [*whole[len(start) :], EOS_ID]
 
     def rows(self, conversations: list[list[Question]]) -> tuple[np.ndarray, np.ndarray]:
-        """``ids`` and ``answers`` of :class:`Batch`, one row per conversation."""
+        """``ids`` and ``answers`` of ``Batch``, one row per conversation."""
         rows, is_answer = [], []
         for questions in conversations:
             ids = [BOS_ID] + [self._placeholder] * NUM_PATCHES

@@ -35,7 +35,7 @@ Answers = dict[str, list[str]]
 
 @dataclass(frozen=True)
 class Question:
-    """A question of one of :data:`KINDS` and the answer that counts as right."""
+    """A question of one of ``KINDS`` and the answer that counts as right."""
 
     kind: str
     text: str

@@ -62,7 +62,7 @@ class FlatWeights:
         )
 
     def split(self, vector: mx.array) -> list[mx.array]:
-        """The inverse of :meth:`join`."""
+        """The inverse of ``join``."""
         ends = np.cumsum([size + -size % ALIGN for size in self._sizes]).tolist()
         parts = mx.split(vector, ends[:-1])
         return [p[:n].reshape(shape) for p, n, shape in zip(parts, self._sizes, self._shapes)]
@@ -79,7 +79,7 @@ def forbidden_hashes() -> frozenset[bytes]:
 
 
 def save_state(file: Path, weights: FlatWeights, state: dict[str, Any], log: dict) -> None:
-    """Write what :func:`load_state` needs to go on from here."""
+    """Write what ``load_state`` needs to go on from here."""
     arrays = {"vector": weights.vector, **dict(tree_flatten(state))}
     part = file.with_suffix(".part.safetensors")
     mx.save_safetensors(str(part), arrays, metadata={"log": json.dumps(log)})

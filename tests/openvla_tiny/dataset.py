@@ -90,7 +90,7 @@ class Encoder:
         return [*ids[len(self.start) - 1 - NUM_PATCHES :], self._space]
 
     def row(self, instruction: str, action: np.ndarray) -> tuple[list[int], int]:
-        """One row of a :class:`Batch`: its ``ids`` and its start."""
+        """One row of a ``Batch``: its ``ids`` and its start."""
         before = self._text(instruction)
         ids = [*before, *self._encode_action(action), EOS_ID]
         return ids + [self._pad] * (ROW_TOKENS - len(ids)), len(before)
@@ -100,7 +100,7 @@ _worker: dict = {}
 
 
 def start_worker(tokenizer: str, placeholder: int, pad: int) -> None:
-    """Prepare a process that runs :func:`make_batch`."""
+    """Prepare a process that runs ``make_batch``."""
     _worker["encoder"] = Encoder(Tokenizer.from_str(tokenizer), placeholder, pad)
 
 

@@ -19,8 +19,8 @@ class TableEnv(gym.Env):
     task, always the same.
 
     Args:
-        split: ``train``, ``validation`` or ``test`` (:mod:`~openvla_tiny.layouts`).
-        kind: one of :data:`~openvla_tiny.tasks.KINDS`; None for one that depends on the seed.
+        split: ``train``, ``validation`` or ``test`` (``openvla_tiny.layouts``).
+        kind: one of ``tasks.KINDS``; None for one that depends on the seed.
         wording: which of the kind's wordings; None for one that depends on the seed.
     """
 

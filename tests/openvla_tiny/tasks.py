@@ -58,7 +58,7 @@ class Task:
     """An instruction about items of a table.
 
     Attributes:
-        kind: one of :data:`KINDS`.
+        kind: one of ``KINDS``.
         item, other: indices of the items that it names (``other`` only for "beside").
         start: where the item lay at first.
         instruction: the words.
@@ -104,7 +104,7 @@ def make_task(
     """A task of a kind about an item of a table, the first one by default.
 
     Args:
-        wording: index into :data:`WORDINGS`; None for a random one that the split knows. The
+        wording: index into ``WORDINGS``; None for a random one that the split knows. The
             test set knows them all, training all but the last one.
     """
     texts = WORDINGS[kind]

@@ -79,7 +79,7 @@ def open_source(
         revision: branch, tag or commit of a Hub repository.
         towers: weights of vision towers by their names, and
         llm: the language model, both for native runs; see
-            :func:`~mlx_vlm_moxin.checkpoints.sources.native.open_native`.
+            ``native.open_native``.
         actions: what the user says about an action model.
 
     Raises:

@@ -148,7 +148,7 @@ def with_actions(source: Source, options: ActionOptions) -> Source:
     """``source`` with the parts beside it and the settings that ``options`` give.
 
     Raises:
-        ValueError: see :func:`read_parts` and :func:`resolve`; or if there are options for a
+        ValueError: see ``read_parts`` and ``resolve``; or if there are options for a
             model that gives no actions.
     """
     if source.config.action_config is None:

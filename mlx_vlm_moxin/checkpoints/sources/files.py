@@ -95,8 +95,8 @@ def check_index(directory: Path) -> None:
 
 
 def check_directory(directory: Path) -> None:
-    """:func:`check_inside` and :func:`check_regular` for all files that are read, and
-    :func:`check_index`.
+    """``check_inside`` and ``check_regular`` for all files that are read, and
+    ``check_index``.
 
     Raises:
         ValueError: see there.
@@ -130,7 +130,7 @@ def split_repository(name: str) -> tuple[str, str]:
 
 
 def commit_of(name: str, directory: Path) -> str:
-    """The commit that ``directory`` was downloaded at, by :func:`fetch` of ``name``."""
+    """The commit that ``directory`` was downloaded at, by ``fetch`` of ``name``."""
     return directory.parent.name if split_repository(name)[1] else directory.name
 
 

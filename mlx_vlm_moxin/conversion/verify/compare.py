@@ -49,7 +49,7 @@ def _bits(directory: Path) -> list[int]:
 class Reference:
     """A source's answers and log-probabilities, for comparison with any number of results.
 
-    Made by :func:`reference`.
+    Made by ``reference``.
     """
 
     def __init__(self, source: Path, images: Path | None, quiet: bool, directory: Path):
@@ -122,10 +122,10 @@ class Reference:
 
 @contextmanager
 def reference(source: Path, images: Path | None = None, quiet: bool = False) -> Iterator[Reference]:
-    """Let a source answer once, for :meth:`Reference.compare` within the context.
+    """Let a source answer once, for ``Reference.compare`` within the context.
 
     What it says lies in a temporary directory meanwhile: 4 bytes per position and
-    vocabulary entry, 6 MB per answer. Arguments and errors are those of :func:`verify`.
+    vocabulary entry, 6 MB per answer. Arguments and errors are those of ``verify``.
     """
     with tempfile.TemporaryDirectory(prefix="moxin-verify-") as directory:
         yield Reference(Path(source), images, quiet, Path(directory))

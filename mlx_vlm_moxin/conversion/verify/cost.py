@@ -46,7 +46,7 @@ def measure_cost(
 
     Args:
         baseline: gives a directory of the source that mlx-vlm loads, see
-            :mod:`~mlx_vlm_moxin.conversion.baseline`.
+            ``conversion.baseline``.
         wanted: None to do it if it says something and fits in memory.
         images: directory of pictures in place of the bundled ones.
 

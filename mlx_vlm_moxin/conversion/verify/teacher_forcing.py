@@ -37,7 +37,7 @@ class TeacherForcing:
         return compute_bits_per_weight(self._model)
 
     def actions(self, pictures: Sequence[Path]) -> list[Prediction]:
-        """See :func:`~mlx_vlm_moxin.conversion.verify.actions.predict_actions`."""
+        """See ``actions.predict_actions``."""
         return predict_actions(self._model, self._processor, pictures)
 
     def inputs(self, sample: Sample) -> dict[str, mx.array]:

@@ -1,1 +1,1 @@
-"""The data sets: each published form, read into :class:`~.example.Example`."""
+"""The data sets: each published form, read into ``example.Example``."""

@@ -66,7 +66,7 @@ def find(folder: Path, *names: str) -> Path | None:
 
 
 def require(folder: Path, *names: str) -> Path:
-    """:func:`find`, or a FileNotFoundError that says what was looked for."""
+    """``find``, or a FileNotFoundError that says what was looked for."""
     found = find(folder, *names)
     if found is None:
         what = "exist" if not folder.is_dir() else f"hold {' or '.join(names)}"

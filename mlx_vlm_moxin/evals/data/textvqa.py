@@ -71,5 +71,5 @@ def read(source: Source) -> Iterator[Example]:
 
 
 def read_with_ocr(source: Source) -> Iterator[Example]:
-    """The questions with the words that OCR found in the picture; as :func:`read`."""
+    """The questions with the words that OCR found in the picture; as ``read``."""
     return _read(source, with_ocr=True)

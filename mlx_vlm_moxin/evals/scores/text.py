@@ -75,20 +75,20 @@ def soft_accuracy(prediction: str, answers: Sequence[str]) -> float:
 
 
 def gqa_score(prediction: str, answer: str) -> float:
-    """1 if the prediction in :func:`gqa_form` is the answer, which stays as it is."""
+    """1 if the prediction in ``gqa_form`` is the answer, which stays as it is."""
     return float(gqa_form(prediction) == answer)
 
 
 def vizwiz_score(prediction: str, answers: Sequence[str]) -> float:
-    """:func:`soft_accuracy`; only the prediction is brought to :func:`vizwiz_form`."""
+    """``soft_accuracy``; only the prediction is brought to ``vizwiz_form``."""
     return soft_accuracy(vizwiz_form(prediction), answers)
 
 
 def vqa_score(prediction: str, answers: Sequence[str]) -> float:
-    """:func:`soft_accuracy`; answers lose their punctuation and nothing else."""
+    """``soft_accuracy``; answers lose their punctuation and nothing else."""
     return soft_accuracy(vqa_form(prediction), [without_punctuation(text) for text in answers])
 
 
 def textvqa_score(prediction: str, answers: Sequence[str]) -> float:
-    """:func:`soft_accuracy`; both sides in :func:`textvqa_form`."""
+    """``soft_accuracy``; both sides in ``textvqa_form``."""
     return soft_accuracy(textvqa_form(prediction), [textvqa_form(text) for text in answers])

@@ -1,8 +1,8 @@
 """Accelerated forward passes on NVIDIA GPUs, by kernels of our own.
 
-The model in the folder above works without this folder. :func:`attach` connects the two:
-``LanguageModel.engine_logits`` becomes :func:`decoder.logits` and ``VisionModel.engine_blocks``
-becomes :func:`towers.blocks`, for all instances. Where a pass is not supported (another device,
+The model in the folder above works without this folder. ``attach`` connects the two:
+``LanguageModel.engine_logits`` becomes ``decoder.logits`` and ``VisionModel.engine_blocks``
+becomes ``towers.blocks``, for all instances. Where a pass is not supported (another device,
 dtype, format or cache; adapters; training) these return None, and the modules compute it.
 
 ``MLX_VLM_MOXIN_KERNELS=0`` in the environment switches the kernels off.

@@ -38,7 +38,7 @@ class DecoderEngine:
         cache: list | None,
         logits_to_keep: int,
     ) -> mx.array | None:
-        """As :func:`logits`.
+        """As ``logits``.
 
         Support is checked again at each prompt, because modules may have been quantised or given
         adapters since; not per token.

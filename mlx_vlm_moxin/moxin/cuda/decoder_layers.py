@@ -1,7 +1,7 @@
 """The decoder as the kernels read it, and the strict check that they compute the same.
 
 Supported: bfloat16 and float16; plain matrices and 8 or 4 bits in groups; the Llama blocks of
-mlx-vlm with plain RoPE. Everything else raises :class:`UnsupportedError` with the reason.
+mlx-vlm with plain RoPE. Everything else raises ``UnsupportedError`` with the reason.
 """
 
 from collections.abc import Sequence

@@ -6,6 +6,6 @@ class UnsupportedError(Exception):
 
 
 def require(condition: bool, reason: str) -> None:
-    """Raise :class:`UnsupportedError` with ``reason`` unless ``condition``."""
+    """Raise ``UnsupportedError`` with ``reason`` unless ``condition``."""
     if not condition:
         raise UnsupportedError(reason)

@@ -49,7 +49,7 @@ def build(
     threads: int,
     shared_memory: int,
 ) -> Kernel:
-    """The kernel ``entry`` of ``count`` layers, for :func:`launch`.
+    """The kernel ``entry`` of ``count`` layers, for ``launch``.
 
     Args:
         formats: of the four projections of every layer.
@@ -124,7 +124,7 @@ def launch(
     Args:
         fused: the kernel of these layers.
         x: hidden states before them.
-        filled: what :func:`kernel.count_array` gives.
+        filled: what ``kernel.count_array`` gives.
         arrays: keys and values of each of these layers in turn; the kernel writes into them.
     """
     flat = [

@@ -217,7 +217,7 @@ def _layer(
         arrays: of the projections.
         norms: weights of the norms after attention and after the MLP.
         cached: keys and values of the cache; nothing if it is empty.
-        places: as in :func:`_hidden`.
+        places: as in ``_hidden``.
 
     Returns:
         Hidden states, their norm, new keys and new values.

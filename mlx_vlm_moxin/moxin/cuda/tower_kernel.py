@@ -96,7 +96,7 @@ def tower_layers(
     """The kernel of ``count`` layers of both towers.
 
     Returns:
-        A kernel of :func:`kernel.counters`, the tokens of both towers, and the ``parameters`` of
+        A kernel of ``kernel.counters``, the tokens of both towers, and the ``parameters`` of
         the first tower's first layer, the second tower's first layer, the first tower's second
         layer and so on; its first two results are the tokens after the layers.
     """

@@ -97,7 +97,7 @@ def _check_layer(layer: nn.Module, first: nn.Module, eps: float, dtype: mx.Dtype
 
 
 def check(pairs: Sequence[LayerPair]) -> None:
-    """Raise :class:`UnsupportedError` unless the kernel computes what the layers compute."""
+    """Raise ``UnsupportedError`` unless the kernel computes what the layers compute."""
     require(device.enabled(), "there is no GPU for the kernels, or they are off")
     require(kernels.find_tiles() is not None, "the GPU has too little shared memory")
     first = pairs[0].layers
@@ -145,7 +145,7 @@ def _run(pairs: Sequence[LayerPair], *xs: mx.array) -> list[mx.array]:
 def kernel_arguments(
     pairs: Sequence[LayerPair], shapes: Sequence[tuple[int, int]]
 ) -> tuple[mx.Dtype, tuple[kernels.Tower, kernels.Tower], int, float, kernels.Tiles]:
-    """Arguments of :func:`tower_kernel.tower_layers`.
+    """Arguments of ``tower_kernel.tower_layers``.
 
     Args:
         pairs: the layers, which are supported.

@@ -78,7 +78,7 @@ class MistralModel(LlamaModel):
 
 
 class Decoder(LlamaForCausalLM):
-    """``LlamaForCausalLM`` around :class:`MistralModel`."""
+    """``LlamaForCausalLM`` around ``MistralModel``."""
 
     def __init__(self, args: LlamaArgs):
         super().__init__(args)

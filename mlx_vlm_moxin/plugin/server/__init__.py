@@ -1,6 +1,6 @@
 """What Moxin needs of mlx-vlm's server beyond what it does for every model.
 
-The rows of :data:`mlx_vlm_moxin.plugin.upstream.UPSTREAM` for ``mlx_vlm.server`` name the
+The rows of ``upstream.UPSTREAM`` for ``mlx_vlm.server`` name the
 functions here. Every change acts only while Moxin is the model that is loaded.
 
 A request passes, in this order:

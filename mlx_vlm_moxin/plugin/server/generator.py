@@ -31,7 +31,7 @@ class UnusableInputError(BadRequestError, PromptTooLongError):
 
 
 class MoxinResponseGenerator(WorkBetweenSteps):
-    """A running ``ResponseGenerator`` whose model is Moxin, see :func:`adopt`."""
+    """A running ``ResponseGenerator`` whose model is Moxin, see ``adopt``."""
 
     # Of the batch under way; None with a drafter, and until the first batch starts.
     _row_sampler: RowSampler | None = None
@@ -79,7 +79,7 @@ class MoxinResponseGenerator(WorkBetweenSteps):
         """Called before a stream opens, while errors can still be answered.
 
         Raises:
-            UnusableInputError, PromptTooLongError: see :meth:`generate`.
+            UnusableInputError, PromptTooLongError: see ``generate``.
         """
         _refuse_audio(audio, videos)
         self._prepared(images, args)
@@ -175,13 +175,13 @@ class MoxinResponseGenerator(WorkBetweenSteps):
 
 
 def _refuse_audio(audio: list | None, videos: list | None) -> None:
-    """Raise :class:`UnusableInputError` for what mlx-vlm would hand to the processor."""
+    """Raise ``UnusableInputError`` for what mlx-vlm would hand to the processor."""
     if audio or videos:
         raise UnusableInputError("Moxin takes text and a picture, but no audio and no video")
 
 
 def adopt(generator: ResponseGenerator) -> MoxinResponseGenerator:
-    """Make a running generator a :class:`MoxinResponseGenerator`, in place. Idempotent.
+    """Make a running generator a ``MoxinResponseGenerator``, in place. Idempotent.
 
     It exists before the model that it loads is known, so it cannot be made as one.
     """

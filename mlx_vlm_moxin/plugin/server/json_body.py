@@ -86,7 +86,7 @@ def _is_utf8(text: str) -> bool:
 
 
 def without_nulls(value: Any) -> Any:
-    """``value`` without the entries of its objects that are null, :data:`_OPAQUE` ones as is."""
+    """``value`` without the entries of its objects that are null, ``_OPAQUE`` ones as is."""
     if isinstance(value, dict):
         return {
             key: child if key in _OPAQUE else without_nulls(child)

@@ -60,7 +60,7 @@ class PictureReader:
         return await loop.run_in_executor(_decodings, self._prepare, *arguments)
 
     def read_now(self, source: Any, resize_shape: Any = None) -> PreparedPicture:
-        """:meth:`read` for a caller that may wait; pictures of stored responses are known."""
+        """``read`` for a caller that may wait; pictures of stored responses are known."""
         if isinstance(source, str) and resize_shape is None:
             with self._lock:
                 known = self._remembered.get(_code(source))

@@ -51,7 +51,7 @@ class Side:
         entry: ``module:function`` of this package. ``function(models, **options)`` prepares
             the work and returns a function that does one round and returns its value. It is
             imported when the side's turn comes, so that its packages may be missing.
-        needs: models that it uses, by their names in :mod:`.models`.
+        needs: models that it uses, by their names in ``models``.
         options: keyword arguments of the function.
         kernels: False to run without this package's CUDA kernels.
     """

@@ -14,7 +14,7 @@ from support import IMAGES, image_path
 
 @pytest.fixture(scope="session")
 def server_log(tmp_path_factory):
-    """File that :func:`server` writes its log to."""
+    """File that ``server`` writes its log to."""
     return tmp_path_factory.mktemp("server") / "log.txt"
 
 

@@ -58,7 +58,7 @@ def test_mlx_vlms_own_kernel_masks_alike():
 
 
 def json_schema(endpoint: str) -> dict:
-    """The parameter that asks for :data:`SCHEMA`."""
+    """The parameter that asks for ``SCHEMA``."""
     if endpoint == RESPONSES:
         return {"text": {"format": {"type": "json_schema", "name": "answer", "schema": SCHEMA}}}
     wrapped = {"name": "answer", "schema": SCHEMA}

@@ -96,7 +96,7 @@ def write_data_set(seed: int, out: Path, template: Path, sizes: dict[str, Any]) 
     """Write a data set into ``out``, a folder that must not exist.
 
     Tokenizer, messages and settings come from ``template``. Weights are drawn until the
-    answers are good goldens (:func:`rejection`).
+    answers are good goldens (``rejection``).
 
     Raises:
         ValueError, FileExistsError: naming what cannot be used.

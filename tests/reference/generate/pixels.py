@@ -46,7 +46,7 @@ def hf_pixels(image: Image.Image, config: dict[str, Any]) -> torch.Tensor:
 
 
 def hf_pixels_vertical_first(image: Image.Image, config: dict[str, Any]) -> torch.Tensor:
-    """As :func:`hf_pixels` without letterboxing, for a resize that runs the vertical pass first."""
+    """As ``hf_pixels`` without letterboxing, for a resize that runs the vertical pass first."""
     image = image.convert("RGB")
     size = config["tvf_resize_params"][0]["size"]
     height = size[0] if isinstance(size, list) else TVF.resize(image, size).height

@@ -63,7 +63,7 @@ def _match(name: str, table: dict[str, float]) -> float | None:
 
 
 def fill(state: dict[str, torch.Tensor], generator: torch.Generator) -> dict[str, torch.Tensor]:
-    """Random tensors of ``state``'s names and shapes, bfloat16 but for :data:`FLOAT32`."""
+    """Random tensors of ``state``'s names and shapes, bfloat16 but for ``FLOAT32``."""
     filled = {}
     for name, like in state.items():
         if any(fnmatch.fnmatch(name, pattern) for pattern in SCALES):
