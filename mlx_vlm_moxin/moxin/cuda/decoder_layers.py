@@ -4,6 +4,7 @@ Supported: bfloat16 and float16; plain matrices and 8 or 4 bits in groups; the L
 mlx-vlm with plain RoPE. Everything else raises ``UnsupportedError`` with the reason.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -128,17 +129,30 @@ class DecoderLayer(NamedTuple):
         ]
 
 
+@functools.cache
+def _quantized_format(bits: int, group_size: int, mode: str) -> Format:
+    is_known = mode == "affine" and bits in BITS and group_size in GROUP_SIZES
+    require(is_known, "a matrix has another packing")
+    return Format(bits, group_size)
+
+
 def _format(layer: nn.Module) -> Format:
     # Compared by class: adapters, shards and subclasses may compute something else.
-    if type(layer) in PLAIN:
-        found = PLAIN_FORMAT
-    else:
-        require(type(layer) in QUANTIZED, "a matrix is an adapter, a shard or of another class")
-        found = Format(layer.bits, layer.group_size)
-        is_known = layer.mode == "affine" and layer.bits in BITS
-        require(is_known and layer.group_size in GROUP_SIZES, "a matrix has another packing")
-    require(len(layer) == len(found.arrays), "a matrix has a bias or other parameters")
-    return found
+    kind = type(layer)
+    if kind in PLAIN:
+        return PLAIN_FORMAT
+    require(kind in QUANTIZED, "a matrix is an adapter, a shard or of another class")
+    return _quantized_format(layer.bits, layer.group_size, layer.mode)
+
+
+@functools.cache
+def _expected(form: Format, dtype: mx.Dtype, width: int) -> list[tuple[str, int, mx.Dtype]]:
+    """Names, columns and dtypes of the arrays of a matrix with ``width`` inputs."""
+    columns = [width]
+    if form.bits < 16:
+        groups = width // form.group_size
+        columns = [width * form.bits // 32, groups, groups]
+    return list(zip(form.arrays, columns, form.dtypes(dtype)))
 
 
 def read_projection(dtype: mx.Dtype, width: int, *layers: nn.Module) -> Projection:
@@ -147,18 +161,21 @@ def read_projection(dtype: mx.Dtype, width: int, *layers: nn.Module) -> Projecti
     Raises:
         UnsupportedError: if they are of different formats or of other dtypes or shapes.
     """
+    # The second question about a picture waits for this, which is why it is written to be fast.
     form, rows, arrays = _format(layers[0]), [], []
-    names, dtypes, widths = form.arrays, form.dtypes(dtype), [width]
-    if form.bits < 16:
-        groups = width // form.group_size
-        widths = [width * form.bits // 32, groups, groups]
+    expected = _expected(form, dtype, width)
     for layer in layers:
-        require(_format(layer) == form, "matrices that are multiplied together are packed apart")
+        if layer is not layers[0] and _format(layer) is not form:
+            raise UnsupportedError("matrices that are multiplied together are packed apart")
+        if len(layer) != len(expected):
+            raise UnsupportedError("a matrix has a bias or other parameters")
         count = layer["weight"].shape[0]
-        for name, size, kind in zip(names, widths, dtypes):
+        for name, columns, kind in expected:
             array = layer[name]
-            require(array.shape == (count, size), "a matrix has another shape")
-            require(array.dtype == kind, "a matrix is of another dtype than the norms")
+            if array.shape != (count, columns):
+                raise UnsupportedError("a matrix has another shape")
+            if array.dtype != kind:
+                raise UnsupportedError("a matrix is of another dtype than the norms")
             arrays.append(array)
         rows.append(count)
     return Projection(form, tuple(rows), arrays)

@@ -13,6 +13,8 @@ from .kernel import C_TYPES, Kernel
 
 # A kernel has 4 KB of parameters, and a layer up to 25 arrays.
 LAYERS_AT_ONCE = 18
+# Those of a prompt's first launch.
+FIRST_LAYERS = 4
 # Matrices of each projection, in the order of DecoderLayer.projections.
 MATRICES = {"qkv": 3, "output": 1, "gate_up": 2, "down": 1}
 
@@ -27,6 +29,17 @@ def windows(count: int, first: int = 0) -> Iterator[slice]:
     launches = math.ceil(count / LAYERS_AT_ONCE)
     edges = [first + count * index // launches for index in range(launches + 1)]
     yield from (slice(start, end) for start, end in itertools.pairwise(edges))
+
+
+def prompt_windows(count: int) -> Iterator[slice]:
+    """As :func:`windows`, with a short first one if there are several.
+
+    A prompt's layers are checked before they are launched, so the GPU starts after the first few.
+    """
+    first = FIRST_LAYERS if count > LAYERS_AT_ONCE else 0
+    if first:
+        yield slice(0, first)
+    yield from windows(count - first, first)
 
 
 def groups(layers: Sequence[DecoderLayer]) -> Iterator[slice]:

@@ -67,7 +67,7 @@ class FusedPrompt:
             arrays = kv_cache.reserve(cache, tokens)
         filled = kernel.count_array(cache[0].offset)
         with turns.turn() as launched:
-            for window in fused_layers.windows(layers):
+            for window in fused_layers.prompt_windows(layers):
                 # The GPU works on these layers while the next ones are read.
                 found = read_layers(decoder, sizes, window)
                 caches_of_window = arrays[2 * window.start : 2 * window.stop]

@@ -123,7 +123,7 @@ def _decoder_builds(decoder: nn.Module, head: nn.Module) -> Iterator[Build]:
         yield partial(fused_step.step_kernel, *arguments)
     yield from _caches(sizes, len(layers), CAPACITY, None)
     for tokens in (QUESTION, *kernels.ROW_TILES):
-        for window in fused_layers.windows(len(layers)):
+        for window in fused_layers.prompt_windows(len(layers)):
             for group in fused_layers.groups(layers[window]):
                 some = layers[window][group]
                 arguments = sizes, some[0].formats, len(some), tokens, CAPACITY

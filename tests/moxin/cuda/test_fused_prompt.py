@@ -75,7 +75,7 @@ def test_layers_that_are_packed_alike_are_one_kernel(length, kernels_everywhere,
     mlp.down_proj = mlp.down_proj.to_quantized(64, 8)
     cache = filled_cache(length, layers=21) if length else [KVCache() for _ in range(21)]
     logits = model(mx.ones((1, 20), mx.int32), cache=cache, logits_to_keep=2).logits
-    # Of the first 11 layers one, the one with another packing, and the rest; then 10 more.
+    # Of the first 4 layers one, the one with another packing, and the rest; then 17 more.
     assert calls == ["fused_prompt", "fused_prompt", "fused_prompt", "fused_prompt"]
     assert logits.shape == (1, 2, CONFIG["vocab_size"])
     assert [layer.offset for layer in cache] == 21 * [length + 20]
