@@ -8,6 +8,7 @@ from mlx.utils import tree_flatten
 from mlx_lm.tuner.lora import LoRALinear
 from mlx_vlm.models.moxin.config import VisionConfig
 from mlx_vlm.models.moxin.cuda import device, kernel, tower_kernel, towers
+from mlx_vlm.models.moxin.towers import DINO_ID, TIMM_MODELS
 from mlx_vlm.models.moxin.vision import VisionModel
 
 # Widths that fill no tile, different depths, and a head of 72 as SigLIP's.
@@ -155,6 +156,55 @@ def test_many_blocks_of_both_towers_are_one_kernel(kernels_everywhere, monkeypat
     assert calls == ["tower_layers", "tower_layers"]
 
 
+def narrow(timm_id):
+    """The tower of that id with two layers and a width of 128."""
+    sizes = {"hidden_size": 128, "num_attention_heads": 2, "intermediate_size": 256}
+    return TIMM_MODELS[timm_id].tower_config(num_hidden_layers=2, **sizes)
+
+
+CLIP_ID = "vit_large_patch14_clip_336.openai"
+# Towers, size of the picture, tokens of the first tower, and whether the kernel computes them.
+FAMILY = {
+    "dinosiglip-384": (
+        {"dino": DINO_ID, "siglip": "vit_so400m_patch14_siglip_384"},
+        {"image_size": 384},
+        5 + 729,
+        True,
+    ),
+    "clip-336": ({"clip": CLIP_ID}, {"image_size": 336}, 577, False),
+    "in1k-224": (
+        {"in1k": "vit_large_patch16_224.augreg_in21k_ft_in1k"},
+        {"image_size": 224, "patch_size": 16},
+        197,
+        False,
+    ),
+    "dinoclip-336": ({"dino": DINO_ID, "clip": CLIP_ID}, {"image_size": 336}, 5 + 576, False),
+}
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_towers_of_the_family_use_the_kernel_or_the_modules(name, kernels_everywhere, monkeypatch):
+    ids, sizes, tokens, uses_kernel = FAMILY[name]
+    config = VisionConfig(**{tower: narrow(timm_id) for tower, timm_id in ids.items()}, **sizes)
+    model = randomised(lambda: VisionModel(config), mx.bfloat16)
+    calls, embedded = [], []
+    embed = type(model.towers[0]).embed
+    monkeypatch.setattr(
+        type(model.towers[0]),
+        "embed",
+        lambda tower, x: embedded.append(embed(tower, x)) or embedded[-1],
+    )
+    monkeypatch.setattr(kernel, "build", recording(calls))
+    pixels = mx.random.normal((1, 3 * len(ids), config.image_size, config.image_size))
+    features = model(pixels)
+    assert features.shape == (1, config.num_patches, 128 * len(ids))
+    assert embedded[0].shape[1] == tokens
+    assert calls == (["tower_layers"] if uses_kernel else [])
+    if not uses_kernel:
+        monkeypatch.setattr(device, "enabled", lambda: False)
+        assert mx.array_equal(features, model(pixels)).item()
+
+
 def test_unsupported_towers_are_computed_by_the_modules(kernels_everywhere, monkeypatch):
     monkeypatch.setattr(tower_kernel, "FIRST_LAYERS", 2)
     model, pixels = make_model(mx.float32), mx.random.normal((2, 6, 140, 140))
@@ -181,7 +231,9 @@ def test_a_tower_that_is_changed_is_checked_again(kernels_everywhere, monkeypatc
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float16])
 @pytest.mark.parametrize(
-    "sizes", [(DINO, SIGLIP, 140), (REAL_DINO, REAL_SIGLIP, 224)], ids=["small", "real"]
+    "sizes",
+    [(DINO, SIGLIP, 140), (DINO, SIGLIP, 384), (REAL_DINO, REAL_SIGLIP, 224)],
+    ids=["small", "729 patches", "real"],
 )
 def test_features_are_as_close_to_float32_as_the_modules(dtype, batch, sizes, monkeypatch):
     monkeypatch.setattr(tower_kernel, "FIRST_LAYERS", 1)  # two launches
