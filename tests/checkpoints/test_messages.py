@@ -2,7 +2,13 @@
 
 import pytest
 
-from mlx_vlm_moxin.checkpoints.messages import MAX_MESSAGE, causes, one_line, print_error
+from mlx_vlm_moxin.checkpoints.messages import (
+    MAX_MESSAGE,
+    bounded_errors,
+    causes,
+    one_line,
+    print_error,
+)
 
 
 def test_a_long_text_keeps_its_beginning_and_its_end():
@@ -32,3 +38,33 @@ def test_an_error_is_printed_once_unless_the_traceback_is_wanted(capsys, monkeyp
     monkeypatch.setenv("MLX_VLM_MOXIN_TRACEBACK", "1")
     with pytest.raises(OSError, match="room"):
         print_error(OSError("no\nroom"))
+
+
+def test_two_thirds_of_a_cut_text_are_its_beginning():
+    text = "".join(chr(ord("a") + i) for i in range(26))
+    assert one_line(text, limit=15) == "abcdefg...vwxyz"
+
+
+def test_a_word_longer_than_any_name_is_cut_by_itself():
+    word = 200 * "a"
+    assert one_line(word) == word
+    assert len(one_line(word + "a")) == 200
+
+
+@pytest.mark.parametrize("text", ["a\x1b[31mb", "a\nb", "a" * (MAX_MESSAGE + 1)])
+@pytest.mark.parametrize("kind", [OSError, ValueError, FileNotFoundError])
+def test_errors_about_files_are_bounded_and_keep_their_type(kind, text):
+    with pytest.raises(kind) as caught, bounded_errors():
+        raise kind(text)
+    assert type(caught.value) is kind
+    assert str(caught.value) == one_line(text)
+    assert str(caught.value.__cause__) == text
+
+
+@pytest.mark.parametrize(
+    "error", [OSError("short"), ValueError("a" * MAX_MESSAGE), KeyError("a\n")]
+)
+def test_other_errors_pass_as_they_are(error):
+    with pytest.raises(type(error)) as caught, bounded_errors():
+        raise error
+    assert caught.value is error

@@ -80,3 +80,18 @@ def test_only_one_tensor_is_in_memory_at_a_time(tmp_path):
 def test_a_value_that_is_not_the_announced_one(tmp_path):
     with pytest.raises(RuntimeError, match="was computed where x with shape"):
         write_weights(tmp_path, {"x": mx.zeros((2,))}, [("x", mx.zeros((3,)))])
+
+
+def test_two_shards_are_numbered(tmp_path, monkeypatch):
+    shards = [{"a": mx.zeros((2,))}, {"b": mx.zeros((3,))}]
+    tensors = {name: value for shard in shards for name, value in shard.items()}
+    monkeypatch.setattr(
+        "mlx_vlm_moxin.checkpoints.safetensors_writer.make_shards", lambda _: shards
+    )
+    write_weights(tmp_path, tensors, tensors.items())
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
+    assert index["weight_map"] == {
+        "a": "model-00001-of-00002.safetensors",
+        "b": "model-00002-of-00002.safetensors",
+    }
+    assert index["metadata"] == {"total_size": 20}

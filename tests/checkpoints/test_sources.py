@@ -22,6 +22,7 @@ from support import HF_CHECKPOINT
 
 from mlx_vlm_moxin.checkpoints.quantize_options import QuantizeOptions
 from mlx_vlm_moxin.checkpoints.sources import open_source
+from mlx_vlm_moxin.checkpoints.sources.saved import config_dtype
 from mlx_vlm_moxin.conversion.source_files import SourceFiles
 
 
@@ -187,6 +188,22 @@ class TestSaved:
         upstream_convert(str(HF_CHECKPOINT), str(tmp_path / "q"), True, trust_remote_code=False)
         edit_json(tmp_path / "q" / "config.json", quantization=None)
         assert "lacks `quantization` for packed tensors" in refused(tmp_path / "q")
+
+    @pytest.mark.parametrize(
+        ("config", "dtype"),
+        [
+            ({"torch_dtype": "torch.float16"}, "float16"),
+            ({"dtype": "bfloat16"}, "bfloat16"),
+            ({"torch_dtype": None, "text_config": {"dtype": "float32"}}, "float32"),
+            ({"dtype": "float16", "text_config": {"torch_dtype": "float32"}}, "float16"),
+            ({"text_config": {"torch_dtype": "bfloat16", "dtype": "float32"}}, "bfloat16"),
+            ({"text_config": None}, None),
+            ({}, None),
+        ],
+        ids=str,
+    )
+    def test_the_dtype_is_read_at_the_top_then_for_the_decoder(self, config, dtype):
+        assert config_dtype(config) == dtype
 
     def test_one_tensor_under_two_names(self, tmp_path):
         name = "vision_backbone.featurizer.blocks.0.ls1."

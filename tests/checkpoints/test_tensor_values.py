@@ -13,9 +13,9 @@ from support import HF_CHECKPOINT
 
 from mlx_vlm_moxin.checkpoints import tensor_values
 from mlx_vlm_moxin.checkpoints.quantize_options import QuantizeOptions
-from mlx_vlm_moxin.checkpoints.skeleton import build_skeleton
+from mlx_vlm_moxin.checkpoints.skeleton import Skeleton, build_skeleton
 from mlx_vlm_moxin.checkpoints.sources import Source, open_source
-from mlx_vlm_moxin.checkpoints.tensor_values import compute_tensors
+from mlx_vlm_moxin.checkpoints.tensor_values import compute_tensors, group_by_layer
 from mlx_vlm_moxin.conversion.awq import apply_awq
 
 # Widths of the reference checkpoint's decoder: its MLP's 72 fits no group size.
@@ -282,3 +282,17 @@ class TestBrokenTensors:
         edit_json(directory / "quantize_config.json", quantization=quantization)
         with pytest.raises(ValueError, match=r"`quantization` of .* does not exist in MLX"):
             build_skeleton(open_source(str(directory)), QuantizeOptions())
+
+
+def test_packed_parts_of_one_layer_are_one_group():
+    names = ["embed.weight", "a.weight", "a.scales", "a.biases", "a.bias"]
+    names += ["b.weight", "b.scales", "norm.weight", "norm.bias"]
+    skeleton = Skeleton({name: mx.zeros((1,)) for name in names}, {}, {"a": {}, "b": {}}, None, 4.0)
+    assert group_by_layer(skeleton) == [
+        ("embed.weight",),
+        ("a.weight", "a.scales", "a.biases"),
+        ("a.bias",),
+        ("b.weight", "b.scales"),
+        ("norm.weight",),
+        ("norm.bias",),
+    ]

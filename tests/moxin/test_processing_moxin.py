@@ -268,3 +268,20 @@ print([name for name in sys.modules if name.split(".")[0] in ("torch", "timm", "
        and sys.modules[name] is not None])
 """
     assert run_python(code, HF_CHECKPOINT, PHOTO).strip() == "[]"
+
+
+@pytest.mark.parametrize("case", PROMPTS, ids=lambda case: case["message"])
+def test_tokens_are_counted_without_the_picture(processor, case):
+    (text,) = ids_of(processor(case["prompt"]))
+    (both,) = ids_of(processor(case["prompt"], [PHOTO]))
+    assert processor.count_tokens(case["prompt"]) == len(text)
+    assert processor.count_tokens(case["prompt"], 1) == len(both)
+
+
+def test_decoding_is_the_tokenizers(processor):
+    ids = processor.tokenizer("In: a\nOut:")["input_ids"]
+    for options in ({}, {"skip_special_tokens": True}):
+        text = processor.tokenizer.decode(ids, **options)
+        assert processor.decode(ids, **options) == text
+        assert processor.batch_decode([ids, ids], **options) == [text, text]
+    assert processor.clean_output("  an answer\n") == "an answer"

@@ -5,7 +5,7 @@ import pytest
 from mlx.utils import tree_flatten
 from mlx_vlm.models.moxin import Model
 from mlx_vlm.models.moxin.towers import TOWER_NAMES
-from mlx_vlm.models.moxin.weights import convert_weights, is_unused, moxin_name
+from mlx_vlm.models.moxin.weights import _some, convert_weights, is_unused, moxin_name
 from support import HF_CHECKPOINT
 
 
@@ -121,3 +121,8 @@ def test_weights_of_another_model_are_loaded_where_not_all_are_needed(bf16_model
     value = mx.full((128,), 2.0)
     model.load_weights([("multi_modal_projector.fc3.bias", value), ("x", value)], strict=False)
     assert mx.array_equal(model.multi_modal_projector.fc3.bias, value)
+
+
+@pytest.mark.parametrize(("count", "shown"), [(1, "0"), (3, "0, 1, 2"), (4, "0, 1, 2 and 1 more")])
+def test_three_names_are_shown_and_the_others_counted(count, shown):
+    assert _some([str(i) for i in reversed(range(count))]) == shown
