@@ -6,11 +6,16 @@ from pathlib import Path
 
 from mlx_vlm_moxin.doctor.check import OK, WARNING, Check
 
-# Where the driver and MLX keep what they have compiled.
-_COMPILED = (
-    Path(os.environ.get("CUDA_CACHE_PATH", "~/.nv/ComputeCache")).expanduser(),
-    Path(os.environ.get("MLX_PTX_CACHE_DIR", "/tmp/mlx")),
-)
+
+def _compiled_folders() -> tuple[Path, ...]:
+    """Where this package's kernels, the driver and MLX keep what they have compiled."""
+    from mlx_vlm.models.moxin.cuda import cubin_cache
+
+    return (
+        cubin_cache.folder(),
+        Path(os.environ.get("CUDA_CACHE_PATH", "~/.nv/ComputeCache")).expanduser(),
+        Path(os.environ.get("MLX_PTX_CACHE_DIR", "/tmp/mlx")),
+    )
 
 
 def _fitting(sizes: dict[int | None, int], limit: float) -> list[int | None]:
@@ -67,8 +72,10 @@ def disk() -> Check:
     return Check("disk", OK, f"{text}: Moxin-7B fits at {names[0]} and narrower", values=values)
 
 
-def _bytes_in(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+def _contents(folder: Path) -> tuple[int, int]:
+    """How many files are in a folder and its folders, and their bytes."""
+    sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file()]
+    return len(sizes), sum(sizes)
 
 
 def kernels() -> Check:
@@ -82,9 +89,16 @@ def kernels() -> Check:
     values = {"enabled": reason is None, "reason": reason}
     if not mx.cuda.is_available():
         return Check("CUDA kernels", OK, f"off: {reason}", values=values)
-    compiled = {str(folder): _bytes_in(folder) for folder in _COMPILED if folder.is_dir()}
-    values["compiled"] = compiled
-    kept = ", ".join(f"{format_size(size)} in {folder}" for folder, size in compiled.items())
+    folders = [folder for folder in _compiled_folders() if folder.is_dir()]
+    compiled = {str(folder): _contents(folder) for folder in folders}
+    values["compiled"] = {
+        folder: {"files": files, "bytes": size} for folder, (files, size) in compiled.items()
+    }
+    kept = ", ".join(
+        f"{files} file{'s' * (files != 1)} ({format_size(size)}) in {folder}"
+        for folder, (files, size) in compiled.items()
+        if files
+    )
     text = f"compiled on disk: {kept or 'nothing yet, so the first run takes longer'}"
     if reason is None:
         return Check("CUDA kernels", OK, f"on; {text}", values=values)

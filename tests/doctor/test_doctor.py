@@ -7,7 +7,7 @@ from collections import namedtuple
 
 import mlx.core as mx
 import pytest
-from mlx_vlm.models.moxin.cuda import device
+from mlx_vlm.models.moxin.cuda import cubin_cache, device
 from moxin_tiny.demo import QUESTIONS
 from support import run_module
 
@@ -146,9 +146,24 @@ def test_kernels_are_off_for_a_reason(monkeypatch):
 def test_kernels_that_run_say_what_has_been_compiled(monkeypatch, tmp_path):
     monkeypatch.setattr(mx.cuda, "is_available", lambda: True)
     monkeypatch.setattr(device, "reason_off", lambda: None)
-    monkeypatch.setattr(machine, "_COMPILED", (tmp_path, tmp_path / "none"))
-    (tmp_path / "kernel").write_bytes(b"1234")
-    assert machine.kernels().found == f"on; compiled on disk: 4 bytes in {tmp_path}"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("CUDA_CACHE_PATH", str(tmp_path / "driver"))
+    monkeypatch.setenv("MLX_PTX_CACHE_DIR", str(tmp_path / "none"))
+    nothing = "on; compiled on disk: nothing yet, so the first run takes longer"
+    assert machine.kernels().found == nothing
+    (tmp_path / "driver").mkdir()
+    assert machine.kernels().found == nothing
+    (tmp_path / "driver" / "index").write_bytes(b"1234")
+    cubin_cache._write(cubin_cache.folder() / "first.cubin", b"12345678")
+    cubin_cache._write(cubin_cache.folder() / "second.cubin", b"12345678")
+    check = machine.kernels()
+    assert check.found == (
+        f"on; compiled on disk: 2 files (80 bytes) in {tmp_path}/mlx-vlm-moxin/kernels, "
+        f"1 file (4 bytes) in {tmp_path}/driver"
+    )
+    kept = check.values["compiled"]
+    assert kept[str(cubin_cache.folder())] == {"files": 2, "bytes": 80}
+    assert kept[str(tmp_path / "driver")] == {"files": 1, "bytes": 4}
 
 
 def test_the_reason_follows_the_switch(monkeypatch):
