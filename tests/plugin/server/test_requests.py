@@ -7,6 +7,7 @@ import time
 
 import pytest
 from bodies import CHAT, ENDPOINTS, MESSAGES_API, RESPONSES, answer_text, body, get, picture_data
+from server_process import Server
 from support import GOLDENS, MESSAGES
 
 from mlx_vlm_moxin.plugin.server import logprobs
@@ -219,7 +220,12 @@ def test_more_text_than_the_context_holds_is_refused_by_its_length(server, endpo
 def test_more_tokens_than_the_context_holds_are_refused(server, endpoint, stream):
     limit = get(server, "/health")["loaded_context_size"]
     request = body(endpoint, server.model, "é" * limit, stream=stream)
-    assert str(limit) in refusal(server, endpoint, request) or endpoint == CHAT
+    message = refusal(server, endpoint, request)
+    if endpoint == CHAT:  # of mlx-vlm, which would first have shortened a longer history
+        assert message == "Protected conversation exceeds the available context budget."
+    else:
+        assert f"; the context of {limit} tokens holds no answer to it" in message
+    assert refusal(server, endpoint, {**request, "context_management": []}).startswith("The prompt")
 
 
 @pytest.mark.parametrize("endpoint", ENDPOINTS)
@@ -249,14 +255,53 @@ def test_the_bytes_of_tokens_make_up_their_text(processor, monkeypatch):
     assert decode(processor.tokenizer, processor.tokenizer.eos_token_id)[0] == "</s>"
 
 
-def test_more_log_probabilities_than_the_server_computes_are_refused(server):
-    request = body(CHAT, server.model, QUESTION, logprobs=True, top_logprobs=3)
-    assert "--top-logprobs-k 3" in refusal(server, CHAT, request)
+@pytest.mark.parametrize("stream", [False, True])
+def test_more_log_probabilities_than_the_server_computes_are_refused(server, stream):
+    request = body(CHAT, server.model, QUESTION, logprobs=True, top_logprobs=3, stream=stream)
+    option = "this server returns 0; start it with --top-logprobs-k 3"
+    assert refusal(server, CHAT, request) == f"top_logprobs=3 cannot be used: {option}"
     assert "from 0 to 20" in refusal(server, CHAT, {**request, "top_logprobs": 50})
     included = ["message.output_text.logprobs"]
-    for more in ({"top_logprobs": 3}, {"include": included}):
-        request = body(RESPONSES, server.model, QUESTION, **more)
-        assert "/v1/chat/completions only" in refusal(server, RESPONSES, request)
+    for endpoint, more in (
+        (RESPONSES, {"top_logprobs": 3}),
+        (RESPONSES, {"include": included}),
+        (MESSAGES_API, {"top_logprobs": 3}),
+    ):
+        request = body(endpoint, server.model, QUESTION, stream=stream, **more)
+        assert "/v1/chat/completions only" in refusal(server, endpoint, request)
+    request = {"model": server.model, "prompt": "a", "logprobs": 3, "stream": stream}
+    expected = "logprobs=3 cannot be used on /v1/completions"
+    assert refusal(server, "/v1/completions", request) == expected
+
+
+def test_as_many_log_probabilities_as_the_server_is_started_with(fp32_checkpoint, tmp_path):
+    with Server(fp32_checkpoint, tmp_path / "log.txt", "--top-logprobs-k", "3") as server:
+        request = body(CHAT, server.model, QUESTION, logprobs=True, max_tokens=4, top_logprobs=3)
+        tokens = server.post(CHAT, request)[1]["choices"][0]["logprobs"]["content"]
+        assert all(len(token["top_logprobs"]) == 3 for token in tokens)
+        assert tokens[0]["token"] == tokens[0]["top_logprobs"][0]["token"]
+        message = refusal(server, CHAT, {**request, "top_logprobs": 4})
+        assert "returns 3; start it with --top-logprobs-k 4" in message
+
+
+ANSWERS = [("A dog.", " A dog. \n"), (" ", " \n"), ("A dog.", "<image>\tA dog.\u2003")]
+
+
+@pytest.mark.parametrize(("stripped", "answer"), ANSWERS)
+@pytest.mark.parametrize("endpoint", ENDPOINTS)
+def test_an_answer_that_comes_back_with_its_space_is_stripped(server, endpoint, stripped, answer):
+    seen = []
+    for text in (stripped, answer):
+        request = body(endpoint, server.model, QUESTION, picture_data("photo"))
+        kind = "output_text" if endpoint == RESPONSES else "text"
+        request["input" if endpoint == RESPONSES else "messages"] += [
+            {"role": "assistant", "content": [{"type": kind, "text": text}]},
+            {"role": "user", "content": MESSAGES[1]},
+        ]
+        status, given = server.post(endpoint, request)
+        assert status == 200, given
+        seen.append((answer_text(endpoint, given), given["usage"]))
+    assert seen[0] == seen[1]
 
 
 def generated(server) -> int:
