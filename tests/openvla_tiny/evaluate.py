@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from concurrent.futures import Future, ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlx.nn as nn
 import numpy as np
@@ -53,15 +53,22 @@ def actions(model: nn.Module, processor: Any, tables: list[Table], tasks: list[T
     return np.concatenate(parts)
 
 
-def run_episodes(
-    model: nn.Module, processor: Any, episodes: list[tuple[Table, Task]]
-) -> tuple[np.ndarray, list[float]]:
-    """Act until every task is done or its time is over.
+class Outcome(NamedTuple):
+    """What became of episodes.
 
-    Returns:
-        Whether each episode succeeded, and the mean distance of each action's moves from the
-        expert's.
+    Attributes:
+        done: ``[B]`` bool: whether each task was done in time.
+        tables: how each table looked in the end.
+        errors: the mean distance of each action's moves from the expert's.
     """
+
+    done: np.ndarray
+    tables: list[Table]
+    errors: list[float]
+
+
+def run_episodes(model: nn.Module, processor: Any, episodes: list[tuple[Table, Task]]) -> Outcome:
+    """Act until every task is done or its time is over."""
     tables, tasks = [table for table, _ in episodes], [task for _, task in episodes]
     done = np.zeros(len(tables), bool)
     errors: list[float] = []
@@ -77,14 +84,14 @@ def run_episodes(
             errors.append(float(np.abs(action - expected)[MOVES].mean()))
             tables[index] = step(tables[index], action)
             done[index] = tasks[index].is_done(tables[index])
-    return done, errors
+    return Outcome(done, tables, errors)
 
 
 def measure(checkpoint: Path, kind: str, count: int, split: str) -> tuple[float, list[float]]:
     """Success rate of a converted checkpoint at a kind of task, and its actions' errors."""
     model, processor = load_unpacked(checkpoint)
-    done, errors = run_episodes(model, processor, [episode(kind, i, split) for i in range(count)])
-    return round(float(done.mean()), 4), errors
+    outcome = run_episodes(model, processor, [episode(kind, i, split) for i in range(count)])
+    return round(float(outcome.done.mean()), 4), outcome.errors
 
 
 def row_of(form: Format, checkpoint: Path, found: dict[str, Future]) -> dict[str, Any]:
