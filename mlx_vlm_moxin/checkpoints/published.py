@@ -1,6 +1,7 @@
 """Facts about what is published: this package, and the checkpoint that it was written for."""
 
-from mlx_vlm.models.moxin.config import ModelConfig, TextConfig
+from mlx_vlm.models.moxin.config import ModelConfig
+from mlx_vlm.models.moxin.text_config import TextConfig
 
 PACKAGE = "mlx-vlm-moxin"
 # Where this package's repository can be cloned from. None until it has a public address; then

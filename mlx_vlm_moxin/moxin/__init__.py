@@ -10,9 +10,10 @@ Weights: ``moxin-org/Moxin-7B-VLM`` (native), ``bobchenyx/Moxin-7B-VLM-hf``,
 """
 
 from . import processing_moxin  # noqa: F401
-from .config import ModelConfig, ProjectorConfig, TextConfig, VisionConfig
+from .config import ModelConfig, ProjectorConfig, VisionConfig
 from .language import LanguageModel
 from .moxin import Model
+from .text_config import TextConfig
 from .vision import VisionModel
 
 __all__ = [

@@ -12,8 +12,8 @@ import mlx.nn as nn
 from ..base import LanguageModelOutput, cache_position_offset, create_attention_mask
 from ..llama.language import LlamaModel
 from ..llama.language import Model as LlamaForCausalLM
-from .config import TextConfig
 from .linear import replace_linears
+from .text_config import TextConfig
 
 
 def _padding_mask(mask: mx.array, window: int | None) -> mx.array:

@@ -9,7 +9,8 @@ from dataclasses import replace
 import pytest
 from huggingface_hub import ModelCard
 from mlx_vlm import convert
-from mlx_vlm.models.moxin.config import ModelConfig, TextConfig
+from mlx_vlm.models.moxin.config import ModelConfig
+from mlx_vlm.models.moxin.text_config import TextConfig
 from mlx_vlm.models.moxin.towers import SIGLIP_ID, TIMM_MODELS
 from mlx_vlm.models.moxin.vision_config import VisionConfig
 from support import HF_CHECKPOINT, IMAGES, image_path

@@ -67,3 +67,14 @@ def test_the_state_becomes_one_token_through_the_exact_gelu(rng):
     token = projector(mx.array(state))
     assert token.shape == (BATCH, HIDDEN)
     np.testing.assert_allclose(np.array(token), linear(x, weights, "fc2"), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "module", [L1ActionHead(HIDDEN, WIDTH, ACTION_DIM), ProprioProjector(ACTION_DIM, HIDDEN)]
+)
+def test_all_of_it_can_be_frozen_and_trained_again(module):
+    count = len(tree_flatten(module.parameters()))
+    module.freeze()
+    assert not tree_flatten(module.trainable_parameters())
+    module.unfreeze()
+    assert len(tree_flatten(module.trainable_parameters())) == count

@@ -4,8 +4,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from mlx_vlm.models.cache import BatchKVCache, KVCache, make_prompt_cache
-from mlx_vlm.models.moxin.config import TextConfig
 from mlx_vlm.models.moxin.language import LanguageModel
+from mlx_vlm.models.moxin.text_config import TextConfig
 
 SMALL = {
     "hidden_size": 32,

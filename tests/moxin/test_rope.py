@@ -6,8 +6,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from mlx_lm.models.rope_utils import initialize_rope as mlx_lm_rope
-from mlx_vlm.models.moxin.config import TextConfig
 from mlx_vlm.models.moxin.rope import complete_rope
+from mlx_vlm.models.moxin.text_config import TextConfig
 from mlx_vlm.models.rope_utils import initialize_rope as mlx_vlm_rope
 
 DIMS, BASE = 64, 10000.0

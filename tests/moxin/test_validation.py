@@ -3,9 +3,10 @@
 import json
 
 import pytest
-from mlx_vlm.models.moxin.config import ModelConfig, TextConfig, VisionConfig
+from mlx_vlm.models.moxin.config import ModelConfig, VisionConfig
 from mlx_vlm.models.moxin.image_processing_moxin import MoxinImageProcessor
 from mlx_vlm.models.moxin.processing_moxin import MoxinProcessor
+from mlx_vlm.models.moxin.text_config import TextConfig
 from mlx_vlm.models.moxin.validation import check_setting, read_object
 from source_checkpoints import break_tokenizer, copy_checkpoint, edit_json
 from support import HF_CHECKPOINT

@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from mlx_vlm.models.moxin import tokenization_moxin
-from mlx_vlm.models.moxin.config import TextConfig
 from mlx_vlm.models.moxin.prompts import chat_template
+from mlx_vlm.models.moxin.text_config import TextConfig
 from transformers import PreTrainedTokenizerFast
 
 from mlx_vlm_moxin.checkpoints.language_models import LANGUAGE_MODELS

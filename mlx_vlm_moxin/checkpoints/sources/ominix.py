@@ -11,14 +11,13 @@ Writer: ``moxin-vlm-mlx/examples/save_quantized.rs`` of github OminiX-ai/OminiX-
 import re
 from pathlib import Path
 
-from mlx_vlm_moxin.checkpoints.sources.base import Source, Tensors, our_tensors
+from mlx_vlm_moxin.checkpoints.sources.base import Source, Tensors
 from mlx_vlm_moxin.checkpoints.sources.files import read_json
 from mlx_vlm_moxin.checkpoints.sources.saved import (
     config_dtype,
+    model_source,
     packed_layers,
     read_config,
-    read_generation_config,
-    read_processor,
 )
 from mlx_vlm_moxin.checkpoints.tensors import LazyTensor, concatenate
 
@@ -77,14 +76,12 @@ def open_ominix(directory: Path, tensors: Tensors) -> Source:
         if not isinstance(quantization, dict):
             raise ValueError(f"{path} has no `quantization` with group_size and bits")
         quantization = {**quantization, "mode": "affine"}
-    return Source(
+    return model_source(
+        directory,
+        config,
+        tensors,
         kind="an OminiX export",
-        directory=directory,
         is_loadable=False,
-        config=config,
-        tensors=our_tensors(tensors, config.vision_config),
-        processor=read_processor(directory),
-        generation_config=read_generation_config(directory, config),
         dtype=config_dtype(read_json(directory / "config.json")),
         quantization=quantization,
     )

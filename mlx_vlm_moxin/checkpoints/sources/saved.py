@@ -80,21 +80,35 @@ def packed_layers(tensors: Tensors) -> list[str]:
     return [name.removesuffix(".scales") for name in tensors if name.endswith(".scales")]
 
 
+def model_source(directory: Path, config: ModelConfig, tensors: Tensors, **facts: Any) -> Source:
+    """A source whose tokenizer, image settings and generation settings are files of its directory.
+
+    Args:
+        tensors: under their names in an HF-converted checkpoint, or ours.
+        facts: the other attributes of :class:`Source`.
+    """
+    return Source(
+        directory=directory,
+        config=config,
+        tensors=our_tensors(tensors, config.vision_config),
+        processor=read_processor(directory),
+        generation_config=read_generation_config(directory, config),
+        **facts,
+    )
+
+
 def open_hf(directory: Path, tensors: Tensors) -> Source:
     """An HF-converted Prismatic checkpoint.
 
     Args:
         tensors: of its files, under their names there.
     """
-    config = read_config(directory, tensors)
-    return Source(
+    return model_source(
+        directory,
+        read_config(directory, tensors),
+        tensors,
         kind="an HF-converted Prismatic checkpoint",
-        directory=directory,
         is_loadable=True,
-        config=config,
-        tensors=our_tensors(tensors, config.vision_config),
-        processor=read_processor(directory),
-        generation_config=read_generation_config(directory, config),
         dtype=config_dtype(read_json(directory / "config.json")),
     )
 
@@ -113,13 +127,11 @@ def open_own(directory: Path, tensors: Tensors) -> Source:
         quantization = read_json(directory / "config.json").get("quantization")
         if not isinstance(quantization, dict):
             raise ValueError(f"{directory}/config.json lacks `quantization` for packed tensors")
-    return Source(
+    return model_source(
+        directory,
+        config,
+        tensors,
         kind="an MLX conversion",
-        directory=directory,
         is_loadable=True,
-        config=config,
-        tensors=our_tensors(tensors, config.vision_config),
-        processor=read_processor(directory),
-        generation_config=read_generation_config(directory, config),
         quantization=quantization,
     )

@@ -6,7 +6,6 @@ import pytest
 from mlx.utils import tree_flatten, tree_map_with_path
 from mlx_vlm.models.cache import KVCache
 from mlx_vlm.models.moxin import language
-from mlx_vlm.models.moxin.config import TextConfig
 from mlx_vlm.models.moxin.cuda import (
     cubin_cache,
     decoder,
@@ -18,6 +17,7 @@ from mlx_vlm.models.moxin.cuda import (
     layerwise_kernels,
     tower_kernel,
 )
+from mlx_vlm.models.moxin.text_config import TextConfig
 
 needs_gpu = pytest.mark.skipif(
     not mx.cuda.is_available(), reason="the kernels run on NVIDIA GPUs only"
