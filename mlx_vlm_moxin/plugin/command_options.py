@@ -62,7 +62,8 @@ def check(model: nn.Module, quantization: dict[str, Any] | None) -> None:
     if found is None:
         return
     # Not before: the rules import the library, which imports the model, which imports this.
-    from mlx_vlm_moxin.plugin.option_rules import RULES, Command, flag
+    from mlx_vlm_moxin.plugin.option_rules import RULES
+    from mlx_vlm_moxin.plugin.option_tables import Command, flag
 
     command = Command(*found, model, quantization)
     for rule in RULES:

@@ -17,7 +17,8 @@ from mlx_vlm.train import build_parser
 from PIL import Image
 from support import HF_CHECKPOINT, image_path, run_module
 
-from mlx_vlm_moxin.plugin import option_rules
+from mlx_vlm_moxin.library import generation_settings
+from mlx_vlm_moxin.plugin import option_tables
 from mlx_vlm_moxin.plugin.command_errors import input_error
 
 GENERATE, CHAT, SERVER = "mlx_vlm.generate", "mlx_vlm.chat", "mlx_vlm.server.cli"
@@ -167,7 +168,7 @@ UNCHECKED = {
     # Checked by mlx-vlm on the data, or replaced by what the tokenizer says.
     *("max_seq_length", "assistant_id", "pad_token_id"),
 }
-# Options that a function of option_rules or generation_settings looks at.
+# Options that a function of option_rules, training_rules or generation_settings looks at.
 CHECKED_BY_FUNCTIONS = {
     *("top_k", "resize_shape", "kv_bits", "kv_group_size", "processor_kwargs", "gen_kwargs"),
     *("revision", "quantize_activations", "quantize", "q_bits", "q_group_size", "q_mode"),
@@ -199,10 +200,10 @@ def parsers(module: str) -> list[argparse.ArgumentParser]:
 @pytest.mark.parametrize("module", [GENERATE, CHAT, SERVER, TRAIN, CONVERT])
 def test_every_option_of_every_command_has_a_rule_or_needs_none(module):
     ruled = {
-        *option_rules.RANGES,
-        *option_rules.generation_settings.RANGES,
-        *option_rules.NEEDS,
-        *(name for names in option_rules.NOT_FOR_MOXIN.values() for name in names),
+        *option_tables.RANGES,
+        *generation_settings.RANGES,
+        *option_tables.NEEDS,
+        *(name for names in option_tables.NOT_FOR_MOXIN.values() for name in names),
         *CHECKED_BY_FUNCTIONS,
     }
     assert not ruled & UNCHECKED
@@ -213,9 +214,9 @@ def test_every_option_of_every_command_has_a_rule_or_needs_none(module):
 def test_the_table_knows_what_a_command_has_where_an_option_is_not_given():
     for module in (GENERATE, CHAT, CONVERT):
         (parser,) = parsers(module)
-        for names in option_rules.NOT_FOR_MOXIN.values():
+        for names in option_tables.NOT_FOR_MOXIN.values():
             for name in names:
-                assert not option_rules._is_given(name, parser.get_default(name)), name
+                assert not option_tables.is_given(name, parser.get_default(name)), name
 
 
 @pytest.fixture(scope="module")

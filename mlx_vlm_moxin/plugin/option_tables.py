@@ -1,0 +1,104 @@
+"""Options of mlx-vlm's commands in tables: their ranges, and those that cannot apply to Moxin.
+
+Options are named as argparse stores them: ``max_kv_size`` for ``--max-kv-size``. An option
+means the same in every command that has it, so there is one table for all of them.
+"""
+
+from argparse import Namespace
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.nn as nn
+
+from mlx_vlm_moxin.library.generation_settings import COUNT, Range
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command that is about to load Moxin.
+
+    Attributes:
+        module: the module that parsed the options, such as ``mlx_vlm.chat``.
+        args: the options.
+        model: the model, built but without its weights.
+        quantization: config.json's; None if the checkpoint is not quantised.
+    """
+
+    module: str
+    args: Namespace
+    model: nn.Module
+    quantization: dict[str, Any] | None
+
+    def get(self, name: str) -> Any:
+        """Value of an option; None if the command does not have it."""
+        return getattr(self.args, name, None)
+
+
+# Beside those of generation_settings.RANGES.
+RANGES = {
+    "port": Range(0, 65535),
+    "vision_cache_size": COUNT,
+    "log_progress_interval": Range(0),
+    "max_num_seqs": COUNT,
+    "top_logprobs_k": Range(0, 20),
+    "lora_rank": COUNT,
+    "lora_alpha": Range(0, is_open=True),
+}
+# What Moxin is not -> options that are about it and would be ignored, in the commands that
+# are about one model; a server may serve others too.
+ONE_MODEL = ("mlx_vlm.generate", "mlx_vlm.chat", "mlx_vlm.convert")
+NOT_FOR_MOXIN = {
+    "Moxin hears nothing": ("audio", "ref_audio"),
+    "Moxin sees one still picture: give a frame with --image": (
+        *("video", "fps", "video_num_frames", "video_min_frames", "video_max_frames"),
+    ),
+    "Moxin answers in text": (
+        *("output_modality", "output", "task", "size", "steps", "workflow", "num_frames"),
+        *("last_image", "reference", "guidance", "prompt_expansion_model"),
+    ),
+    "Moxin writes one token after another, it is no diffusion model": (
+        *("max_denoising_steps", "block_length", "num_to_transfer", "max_transfer_per_step"),
+        *("editing_threshold", "max_post_steps", "stability_steps", "diffusion_full_canvas"),
+        *("diffusion_min_canvas_length", "diffusion_max_canvas_length", "diffusion_sampler"),
+        *("threshold", "min_threshold"),
+    ),
+    "Moxin answers without thinking first": (
+        *("enable_thinking", "thinking_mode", "thinking_budget"),
+        *("thinking_start_token", "thinking_end_token"),
+    ),
+    "Moxin has no experts to keep on disk": ("expert_cache_gb",),
+    "Moxin has no layers that predict several tokens": ("mtp", "mtp_output"),
+}
+# Values of these options that mean "not given", where it is neither None nor False.
+DEFAULTS = {
+    "fps": 2.0,
+    "output_modality": "text",
+    "task": "generate",
+    "diffusion_sampler": "confidence-threshold",
+    "thinking_start_token": "<think>",
+    "thinking_end_token": "</think>",
+    "quantization_group_size": 64,
+    "lora_rank": 8,
+    "lora_alpha": 16.0,
+    "lora_dropout": 0.0,
+}
+# Options without effect unless another one is given.
+NEEDS = {
+    "draft_kind": "draft_model",
+    "draft_block_size": "draft_model",
+    "kv_key_bits": "kv_bits",
+    "kv_value_bits": "kv_bits",
+    "kv_key_scheme": "kv_bits",
+    "kv_value_scheme": "kv_bits",
+    "quantization_group_size": "quantization_bits",
+    "reward_weights": "reward_functions",
+}
+
+
+def flag(name: str) -> str:
+    """The option as one types it."""
+    return f"--{name.replace('_', '-')}"
+
+
+def is_given(name: str, value: Any) -> bool:
+    return value is not None and value is not False and value != DEFAULTS.get(name)
