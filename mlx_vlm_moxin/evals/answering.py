@@ -13,7 +13,7 @@ import mlx.nn as nn
 from mlx_vlm import apply_chat_template
 from mlx_vlm.generate import BatchGenerator
 from mlx_vlm.models.cache import BatchKVCache, make_prompt_cache
-from mlx_vlm.models.moxin.processing_moxin import PictureInput, PreparedPicture
+from mlx_vlm.models.moxin.prepared_picture import PictureInput, PreparedPicture
 from PIL import Image
 
 # Prismatic's ``llm_max_length``: longer prompts lose their end.

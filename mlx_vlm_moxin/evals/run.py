@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from itertools import islice, zip_longest
 from typing import TypeVar
 
-from mlx_vlm.models.moxin.processing_moxin import PreparedPicture
+from mlx_vlm.models.moxin.prepared_picture import PreparedPicture
 from tqdm import tqdm
 
 from mlx_vlm_moxin.evals.answering import Answering, Question

@@ -52,7 +52,7 @@ class ModelConfig(BaseModelConfig):
     Attributes:
         pad_token_id: ``<PAD>``, the first id above the tokenizer's own vocabulary.
         image_token_index: first of the reserved ids above ``<PAD>`` that stand for
-            visual tokens in ``input_ids`` (see ``processing_moxin.py``).
+            visual tokens in ``input_ids`` (see ``prepared_picture.py``).
         prompt_format: name of the prompt that the model was trained with.
         llm_backbone_id: Prismatic's id of the language model.
         norm_stats: OpenVLA's action statistics per data set.

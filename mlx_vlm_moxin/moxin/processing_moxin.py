@@ -1,61 +1,25 @@
 """Text and picture to model inputs, and the hook that hands this processor to mlx-vlm.
 
-``input_ids`` are ``<s>``, one placeholder per visual token, then the text. Placeholders
-are ids of the range above ``<PAD>``, which the tokenizer never yields: all but the last
-are drawn from the picture's hash, so that mlx-vlm's prefix caches, which compare token
-ids, never take one picture for another; the last one is ``image_token_index``, by which
-they know where the picture ends.
+``input_ids`` are ``<s>``, one placeholder per visual token (see ``prepared_picture.py``), then
+the text.
 """
 
-import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import mlx.core as mx
-import numpy as np
 from huggingface_hub import snapshot_download
-from PIL import Image, ImageChops
 
 from ..base import install_auto_processor_patch
 from .config import MODEL_TYPES, ModelConfig
 from .image_processing_moxin import CONFIG_FILE, MoxinImageProcessor
 from .picture import PictureSource, read_picture
+from .prepared_picture import LastPicture, PictureInput, PreparedPicture
 from .tokenization_moxin import MoxinDetokenizer, check_tokenizer, load_tokenizer
 from .towers import MODELS_BY_NAME
 from .validation import read_object
-
-# The last picture is remembered up to this many pixels, four bytes each.
-MAX_REMEMBERED = 2**22
-
-
-def image_placeholders(pixels: np.ndarray, count: int, first: int, vocab_size: int) -> list[int]:
-    """``count`` ids for one picture, ``[C, S, S]``: a code of its pixels, then ``first``."""
-    # SHA-256 reads the pixels, as processors have instructions for it; SHAKE only extends it.
-    code = hashlib.sha256(np.ascontiguousarray(pixels)).digest()
-    digest = hashlib.shake_256(code).digest(count - 1)
-    return [first + 1 + byte % (vocab_size - first - 1) for byte in digest] + [first]
-
-
-def _are_equal(first: Image.Image, second: Image.Image) -> bool:
-    """Whether two RGB pictures are the same, in the fastest of Pillow's ways."""
-    return first.size == second.size and not ImageChops.subtract_modulo(first, second).getbbox()
-
-
-class PreparedPicture(NamedTuple):
-    """A picture as the model receives it.
-
-    Attributes:
-        pixel_values: ``[1, C, S, S]`` float32.
-        placeholders: the ids that stand for its visual tokens.
-    """
-
-    pixel_values: mx.array
-    placeholders: list[int]
-
-
-PictureInput = PictureSource | PreparedPicture
 
 
 class MoxinProcessor:
@@ -84,7 +48,7 @@ class MoxinProcessor:
         self.vocab_size = vocab_size
         self.num_image_tokens = num_image_tokens
         self._detokenizer = MoxinDetokenizer(tokenizer)
-        self._last_picture: tuple = (None, None, None)
+        self._last_picture = LastPicture()
 
     def __call__(
         self,
@@ -137,33 +101,12 @@ class MoxinProcessor:
         return inputs
 
     def prepare_picture(self, image: PictureSource) -> PreparedPicture:
-        """A picture read and resized; several threads may do so at once.
-
-        The next question is often about the same picture, which comes along again: comparing
-        all of it with the last one needs a tenth of the time.
+        """A picture read and resized, or as it was for the last call; several threads may call it.
 
         Raises:
             PictureError: see ``picture.read_picture``.
         """
-        image = read_picture(image)
-        if image.width * image.height > MAX_REMEMBERED:
-            return self._prepared(image)
-        # What the result depends on besides.
-        settings = repr([vars(self.image_processor), *self._range])
-        last, last_settings, result = self._last_picture
-        if last is None or settings != last_settings or not _are_equal(image, last):
-            result = self._prepared(image)
-            # A copy: the caller may go on drawing.
-            self._last_picture = image.copy(), settings, result
-        return result
-
-    def _prepared(self, image: Image.Image) -> PreparedPicture:
-        pixels = self.image_processor(image)
-        ids = image_placeholders(pixels[0], *self._range)
-        pixel_values = mx.array(pixels)
-        # Another thread may read them, which could not compute what this one has recorded.
-        mx.eval(pixel_values)
-        return PreparedPicture(pixel_values, ids)
+        return self._last_picture.prepared(read_picture(image), self.image_processor, self._range)
 
     @property
     def _range(self) -> tuple[int, int, int]:

@@ -13,7 +13,8 @@ from typing import Any
 from mlx_vlm.models.moxin.image_processing_moxin import MoxinImageProcessor
 from mlx_vlm.models.moxin.picture import read_picture
 from mlx_vlm.models.moxin.picture_sources import PictureError, PictureLimits
-from mlx_vlm.models.moxin.processing_moxin import MoxinProcessor, PreparedPicture
+from mlx_vlm.models.moxin.prepared_picture import PreparedPicture
+from mlx_vlm.models.moxin.processing_moxin import MoxinProcessor
 from PIL import Image
 
 from mlx_vlm_moxin.plugin.in_place import change_argument

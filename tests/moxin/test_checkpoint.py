@@ -5,11 +5,12 @@ import shutil
 
 import mlx.core as mx
 import pytest
-from mlx_vlm.models.moxin.checkpoint import INDEX_FILE, tensor_shapes
+from mlx_vlm.models.moxin.checkpoint import INDEX_FILE, tensor_shapes, vision_sizes
 from mlx_vlm.models.moxin.config import ModelConfig
 from mlx_vlm.models.moxin.moxin import Model
-from mlx_vlm.models.moxin.towers import TIMM_MODELS
-from mlx_vlm.models.moxin.weights import convert_weights
+from mlx_vlm.models.moxin.prismatic import tower_models
+from mlx_vlm.models.moxin.towers import TIMM_MODELS, TOWER_NAMES
+from mlx_vlm.models.moxin.weights import convert_weights, moxin_name
 from support import HF_CHECKPOINT
 
 PRISMATIC = json.loads((HF_CHECKPOINT / "config.json").read_text(encoding="utf-8"))
@@ -115,3 +116,38 @@ def test_a_picture_size_that_the_position_embedding_is_not_for_is_refused(checkp
     config = ModelConfig.from_dict(params)
     with pytest.raises(ValueError, match=r"has pictures of 42 pixels, but .* has 4 positions"):
         config.model_path = str(checkpoint)
+
+
+class TestSizes:
+    """Patch and picture sizes are those of the last tower, whose patches the other one's fit."""
+
+    @pytest.fixture
+    def shapes(self):
+        """Of the small checkpoint, but with 3 x 3 patches in the last tower."""
+        shapes = tensor_shapes(HF_CHECKPOINT)
+        shapes = {moxin_name(name, TOWER_NAMES): shape for name, shape in shapes.items()}
+        positions = "vision_tower.siglip.pos_embed"
+        return {**shapes, positions: (1, 9, shapes[positions][2])}
+
+    @pytest.fixture
+    def models(self):
+        return tower_models(PRISMATIC["timm_model_ids"], PRISMATIC["timm_override_act_layers"])
+
+    @pytest.mark.parametrize("image_size", [None, 42])
+    def test_positions_times_patch_size_are_the_picture(self, shapes, models, image_size):
+        config = vision_sizes(shapes, models, image_size, is_converted=False)
+        assert (config.image_size, config.patch_size, config.num_patches) == (42, 14, 9)
+
+    def test_a_picture_whose_side_is_no_multiple_of_the_patch(self, shapes, models):
+        assert vision_sizes(shapes, models, 50, is_converted=False).image_size == 50
+
+    def test_the_patch_size_is_the_last_towers(self, shapes, models):
+        name = "vision_tower.dino.patch_embed.proj.weight"
+        shapes[name] = (*shapes[name][:2], 7, 7)
+        assert vision_sizes(shapes, models, None, is_converted=False).patch_size == 14
+
+    def test_the_published_size_goes_before_the_least(self, shapes, models):
+        positions = "vision_tower.siglip.pos_embed"
+        size, patch = models[-1].image_size, models[-1].patch_size
+        shapes[positions] = (1, (size // patch) ** 2, shapes[positions][2])
+        assert vision_sizes(shapes, models, None, is_converted=False).image_size == size

@@ -1,5 +1,7 @@
 """The whole model: merging, feature caches, batches, quantisation, memory of its config."""
 
+import copy
+
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
@@ -234,3 +236,10 @@ def test_what_mlx_vlms_model_tests_read_is_there(bf16_model):
     assert bf16_model.language_model.model_type == bf16_model.config.text_config.model_type
     cache = make_prompt_cache(bf16_model.language_model)
     assert len(cache) == len(bf16_model.layers) == bf16_model.config.text_config.num_hidden_layers
+
+
+def test_quantising_gives_the_model_itself_and_what_is_not_there_is_refused(bf16_model):
+    model = copy.deepcopy(bf16_model)
+    assert model.quantize(32, 4) is model
+    with pytest.raises(ValueError, match="No layer can be quantised with group size 32"):
+        model.quantize(32, 4)

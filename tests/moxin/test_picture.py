@@ -178,6 +178,11 @@ def test_grey_arrays(grey):
     np.testing.assert_array_equal(np.asarray(read_picture(grey)), expected)
 
 
+@pytest.mark.parametrize(("low", "high"), [(0, 1.01), (0, 1.99), (-0.01, 1)])
+def test_floats_beyond_white_or_black_are_refused(low, high):
+    assert f"got values from {low:g} to {high:g}" in refusal(np.array([[low, high]]))
+
+
 def test_bfloat16_has_eight_bits_of_a_float():
     half = mx.full((4, 5, 3), 0.5, mx.bfloat16)
     assert np.asarray(read_picture(half)).tolist() == np.full((4, 5, 3), 128).tolist()
@@ -282,6 +287,9 @@ def test_what_is_no_picture_is_named(source, part):
 def test_a_message_is_one_printable_line_of_bounded_length():
     assert bounded("a\n\tb\0c\ud800", 50) == "a b c"
     assert len(bounded("x" * 10**6, 120)) <= 120
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    assert bounded(letters, 26) == letters
+    assert bounded(letters, 25) == "abcdefghij ... qrstuvwxyz"
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX files")

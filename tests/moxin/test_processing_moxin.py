@@ -7,8 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 import mlx.core as mx
 import numpy as np
 import pytest
-from mlx_vlm.models.moxin import processing_moxin
-from mlx_vlm.models.moxin.processing_moxin import MoxinProcessor, image_placeholders
+from mlx_vlm.models.moxin import prepared_picture
+from mlx_vlm.models.moxin.processing_moxin import MoxinProcessor
 from mlx_vlm.utils import prepare_inputs
 from PIL import Image
 from support import (
@@ -45,36 +45,6 @@ def test_the_last_placeholder_is_the_image_token_and_the_only_one(processor):
         assert [i for i, token in enumerate(ids) if token == FIRST] == [COUNT]
 
 
-def test_placeholders_tell_pictures_apart_and_repeat_for_the_same_one():
-    codes = set()
-    rng = np.random.default_rng(0)
-    for _ in range(50):
-        pixels = rng.standard_normal((6, 4, 4)).astype(np.float32)
-        code = tuple(image_placeholders(pixels, 256, 32001, 32064))
-        assert code == tuple(image_placeholders(pixels.copy(), 256, 32001, 32064))
-        assert len(code) == 256
-        assert set(code) <= set(range(32001, 32064))
-        codes.add(code[:16])
-    assert len(codes) == 50
-
-
-def test_placeholders_are_drawn_from_the_whole_range_and_nothing_else():
-    rng = np.random.default_rng(0)
-    pixels = (rng.standard_normal((6, 4, 4)).astype(np.float32) for _ in range(50))
-    drawn = [image_placeholders(each, 256, 32001, 32064) for each in pixels]
-    assert {token for ids in drawn for token in ids[:-1]} == set(range(32002, 32064))
-    assert {ids[-1] for ids in drawn} == {32001}
-    # The least range that a config may have: one id besides the last one.
-    assert image_placeholders(np.zeros((6, 4, 4), np.float32), 4, 10, 12) == [11, 11, 11, 10]
-
-
-def test_one_changed_pixel_changes_the_placeholders():
-    pixels = np.zeros((6, 4, 4), np.float32)
-    changed = pixels.copy()
-    changed[5, 3, 3] = 1e-7
-    assert image_placeholders(pixels, 256, 1, 64) != image_placeholders(changed, 256, 1, 64)
-
-
 def same_inputs(left, right) -> bool:
     assert set(left) == set(right)
     return all(mx.array_equal(left[name], right[name]).item() for name in left)
@@ -99,7 +69,7 @@ def test_the_picture_of_the_last_call_is_computed_once(monkeypatch):
 
 @pytest.mark.parametrize("limit", [0, 2**22])
 def test_a_remembered_picture_is_never_taken_for_another(limit, monkeypatch):
-    monkeypatch.setattr(processing_moxin, "MAX_REMEMBERED", limit)
+    monkeypatch.setattr(prepared_picture, "MAX_REMEMBERED", limit)
     processor = MoxinProcessor.from_pretrained(HF_CHECKPOINT)
     image = Image.new("RGB", (28, 40), (10, 20, 30))
 

@@ -9,6 +9,7 @@ def test_missing_text_settings_take_the_library_defaults_of_mistral():
     assert (config.hidden_size, config.intermediate_size, config.head_dim) == (4096, 14336, 128)
     assert (config.num_attention_heads, config.num_key_value_heads) == (32, 8)
     assert (config.rms_norm_eps, config.rope_theta, config.sliding_window) == (1e-6, 1e4, 4096)
+    assert config.max_position_embeddings == 32768
     assert len(config.layer_types) == 36
 
 
@@ -17,6 +18,7 @@ def test_missing_text_settings_take_the_library_defaults_of_llama():
     assert (config.hidden_size, config.intermediate_size, config.head_dim) == (4096, 11008, 128)
     assert (config.num_attention_heads, config.num_key_value_heads) == (32, 32)
     assert (config.rms_norm_eps, config.rope_theta, config.sliding_window) == (1e-6, 1e4, None)
+    assert config.max_position_embeddings == 4096
 
 
 def test_llama_has_no_window_whatever_its_config_says():
@@ -57,3 +59,15 @@ def test_scaled_rope_parameters_reach_the_rope():
 def test_nonsense_text_values_are_named(nonsense):
     with pytest.raises(ValueError, match=r"^config\.json: .*" + list(nonsense)[-1]):
         TextConfig.from_dict(nonsense)
+
+
+def test_without_any_setting_it_is_mistral_7b():
+    config = TextConfig()
+    assert (config.num_hidden_layers, config.vocab_size) == (32, 32000)
+    assert (config.hidden_size, config.intermediate_size) == (4096, 14336)
+    assert (config.num_attention_heads, config.num_key_value_heads) == (32, 8)
+    assert (config.max_position_embeddings, config.sliding_window) == (32768, 4096)
+    assert (config.rms_norm_eps, config.rope_theta, config.rope_traditional) == (1e-6, 1e4, False)
+    assert not config.attention_bias
+    assert not config.mlp_bias
+    assert not config.tie_word_embeddings

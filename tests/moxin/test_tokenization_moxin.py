@@ -2,11 +2,16 @@
 
 import copy
 import shutil
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mlx_vlm.models.moxin.tokenization_moxin import MoxinDetokenizer, load_tokenizer
+from mlx_vlm.models.moxin.tokenization_moxin import (
+    MoxinDetokenizer,
+    check_tokenizer,
+    load_tokenizer,
+)
 from support import GOLDENS, HF_CHECKPOINT
 
 TOKENIZER = load_tokenizer(HF_CHECKPOINT, own_template=False, prompt_format="pure")
@@ -144,3 +149,13 @@ def test_text_that_ends_in_broken_bytes_is_not_lost():
 def test_special_and_reserved_ids_give_no_text():
     ids = [1, *TOKENIZER.convert_tokens_to_ids(["▁a", "▁p"]), 0, 512, 513, 575, 2]
     assert stream(ids)[0].text == "a p"
+
+
+def test_a_tokenizer_fits_a_model_with_the_same_special_ids_and_room_above_its_tokens():
+    ids = {"bos_token_id": 1, "pad_token_id": 512, "image_token_index": 513}
+    check_tokenizer(TOKENIZER, SimpleNamespace(**ids))
+    for name, value in (("bos_token_id", 2), ("pad_token_id", 511)):
+        with pytest.raises(ValueError, match=f"{name} is {value}, but the tokenizer's is"):
+            check_tokenizer(TOKENIZER, SimpleNamespace(**{**ids, name: value}))
+    with pytest.raises(ValueError, match="the tokenizer has tokens up to id 512"):
+        check_tokenizer(TOKENIZER, SimpleNamespace(**{**ids, "image_token_index": 512}))

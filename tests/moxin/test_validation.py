@@ -3,11 +3,11 @@
 import json
 
 import pytest
-from mlx_vlm.models.moxin.config import ModelConfig, VisionConfig
+from mlx_vlm.models.moxin.config import GenerationDefaults, ModelConfig, VisionConfig
 from mlx_vlm.models.moxin.image_processing_moxin import MoxinImageProcessor
 from mlx_vlm.models.moxin.processing_moxin import MoxinProcessor
 from mlx_vlm.models.moxin.text_config import TextConfig
-from mlx_vlm.models.moxin.validation import check_setting, read_object
+from mlx_vlm.models.moxin.validation import check_setting, check_settings, read_object
 from source_checkpoints import break_tokenizer, copy_checkpoint, edit_json
 from support import HF_CHECKPOINT
 
@@ -258,3 +258,24 @@ def test_files_that_hold_no_object(tmp_path, name, text):
     (tmp_path / name).write_text(text)
     with pytest.raises(ValueError, match=name):
         read_object(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("name", "ends", "beyond"),
+    [
+        ("temperature", (0, 100), (-0.1, 100.1)),
+        ("top_p", (0, 1), (-0.1, 1.1)),
+        ("min_p", (0, 1), (-0.1, 1.1)),
+        ("top_k", (0, 10**6), (-1,)),
+        ("max_length", (0, 10**6), (-1,)),
+        ("eos_token_id", (0,), (-1,)),
+        ("bos_token_id", (0,), (-1,)),
+        ("pad_token_id", (0,), (-1,)),
+    ],
+)
+def test_generation_settings_up_to_the_ends_of_their_ranges(name, ends, beyond):
+    for value in ends:
+        check_settings(GenerationDefaults, {name: value}, file="generation_config.json")
+    for value in beyond:
+        with pytest.raises(ValueError, match=rf"^generation_config\.json: {name}"):
+            check_settings(GenerationDefaults, {name: value}, file="generation_config.json")

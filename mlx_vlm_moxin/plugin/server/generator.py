@@ -10,7 +10,7 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
-from mlx_vlm.models.moxin.processing_moxin import PreparedPicture
+from mlx_vlm.models.moxin.prepared_picture import PreparedPicture
 from mlx_vlm.server.generation import (
     GenerationArguments,
     PromptTooLongError,

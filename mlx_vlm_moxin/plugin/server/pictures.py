@@ -16,7 +16,8 @@ from typing import Any, BinaryIO
 
 from mlx_vlm.models.moxin.picture import decode, named_errors
 from mlx_vlm.models.moxin.picture_sources import PictureLimits, open_source
-from mlx_vlm.models.moxin.processing_moxin import MoxinProcessor, PreparedPicture
+from mlx_vlm.models.moxin.prepared_picture import PreparedPicture
+from mlx_vlm.models.moxin.processing_moxin import MoxinProcessor
 from PIL import Image
 
 from mlx_vlm_moxin.plugin.picture_inputs import resized
