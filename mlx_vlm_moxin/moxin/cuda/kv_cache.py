@@ -2,8 +2,9 @@
 
 MLX updates an array in place only if nothing can still be reading it. While the GPU works on the
 previous token, something always is, so each token would cost a copy of the whole cache, in two
-operations per layer. Instead, the kernels write after the last position of the arrays that the
-caches hold, and read what these arrays hold, whoever has written it.
+operations per layer (2.4 GB for 32 sequences of 300 tokens). Instead, the kernels write after the
+last position of the arrays that the caches hold, and read what these arrays hold, whoever has
+written it.
 
 Each position of an array is written once by a kernel, so whatever else shares the array's memory (a
 copy of the cache, a slice that somebody kept) never sees a change. That is why it is recorded which
@@ -18,7 +19,7 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 
-from ...cache import KVCache
+from ...cache import BatchKVCache, KVCache
 from . import kernel
 from .kernel import C_TYPES, Kernel, count_array, fill_table
 
@@ -34,43 +35,67 @@ class _Appendable(NamedTuple):
     written: int
 
 
+Cache = KVCache | BatchKVCache
 # By the cache of the first layer.
-_appendable: weakref.WeakKeyDictionary[KVCache, _Appendable] = weakref.WeakKeyDictionary()
+_appendable: weakref.WeakKeyDictionary[Cache, _Appendable] = weakref.WeakKeyDictionary()
 
 
-def held(cache: Sequence[KVCache]) -> list[mx.array]:
+def held(cache: Sequence[Cache]) -> list[mx.array]:
     """The arrays of ``cache``: keys and values of each layer in turn."""
     return [array for layer in cache for array in (layer.keys, layer.values)]
 
 
 def is_current(cache: Sequence[Any]) -> bool:
-    """Whether ``cache`` holds what ``append`` gave it last, with the same number of tokens."""
-    if type(cache[0]) is not KVCache:
+    """Whether ``cache`` holds what `append` gave it last, with the same number of tokens."""
+    if type(cache[0]) not in (KVCache, BatchKVCache):
         return False
     known = _appendable.get(cache[0])
     return (
         known is not None
         and len(known.arrays) == 2 * len(cache)
-        and all(layer.offset == known.written for layer in cache)
+        and all(layer.size() == known.written for layer in cache)
         and all(array is last for array, last in zip(held(cache), known.arrays))
     )
 
 
-def reserve(cache: Sequence[KVCache], count: int = 1) -> list[mx.array]:
+def reserve(cache: Sequence[Cache], count: int = 1) -> list[mx.array]:
     """Arrays with the contents of ``cache`` in which a kernel may write ``count`` more tokens.
 
     Returns:
         Keys and values of each layer in turn, ``[B, KV, capacity, head_dim]``; pass them to
-        ``append`` afterwards.
+        `append` afterwards.
     """
     arrays = held(cache)
-    if cache[0].offset + count <= arrays[0].shape[2] and is_current(cache):
+    if cache[0].size() + count <= arrays[0].shape[2] and is_current(cache):
         return arrays
+    if arrays[0].shape[0] > 1 or type(cache[0]) is BatchKVCache:
+        del arrays  # which would keep what is replaced here
+        return _grow(cache, count)
     return _gather(cache, arrays, [], count)
 
 
+def _grow(cache: Sequence[Cache], count: int) -> list[mx.array]:
+    """Let each layer of ``cache`` hold a copy of what it holds, with room for ``count`` tokens.
+
+    Each layer has arrays of its own and releases the old ones as soon as they are copied: the
+    caches of a batch may fill most of the memory, and only some of its sequences go on.
+    """
+    filled = cache[0].size()
+    room = [(0, 0), (0, 0), (0, _capacity(filled + count) - filled), (0, 0)]
+    _appendable.pop(cache[0], None)
+    for layer in cache:
+        layer.keys = mx.pad(layer.keys[..., :filled, :], room)
+        layer.values = mx.pad(layer.values[..., :filled, :], room)
+    return held(cache)
+
+
+def _capacity(positions: int) -> int:
+    """Positions of an array for at least so many."""
+    return -(-positions // KVCache.step) * KVCache.step
+
+
 def empty(layers: int, kv_heads: int, head_dim: int, dtype: mx.Dtype) -> list[mx.array]:
-    """As ``reserve``, for caches of one sequence that hold nothing yet."""
+    """As `reserve`, for caches of one sequence that hold nothing yet."""
     shape = (2 * layers, kv_heads, KVCache.step, head_dim)
     return mx.split(mx.zeros(shape, dtype), 2 * layers)
 
@@ -80,12 +105,14 @@ def after(arrays: Sequence[mx.array], written_by: mx.array) -> list[mx.array]:
     return mx.depends(list(arrays), [written_by])
 
 
-def append(cache: Sequence[KVCache], arrays: Sequence[mx.array], count: int) -> None:
+def append(cache: Sequence[Cache], arrays: Sequence[mx.array], count: int) -> None:
     """Let ``cache`` hold ``arrays``, in which ``count`` more tokens are written."""
     for layer, keys, values in zip(cache, arrays[::2], arrays[1::2]):
         layer.keys, layer.values = keys, values
         layer.offset += count
-    _appendable[cache[0]] = _Appendable(arrays, cache[0].offset)
+        if type(layer) is BatchKVCache:
+            layer._idx += count
+    _appendable[cache[0]] = _Appendable(arrays, cache[0].size())
 
 
 def extend(cache: Sequence[KVCache], keys: Sequence[mx.array], values: Sequence[mx.array]) -> None:
@@ -102,7 +129,7 @@ def _gather(
     """Copies of ``old``, which ``cache`` holds, each followed by one of ``new``, with room for
     ``count`` tokens.
     """
-    capacity = -(-(cache[0].offset + count) // KVCache.step) * KVCache.step
+    capacity = _capacity(cache[0].offset + count)
     shapes = [arrays[0].shape if arrays else None for arrays in (old, new)]
     arrays = len(old or new)
     copy = gather_caches((old or new)[0].dtype, arrays, *shapes, capacity)
@@ -127,7 +154,7 @@ def gather_caches(
         capacity: positions of the result.
 
     Returns:
-        A kernel of the number of cached tokens (``count_array``), the cached arrays, and the
+        A kernel of the number of cached tokens (`count_array`), the cached arrays, and the
         new arrays, to ``[count * B, KV, capacity, head_dim]``.
     """
     batch, heads, _, width = old or new

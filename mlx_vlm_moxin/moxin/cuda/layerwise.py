@@ -29,12 +29,16 @@ from .decoder_layers import (
 from .errors import UnsupportedError, require
 from .graph import compile_graph
 from .kernel import MIN_SIZE, count_array
+from .step_attention import step_attention
 
 MAX_TOKENS = 512
 # Layers that are submitted to the GPU at a time.
 LAYERS_AT_ONCE = 2
 
 Graphs = dict[tuple, Callable]
+# int32 arrays of the number of cached tokens (first element) and, for each sequence, of how many of
+# them are masked.
+Places = tuple[mx.array, mx.array]
 
 
 class Layerwise:
@@ -87,26 +91,36 @@ class Layerwise:
             padding = mx.pad(cache[0].left_padding, (0, MIN_SIZE))
         else:
             padding = mx.zeros(inputs.shape[0] + MIN_SIZE, mx.int32)
-        keys, values = [layer.keys for layer in cache], [layer.values for layer in cache]
-        is_step = inputs.shape[1] == 1 and inputs_embeds is None and keys[0] is not None
-        if is_step:
-            step = self._step_graph(sizes, keys[0].shape)
-            result, keys, values = step(inputs, filled, padding, keys, values)
-        else:
-            layers = read_layers(self._decoder, sizes)
-            x = self._decoder.embed_tokens(inputs) if inputs_embeds is None else inputs_embeds
-            shape = None if keys[0] is None else keys[0].shape
-            graphs = self._layer_graphs(sizes, inputs.shape, shape)
-            norm, places = self._decoder.norm.weight, (filled, padding)
-            h, keys, values = _hidden(
-                layers, norm, sizes, x, places, keys, values, graphs, starts_early=True
-            )
-            result = logits(self._head, h[:, -logits_to_keep:])
+        places = filled, padding
+        if inputs.shape[1] == 1 and inputs_embeds is None and cache[0].keys is not None:
+            return self._step(inputs, places, cache, sizes)
+        layers = read_layers(self._decoder, sizes)
+        x = self._decoder.embed_tokens(inputs) if inputs_embeds is None else inputs_embeds
+        shape = None if cache[0].keys is None else cache[0].keys.shape
+        graphs = self._layer_graphs(sizes, inputs.shape, shape)
+        arrays, norm = kv_cache.held(cache), self._decoder.norm.weight
+        h, keys, values = _hidden(layers, norm, sizes, x, places, arrays, graphs, True)
+        result = logits(self._head, h[:, -logits_to_keep:])
         if isinstance(cache[0], KVCache):
             kv_cache.extend(cache, keys, values)
         else:
             for layer, key, value in zip(cache, keys, values):
                 layer.update_and_fetch(key, value)
+        return result
+
+    def _step(
+        self,
+        inputs: mx.array,
+        places: Places,
+        cache: Sequence[KVCache | BatchKVCache],
+        sizes: DecoderSizes,
+    ) -> mx.array:
+        """Logits after one token of each sequence, which the kernels append to ``cache``."""
+        arrays = kv_cache.reserve(cache)
+        step = self._step_graph(sizes, arrays[0].shape)
+        result, arrays = step(inputs, places, arrays)
+        mx.async_eval(result, arrays)  # as in fused_step
+        kv_cache.append(cache, arrays, 1)
         return result
 
 
@@ -126,15 +140,14 @@ def _step(
     head: nn.Module,
     sizes: DecoderSizes,
     inputs: mx.array,
-    filled: mx.array,
-    padding: mx.array,
-    keys: list[mx.array],
-    values: list[mx.array],
-) -> tuple[mx.array, list[mx.array], list[mx.array]]:
-    require(are_alike(keys + values, len(inputs), sizes), "caches of other shapes or dtypes")
+    places: Places,
+    arrays: list[mx.array],
+) -> tuple[mx.array, list[mx.array]]:
+    """Logits, and ``arrays`` (keys and values of each layer) after the kernels wrote into them."""
+    require(are_alike(arrays, len(inputs), sizes), "caches of other shapes or dtypes")
     layers, x, norm = read_layers(decoder, sizes), decoder.embed_tokens(inputs), decoder.norm.weight
-    h, keys, values = _hidden(layers, norm, sizes, x, (filled, padding), keys, values, {})
-    return logits(head, h), keys, values
+    h, keys, values = _hidden(layers, norm, sizes, x, places, arrays, {})
+    return logits(head, h), [array for pair in zip(keys, values) for array in pair]
 
 
 def _hidden(
@@ -142,45 +155,44 @@ def _hidden(
     last_norm: mx.array,
     sizes: DecoderSizes,
     x: mx.array,
-    places: tuple[mx.array, mx.array],
-    keys: Sequence[mx.array | None],
-    values: Sequence[mx.array | None],
+    places: Places,
+    arrays: Sequence[mx.array | None],
     graphs: Graphs,
-    starts_early: bool = False,
+    is_prompt: bool = False,
 ) -> tuple[mx.array, list[mx.array], list[mx.array]]:
-    """Normed hidden states of ``x`` ``[B, T, hidden]``, new keys and values of all layers.
+    """Normed hidden states of ``x`` ``[B, T, hidden]``, and keys and values of each layer.
 
     Args:
         last_norm: weight of the norm after the last layer.
-        places: int32 arrays of the number of cached tokens (first element) and, for each sequence,
-            of how many of them are masked.
-        keys: of the cache, ``[B, KV, capacity, head_dim]`` for each layer.
-        values: the same.
+        arrays: keys and values of each layer's cache in turn, ``[B, KV, capacity, head_dim]``.
         graphs: of layers of these sizes, by format; missing ones are added.
-        starts_early: submit layers to the GPU as soon as they are recorded.
+        is_prompt: give the keys and values of the new tokens alone, and submit layers to the GPU as
+            soon as they are recorded. Otherwise those of the one new token of each sequence are
+            appended to ``arrays``.
     """
     norms = [layer.input_norm for layer in layers[1:]] + [last_norm]
     h = x.flatten(0, 1)
     normed = mx.fast.rms_norm(h, layers[0].input_norm, sizes.eps)
-    new_keys, new_values = [], []
+    all_keys, all_values = [], []
     for index, (layer, norm) in enumerate(zip(layers, norms)):
+        cached = arrays[2 * index : 2 * index + 2]
         if layer.formats not in graphs:
             form = [projection._replace(arrays=None) for projection in layer.projections]
-            tokens = kernels.Tokens(*x.shape[:2])
+            tokens = kernels.Tokens(*x.shape[:2]) if is_prompt else None
             graphs[layer.formats] = mx.compile(functools.partial(_layer, sizes, tokens, form))
-        h, normed, key, value = graphs[layer.formats](
+        h, normed, keys, values = graphs[layer.formats](
             h,
             normed,
             [projection.arrays for projection in layer.projections],
             [layer.post_norm, norm],
-            [] if keys[index] is None else [keys[index], values[index]],
+            [] if cached[0] is None else cached,
             places,
         )
-        new_keys.append(key)
-        new_values.append(value)
-        if starts_early and index % LAYERS_AT_ONCE == 0:
+        all_keys.append(keys)
+        all_values.append(values)
+        if is_prompt and index % LAYERS_AT_ONCE == 0:
             mx.async_eval(h, normed)
-    return normed.reshape(x.shape), new_keys, new_values
+    return normed.reshape(x.shape), all_keys, all_values
 
 
 def logits(head: nn.Module, h: mx.array) -> mx.array:
@@ -199,42 +211,45 @@ def logits(head: nn.Module, h: mx.array) -> mx.array:
 
 def _layer(
     sizes: DecoderSizes,
-    tokens: kernels.Tokens,
+    tokens: kernels.Tokens | None,
     forms: Sequence[Projection],
     h: mx.array,
     normed: mx.array,
     arrays: Sequence[list[mx.array]],
     norms: Sequence[mx.array],
     cached: Sequence[mx.array],
-    places: tuple[mx.array, mx.array],
+    places: Places,
 ) -> tuple[mx.array, mx.array, mx.array, mx.array]:
     """One layer; a function of arrays alone, so that one graph serves all layers of its format.
 
     Args:
+        tokens: of a prompt; None for a step.
         forms: projections without their arrays.
         h: hidden states ``[rows, hidden]``.
         normed: their norm.
         arrays: of the projections.
         norms: weights of the norms after attention and after the MLP.
         cached: keys and values of the cache; nothing if it is empty.
-        places: as in ``_hidden``.
 
     Returns:
-        Hidden states, their norm, new keys and new values.
+        Hidden states, their norm, keys and values (as `_hidden`).
     """
     qkv, output, gate_up, down = (form._replace(arrays=found) for form, found in zip(forms, arrays))
     products, splits = _multiply(sizes, qkv, normed)
     if splits:
         products = 3 * products
-    queries, key, value = kernels.rotate(sizes, tokens, splits)(*products, *places)
-    keys, values = cached or (key, value)
-    attend = kernels.attend(sizes, tokens, keys.shape[2])
-    (attended,) = attend(queries, keys, values, key, value, *places)
+    if tokens is None:
+        attend = step_attention(sizes, len(h), cached[0].shape[2], splits)
+        attended, keys, values = attend(*products, *places, *cached)
+    else:
+        queries, keys, values = kernels.rotate(sizes, tokens, splits)(*products, *places)
+        attend = kernels.attend(sizes, tokens, (cached or (keys,))[0].shape[2])
+        (attended,) = attend(queries, *(cached or (keys, values)), keys, values, *places)
     h, normed = _project(sizes, output, attended, h, norms[0])
     products, splits = _multiply(sizes, gate_up, normed, is_gated=True)
     gated = products[0] if splits else swiglu(*products)
     h, normed = _project(sizes, down, gated, h, norms[1])
-    return h, normed, key, value
+    return h, normed, keys, values
 
 
 def _project(

@@ -18,11 +18,14 @@ from . import device, fused_layers, fused_prompt, fused_step, kv_cache, tower_ke
 from . import layerwise_kernels as kernels
 from .decoder_layers import DecoderSizes, Projection, read_layers, read_projection, read_sizes
 from .errors import UnsupportedError
+from .step_attention import step_attention
 
 MAX_THREADS = 8
 # Tokens of a picture and a question, of a long prompt, of another question; sequences of a batch.
 PROMPT, LONG_PROMPT, QUESTION, BATCH = 288, 384, 24, 8
 CAPACITY = 512
+# Parts of a product: of MLX (0), of ours.
+PRODUCTS = (0, 1)
 
 Build = Callable[[], object]
 
@@ -114,7 +117,11 @@ def _decoder_builds(decoder: nn.Module, head: nn.Module) -> Iterator[Build]:
             yield multiply(layer.down, rows, sizes.intermediate)
 
     yield from multiply_layers(PROMPT)
-    yield from _between(sizes, kernels.Tokens(1, PROMPT))
+    tokens = kernels.Tokens(1, PROMPT)
+    yield partial(kernels.attend, sizes, tokens, CAPACITY)
+    for splits in PRODUCTS:
+        yield partial(kernels.rotate, sizes, tokens, splits)
+    yield from _add_norms(sizes, PROMPT)
     yield multiply(output, 1, sizes.hidden)
     yield from _caches(sizes, len(layers), None, PROMPT)
     for group in fused_layers.groups(layers):
@@ -130,16 +137,15 @@ def _decoder_builds(decoder: nn.Module, head: nn.Module) -> Iterator[Build]:
                 yield partial(fused_prompt.prompt_kernel, *arguments)
     yield from multiply_layers(LONG_PROMPT)
     yield from multiply_layers(BATCH)
-    yield from _between(sizes, kernels.Tokens(BATCH, 1))
+    for splits in PRODUCTS:
+        yield partial(step_attention, sizes, BATCH, CAPACITY, splits)
+    yield from _add_norms(sizes, BATCH)
     yield multiply(output, BATCH, sizes.hidden)
 
 
-def _between(sizes: DecoderSizes, tokens: kernels.Tokens) -> Iterator[Build]:
-    """The kernels between the products of a layer."""
-    yield partial(kernels.attend, sizes, tokens, CAPACITY)
-    for splits in (0, 1):  # for products of MLX and of ours
-        yield partial(kernels.rotate, sizes, tokens, splits)
-        yield partial(kernels.add_norm, sizes.dtype, tokens.rows, sizes.hidden, sizes.eps, splits)
+def _add_norms(sizes: DecoderSizes, rows: int) -> Iterator[Build]:
+    for splits in PRODUCTS:
+        yield partial(kernels.add_norm, sizes.dtype, rows, sizes.hidden, sizes.eps, splits)
 
 
 def _caches(sizes: DecoderSizes, layers: int, old: int | None, new: int | None) -> Iterator[Build]:

@@ -15,6 +15,7 @@ from mlx_vlm.models.moxin.cuda import (
     kernel,
     kv_cache,
     layerwise_kernels,
+    step_attention,
     tower_kernel,
 )
 from mlx_vlm.models.moxin.text_config import TextConfig
@@ -82,6 +83,7 @@ _KEEPING = (
     layerwise_kernels.attend,
     layerwise_kernels.multiply,
     layerwise_kernels.rotate,
+    step_attention.step_attention,
     tower_kernel.tower_layers,
 )
 

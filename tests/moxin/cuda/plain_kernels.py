@@ -2,6 +2,7 @@
 
 import mlx.core as mx
 import mlx.nn as nn
+from mlx_vlm.models.moxin.cuda.layerwise_kernels import Tokens
 
 SPLITS = 2
 
@@ -77,6 +78,21 @@ def attend(sizes, tokens, capacity):
             mask=mask,
         )
         return [out.swapaxes(1, 2).reshape(tokens.rows, -1)]
+
+    return kernel
+
+
+def step_attention(sizes, batch, capacity, splits):
+    tokens = Tokens(batch, 1)
+    turn, attend_all = rotate(sizes, tokens, splits), attend(sizes, tokens, capacity)
+
+    def kernel(*inputs):
+        *products, filled, padding, keys, values = inputs
+        queries, *new = turn(*products, filled, padding)
+        (attended,) = attend_all(queries, keys, values, *new, filled, padding)
+        # The kernel itself writes into the cache.
+        is_new = (mx.arange(capacity) == filled[0])[:, None]
+        return attended, *(mx.where(is_new, x, old) for x, old in zip(new, (keys, values)))
 
     return kernel
 

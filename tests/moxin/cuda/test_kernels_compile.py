@@ -14,6 +14,7 @@ from mlx_vlm.models.moxin.cuda import (
     kernel,
     kv_cache,
     nvrtc,
+    step_attention,
     tower_kernel,
 )
 from mlx_vlm.models.moxin.cuda import layerwise_kernels as kernels
@@ -86,6 +87,7 @@ def decoder_builds(sizes, form, rows=64):
         *(partial(kernels.rotate, sizes, tokens, splits) for splits in (0, 2)),
         partial(kernels.attend, sizes, tokens, 512),
         partial(kernels.attend, sizes, kernels.Tokens(1, 512), 512),
+        *(partial(step_attention.step_attention, sizes, 8, 512, splits) for splits in (0, 2)),
         partial(kv_cache.gather_caches, sizes.dtype, 64, old, new, 512),
     ]
 

@@ -143,6 +143,7 @@ def kernels_in_mlx(kernels_everywhere, monkeypatch):
     """The kernels in MLX, in float32 too: so that everything around them can be compared."""
     for name in ("multiply", "add_norm", "rotate", "attend"):
         monkeypatch.setattr(layerwise_kernels, name, getattr(plain_kernels, name))
+    monkeypatch.setattr(layerwise, "step_attention", plain_kernels.step_attention)
     monkeypatch.setattr(kv_cache, "gather_caches", plain_kernels.gather_caches)
     monkeypatch.setattr(decoder_layers, "DTYPES", (mx.float32,))
     for fused in (fused_step.FusedStep, fused_prompt.FusedPrompt):

@@ -1,0 +1,63 @@
+"""Attention of one new token of each sequence of a batch, appended to the cache in place."""
+
+import functools
+import math
+from collections.abc import Callable
+
+import mlx.core as mx
+
+from . import kernel, kv_cache
+from . import layerwise_kernels as tiling
+from .decoder_layers import DecoderSizes
+
+Attend = Callable[..., tuple[mx.array, mx.array, mx.array]]
+
+
+@functools.lru_cache
+def step_attention(sizes: DecoderSizes, batch: int, capacity: int, splits: int) -> Attend:
+    """Rotates queries and keys, appends keys and values to the cache, and attends to them all.
+
+    Args:
+        batch: number of sequences.
+        capacity: positions of the cache.
+        splits: parts of the product; 0 for three products of MLX.
+
+    Returns:
+        A function of the products of q_proj, k_proj and v_proj (three times the same product if
+        ``splits``, which then has all columns), the numbers of cached and of masked tokens, and
+        the cached keys and values ``[B, KV, capacity, D]``. It gives the result ``[B, H * D]``, and
+        the keys and values with the new ones: the same arrays, for whatever reads them afterwards.
+    """
+    dtype, product = sizes.dtype, mx.float32 if splits else sizes.dtype
+    threads = 32 * tiling.ATTENTION_WARPS
+    tiles = math.ceil(sizes.heads // sizes.kv_heads / tiling.FEW_QUERIES)
+    attend = kernel.build(
+        "step_attention",
+        {
+            "T": dtype,
+            "Product": product,
+            "HEADS": sizes.heads,
+            "KV_HEADS": sizes.kv_heads,
+            "HEAD_DIM": sizes.head_dim,
+            "LOG2_THETA": math.log2(sizes.theta),
+            "WINDOW": sizes.window,
+            "SCALE": sizes.head_dim**-0.5,
+            "TILE_QUERIES": tiling.FEW_QUERIES,
+            "KEY_WARPS": tiling.MANY_QUERIES // tiling.FEW_QUERIES,
+            "THREADS": threads,
+            **tiling.TILING,
+        },
+        [product, product, product, mx.int32, mx.int32, dtype, dtype],
+        {"out": ((batch, sizes.attended), dtype)},
+        {"batch": batch, "capacity": capacity, "splits": splits, "tiles": tiles},
+        blocks=batch * sizes.kv_heads * tiles,
+        threads=threads,
+        shared_memory=tiling.attention_memory(tiling.FEW_QUERIES, sizes.head_dim),
+    )
+
+    def append_and_attend(*arrays: mx.array) -> tuple[mx.array, mx.array, mx.array]:
+        (attended,) = attend(*arrays)
+        keys, values = kv_cache.after(arrays[-2:], attended)
+        return attended, keys, values
+
+    return append_and_attend
