@@ -32,8 +32,10 @@ from .kernel import MIN_SIZE, count_array
 from .step_attention import step_attention
 
 MAX_TOKENS = 512
-# Layers that are submitted to the GPU at a time.
+# Layers that are submitted to the GPU at a time, and how many times before the first of them must
+# be done: each may unpack its weights into memory of their own (436 MB for Moxin).
 LAYERS_AT_ONCE = 2
+MAX_SUBMITTED = 3
 
 Graphs = dict[tuple, Callable]
 # int32 arrays of the number of cached tokens (first element) and, for each sequence, of how many of
@@ -173,7 +175,7 @@ def _hidden(
     norms = [layer.input_norm for layer in layers[1:]] + [last_norm]
     h = x.flatten(0, 1)
     normed = mx.fast.rms_norm(h, layers[0].input_norm, sizes.eps)
-    all_keys, all_values = [], []
+    all_keys, all_values, submitted = [], [], []
     for index, (layer, norm) in enumerate(zip(layers, norms)):
         cached = arrays[2 * index : 2 * index + 2]
         if layer.formats not in graphs:
@@ -192,6 +194,9 @@ def _hidden(
         all_values.append(values)
         if is_prompt and index % LAYERS_AT_ONCE == 0:
             mx.async_eval(h, normed)
+            submitted.append(h)
+            if len(submitted) > MAX_SUBMITTED:
+                mx.eval(submitted.pop(0))
     return normed.reshape(x.shape), all_keys, all_values
 
 
@@ -236,19 +241,23 @@ def _layer(
     """
     qkv, output, gate_up, down = (form._replace(arrays=found) for form, found in zip(forms, arrays))
     products, splits = _multiply(sizes, qkv, normed)
-    if splits:
-        products = 3 * products
+    if len(products) == 1:
+        products, splits = 3 * products, max(1, splits)
+    kind = products[0].dtype
     if tokens is None:
-        attend = step_attention(sizes, len(h), cached[0].shape[2], splits)
+        attend = step_attention(sizes, len(h), cached[0].shape[2], kind, splits)
         attended, keys, values = attend(*products, *places, *cached)
     else:
-        queries, keys, values = kernels.rotate(sizes, tokens, splits)(*products, *places)
+        rotate = kernels.rotate(sizes, tokens, kind, splits)
+        queries, keys, values = rotate(*products, *places)
         attend = kernels.attend(sizes, tokens, (cached or (keys,))[0].shape[2])
         (attended,) = attend(queries, *(cached or (keys, values)), keys, values, *places)
     h, normed = _project(sizes, output, attended, h, norms[0])
     products, splits = _multiply(sizes, gate_up, normed, is_gated=True)
-    gated = products[0] if splits else swiglu(*products)
-    h, normed = _project(sizes, down, gated, h, norms[1])
+    if not splits:
+        halves = products if len(products) == 2 else mx.split(products[0], 2, axis=-1)
+        products = [swiglu(*halves)]
+    h, normed = _project(sizes, down, products[0], h, norms[1])
     return h, normed, keys, values
 
 
@@ -266,17 +275,16 @@ def _multiply(
 ) -> tuple[list[mx.array], int]:
     """``x`` ``[rows, K]`` times all matrices, and the number of parts of the product.
 
-    If there is no kernel for it, one product for each matrix and 0 parts.
+    If there is no kernel for it, MLX's products and 0 parts: one for each matrix, or one for all if
+    they are quantised, since they are unpacked into one matrix.
     """
     form = projection.format
     found = kernels.multiply(sizes.dtype, form, projection.rows, *x.shape, is_gated)
     if found is not None:
         kernel, splits = found
         return kernel(x, *projection.arrays), splits
-    arrays = projection.arrays
+    matrices = projection.arrays
     if form.bits < 16:
-        # MLX needs a minute to compile its quantised product for a prompt's size.
-        options = {"group_size": form.group_size, "bits": form.bits}
-        triples = zip(*(arrays[first::3] for first in range(3)))
-        arrays = [mx.dequantize(*triple, **options) for triple in triples]
-    return [x @ array.T for array in arrays], 0
+        unpack = kernels.unpack_weights(sizes.dtype, form, projection.rows, x.shape[1])
+        matrices = unpack(*projection.arrays)
+    return [x @ matrix.T for matrix in matrices], 0

@@ -35,6 +35,8 @@ MAX_SPLITS = 8
 MULTIPLY_THREADS = 32 * PRODUCT_WARPS
 NORM_THREADS = 512
 ROTATE_THREADS = 256
+# Threads that unpack weights, and how many times eight weights each.
+UNPACK_THREADS, UNPACK_UNITS = 256, 4
 ATTENTION_WARPS = 4
 # Query rows per attention block: 64, or 16 when 64 would leave multiprocessors idle. KEYS: keys per
 # tile, double-buffered.
@@ -148,12 +150,6 @@ def multiply(
     blocks = math.ceil(columns / (PRODUCT_WARPS * warp_columns)) * math.ceil(rows / tiling.rows)
     most_splits = min(MAX_SPLITS, width // TILE_K)
     splits = 1 if is_gated else max(1, min(tiling.target_blocks // blocks, most_splits))
-    names = [[f"{name}_{index}" for name in form.arrays] for index in range(len(matrices))]
-    parameters = [
-        f"const {C_TYPES[kind]}* {name}"
-        for matrix in names
-        for name, kind in zip(matrix, form.dtypes(dtype))
-    ]
     product = kernel.build(
         "narrow_matmul",
         {
@@ -170,21 +166,57 @@ def multiply(
         },
         [dtype, *len(matrices) * form.dtypes(dtype)],
         {"out": ((rows, columns), dtype) if is_gated else ((splits, rows, columns), mx.float32)},
-        {
-            **{f"end_{index}": sum(matrices[: index + 1]) for index in range(3)},
-            "rows": rows,
-            "width": width,
-            "splits": splits,
-        },
-        macros={
-            "MATRIX_PARAMETERS": ", ".join(parameters),
-            "MATRICES": ", ".join(f"{{{', '.join(matrix)}}}" for matrix in names),
-        },
+        {**_ends(matrices), "rows": rows, "width": width, "splits": splits},
+        macros=_matrix_macros(dtype, form, len(matrices)),
         blocks=blocks * splits,
         threads=MULTIPLY_THREADS,
         shared_memory=product_memory(tiling.rows),
     )
     return product, splits
+
+
+def _ends(matrices: tuple[int, ...]) -> dict[str, int]:
+    """Total rows of the matrices up to each of three."""
+    return {f"end_{index}": sum(matrices[: index + 1]) for index in range(3)}
+
+
+def _matrix_macros(dtype: mx.Dtype, form: Format, count: int) -> dict[str, str]:
+    """Declarations of the arrays of ``count`` matrices, and the matrices as initialisers."""
+    names = [[f"{name}_{index}" for name in form.arrays] for index in range(count)]
+    parameters = [
+        f"const {C_TYPES[kind]}* {name}"
+        for matrix in names
+        for name, kind in zip(matrix, form.dtypes(dtype))
+    ]
+    return {
+        "MATRIX_PARAMETERS": ", ".join(parameters),
+        "MATRICES": ", ".join(f"{{{', '.join(matrix)}}}" for matrix in names),
+    }
+
+
+@functools.lru_cache
+def unpack_weights(dtype: mx.Dtype, form: Format, matrices: tuple[int, ...], width: int) -> Kernel:
+    """A kernel of the arrays of up to three quantised matrices with ``width`` columns, to all of
+    them as one plain matrix ``[sum(matrices), width]``.
+    """
+    rows = sum(matrices)
+    return kernel.build(
+        "unpack_weights",
+        {
+            "T": dtype,
+            "BITS": form.bits,
+            "GROUP": form.group_size,
+            "WIDTH": width,
+            "UNITS": UNPACK_UNITS,
+            "THREADS": UNPACK_THREADS,
+        },
+        [*len(matrices) * form.dtypes(dtype)],
+        {"out": ((rows, width), dtype)},
+        _ends(matrices),
+        macros=_matrix_macros(dtype, form, len(matrices)),
+        blocks=math.ceil(rows * width // 8 / (UNPACK_UNITS * UNPACK_THREADS)),
+        threads=UNPACK_THREADS,
+    )
 
 
 @functools.lru_cache
@@ -205,15 +237,19 @@ def add_norm(dtype: mx.Dtype, rows: int, width: int, eps: float, splits: int) ->
 
 
 @functools.lru_cache
-def rotate(sizes: DecoderSizes, tokens: Tokens, splits: int) -> Kernel:
+def rotate(sizes: DecoderSizes, tokens: Tokens, product: mx.Dtype, splits: int) -> Kernel:
     """A kernel that rotates queries and keys.
 
+    Args:
+        product: dtype of the products.
+        splits: parts of one product with all columns; 0 for three products.
+
     Returns:
-        A kernel of the products of q_proj, k_proj and v_proj (three times the same product if
-        ``splits``, which then has all columns) and the numbers of cached and of masked tokens, to
-        queries ``[B, T, H, D]``, keys and values ``[B, KV, T, D]``.
+        A kernel of the products of q_proj, k_proj and v_proj (three times the same one if
+        ``splits``) and the numbers of cached and of masked tokens, to queries ``[B, T, H, D]``,
+        keys and values ``[B, KV, T, D]``.
     """
-    dtype, product = sizes.dtype, mx.float32 if splits else sizes.dtype
+    dtype = sizes.dtype
     shape = (tokens.batch, sizes.kv_heads, tokens.length, sizes.head_dim)
     units = tokens.rows * (sizes.attended + 2 * sizes.keys) // 16
     return kernel.build(

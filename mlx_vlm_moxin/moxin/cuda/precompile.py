@@ -9,14 +9,22 @@ import atexit
 import os
 import queue
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 
+import mlx.core as mx
 import mlx.nn as nn
 
 from . import device, fused_layers, fused_prompt, fused_step, kv_cache, tower_kernel, towers
 from . import layerwise_kernels as kernels
-from .decoder_layers import DecoderSizes, Projection, read_layers, read_projection, read_sizes
+from .decoder_layers import (
+    DecoderLayer,
+    DecoderSizes,
+    Projection,
+    read_layers,
+    read_projection,
+    read_sizes,
+)
 from .errors import UnsupportedError
 from .step_attention import step_attention
 
@@ -24,8 +32,6 @@ MAX_THREADS = 8
 # Tokens of a picture and a question, of a long prompt, of another question; sequences of a batch.
 PROMPT, LONG_PROMPT, QUESTION, BATCH = 288, 384, 24, 8
 CAPACITY = 512
-# Parts of a product: of MLX (0), of ours.
-PRODUCTS = (0, 1)
 
 Build = Callable[[], object]
 
@@ -116,11 +122,12 @@ def _decoder_builds(decoder: nn.Module, head: nn.Module) -> Iterator[Build]:
             yield multiply(layer.gate_up, rows, sizes.hidden, is_gated=True)
             yield multiply(layer.down, rows, sizes.intermediate)
 
+    yield from _unpacks(sizes, alike)
     yield from multiply_layers(PROMPT)
     tokens = kernels.Tokens(1, PROMPT)
     yield partial(kernels.attend, sizes, tokens, CAPACITY)
-    for splits in PRODUCTS:
-        yield partial(kernels.rotate, sizes, tokens, splits)
+    for product in _products(sizes):
+        yield partial(kernels.rotate, sizes, tokens, *product)
     yield from _add_norms(sizes, PROMPT)
     yield multiply(output, 1, sizes.hidden)
     yield from _caches(sizes, len(layers), None, PROMPT)
@@ -137,14 +144,28 @@ def _decoder_builds(decoder: nn.Module, head: nn.Module) -> Iterator[Build]:
                 yield partial(fused_prompt.prompt_kernel, *arguments)
     yield from multiply_layers(LONG_PROMPT)
     yield from multiply_layers(BATCH)
-    for splits in PRODUCTS:
-        yield partial(step_attention, sizes, BATCH, CAPACITY, splits)
+    for product in _products(sizes):
+        yield partial(step_attention, sizes, BATCH, CAPACITY, *product)
     yield from _add_norms(sizes, BATCH)
     yield multiply(output, BATCH, sizes.hidden)
 
 
+def _products(sizes: DecoderSizes) -> list[tuple[mx.Dtype, int]]:
+    """Dtypes and numbers of parts of products: MLX's, and ours."""
+    return [(sizes.dtype, 0), (mx.float32, 1)]
+
+
+def _unpacks(sizes: DecoderSizes, layers: Iterable[DecoderLayer]) -> Iterator[Build]:
+    widths = sizes.hidden, sizes.attended, sizes.hidden, sizes.intermediate
+    for layer in layers:
+        for projection, width in zip(layer.projections, widths):
+            if projection.format.bits < 16:
+                arguments = sizes.dtype, projection.format, projection.rows, width
+                yield partial(kernels.unpack_weights, *arguments)
+
+
 def _add_norms(sizes: DecoderSizes, rows: int) -> Iterator[Build]:
-    for splits in PRODUCTS:
+    for _, splits in _products(sizes):
         yield partial(kernels.add_norm, sizes.dtype, rows, sizes.hidden, sizes.eps, splits)
 
 

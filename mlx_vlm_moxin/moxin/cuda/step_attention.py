@@ -14,22 +14,24 @@ Attend = Callable[..., tuple[mx.array, mx.array, mx.array]]
 
 
 @functools.lru_cache
-def step_attention(sizes: DecoderSizes, batch: int, capacity: int, splits: int) -> Attend:
+def step_attention(
+    sizes: DecoderSizes, batch: int, capacity: int, product: mx.Dtype, splits: int
+) -> Attend:
     """Rotates queries and keys, appends keys and values to the cache, and attends to them all.
 
     Args:
         batch: number of sequences.
         capacity: positions of the cache.
-        splits: parts of the product; 0 for three products of MLX.
+        product: dtype of the products.
+        splits: as in :func:`layerwise_kernels.rotate`.
 
     Returns:
-        A function of the products of q_proj, k_proj and v_proj (three times the same product if
-        ``splits``, which then has all columns), the numbers of cached and of masked tokens, and
-        the cached keys and values ``[B, KV, capacity, D]``. It gives the result ``[B, H * D]``, and
-        the keys and values with the new ones: the same arrays, for whatever reads them afterwards.
+        A function of the products of q_proj, k_proj and v_proj (three times the same one if
+        ``splits``), the numbers of cached and of masked tokens, and the cached keys and values
+        ``[B, KV, capacity, D]``. It gives the result ``[B, H * D]``, and the keys and values with
+        the new ones: the same arrays, for whatever reads them afterwards.
     """
-    dtype, product = sizes.dtype, mx.float32 if splits else sizes.dtype
-    threads = 32 * tiling.ATTENTION_WARPS
+    dtype, threads = sizes.dtype, 32 * tiling.ATTENTION_WARPS
     tiles = math.ceil(sizes.heads // sizes.kv_heads / tiling.FEW_QUERIES)
     attend = kernel.build(
         "step_attention",

@@ -83,6 +83,7 @@ _KEEPING = (
     layerwise_kernels.attend,
     layerwise_kernels.multiply,
     layerwise_kernels.rotate,
+    layerwise_kernels.unpack_weights,
     step_attention.step_attention,
     tower_kernel.tower_layers,
 )

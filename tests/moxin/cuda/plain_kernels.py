@@ -40,14 +40,23 @@ def add_norm(dtype, rows, width, eps, splits):
     return kernel
 
 
-def rotate(sizes, tokens, splits):
+def unpack_weights(dtype, form, matrices, width):
+    def kernel(*arrays):
+        return [mx.concatenate(_weights(form, matrices, arrays))]
+
+    return kernel
+
+
+def rotate(sizes, tokens, product, splits):
     counts = sizes.heads, sizes.kv_heads, sizes.kv_heads
 
     def kernel(*inputs):
         *products, filled, padding = inputs
         if splits:
             ends = [sizes.attended, sizes.attended + sizes.keys]
-            products = mx.split(_whole(products[0], splits), ends, axis=-1)
+            assert products[0].dtype == product
+            whole = _whole(products[0], splits if products[0].ndim == 3 else 0)
+            products = mx.split(whole, ends, axis=-1)
         parts = [
             product.reshape(*tokens, count, sizes.head_dim).swapaxes(1, 2).astype(sizes.dtype)
             for product, count in zip(products, counts)
@@ -82,9 +91,9 @@ def attend(sizes, tokens, capacity):
     return kernel
 
 
-def step_attention(sizes, batch, capacity, splits):
+def step_attention(sizes, batch, capacity, product, splits):
     tokens = Tokens(batch, 1)
-    turn, attend_all = rotate(sizes, tokens, splits), attend(sizes, tokens, capacity)
+    turn, attend_all = rotate(sizes, tokens, product, splits), attend(sizes, tokens, capacity)
 
     def kernel(*inputs):
         *products, filled, padding, keys, values = inputs

@@ -74,6 +74,7 @@ def decoder_builds(sizes, form, rows=64):
     qkv = (sizes.attended, sizes.keys, sizes.keys)
     gate_up = (sizes.intermediate, sizes.intermediate)
     wide = [288, 384] if form.bits < 16 else []
+    products = [(sizes.dtype, 0), (sizes.dtype, 1), (mx.float32, 2)]
     multiply = partial(kernels.multiply, sizes.dtype, form)
     old = (1, sizes.kv_heads, 256, sizes.head_dim)
     new = (1, sizes.kv_heads, rows, sizes.head_dim)
@@ -84,10 +85,11 @@ def decoder_builds(sizes, form, rows=64):
         partial(multiply, gate_up, rows, sizes.hidden, is_gated=True),
         *(partial(multiply, qkv, count, sizes.hidden) for count in wide),
         *(partial(kernels.add_norm, sizes.dtype, rows, sizes.hidden, 1e-5, n) for n in (0, 2)),
-        *(partial(kernels.rotate, sizes, tokens, splits) for splits in (0, 2)),
+        *(partial(kernels.rotate, sizes, tokens, *product) for product in products),
         partial(kernels.attend, sizes, tokens, 512),
         partial(kernels.attend, sizes, kernels.Tokens(1, 512), 512),
-        *(partial(step_attention.step_attention, sizes, 8, 512, splits) for splits in (0, 2)),
+        *(partial(step_attention.step_attention, sizes, 8, 512, *product) for product in products),
+        *(partial(kernels.unpack_weights, sizes.dtype, form, qkv, sizes.hidden) for _ in wide[:1]),
         partial(kv_cache.gather_caches, sizes.dtype, 64, old, new, 512),
     ]
 

@@ -141,7 +141,7 @@ def test_products_without_a_kernel(rows, width, columns, kernels_everywhere):
 @pytest.fixture
 def kernels_in_mlx(kernels_everywhere, monkeypatch):
     """The kernels in MLX, in float32 too: so that everything around them can be compared."""
-    for name in ("multiply", "add_norm", "rotate", "attend"):
+    for name in ("multiply", "unpack_weights", "add_norm", "rotate", "attend"):
         monkeypatch.setattr(layerwise_kernels, name, getattr(plain_kernels, name))
     monkeypatch.setattr(layerwise, "step_attention", plain_kernels.step_attention)
     monkeypatch.setattr(kv_cache, "gather_caches", plain_kernels.gather_caches)
@@ -210,6 +210,21 @@ def test_prompts_between_the_steps_of_a_batch_leave_its_graph(kernels_in_mlx, mo
     run(model, cache, [(3, 1)])
     run(model, filled_cache(9, mx.float32), [(1, 5)])
     assert not compile.called
+
+
+@needs_gpu
+@pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float16])
+@pytest.mark.parametrize(("bits", "group_size"), [(8, 64), (8, 32), (4, 64), (4, 128)])
+@pytest.mark.parametrize("rows", [(96, 32, 32), (64, 64), (1000,)])
+def test_unpacked_weights_are_those_of_mlx(dtype, bits, group_size, rows):
+    form, arrays, expected = decoder_layers.Format(bits, group_size), [], []
+    for count in rows:
+        packed = mx.quantize(mx.random.normal((count, 640)).astype(dtype), group_size, bits)
+        arrays += packed
+        floats = [array.astype(mx.float32) for array in packed[1:]]
+        expected.append(mx.dequantize(packed[0], *floats, group_size, bits).astype(dtype))
+    (actual,) = layerwise_kernels.unpack_weights(dtype, form, rows, 640)(*arrays)
+    assert relative_error(actual, mx.concatenate(expected).astype(mx.float32)) < 2**-10
 
 
 @needs_gpu
