@@ -32,7 +32,7 @@ def windows(count: int, first: int = 0) -> Iterator[slice]:
 
 
 def prompt_windows(count: int) -> Iterator[slice]:
-    """As `windows`, with a short first one if there are several.
+    """As ``windows``, with a short first one if there are several.
 
     A prompt's layers are checked before they are launched, so the GPU starts after the first few.
     """

@@ -46,7 +46,7 @@ def held(cache: Sequence[Cache]) -> list[mx.array]:
 
 
 def is_current(cache: Sequence[Any]) -> bool:
-    """Whether ``cache`` holds what `append` gave it last, with the same number of tokens."""
+    """Whether ``cache`` holds what ``append`` gave it last, with the same number of tokens."""
     if type(cache[0]) not in (KVCache, BatchKVCache):
         return False
     known = _appendable.get(cache[0])
@@ -63,7 +63,7 @@ def reserve(cache: Sequence[Cache], count: int = 1) -> list[mx.array]:
 
     Returns:
         Keys and values of each layer in turn, ``[B, KV, capacity, head_dim]``; pass them to
-        `append` afterwards.
+        ``append`` afterwards.
     """
     arrays = held(cache)
     if cache[0].size() + count <= arrays[0].shape[2] and is_current(cache):
@@ -95,7 +95,7 @@ def _capacity(positions: int) -> int:
 
 
 def empty(layers: int, kv_heads: int, head_dim: int, dtype: mx.Dtype) -> list[mx.array]:
-    """As `reserve`, for caches of one sequence that hold nothing yet."""
+    """As ``reserve``, for caches of one sequence that hold nothing yet."""
     shape = (2 * layers, kv_heads, KVCache.step, head_dim)
     return mx.split(mx.zeros(shape, dtype), 2 * layers)
 
@@ -154,7 +154,7 @@ def gather_caches(
         capacity: positions of the result.
 
     Returns:
-        A kernel of the number of cached tokens (`count_array`), the cached arrays, and the
+        A kernel of the number of cached tokens (``count_array``), the cached arrays, and the
         new arrays, to ``[count * B, KV, capacity, head_dim]``.
     """
     batch, heads, _, width = old or new

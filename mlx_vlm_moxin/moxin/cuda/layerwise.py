@@ -237,7 +237,7 @@ def _layer(
         cached: keys and values of the cache; nothing if it is empty.
 
     Returns:
-        Hidden states, their norm, keys and values (as `_hidden`).
+        Hidden states, their norm, keys and values (as ``_hidden``).
     """
     qkv, output, gate_up, down = (form._replace(arrays=found) for form, found in zip(forms, arrays))
     products, splits = _multiply(sizes, qkv, normed)

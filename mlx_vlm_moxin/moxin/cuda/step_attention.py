@@ -23,7 +23,7 @@ def step_attention(
         batch: number of sequences.
         capacity: positions of the cache.
         product: dtype of the products.
-        splits: as in :func:`layerwise_kernels.rotate`.
+        splits: as in ``layerwise_kernels.rotate``.
 
     Returns:
         A function of the products of q_proj, k_proj and v_proj (three times the same one if
