@@ -4,7 +4,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import pytest
 from mlx.utils import tree_flatten, tree_map_with_path
-from mlx_vlm.models.cache import KVCache
+from mlx_vlm.models.cache import BatchKVCache, KVCache
 from mlx_vlm.models.moxin import language
 from mlx_vlm.models.moxin.cuda import (
     cubin_cache,
@@ -163,6 +163,15 @@ def filled_cache(length, dtype=mx.bfloat16, batch=1, layers=CONFIG["num_hidden_l
         shape = (batch, CONFIG["num_key_value_heads"], length, CONFIG["head_dim"])
         cache.append(KVCache())
         cache[-1].update_and_fetch(*(mx.random.normal(shape).astype(dtype) for _ in range(2)))
+    return cache
+
+
+def batch_cache(length, padding, dtype=mx.bfloat16):
+    """A batch's cache whose rows begin with ``padding`` hidden tokens."""
+    cache = []
+    for layer in filled_cache(length, dtype, len(padding)):
+        cache.append(BatchKVCache(padding))
+        cache[-1].update_and_fetch(*(x[..., :length, :] for x in (layer.keys, layer.values)))
     return cache
 
 

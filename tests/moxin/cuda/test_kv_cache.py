@@ -5,8 +5,8 @@ import copy
 import mlx.core as mx
 import plain_kernels
 import pytest
-from cuda_support import CONFIG, filled, filled_cache, make_decoder, needs_gpu
-from mlx_vlm.models.cache import KVCache
+from cuda_support import CONFIG, batch_cache, filled, filled_cache, make_decoder, needs_gpu
+from mlx_vlm.models.cache import BatchKVCache, KVCache
 from mlx_vlm.models.moxin.cuda import kv_cache
 
 LAYERS, HEADS = CONFIG["num_hidden_layers"], CONFIG["num_key_value_heads"]
@@ -127,10 +127,82 @@ def test_a_kernel_reads_what_the_cache_holds_whoever_wrote_it(change, plain_gath
     assert all(mx.array_equal(a, b).item() for a, b in zip(kept, before))
 
 
-def test_a_full_array_grows(plain_gather):
-    cache = filled_cache(255)
+BATCHES = {
+    "one": lambda length: filled_cache(length),
+    "rows": lambda length: filled_cache(length, batch=3),
+    "batch": lambda length: batch_cache(length, [0, 7, 4]),
+    "batch of one": lambda length: batch_cache(length, [0]),
+}
+
+
+@pytest.mark.parametrize("name", BATCHES)
+def test_a_full_array_grows(name, plain_gather):
+    cache = BATCHES[name](255)
     assert append(cache)[0].shape[2] == 256
     assert append(cache)[0].shape[2] == 512
+
+
+@pytest.mark.parametrize("name", BATCHES)
+def test_tokens_of_a_batch_are_appended_to_the_arrays_of_the_token_before(name, plain_gather):
+    cache, expected = BATCHES[name](10), BATCHES[name](10)
+    first = append(cache)
+    assert are_same(append(cache), first)
+    for layer, other in zip(cache, expected):
+        batch = other.keys.shape[0]
+        other.update_and_fetch(*(mx.zeros((batch, HEADS, 2, 64), mx.bfloat16) for _ in range(2)))
+        assert layer.size() == other.size() == 12
+        assert mx.array_equal(mx.array(layer.offset), mx.array(other.offset))
+        for kind in ("keys", "values"):
+            assert mx.array_equal(
+                getattr(layer, kind)[..., :10, :], getattr(other, kind)[..., :10, :]
+            )
+
+
+def leave(cache):
+    for layer in cache:
+        layer.filter([0, 2])
+    return cache
+
+
+def leave_and_shift(cache):
+    for layer in cache:
+        layer.filter([1, 2])
+    return cache
+
+
+def join(cache):
+    for layer, other in zip(cache, batch_cache(4, [0, 1])):
+        layer.extend(other)
+    return cache
+
+
+def update_batch(cache):
+    for layer in cache:
+        layer.update_and_fetch(*(mx.full((3, HEADS, 1, 64), 7, mx.bfloat16) for _ in range(2)))
+    return cache
+
+
+def update_last_of_batch(cache):
+    return update_batch(trim(cache))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [leave, leave_and_shift, join, trim, copy.deepcopy, update_batch, update_last_of_batch],
+)
+def test_a_batch_that_changes_between_tokens_goes_on_with_what_it_holds(change):
+    cache = batch_cache(10, [0, 7, 4])
+    append(cache)
+    kept = [layer.keys[..., :11, :] for layer in cache]
+    before = [mx.array(keys) for keys in kept]
+    changed = change(cache)
+    length = changed[0].size()
+    held = [mx.array(filled(layer, kind)) for layer in changed for kind in ("keys", "values")]
+    arrays = append(changed)
+    assert all(layer.size() == length + 1 for layer in changed)
+    assert all(mx.array_equal(a[..., :length, :], b).item() for a, b in zip(arrays, held))
+    assert all(mx.array_equal(a, b).item() for a, b in zip(kept, before))
+    assert type(changed[0]) is BatchKVCache
 
 
 @needs_gpu

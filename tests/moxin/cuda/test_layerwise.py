@@ -7,6 +7,7 @@ import plain_kernels
 import pytest
 from cuda_support import (
     CONFIG,
+    batch_cache,
     check,
     empty,
     filled,
@@ -34,15 +35,6 @@ from mlx_vlm.models.moxin.cuda import (
     layerwise,
     layerwise_kernels,
 )
-
-
-def batch_cache(length, padding, dtype=mx.bfloat16):
-    """A batch's cache whose rows begin with ``padding`` hidden tokens."""
-    cache = []
-    for layer in filled_cache(length, dtype, len(padding)):
-        cache.append(BatchKVCache(padding))
-        cache[-1].update_and_fetch(*(x[..., :length, :] for x in (layer.keys, layer.values)))
-    return cache
 
 
 @pytest.fixture
