@@ -58,3 +58,4 @@ def kernels_everywhere(monkeypatch):
     }
     monkeypatch.setattr(device, "enabled", lambda: True)
     monkeypatch.setattr(device, "attribute", attributes.get)
+    monkeypatch.setattr(device, "memory", lambda: 80 * 10**9)

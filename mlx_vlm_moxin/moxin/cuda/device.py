@@ -110,6 +110,15 @@ def max_shared_memory() -> int:
 
 
 @functools.cache
+def memory() -> int:
+    """Bytes of the GPU's memory."""
+    value = ctypes.c_size_t()
+    code = _driver().cuDeviceTotalMem_v2(ctypes.byref(value), _device())
+    _check(code, "cuDeviceTotalMem")
+    return value.value
+
+
+@functools.cache
 def unsupported() -> str | None:
     """Why kernels cannot be used with MLX's GPU, logged once at debug level; None if they can."""
     if not mx.cuda.is_available():

@@ -32,10 +32,9 @@ from .kernel import MIN_SIZE, count_array
 from .step_attention import step_attention
 
 MAX_TOKENS = 512
-# Layers that are submitted to the GPU at a time, and how many times before the first of them must
-# be done: each may unpack its weights into memory of their own (436 MB for Moxin).
+# Layers that are submitted to the GPU at a time. Quantised ones may unpack their weights, into
+# 436 MB per layer of Moxin, so at most twice as many are submitted and not yet computed.
 LAYERS_AT_ONCE = 2
-MAX_SUBMITTED = 3
 
 Graphs = dict[tuple, Callable]
 # int32 arrays of the number of cached tokens (first element) and, for each sequence, of how many of
@@ -175,7 +174,7 @@ def _hidden(
     norms = [layer.input_norm for layer in layers[1:]] + [last_norm]
     h = x.flatten(0, 1)
     normed = mx.fast.rms_norm(h, layers[0].input_norm, sizes.eps)
-    all_keys, all_values, submitted = [], [], []
+    all_keys, all_values, submitted = [], [], None
     for index, (layer, norm) in enumerate(zip(layers, norms)):
         cached = arrays[2 * index : 2 * index + 2]
         if layer.formats not in graphs:
@@ -194,9 +193,9 @@ def _hidden(
         all_values.append(values)
         if is_prompt and index % LAYERS_AT_ONCE == 0:
             mx.async_eval(h, normed)
-            submitted.append(h)
-            if len(submitted) > MAX_SUBMITTED:
-                mx.eval(submitted.pop(0))
+            if submitted is not None and any(form.bits < 16 for form in layer.formats):
+                mx.eval(submitted)
+            submitted = h
     return normed.reshape(x.shape), all_keys, all_values
 
 

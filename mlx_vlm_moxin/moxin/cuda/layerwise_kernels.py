@@ -19,9 +19,11 @@ from .kernel import C_TYPES, Kernel
 ROW_TILES = (16, 32, 64)
 # Tiles of more rows are used with quantised weights, and for up to so many rows: beyond that it is
 # faster to unpack the weights and to use MLX's product, which is always faster for plain weights
-# (docs/speed.md).
+# (docs/speed.md). The unpacked weights of some layers need 2 GB, which smaller GPUs may not have.
 WIDE_ROW_TILES = (96, 128)
-MAX_WIDE_ROWS = {8: 512, 4: 384}
+MAX_WIDE_ROWS = 128
+SMALL_MEMORY = 15 * 10**9
+SMALL_MAX_WIDE_ROWS = {8: 512, 4: 384}
 # Values of K per step of a product, warps of its thread block, and stages of its input.
 TILE_K = 128
 PRODUCT_WARPS = 8
@@ -103,13 +105,20 @@ def find_tiling(form: Format, rows: int) -> Tiling | None:
         if tile < ROW_TILES[-1] or form.bits == 16:
             return Tiling(tile, 2, 2, TARGET_BLOCKS)
         return Tiling(tile, 4, 1, TARGET_BLOCKS)
+    if form.bits == 16 or rows > max_wide_rows(form.bits):
+        return None
     limit = device.max_shared_memory()
     fitting = [tile for tile in WIDE_ROW_TILES if product_memory(tile) <= limit]
-    if not fitting or rows > MAX_WIDE_ROWS.get(form.bits, 0):
+    if not fitting:
         return None
     # The one with the fewest rows left over, or the higher one.
     tile = min(fitting, key=lambda tile: (math.ceil(rows / tile) * tile, -tile))
     return Tiling(tile, 4, 1, device.multiprocessors())
+
+
+def max_wide_rows(bits: int) -> int:
+    """Rows up to which a product unpacks its quantised weights itself."""
+    return MAX_WIDE_ROWS if device.memory() > SMALL_MEMORY else SMALL_MAX_WIDE_ROWS[bits]
 
 
 def product_memory(tile: int) -> int:

@@ -130,6 +130,19 @@ def test_products_without_a_kernel(rows, width, columns, kernels_everywhere):
     assert layerwise_kernels.multiply(mx.bfloat16, form, (columns,), rows, width) is None
 
 
+@pytest.mark.parametrize(
+    ("gigabytes", "bits", "rows", "has_kernel"),
+    [(80, 8, 128, True), (80, 8, 129, False), (80, 16, 65, False)]
+    + [(12, 8, 512, True), (12, 8, 513, False), (12, 4, 384, True), (12, 4, 385, False)],
+)
+def test_small_gpus_do_not_unpack_the_weights_of_prompts(
+    gigabytes, bits, rows, has_kernel, kernels_everywhere, monkeypatch
+):
+    monkeypatch.setattr(device, "memory", lambda: gigabytes * 10**9)
+    form = decoder_layers.Format(bits, 64)
+    assert (layerwise_kernels.find_tiling(form, rows) is not None) is has_kernel
+
+
 @pytest.fixture
 def kernels_in_mlx(kernels_everywhere, monkeypatch):
     """The kernels in MLX, in float32 too: so that everything around them can be compared."""
@@ -222,8 +235,8 @@ def test_unpacked_weights_are_those_of_mlx(dtype, bits, group_size, rows):
 @needs_gpu
 @pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float16])
 @pytest.mark.parametrize(("bits", "group_size"), [(16, 64), (8, 64), (8, 32), (4, 64), (4, 128)])
-# A tile of each size; beyond what our products take.
-@pytest.mark.parametrize("shape", [(2, 5), (2, 15), (2, 30), (1, 100)])
+# A tile of each size; beyond what our products compute.
+@pytest.mark.parametrize("shape", [(2, 5), (2, 15), (2, 30), (1, 100), (1, 200)])
 def test_prompts_after_others_are_as_close_to_float32_as_the_modules(
     dtype, bits, group_size, shape, monkeypatch
 ):
