@@ -5,7 +5,7 @@ from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 from source_checkpoints import HUB, NATIVE_FILES, copy_checkpoint
 from support import REFERENCE
 
-from mlx_vlm_moxin.checkpoints.language_models import LANGUAGE_MODELS
+from mlx_vlm_moxin.checkpoints.language_models import LANGUAGE_MODELS, LLAMA_2, licence_note
 from mlx_vlm_moxin.checkpoints.prismatic_models import PRISMATIC_MODELS
 from mlx_vlm_moxin.checkpoints.sources.language_model import (
     SENTENCEPIECE_FILE,
@@ -83,3 +83,29 @@ def test_every_published_model_but_phi_has_a_known_language_model():
         if model.llm_backbone_id not in LANGUAGE_MODELS
     }
     assert unknown == {"phi-2+3b"}
+
+
+def test_what_the_licence_of_the_language_model_wants():
+    assert licence_note(None) == ""
+    assert licence_note("moxin-7b-pure") == ""
+    assert licence_note("llama2-7b-pure") == LLAMA_2.note
+    assert "Copyright (c) Meta" in LLAMA_2.note
+    assert licence_note("other").startswith("The licence of the language model other applies")
+
+
+@pytest.mark.parametrize(
+    ("name", "layers", "width", "mlp_width", "heads", "kv_heads"),
+    [
+        ("llama2-7b-pure", 32, 4096, 11008, 32, 32),
+        ("vicuna-v15-7b", 32, 4096, 11008, 32, 32),
+        ("llama2-13b-pure", 40, 5120, 13824, 40, 40),
+        ("vicuna-v15-13b", 40, 5120, 13824, 40, 40),
+        ("mistral-v0.1-7b-instruct", 32, 4096, 14336, 32, 8),
+        ("moxin-7b-pure", 36, 4096, 14336, 32, 8),
+    ],
+)
+def test_sizes_of_the_language_models(name, layers, width, mlp_width, heads, kv_heads):
+    config = LANGUAGE_MODELS[name].text_config
+    assert (config["num_hidden_layers"], config["hidden_size"]) == (layers, width)
+    assert (config["intermediate_size"], config["vocab_size"]) == (mlp_width, 32064)
+    assert (config["num_attention_heads"], config["num_key_value_heads"]) == (heads, kv_heads)

@@ -98,3 +98,10 @@ def test_a_base_model_that_is_no_hub_id_is_refused(value):
 
 def test_a_hub_id_is_allowed():
     check_hub_id("--base-model", "moxin-org/Moxin-7B-VLM")
+
+
+@pytest.mark.parametrize(("length", "kept"), [(0, False), (1, True), (199, True), (200, False)])
+def test_a_license_name_is_neither_empty_nor_a_text(tmp_path, length, kept):
+    more = f"license_name: '{'a' * length}'\n"
+    found = read_provenance(*with_card(tmp_path, "other", more=more))
+    assert found.license_name == ("a" * length if kept else None)

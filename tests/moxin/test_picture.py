@@ -361,6 +361,13 @@ def test_a_download_that_does_not_end_well(web, path, part):
     assert part in refusal(web.url + path, max_bytes=10**6, timeout_s=0.5)
 
 
+def test_an_address_that_does_not_answer_is_waited_for_until_the_deadline(web):
+    host, port = web.url.removeprefix("http://").split(":")
+    connections = picture_download._Connections(timeout_s=60, private_addresses=True)
+    with connections, connections._connect((host, int(port))) as connection:
+        assert 0 < connection.gettimeout() <= 60
+
+
 def test_no_thread_is_left_of_a_download(web):
     read_picture(f"{web.url}/plain/photo.png?thread")
     assert not any(isinstance(thread, threading.Timer) for thread in threading.enumerate())

@@ -114,7 +114,7 @@ def read_run(directory: Path) -> Run:
         if missing:
             raise ValueError(f"{directory}/config.json: 'model' has no {', '.join(missing)}")
         values = {name: settings[name] for name in _SETTINGS}
-        run = Run(PrismaticModel(**values), settings.get("llm_max_length", 2048))
+        run = Run(PrismaticModel(**values), settings.get("llm_max_length", Run.max_length))
     names = ("vision_backbone_id", "arch_specifier", "llm_backbone_id")
     check_supported({name: getattr(run.model, name) for name in names})
     return run
