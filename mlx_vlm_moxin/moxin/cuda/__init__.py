@@ -12,10 +12,12 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import mlx.core as mx
+
 from ..language import LanguageModel
 from ..moxin import Model
 from ..vision import VisionModel
-from . import decoder, precompile, towers
+from . import decoder, peers, precompile, towers
 from .device import enabled
 
 __all__ = ["attach", "enabled"]
@@ -26,6 +28,7 @@ def attach() -> None:
     LanguageModel.engine_logits = decoder.logits
     VisionModel.engine_blocks = towers.blocks
     Model.load_weights = _precompiling(Model.load_weights)
+    LanguageModel.shard = _connecting(LanguageModel.shard)
 
 
 def _precompiling(load_weights: Callable[..., Model]) -> Callable[..., Model]:
@@ -38,3 +41,16 @@ def _precompiling(load_weights: Callable[..., Model]) -> Callable[..., Model]:
         return result
 
     return load
+
+
+def _connecting(shard: Callable[..., None]) -> Callable[..., None]:
+    """``shard``, after which the processes' GPUs can add up the decoder's parts themselves."""
+
+    @functools.wraps(shard)
+    def connect(model: LanguageModel, group: mx.distributed.Group | None = None) -> None:
+        group = group or mx.distributed.init()
+        shard(model, group)
+        peers.connect(group)
+        precompile.start_decoder(model)
+
+    return connect

@@ -1,7 +1,8 @@
 """The decoder as the kernels read it, and the strict check that they compute the same.
 
 Supported: bfloat16 and float16; plain matrices and 8 or 4 bits in groups; the Llama blocks of
-mlx-vlm with plain RoPE. Everything else raises ``UnsupportedError`` with the reason.
+mlx-vlm with plain RoPE, whole or sharded over processes by ``LanguageModel.shard``. Everything else
+raises ``UnsupportedError`` with the reason.
 """
 
 import functools
@@ -10,6 +11,7 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
+from mlx.nn.layers import distributed
 
 from ...llama.language import MLP, Attention, TransformerBlock
 from .. import linear
@@ -21,18 +23,35 @@ GROUP_SIZES = (32, 64, 128)
 # A lane reads 16 bytes, which are 32 weights of 4 bits, and eight lanes share a key.
 WIDTH_MULTIPLE = 64
 TRAINING = "the model is being trained"
-PLAIN = (nn.Linear, linear.Linear)
-QUANTIZED = (nn.QuantizedLinear, linear.QuantizedLinear)
+
+
+class Kinds(NamedTuple):
+    """Classes of matrices that the kernels may multiply in the same place."""
+
+    plain: tuple[type[nn.Module], ...]
+    quantized: tuple[type[nn.Module], ...]
+
+
+WHOLE = Kinds((nn.Linear, linear.Linear), (nn.QuantizedLinear, linear.QuantizedLinear))
+# Some rows of a matrix, which give some values of the product.
+SHARDED_ROWS = Kinds((distributed.AllToShardedLinear,), (distributed.QuantizedAllToShardedLinear,))
+# Some columns, the products of which the processes must add up.
+SHARDED_COLUMNS = Kinds(
+    (distributed.ShardedToAllLinear,), (distributed.QuantizedShardedToAllLinear,)
+)
 
 
 class DecoderSizes(NamedTuple):
     """What all layers of a decoder have in common.
+
+    Heads and ``intermediate`` of a sharded decoder are this process's.
 
     Attributes:
         dtype: of activations, norms, plain matrices, scales and biases.
         window: visible positions, 0 for all.
         eps: of the norms.
         theta: base of the RoPE.
+        group: processes over which the decoder is sharded; None for a whole one.
     """
 
     dtype: mx.Dtype
@@ -44,6 +63,7 @@ class DecoderSizes(NamedTuple):
     window: int
     eps: float
     theta: float
+    group: mx.distributed.Group | None = None
 
     @property
     def attended(self) -> int:
@@ -136,12 +156,13 @@ def _quantized_format(bits: int, group_size: int, mode: str) -> Format:
     return Format(bits, group_size)
 
 
-def _format(layer: nn.Module) -> Format:
-    # Compared by class: adapters, shards and subclasses may compute something else.
+def _format(layer: nn.Module, kinds: Kinds) -> Format:
+    # Compared by class: adapters and subclasses may compute something else.
     kind = type(layer)
-    if kind in PLAIN:
+    if kind in kinds.plain:
         return PLAIN_FORMAT
-    require(kind in QUANTIZED, "a matrix is an adapter, a shard or of another class")
+    is_known = kind in kinds.quantized
+    require(is_known, "a matrix is an adapter, sharded in another way or of another class")
     return _quantized_format(layer.bits, layer.group_size, layer.mode)
 
 
@@ -155,17 +176,19 @@ def _expected(form: Format, dtype: mx.Dtype, width: int) -> list[tuple[str, int,
     return list(zip(form.arrays, columns, form.dtypes(dtype)))
 
 
-def read_projection(dtype: mx.Dtype, width: int, *layers: nn.Module) -> Projection:
+def read_projection(
+    dtype: mx.Dtype, width: int, *layers: nn.Module, kinds: Kinds = WHOLE
+) -> Projection:
     """``layers``, which have ``width`` inputs, as one projection.
 
     Raises:
-        UnsupportedError: if they are of different formats or of other dtypes or shapes.
+        UnsupportedError: if they are of different formats or of other classes, dtypes or shapes.
     """
     # The second question about a picture waits for this, which is why it is written to be fast.
-    form, rows, arrays = _format(layers[0]), [], []
+    form, rows, arrays = _format(layers[0], kinds), [], []
     expected = _expected(form, dtype, width)
     for layer in layers:
-        if layer is not layers[0] and _format(layer) is not form:
+        if layer is not layers[0] and _format(layer, kinds) is not form:
             raise UnsupportedError("matrices that are multiplied together are packed apart")
         if len(layer) != len(expected):
             raise UnsupportedError("a matrix has a bias or other parameters")
@@ -199,18 +222,20 @@ def read_sizes(decoder: nn.Module) -> DecoderSizes:
     first = decoder.layers[0]
     require(type(first) is TransformerBlock, "the layers are not mlx-vlm's Llama blocks")
     attention, norm = first.self_attn, decoder.norm
+    group = getattr(attention.o_proj, "group", None)
     require(type(norm) is nn.RMSNorm, "a norm is of another kind")
     require(type(attention.rope) is nn.RoPE, "the RoPE is scaled")
     sizes = DecoderSizes(
         dtype=norm.weight.dtype,
         hidden=norm.weight.shape[0],
-        intermediate=decoder.args.intermediate_size,
+        intermediate=decoder.args.intermediate_size // (group.size() if group else 1),
         heads=attention.n_heads,
         kv_heads=attention.n_kv_heads,
         head_dim=attention.head_dim,
         window=decoder.sliding_window or 0,
         eps=norm.eps,
         theta=float(attention.rope.base),
+        group=group,
     )
     require(sizes.dtype in DTYPES, f"the dtype is {sizes.dtype}")
     embedding = decoder.embed_tokens
@@ -246,13 +271,22 @@ def _read_layer(layer: nn.Module, sizes: DecoderSizes) -> DecoderLayer:
     )
     dtype, hidden = sizes.dtype, sizes.hidden
     qkv = attention["q_proj"], attention["k_proj"], attention["v_proj"]
+    gate_up, inner, outer = (mlp["gate_proj"], mlp["up_proj"]), WHOLE, WHOLE
+    if sizes.group is not None:
+        inner, outer = SHARDED_ROWS, SHARDED_COLUMNS
+        groups = [
+            getattr(part, "group", None)
+            for part in (*qkv, attention["o_proj"], *gate_up, mlp["down_proj"])
+        ]
+        is_one = all(group is sizes.group for group in groups)
+        require(is_one, "layers are sharded over different groups")
     found = DecoderLayer(
         _read_norm(layer["input_layernorm"], sizes),
-        read_projection(dtype, hidden, *qkv),
-        read_projection(dtype, sizes.attended, attention["o_proj"]),
+        read_projection(dtype, hidden, *qkv, kinds=inner),
+        read_projection(dtype, sizes.attended, attention["o_proj"], kinds=outer),
         _read_norm(layer["post_attention_layernorm"], sizes),
-        read_projection(dtype, hidden, mlp["gate_proj"], mlp["up_proj"]),
-        read_projection(dtype, sizes.intermediate, mlp["down_proj"]),
+        read_projection(dtype, hidden, *gate_up, kinds=inner),
+        read_projection(dtype, sizes.intermediate, mlp["down_proj"], kinds=outer),
     )
     require(
         found.qkv.rows == (sizes.attended, sizes.keys, sizes.keys)

@@ -1,10 +1,13 @@
 """The NVIDIA GPU that MLX uses: whether the kernels run on it, and its sizes."""
 
+import contextlib
 import ctypes
 import functools
 import logging
 import os
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
+from typing import Any
 
 import mlx.core as mx
 
@@ -161,6 +164,28 @@ def enabled() -> bool:
     return reason_off() is None
 
 
+@contextlib.contextmanager
+def calls() -> Iterator[Callable[..., None]]:
+    """A function that calls one of the driver's, by name, in the context of MLX's GPU.
+
+    It raises RuntimeError if that returns an error.
+    """
+    driver, context = _driver(), ctypes.c_void_p()
+
+    def call(name: str, *arguments: Any) -> None:
+        _check(getattr(driver, name)(*arguments), name.removesuffix("_v2"))
+
+    call("cuDevicePrimaryCtxRetain", ctypes.byref(context), _device())
+    try:
+        call("cuCtxPushCurrent_v2", context)
+        try:
+            yield call
+        finally:
+            driver.cuCtxPopCurrent_v2(ctypes.byref(ctypes.c_void_p()))
+    finally:
+        driver.cuDevicePrimaryCtxRelease_v2(_device())
+
+
 @functools.cache
 def resident_blocks(cubin: bytes, name: str, threads: int, shared_memory: int) -> int:
     """Number of a kernel's thread blocks that the GPU can run at the same time.
@@ -174,26 +199,15 @@ def resident_blocks(cubin: bytes, name: str, threads: int, shared_memory: int) -
     Raises:
         RuntimeError: if the driver cannot load the kernel or does not allow so much memory.
     """
-    driver, device = _driver(), _device()
-    context, module, function = ctypes.c_void_p(), ctypes.c_void_p(), ctypes.c_void_p()
-    blocks = ctypes.c_int()
-    _check(driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), device), "cuDevicePrimaryCtx")
-    try:
-        _check(driver.cuCtxPushCurrent_v2(context), "cuCtxPushCurrent")
+    module, function, blocks = ctypes.c_void_p(), ctypes.c_void_p(), ctypes.c_int()
+    with calls() as call:
+        call("cuModuleLoadData", ctypes.byref(module), cubin)
         try:
-            _check(driver.cuModuleLoadData(ctypes.byref(module), cubin), "cuModuleLoadData")
-            code = driver.cuModuleGetFunction(ctypes.byref(function), module, name.encode())
-            _check(code, "cuModuleGetFunction")
-            code = driver.cuFuncSetAttribute(function, MAX_DYNAMIC_SHARED_MEMORY, shared_memory)
-            _check(code, "cuFuncSetAttribute")
-            code = driver.cuOccupancyMaxActiveBlocksPerMultiprocessor(
-                ctypes.byref(blocks), function, threads, ctypes.c_size_t(shared_memory)
-            )
-            _check(code, "cuOccupancyMaxActiveBlocksPerMultiprocessor")
+            call("cuModuleGetFunction", ctypes.byref(function), module, name.encode())
+            call("cuFuncSetAttribute", function, MAX_DYNAMIC_SHARED_MEMORY, shared_memory)
+            size = ctypes.c_size_t(shared_memory)
+            question = "cuOccupancyMaxActiveBlocksPerMultiprocessor"
+            call(question, ctypes.byref(blocks), function, threads, size)
         finally:
-            if module:
-                driver.cuModuleUnload(module)
-            driver.cuCtxPopCurrent_v2(ctypes.byref(ctypes.c_void_p()))
-    finally:
-        driver.cuDevicePrimaryCtxRelease_v2(device)
+            call("cuModuleUnload", module)
     return blocks.value * multiprocessors()

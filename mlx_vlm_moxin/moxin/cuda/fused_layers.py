@@ -61,6 +61,7 @@ def build(
     blocks: int,
     threads: int,
     shared_memory: int,
+    further: Sequence[mx.Dtype] = (),
 ) -> Kernel:
     """The kernel ``entry`` of ``count`` layers, for ``launch``.
 
@@ -69,6 +70,7 @@ def build(
         constants: of the file, besides those of the decoder.
         outputs: names, shapes and dtypes; the first is the hidden states after the layers.
         scalars: of the file.
+        further: dtypes of parameters before the layers.
     """
     dtype = sizes.dtype
     parameters, inputs, entries = [], [], {}
@@ -111,7 +113,7 @@ def build(
             "THREADS": threads,
             **constants,
         },
-        [dtype, mx.int32, mx.uint32, *inputs],
+        [dtype, mx.int32, mx.uint32, *further, *inputs],
         outputs,
         scalars,
         macros={
@@ -131,6 +133,7 @@ def launch(
     x: mx.array,
     filled: mx.array,
     arrays: Sequence[mx.array],
+    *further: mx.array,
 ) -> mx.array:
     """Hidden states after ``layers`` of tokens that follow ``filled`` others.
 
@@ -139,10 +142,11 @@ def launch(
         x: hidden states before them.
         filled: what ``kernel.count_array`` gives.
         arrays: keys and values of each of these layers in turn; the kernel writes into them.
+        further: as in ``build``.
     """
     flat = [
         array
         for layer, keys, values in zip(layers, arrays[::2], arrays[1::2])
         for array in (*layer.arrays, keys, values)
     ]
-    return fused(x, filled, kernel.counters(), *flat)[0]
+    return fused(x, filled, kernel.counters(), *further, *flat)[0]

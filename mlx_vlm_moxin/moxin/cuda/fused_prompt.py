@@ -38,7 +38,8 @@ class FusedPrompt:
         """Whether ``inputs`` ``[1, T]`` are few and the caches are plain."""
         widths = (sizes.hidden, sizes.attended, sizes.intermediate)
         return (
-            inputs.shape[0] == 1
+            sizes.group is None
+            and inputs.shape[0] == 1
             and inputs.shape[1] <= tiling.ROW_TILES[-1]
             and caches_fit(cache, (KVCache,), inputs, inputs_embeds, sizes)
             and all(width % tiling.TILE_K == 0 for width in widths)

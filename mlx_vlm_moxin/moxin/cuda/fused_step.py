@@ -3,6 +3,8 @@
 Such a step reads every weight once and computes little. MLX needs some 13 kernels per layer, which
 its host code launches slower than they run, and its quantised product reads at half of the
 memory's speed. Prompts and batches use ``fused_prompt`` and ``layerwise``.
+
+A sharded decoder is computed in the same way, if the GPUs can write into each other's memory.
 """
 
 import functools
@@ -13,7 +15,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ...cache import KVCache
-from . import device, fused_layers, kernel, kv_cache, turns
+from . import device, fused_layers, kernel, kv_cache, peers, turns
 from .decoder_layers import DecoderSizes, are_alike, caches_fit, read_layers
 from .errors import require
 from .graph import compile_graph
@@ -46,6 +48,7 @@ class FusedStep:
         return (
             inputs.shape == (1, 1)
             and inputs_embeds is None
+            and can_add_up(sizes)
             and caches_fit(cache, (KVCache,), inputs, None, sizes)
             and cache[0].offset > 0
         )
@@ -68,6 +71,14 @@ class FusedStep:
         return logits
 
 
+def can_add_up(sizes: DecoderSizes) -> bool:
+    """Whether the kernel adds up the parts of all processes itself, if there are several."""
+    if sizes.group is None:
+        return True
+    found = peers.of(sizes.group)
+    return found is not None and found.fits(sizes.hidden * mx.float32.size)
+
+
 def _compile(decoder: nn.Module, head: nn.Module, sizes: DecoderSizes, capacity: int) -> Any:
     return compile_graph(functools.partial(_step, decoder, head, sizes), [decoder, head])
 
@@ -84,11 +95,12 @@ def _step(
     require(are_alike(arrays, 1, sizes), "caches of other shapes or dtypes")
     layers = read_layers(decoder, sizes)
     x = decoder.embed_tokens(inputs).reshape(-1)
+    addresses = [] if sizes.group is None else [peers.of(sizes.group).addresses]
     for group in fused_layers.groups(layers):
         caches = arrays[2 * group.start : 2 * group.stop]
         some = layers[group]
         fused = step_kernel(sizes, some[0].formats, len(some), arrays[0].shape[2])
-        x = fused_layers.launch(fused, some, x, position, caches)
+        x = fused_layers.launch(fused, some, x, position, caches, *addresses)
     logits = head(decoder.norm(x.reshape(1, 1, -1)))
     return logits, kv_cache.after(arrays, x)
 
@@ -102,22 +114,24 @@ def step_kernel(
     splits = max(1, min(device.multiprocessors() // sizes.heads, MAX_SPLITS))
     memory = shared_memory(sizes, formats)
     require(memory <= device.max_shared_memory(), "a decoding step needs more shared memory")
+    others = None if sizes.group is None else peers.of(sizes.group)
     return fused_layers.build(
-        "fused_step",
+        "fused_step" if others is None else "sharded_step",
         sizes,
         formats,
         count,
-        {"SPLITS": splits},
+        {"SPLITS": splits, **(others.constants if others else {})},
         {
             "out": ((sizes.hidden,), dtype),
             "queries": ((sizes.attended,), dtype),
             "sums": ((sizes.heads * splits * (sizes.head_dim + 2),), mx.float32),
             "gated": ((sizes.intermediate,), dtype),
         },
-        {"capacity": capacity},
+        {"capacity": capacity, **(others.scalars if others else {})},
         blocks=device.multiprocessors(),
         threads=THREADS,
         shared_memory=memory,
+        further=[mx.uint32] if others else [],
     )
 
 

@@ -15,7 +15,7 @@ import mlx.nn as nn
 
 from ...activations import swiglu
 from ...cache import BatchKVCache, KVCache
-from . import device, kv_cache
+from . import device, exchange, kv_cache, turns
 from . import layerwise_kernels as kernels
 from .decoder_layers import (
     DecoderLayer,
@@ -87,6 +87,22 @@ class Layerwise:
         Raises:
             UnsupportedError: if the kernels do not compute the decoder; ``cache`` is as before.
         """
+        if sizes.group is None:
+            return self._run(inputs, inputs_embeds, cache, logits_to_keep, sizes)
+        with turns.turn() as launched:  # processes wait for each other
+            result = self._run(inputs, inputs_embeds, cache, logits_to_keep, sizes)
+            mx.async_eval(result)
+            launched(result)
+        return result
+
+    def _run(
+        self,
+        inputs: mx.array,
+        inputs_embeds: mx.array | None,
+        cache: Sequence[KVCache | BatchKVCache],
+        logits_to_keep: int,
+        sizes: DecoderSizes,
+    ) -> mx.array:
         filled = count_array(cache[0].size())
         if isinstance(cache[0], BatchKVCache):
             padding = mx.pad(cache[0].left_padding, (0, MIN_SIZE))
@@ -265,6 +281,8 @@ def _project(
 ) -> list[mx.array]:
     """``residual`` plus the product, and its norm."""
     (product,), splits = _multiply(sizes, projection, x)
+    if sizes.group is not None:
+        return exchange.add_norm(sizes, product, splits, residual, norm)
     add_norm = kernels.add_norm(sizes.dtype, *residual.shape, sizes.eps, splits)
     return add_norm(product, residual, norm)
 

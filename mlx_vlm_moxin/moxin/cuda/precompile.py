@@ -15,7 +15,17 @@ from functools import partial
 import mlx.core as mx
 import mlx.nn as nn
 
-from . import device, fused_layers, fused_prompt, fused_step, kv_cache, tower_kernel, towers
+from . import (
+    device,
+    exchange,
+    fused_layers,
+    fused_prompt,
+    fused_step,
+    kv_cache,
+    peers,
+    tower_kernel,
+    towers,
+)
 from . import layerwise_kernels as kernels
 from .decoder_layers import (
     DecoderLayer,
@@ -44,6 +54,12 @@ def start(model: nn.Module) -> None:
     """Compile the kernels of ``model``, a ``Model`` with weights assigned, in the background."""
     if device.enabled():
         run(list(builds(model)))
+
+
+def start_decoder(model: nn.Module) -> None:
+    """The same for the decoder of ``model``, a ``LanguageModel`` that has been sharded."""
+    if device.enabled():
+        run(_unless_unsupported(lambda: _decoder_builds(model.model, model.lm_head)))
 
 
 def run(found: Sequence[Build]) -> None:
@@ -131,12 +147,12 @@ def _decoder_builds(decoder: nn.Module, head: nn.Module) -> Iterator[Build]:
     yield from _add_norms(sizes, PROMPT)
     yield multiply(output, 1, sizes.hidden)
     yield from _caches(sizes, len(layers), None, PROMPT)
-    for group in fused_layers.groups(layers):
+    for group in fused_layers.groups(layers) if fused_step.can_add_up(sizes) else ():
         some = layers[group]
         arguments = sizes, some[0].formats, len(some), CAPACITY
         yield partial(fused_step.step_kernel, *arguments)
     yield from _caches(sizes, len(layers), CAPACITY, None)
-    for tokens in (QUESTION, *kernels.ROW_TILES):
+    for tokens in (QUESTION, *kernels.ROW_TILES) if sizes.group is None else ():
         for window in fused_layers.prompt_windows(len(layers)):
             for group in fused_layers.groups(layers[window]):
                 some = layers[window][group]
@@ -166,7 +182,11 @@ def _unpacks(sizes: DecoderSizes, layers: Iterable[DecoderLayer]) -> Iterator[Bu
 
 def _add_norms(sizes: DecoderSizes, rows: int) -> Iterator[Build]:
     for _, splits in _products(sizes):
-        yield partial(kernels.add_norm, sizes.dtype, rows, sizes.hidden, sizes.eps, splits)
+        arguments = sizes.dtype, rows, sizes.hidden, sizes.eps, splits
+        if sizes.group is None or peers.of(sizes.group) is None:
+            yield partial(kernels.add_norm, *arguments)
+        else:
+            yield partial(exchange.exchange_norm, *arguments, sizes.group)
 
 
 def _caches(sizes: DecoderSizes, layers: int, old: int | None, new: int | None) -> Iterator[Build]:

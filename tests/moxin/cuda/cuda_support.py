@@ -10,6 +10,7 @@ from mlx_vlm.models.moxin.cuda import (
     cubin_cache,
     decoder,
     device,
+    exchange,
     fused_prompt,
     fused_step,
     kernel,
@@ -75,6 +76,7 @@ def recording(calls: list[str]):
 
 # Found when the tests start, since tests replace some of them.
 _KEEPING = (
+    exchange.exchange_norm,
     fused_prompt.prompt_kernel,
     fused_step.step_kernel,
     kernel.compiled,

@@ -8,12 +8,14 @@ import mlx.core as mx
 import pytest
 from mlx_vlm.models.moxin.cuda import (
     device,
+    exchange,
     fused_layers,
     fused_prompt,
     fused_step,
     kernel,
     kv_cache,
     nvrtc,
+    peers,
     step_attention,
     tower_kernel,
 )
@@ -120,6 +122,19 @@ def test_kernels_of_other_decoders_compile(sizes, on):
     on("sm_90")
     step, _prompt, *others = decoder_builds(sizes, Format(16, 0), 16)
     build_all([step, *others])
+
+
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90", "sm_120"])
+def test_kernels_of_a_sharded_decoder_compile(architecture, on, monkeypatch):
+    on(architecture)
+    group = object()
+    others = peers.Peers(mx.zeros((2, 2), mx.uint32), rank=1, size=2)
+    monkeypatch.setitem(peers._connections, group, others)
+    sizes = MOXIN._replace(heads=16, kv_heads=4, intermediate=7168, group=group)
+    form = FORMATS[["sm_80", "sm_90", "sm_120"].index(architecture)]
+    layers, arguments = fused_layers.LAYERS_AT_ONCE, (mx.bfloat16, 32, 4096, 1e-5)
+    step = partial(fused_step.step_kernel, sizes, 4 * (form,), layers, 512)
+    build_all([step, *(partial(exchange.exchange_norm, *arguments, n, group) for n in (0, 8))])
 
 
 def test_a_kernel_that_does_not_compile_says_why(compiler):

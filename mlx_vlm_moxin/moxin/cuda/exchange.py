@@ -1,0 +1,66 @@
+"""The sums of a decoder that is sharded over processes, where each layer has kernels of its own."""
+
+import functools
+import math
+
+import mlx.core as mx
+
+from . import device, kernel, peers
+from . import layerwise_kernels as kernels
+from .decoder_layers import DecoderSizes
+from .kernel import Kernel
+
+THREADS = 256
+
+
+def add_norm(
+    sizes: DecoderSizes, product: mx.array, splits: int, residual: mx.array, norm: mx.array
+) -> list[mx.array]:
+    """``residual`` plus the products of all processes, and its norm.
+
+    Args:
+        product: of this process, as in ``layerwise_kernels``; each is rounded to the model's dtype.
+        splits: number of its parts.
+        residual: hidden states ``[rows, hidden]``, the same in all processes.
+        norm: weight of the norm.
+    """
+    dtype, shape, group = sizes.dtype, residual.shape, sizes.group
+    found = peers.of(group)
+    if found is not None and found.fits(residual.nbytes):
+        exchange = exchange_norm(dtype, *shape, sizes.eps, splits, group)
+        return exchange(product, residual, norm, found.addresses)
+    if splits:
+        product = product.sum(axis=0).astype(dtype)
+    product = mx.distributed.all_sum(product, group=group)
+    return kernels.add_norm(dtype, *shape, sizes.eps, 0)(product, residual, norm)
+
+
+@functools.lru_cache
+def exchange_norm(
+    dtype: mx.Dtype,
+    rows: int,
+    width: int,
+    eps: float,
+    splits: int,
+    group: mx.distributed.Group,
+) -> Kernel:
+    """As ``layerwise_kernels.add_norm``, with the processes' addresses as the last input."""
+    found, product = peers.of(group), mx.float32 if splits else dtype
+    units = rows * width // 8
+    return kernel.build(
+        "exchange_norm",
+        {
+            "T": dtype,
+            "Product": product,
+            "WIDTH": width,
+            "EPS": eps,
+            "THREADS": THREADS,
+            **found.constants,
+        },
+        [product, dtype, dtype, mx.uint32],
+        {"sum": ((rows, width), dtype), "normed": ((rows, width), dtype)},
+        {"rows": rows, "splits": splits, **found.scalars},
+        blocks=min(device.multiprocessors(), math.ceil(units / THREADS)),
+        threads=THREADS,
+        waits=True,
+    )
