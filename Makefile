@@ -9,13 +9,16 @@ comma := ,
 EXTRAS := test$(if $(BACKEND),$(comma)$(BACKEND))
 BIN := .venv/bin
 CHECKPOINT := tests/moxin_tiny/checkpoint
+ACTION_CHECKPOINT := tests/openvla_tiny/checkpoint
 PICTURE := tests/moxin_tiny/demo.png
 JOBS ?= auto
 
-.PHONY: help demo test test-ui coverage soak clients matrix lint format docs pages lock newest clean
+.PHONY: help demo demo-act test test-ui coverage soak clients matrix lint format docs pages lock newest clean
 
 help:
 	@echo "make demo    convert the bundled checkpoint to 8 bits in ./moxin and ask about a picture"
+	@echo "make demo-act  convert the bundled action model to 8 bits in ./openvla-tiny, serve it, let it"
+	@echo "            act in one episode, and draw that as episode.gif"
 	@echo "make test    run the tests (JOBS=n for n processes)"
 	@echo "make test-ui the chat in a browser (needs Chromium and its driver)"
 	@echo "make coverage  the tests, and which lines and branches they ran"
@@ -36,6 +39,12 @@ demo: .venv/ready moxin/config.json
 
 moxin/config.json: | .venv/ready
 	$(BIN)/python -m mlx_vlm convert --hf-path $(CHECKPOINT) --mlx-path moxin -q --q-bits 8
+
+demo-act: .venv/ready openvla-tiny/config.json
+	cd tests && ../$(BIN)/python -m openvla_tiny.demo ../openvla-tiny --output ../episode.gif
+
+openvla-tiny/config.json: | .venv/ready
+	$(BIN)/python -m mlx_vlm convert --hf-path $(ACTION_CHECKPOINT) --mlx-path openvla-tiny -q --q-bits 8
 
 test: .venv/ready
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
@@ -93,7 +102,7 @@ newest:
 	.venv-newest/bin/python -m pytest -n $(JOBS) --dist loadfile
 
 clean:
-	rm -rf .venv .venv-newest .venv-ui .venv-clients moxin htmlcov .coverage
+	rm -rf .venv .venv-newest .venv-ui .venv-clients moxin openvla-tiny episode.gif htmlcov .coverage
 
 # Another backend or Python makes the environment anew.
 ifneq ($(PYTHON) $(BACKEND),$(MADE_WITH_PYTHON) $(MADE_WITH_BACKEND))

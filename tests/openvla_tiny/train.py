@@ -56,6 +56,12 @@ def load_log(state: Path) -> dict[str, Any]:
         return json.loads(file.metadata()["log"])
 
 
+def rounded(rows: list[mx.array]) -> list[float]:
+    """The mean of rows of numbers, as a log has it."""
+    mean = np.mean([np.array(row, np.float64) for row in rows], axis=0)
+    return np.round(mean, 5).tolist()
+
+
 def rate_at(progress: float, highest: float) -> float:
     """Learning rate after a share ``progress`` of the training: a rise, then half a cosine."""
     if progress < RISE:
@@ -130,24 +136,26 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
     started = None
     with tqdm(initial=done, total=steps, unit="step", mininterval=2) as progress:
         for number, batch in enumerate(made, start=done + 1):
-            if started is None:
-                started = time.monotonic() - log["seconds"]
             share = number / steps
-            if args.seconds:
+            if args.seconds and started is not None:
                 share = max(share, (time.monotonic() - started) / args.seconds)
             is_last = number == steps or share >= 1
             optimizer.learning_rate = rate_at(share, args.learning_rate)
             vector, average, losses = step(vector, average, *map(mx.array, batch))
             mx.async_eval(losses, vector, average, optimizer.state)
+            if started is None:
+                # On an NVIDIA GPU the first step waits minutes for kernels that are compiled.
+                mx.eval(losses)
+                started = time.monotonic() - log["seconds"]
             recent.append(losses)
             progress.update()
             if number % args.report == 0 or is_last:
-                curve.append([number, *np.round(np.mean(np.array(recent), axis=0), 5).tolist()])
+                curve.append([number, *rounded(recent)])
                 recent = []
             if number % (args.report * 10) == 0 or is_last:
                 weights.load(weights.split(average))
-                found = np.mean([np.array(learner.validate(batch)) for batch in held_out], axis=0)
-                validation.append([number, *np.round(found, 5).tolist()])
+                found = rounded([learner.validate(batch) for batch in held_out])
+                validation.append([number, *found])
                 log["seconds"] = round(time.monotonic() - started)
                 progress.set_postfix(
                     train=f"{curve[-1][1]:.4f}",
