@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from mlx_vlm_moxin.checkpoints import published
 from mlx_vlm_moxin.library.sizes import MOXIN_7B, cache_bytes, part_bytes
 
 ROOT = Path(__file__).parents[1]
@@ -21,6 +22,19 @@ def test_the_memory_that_a_width_needs_is_the_computed_one(width, bits):
     needed = sum(part_bytes(MOXIN_7B, bits).values()) + CONTEXT * cache_bytes(MOXIN_7B)
     assert rows
     assert all(f"| {needed / 1e9:.1f} GB |" in row for row in rows)
+
+
+def test_it_is_cloned_from_the_projects_address():
+    assert published.clone_command() in README.splitlines()
+    explained = "`ADDRESS` is where you found this page" in README
+    assert explained == (published.PROJECT_URL is None)
+
+
+def test_a_new_address_has_to_be_written_into_the_clone_line(monkeypatch):
+    monkeypatch.setattr(published, "PROJECT_URL", "https://example.org/x")
+    line = "git clone https://example.org/x mlx-vlm-moxin && cd mlx-vlm-moxin"
+    assert published.clone_command() == line
+    assert line not in README
 
 
 def test_it_is_short():

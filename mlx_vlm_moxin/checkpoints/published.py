@@ -4,8 +4,9 @@ from mlx_vlm.models.moxin.config import ModelConfig
 from mlx_vlm.models.moxin.text_config import TextConfig
 
 PACKAGE = "mlx-vlm-moxin"
-# Where this package's repository can be cloned from. None until it has a public address; then
-# also `Repository` in [project.urls] of pyproject.toml.
+# Where this package's repository can be cloned from. None until it has a public address. Model
+# cards name it; README's clone line and `Repository` in [project.urls] of pyproject.toml are
+# compared with it by tests, which fail with what to write there.
 PROJECT_URL: str | None = None
 # The package is on no index: a name that somebody else could register is no install line.
 INSTALL_PATH = f"./{PACKAGE}"
@@ -13,6 +14,11 @@ INSTALL_PATH = f"./{PACKAGE}"
 MOXIN_7B_ID = "moxin-org/Moxin-7B-VLM"
 # config.json of the HF-converted checkpoint; all else are the defaults of the config classes.
 MOXIN_7B = ModelConfig(text_config=TextConfig(num_hidden_layers=36, vocab_size=32064))
+
+
+def clone_command() -> str:
+    """The line of README that gets the repository; without an address, with a word for it."""
+    return f"git clone {PROJECT_URL or 'ADDRESS'} {PACKAGE} && cd {PACKAGE}"
 
 
 def install_text() -> str:
