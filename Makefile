@@ -13,13 +13,17 @@ ACTION_CHECKPOINT := tests/openvla_tiny/checkpoint
 PICTURE := tests/moxin_tiny/demo.png
 JOBS ?= auto
 
-.PHONY: help demo demo-act test test-ui coverage soak clients matrix lint format docs pages lock newest clean
+# tests/conftest.py puts the long files first, which xdist's own order would undo.
+PYTEST := -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
+
+.PHONY: help demo demo-act test test-all test-ui coverage soak clients matrix lint format docs pages lock newest clean
 
 help:
 	@echo "make demo    convert the bundled checkpoint to 8 bits in ./moxin and ask about a picture"
 	@echo "make demo-act  convert the bundled action model to 8 bits in ./openvla-tiny, serve it, let it"
 	@echo "            act in one episode, and draw that as episode.gif"
 	@echo "make test    run the tests (JOBS=n for n processes)"
+	@echo "make test-all  the slow tests too"
 	@echo "make test-ui the chat in a browser (needs Chromium and its driver)"
 	@echo "make coverage  the tests, and which lines and branches they ran"
 	@echo "make soak    five minutes of mixed requests from 16 clients against the server"
@@ -47,7 +51,10 @@ openvla-tiny/config.json: | .venv/ready
 	$(BIN)/python -m mlx_vlm convert --hf-path $(ACTION_CHECKPOINT) --mlx-path openvla-tiny -q --q-bits 8
 
 test: .venv/ready
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+	$(BIN)/python $(PYTEST) -m "not slow"
+
+test-all: .venv/ready
+	$(BIN)/python $(PYTEST)
 
 # gradio needs a Pillow older than the pinned one; Chromium and its driver come from the system.
 test-ui:
@@ -57,7 +64,7 @@ test-ui:
 
 coverage: .venv/ready
 	$(BIN)/python -m pip install -q "coverage>=7.10" "pytest-cov>=7"
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --cov --cov-report term --cov-report html
+	$(BIN)/python $(PYTEST) --cov --cov-report term --cov-report html
 
 soak: .venv/ready
 	$(BIN)/python tests/plugin/server/soak.py --seconds 300
@@ -99,7 +106,7 @@ lock: .venv/ready
 
 newest:
 	$(MAKE) .venv-newest/ready VENV=.venv-newest CONSTRAINTS=
-	.venv-newest/bin/python -m pytest -n $(JOBS) --dist loadfile
+	.venv-newest/bin/python $(PYTEST)
 
 clean:
 	rm -rf .venv .venv-newest .venv-ui .venv-clients moxin openvla-tiny episode.gif htmlcov .coverage

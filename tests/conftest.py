@@ -9,6 +9,27 @@ from mlx_vlm import convert, load
 from mlx_vlm.models.moxin.cuda import device
 from support import HF_CHECKPOINT
 
+# The files that take longest, first: a process that begins one at the end keeps the others waiting.
+LONG_FILES = (
+    "plugin/server/test_requests.py",
+    "moxin/cuda/test_kernels_compile.py",
+    "plugin/server/test_soak.py",
+    "test_install.py",
+    "test_main_job.py",
+    "library/test_command_line.py",
+    "entry_points/test_generate_options.py",
+    "moxin/test_family.py",
+)
+
+
+def _rank(item: pytest.Item) -> int:
+    path = item.path.as_posix()
+    return next((i for i, name in enumerate(LONG_FILES) if path.endswith(f"/{name}")), 99)
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=_rank)
+
 
 @pytest.fixture(scope="session")
 def bf16_model():

@@ -33,7 +33,19 @@ ARCHITECTURES = {
     "sm_100": (148, 227 * KILOBYTE),
     "sm_120": (170, 99 * KILOBYTE),
 }
-FORMATS = (Format(16, 0), Format(8, 64), Format(4, 64))
+# To save time, one format for each architecture and the highest tile for one: what differs between
+# architectures does not depend on these.
+FORMATS = {
+    "sm_80": Format(8, 64),
+    "sm_86": Format(4, 64),
+    "sm_89": Format(16, 0),
+    "sm_90": Format(16, 0),
+    "sm_100": Format(8, 64),
+    "sm_120": Format(4, 64),
+}
+# The oldest, the newest and that with the most shared memory: each format and each size of it.
+# `make test-all` compiles the others.
+BY_DEFAULT = ("sm_80", "sm_90", "sm_120")
 MOXIN = DecoderSizes(mx.bfloat16, 4096, 14336, 32, 8, 128, 4096, 1e-5, 10000.0)
 VICUNA_7B = DecoderSizes(mx.bfloat16, 4096, 11008, 32, 32, 128, 0, 1e-5, 10000.0)
 LLAMA_13B = DecoderSizes(mx.float16, 5120, 13824, 40, 40, 128, 0, 1e-5, 10000.0)
@@ -107,14 +119,17 @@ def build_all(builds):
         assert all(pool.map(lambda build: build(), builds))
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize(
+    "architecture",
+    [
+        pytest.param(name, marks=() if name in BY_DEFAULT else pytest.mark.slow)
+        for name in ARCHITECTURES
+    ],
+)
 def test_all_kernels_compile(architecture, on):
     on(architecture)
-    # To save time, one format for each architecture and the highest tile for one: what differs
-    # between architectures does not depend on these.
-    form = FORMATS[list(ARCHITECTURES).index(architecture) % len(FORMATS)]
     rows = kernels.ROW_TILES[-1 if architecture == "sm_90" else 0]
-    build_all([tower_build(), *decoder_builds(MOXIN, form, rows)])
+    build_all([tower_build(), *decoder_builds(MOXIN, FORMATS[architecture], rows)])
 
 
 @pytest.mark.parametrize("sizes", [VICUNA_7B, LLAMA_13B], ids=["7B without groups", "13B"])
