@@ -40,8 +40,6 @@ def _mlx_lm(entry: str, width: str, name: str, **options) -> Side:
 def _decode_batch(sizes: Sizes, width: str) -> Measure:
     """Many rows: the benchmark's loop, and in bfloat16 the libraries' batch generators."""
     loop, batch = "benchmark's loop", {"batch": sizes.batch}
-    if width != BF16:
-        batch["tokens"] = sizes.tokens_quantised_batch
     ours, without = _ours("mlx_decode:loop", width, f"ours, {loop}", **batch)
     sides = [ours, without, _mlx_lm("mlx_decode:loop", width, loop, **batch)]
     if width == BF16:
@@ -96,8 +94,6 @@ def _loops(sizes: Sizes, width: str) -> tuple[Measure, ...]:
         ("decode-batch-8", sizes.small_batch, sizes.context),
     ):
         options = {"batch": batch, "context": context}
-        if width != BF16 and batch > 1:
-            options["tokens"] = sizes.tokens_quantised_batch
         measures.append(
             Measure(
                 f"{name}{_suffix(width)}",

@@ -61,13 +61,7 @@ def _rate(steps: Iterator, count: int) -> float:
     return count / (time.perf_counter() - start)
 
 
-def loop(
-    models: Models,
-    model: str,
-    batch: int = 1,
-    tokens: int | None = None,
-    context: int | None = None,
-) -> Run:
+def loop(models: Models, model: str, batch: int = 1, context: int | None = None) -> Run:
     """The benchmark's greedy loop, which works ahead by one token."""
     decoder, forward = _forward(models[model])
     context = context or models.sizes.context
@@ -87,7 +81,7 @@ def loop(
             ids = following
 
     def run() -> float:
-        rate = _rate(steps(), tokens or models.sizes.tokens)
+        rate = _rate(steps(), models.sizes.tokens)
         _cut(cache, context)
         return batch * rate
 

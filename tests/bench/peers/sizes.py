@@ -64,7 +64,6 @@ class Sizes:
         prompt: tokens of a long prompt.
         chunk: tokens of it that are computed at a time.
         tokens: tokens decoded per round.
-        tokens_quantised_batch: the same for a quantised batch, which is slow with MLX's kernels.
         small_batch: rows that are decoded together where few are.
         batch: the same where many are.
         robots: actions that are computed in one pass.
@@ -80,7 +79,6 @@ class Sizes:
     prompt: int = 2000
     chunk: int = 512
     tokens: int = 64
-    tokens_quantised_batch: int = 16
     small_batch: int = 8
     batch: int = 32
     robots: int = 8
@@ -101,7 +99,6 @@ SMALL = Sizes(
     prompt=50,
     chunk=16,
     tokens=6,
-    tokens_quantised_batch=3,
     small_batch=2,
     batch=3,
     picture=(64, 48),

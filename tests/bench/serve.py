@@ -1,0 +1,155 @@
+"""``python -m bench.serve CHECKPOINT``, run in ``tests``: the server under clients with pictures.
+
+Starts ``mlx_vlm_moxin server`` and has 1, 8, 32 and 64 clients ask one question after another, each
+about a picture that the server has not seen, answers streamed. Prints the tokens per second of
+all clients together and the time to the first token.
+"""
+
+import argparse
+import base64
+import http.client
+import io
+import json
+import statistics
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from server_process import Server
+
+WORDS = " ".join(f"w{100 + index}" for index in range(30))
+TIMEOUT_S = 120
+WIDTH, HEIGHT = 640, 480
+
+
+class MoxinServer(Server):
+    """Our server, with its safe defaults."""
+
+    command = ("mlx_vlm_moxin", "server")
+
+
+def picture(seed: int) -> str:
+    """A JPEG that is as much work to decode as a photograph, as a data URI."""
+    values = np.random.default_rng(seed).integers(0, 256, (48, 64, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(values).resize((WIDTH, HEIGHT)).save(file, "JPEG", quality=90)
+    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+class Load:
+    """``clients`` threads that send one request after another for ``seconds``.
+
+    Attributes:
+        first_token: seconds of each request that began to be answered in time.
+        tokens: number of tokens that arrived in time.
+        errors: what went wrong.
+    """
+
+    def __init__(self, server: Server, clients: int, seconds: float, max_tokens: int):
+        self._server, self._max_tokens, self._seconds = server, max_tokens, seconds
+        self._lock, self._seed = threading.Lock(), 1000 * clients
+        self.first_token: list[float] = []
+        self.tokens = 0
+        self.errors: list[str] = []
+        self._threads = [threading.Thread(target=self._client) for _ in range(clients)]
+
+    def run(self) -> dict[str, Any]:
+        """Tokens per second, and quartiles of the time to the first token in seconds."""
+        self._end = time.monotonic() + self._seconds
+        for thread in self._threads:
+            thread.start()
+        for thread in self._threads:
+            thread.join()
+        found = {"clients": len(self._threads), "tokens_per_second": self.tokens / self._seconds}
+        found["requests"] = len(self.first_token)
+        if self.first_token:
+            found["first_token_median"] = statistics.median(self.first_token)
+            found["first_token_worst"] = max(self.first_token)
+        return {**found, "errors": self.errors[:3]}
+
+    def _client(self) -> None:
+        while time.monotonic() < self._end:
+            with self._lock:
+                self._seed += 1
+                seed = self._seed
+            try:
+                self._ask(picture(seed))
+            except Exception as error:
+                with self._lock:
+                    self.errors.append(repr(error)[:200])
+                return
+
+    def _ask(self, uri: str) -> None:
+        content = [
+            {"type": "image_url", "image_url": {"url": uri}},
+            {"type": "text", "text": WORDS},
+        ]
+        body = {
+            "model": self._server.model,
+            "messages": [{"role": "user", "content": content}],
+            "max_tokens": self._max_tokens,
+            "temperature": 1,
+            "stream": True,
+        }
+        start = time.monotonic()
+        connection = http.client.HTTPConnection("127.0.0.1", self._server.port, timeout=TIMEOUT_S)
+        headers = {"Content-Type": "application/json"}
+        connection.request("POST", "/v1/chat/completions", json.dumps(body), headers)
+        response = connection.getresponse()
+        if response.status != 200:
+            raise RuntimeError(response.read()[:200])
+        is_first = True
+        for line in response:
+            if not line.startswith(b"data: {"):
+                continue
+            choices = json.loads(line[len("data: ") :]).get("choices") or [{}]
+            text = (choices[0].get("delta") or {}).get("content")
+            now = time.monotonic()
+            if text and now < self._end:
+                with self._lock:
+                    # A token is a word.
+                    self.tokens += len(text.split())
+                    if is_first:
+                        self.first_token.append(now - start)
+                is_first = False
+        connection.close()
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command; ``--json`` holds what was measured so far."""
+    parser = argparse.ArgumentParser("python -m bench.serve", description=__doc__)
+    parser.add_argument("checkpoint", type=Path, help="see python -m bench.full_size")
+    parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, 32, 64])
+    parser.add_argument("--seconds", type=float, default=8)
+    parser.add_argument("--max-tokens", type=int, default=64)
+    parser.add_argument("--kernels", nargs="+", choices=["on", "off"], default=["on", "off"])
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything to this file")
+    args = parser.parse_args(argv)
+    done: dict[str, list[dict[str, Any]]] = {}
+    print("| kernels | clients | tokens/s | first token, median | worst |")
+    print("|---|--:|--:|--:|--:|", flush=True)
+    for kernels in args.kernels:
+        environment = {"MLX_VLM_MOXIN_KERNELS": str(int(kernels == "on"))}
+        log = Path(f"/tmp/moxin-bench-serve-{kernels}.log")
+        with MoxinServer(args.checkpoint, log, **environment) as server:
+            # Compiles what the first requests of each batch size need.
+            for clients in args.clients:
+                Load(server, clients, 1.0, 16).run()
+            for clients in args.clients:
+                found = Load(server, clients, args.seconds, args.max_tokens).run()
+                done.setdefault(f"kernels {kernels}", []).append(found)
+                cells = [kernels, str(clients), f"{found['tokens_per_second']:,.0f}"]
+                for name in ("first_token_median", "first_token_worst"):
+                    cells.append(f"{found[name]:.2f} s" if name in found else "")
+                errors = f" {found['errors']}" if found["errors"] else ""
+                print(f"| {' | '.join(cells)} |{errors}", flush=True)
+                if args.json:
+                    args.json.write_text(json.dumps(done, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

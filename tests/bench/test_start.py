@@ -1,0 +1,43 @@
+"""Checkpoints of random weights, and what is measured with them, in small sizes."""
+
+import json
+
+import pytest
+
+from bench import conversion, full_size, serve, start
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("full-size")
+    full_size.main([str(folder), "--bits", "8", "--small"])
+    return folder / "8"
+
+
+def test_a_start_is_timed_in_parts(checkpoint, tmp_path, capsys):
+    file = tmp_path / "start.json"
+    start.main([str(checkpoint), "--kernels", "on", "--warm", "1", "--json", str(file)])
+    (found,) = json.loads(file.read_text(encoding="utf-8")).values()
+    for parts in found.values():
+        whole = parts["imported"] + parts["loaded"] + parts["first token"]
+        assert parts["all"] == pytest.approx(whole, abs=1e-3)
+    assert "| 8 | on | cold |" in capsys.readouterr().out
+
+
+def test_a_command_that_fails_is_an_error(tmp_path):
+    with pytest.raises(RuntimeError, match="The command failed"):
+        start.run(tmp_path / "none", tmp_path / "none.png", tmp_path, True)
+
+
+def test_clients_get_tokens_from_a_server(checkpoint, tmp_path):
+    file = tmp_path / "serve.json"
+    options = ["--clients", "2", "--seconds", "2", "--max-tokens", "4", "--kernels", "on"]
+    serve.main([str(checkpoint), *options, "--json", str(file)])
+    ((found,),) = json.loads(file.read_text(encoding="utf-8")).values()
+    assert found["errors"] == []
+    assert found["tokens_per_second"] > 0
+
+
+def test_a_conversion_is_timed_beside_reading_its_source(tmp_path, capsys):
+    conversion.main([str(tmp_path), "--small", "--layers", "2", "--rounds", "1", "--to", "4"])
+    assert "times reading alone" in capsys.readouterr().out
