@@ -164,6 +164,18 @@ SAME = {
         ("README.md", r"full-size model takes (\d+) s"),
         ("docs/speed.md", r"(\d+)\.\d s for a token of the full-size"),
     ],
+    "tokens per second at 8 bits on an H200": [
+        ("README.md", r"(\d+) tokens/s where mlx-lm"),
+        ("docs/speed.md", r"context 300, greedy loop \| 8 bits \| (\d+) tokens/s"),
+    ],
+    "mlx-lm's tokens per second at 8 bits on an H200": [
+        ("README.md", r"where mlx-lm gives (\d+)"),
+        ("docs/speed.md", r"\| (\d+) \(119 to 193; mlx-lm\)"),
+    ],
+    "milliseconds of eight robots' actions": [
+        ("docs/speed.md", r"OpenVLA's sizes \| (\d+) ms"),
+        ("docs/actions.md", r"seven tokens: (\d+) ms"),
+    ],
     "minutes that the evaluation takes": [
         ("docs/accuracy.md", r"\((\d+) minutes on two"),
         ("tests/moxin_tiny/README.md", r"took (\d+) minutes on two"),

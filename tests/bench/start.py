@@ -22,6 +22,7 @@ from PIL import Image
 
 # Folders where this package, MLX and the driver keep compiled kernels.
 CACHES = ("XDG_CACHE_HOME", "MLX_PTX_CACHE_DIR", "CUDA_CACHE_PATH")
+TESTS = Path(__file__).parents[1]
 STARTED = "MOXIN_BENCH_STARTED"
 TIMES = "times: "
 PROMPT = "What is shown in the picture, and where is it?"
@@ -67,7 +68,7 @@ def run(checkpoint: Path, picture: Path, caches: Path, kernels: bool) -> dict[st
     Raises:
         RuntimeError: if the command failed.
     """
-    command = [sys.executable, "-m", __spec__.name if __spec__ else "bench.start", "--child"]
+    command = [sys.executable, "-m", "bench.start", "--child"]
     options = ["--image", str(picture), "--prompt", PROMPT, "--max-tokens", "8"]
     environment = {name: str(caches / name.lower()) for name in CACHES}
     for folder in environment.values():
@@ -75,7 +76,8 @@ def run(checkpoint: Path, picture: Path, caches: Path, kernels: bool) -> dict[st
     environment |= {"HF_HUB_OFFLINE": "1", STARTED: repr(time.time())}
     environment["MLX_VLM_MOXIN_KERNELS"] = str(int(kernels))
     result = subprocess.run(
-        [*command, "--model", str(checkpoint), *options],
+        [*command, "--model", str(checkpoint.absolute()), *options],
+        cwd=TESTS,
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
