@@ -50,7 +50,7 @@ class Load:
     """
 
     def __init__(self, server: Server, clients: int, seconds: float, max_tokens: int):
-        self._server, self._max_tokens, self._seconds = server, max_tokens, seconds
+        self._server, self.max_tokens, self._seconds = server, max_tokens, seconds
         self._lock, self._seed = threading.Lock(), 1000 * clients
         self.first_token: list[float] = []
         self.tokens = 0
@@ -59,7 +59,7 @@ class Load:
 
     def run(self) -> dict[str, Any]:
         """Tokens per second, and quartiles of the time to the first token in seconds."""
-        self._end = time.monotonic() + self._seconds
+        self._start = time.monotonic()
         for thread in self._threads:
             thread.start()
         for thread in self._threads:
@@ -72,18 +72,27 @@ class Load:
         return {**found, "errors": self.errors[:3]}
 
     def _client(self) -> None:
-        while time.monotonic() < self._end:
+        while time.monotonic() < self._start + self._seconds:
             with self._lock:
                 self._seed += 1
                 seed = self._seed
             try:
-                self._ask(picture(seed))
+                self.ask(picture(seed), self._start)
             except Exception as error:
                 with self._lock:
                     self.errors.append(repr(error)[:200])
                 return
 
-    def _ask(self, uri: str) -> None:
+    def ask(self, uri: str, begin: float) -> None:
+        """One question about a picture.
+
+        Args:
+            uri: the picture.
+            begin: when the load began; what arrives too long after it does not count.
+
+        Raises:
+            RuntimeError: if the server refused the request.
+        """
         content = [
             {"type": "image_url", "image_url": {"url": uri}},
             {"type": "text", "text": WORDS},
@@ -91,7 +100,7 @@ class Load:
         body = {
             "model": self._server.model,
             "messages": [{"role": "user", "content": content}],
-            "max_tokens": self._max_tokens,
+            "max_tokens": self.max_tokens,
             "temperature": 1,
             "stream": True,
         }
@@ -101,7 +110,7 @@ class Load:
         connection.request("POST", "/v1/chat/completions", json.dumps(body), headers)
         response = connection.getresponse()
         if response.status != 200:
-            raise RuntimeError(response.read()[:200])
+            raise RuntimeError(f"HTTP {response.status}: {response.read()[:200]!r}")
         is_first = True
         for line in response:
             if not line.startswith(b"data: {"):
@@ -109,7 +118,7 @@ class Load:
             choices = json.loads(line[len("data: ") :]).get("choices") or [{}]
             text = (choices[0].get("delta") or {}).get("content")
             now = time.monotonic()
-            if text and now < self._end:
+            if text and now < begin + self._seconds:
                 with self._lock:
                     # A token is a word.
                     self.tokens += len(text.split())

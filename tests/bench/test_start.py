@@ -1,6 +1,7 @@
 """Checkpoints of random weights, and what is measured with them, in small sizes."""
 
 import json
+import time
 
 import pytest
 
@@ -30,12 +31,14 @@ def test_a_command_that_fails_is_an_error(tmp_path):
 
 
 def test_clients_get_tokens_from_a_server(checkpoint, tmp_path):
-    file = tmp_path / "serve.json"
-    options = ["--clients", "2", "--seconds", "2", "--max-tokens", "4", "--kernels", "on"]
-    serve.main([str(checkpoint), *options, "--json", str(file)])
-    ((found,),) = json.loads(file.read_text(encoding="utf-8")).values()
-    assert found["errors"] == []
-    assert found["tokens_per_second"] > 0
+    with serve.MoxinServer(checkpoint, tmp_path / "log.txt") as server:
+        load = serve.Load(server, 1, seconds=1e6, max_tokens=6)
+        load.ask(serve.picture(0), time.monotonic())
+        assert load.tokens > 0
+        assert len(load.first_token) == 1
+        load.max_tokens = -1
+        with pytest.raises(RuntimeError, match="HTTP 4"):
+            load.ask(serve.picture(0), time.monotonic())
 
 
 def test_a_conversion_is_timed_beside_reading_its_source(tmp_path, capsys):
