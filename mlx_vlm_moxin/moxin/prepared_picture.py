@@ -78,7 +78,7 @@ class LastPicture:
         image_processor: MoxinImageProcessor,
         placeholder_range: PlaceholderRange,
     ) -> PreparedPicture:
-        """:func:`prepare`, or its last result if picture and settings are the same."""
+        """``prepare``, or its last result if picture and settings are the same."""
         if image.width * image.height > MAX_REMEMBERED:
             return prepare(image, image_processor, placeholder_range)
         # What the result depends on besides.

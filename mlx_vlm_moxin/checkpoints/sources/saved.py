@@ -85,7 +85,7 @@ def model_source(directory: Path, config: ModelConfig, tensors: Tensors, **facts
 
     Args:
         tensors: under their names in an HF-converted checkpoint, or ours.
-        facts: the other attributes of :class:`Source`.
+        facts: the other attributes of ``Source``.
     """
     return Source(
         directory=directory,
