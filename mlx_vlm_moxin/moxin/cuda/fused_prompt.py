@@ -121,6 +121,7 @@ def prompt_kernel(
             "ROWS": tile,
             "TILES": tiling.TILES,
             "GATED_TILES": tiling.FUSED_GATED_TILES,
+            "UNROLL": False,
             **tiling.TILING,
         },
         {

@@ -15,8 +15,9 @@ from . import device, kernel
 from .decoder_layers import DecoderSizes, Format
 from .kernel import C_TYPES, Kernel
 
-# Rows of a product's tile.
+# Rows of a product's tile; of up to FEW_ROWS rows with quantised weights.
 ROW_TILES = (16, 32, 64)
+FEW_ROWS = 8
 # Tiles of more rows are used with quantised weights, and for up to so many rows: beyond that it is
 # faster to unpack the weights and to use MLX's product, which is always faster for plain weights
 # (docs/speed.md). The unpacked weights of some layers need 2 GB, which smaller GPUs may not have.
@@ -25,14 +26,13 @@ MAX_WIDE_ROWS = 128
 SMALL_MEMORY = 15 * 10**9
 SMALL_MAX_WIDE_ROWS = {8: 512, 4: 384}
 # Values of K per step of a product, warps of its thread block, and stages of its input.
-TILE_K = 128
+# WIDE_TILE_K: with few rows and 4 bits, which would need a step for every 8 KB of weights.
+TILE_K, WIDE_TILE_K = 128, 256
 PRODUCT_WARPS = 8
 STAGES = 3
 # Tiles of 8 rows of weights per warp in a fused prompt; in its gated product 4 compute all columns
 # of the real model in one round.
 TILES, FUSED_GATED_TILES = 2, 4
-# Thread blocks that keep the memory busy; K is divided into parts until there are as many.
-TARGET_BLOCKS = 400
 MAX_SPLITS = 8
 MULTIPLY_THREADS = 32 * PRODUCT_WARPS
 NORM_THREADS = 512
@@ -88,23 +88,39 @@ class Tiling(NamedTuple):
     Attributes:
         rows: of ``x`` per thread block.
         tiles: of 8 rows of weights per warp.
-        min_blocks: thread blocks per multiprocessor, at least (``__launch_bounds__``).
-        target_blocks: thread blocks up to which K is divided.
+        min_blocks: thread blocks per multiprocessor, at least (``__launch_bounds__``). K is divided
+            into parts as long as all thread blocks run at once.
+        width: values of K per step.
+        unrolls: whether a step's code is unrolled.
     """
 
     rows: int
     tiles: int
     min_blocks: int
-    target_blocks: int
+    width: int = TILE_K
+    unrolls: bool = False
+
+    @property
+    def shared_memory(self) -> int:
+        """Bytes per thread block."""
+        return STAGES * self.rows * self.width * 2
 
 
-def find_tiling(form: Format, rows: int) -> Tiling | None:
-    """The fastest tiling, as measured on an H200; None if there is no kernel for so many rows."""
+def find_tiling(form: Format, rows: int, width: int) -> Tiling | None:
+    """The fastest tiling, as measured on an H200; None if there is no kernel for so many rows.
+
+    Args:
+        width: values of K.
+    """
     tile = row_tile(rows)
+    if tile is not None and form.bits == 16:
+        return Tiling(tile, 2, 2)
+    if tile is not None and tile > ROW_TILES[0]:
+        return Tiling(tile, 4, 1, unrolls=tile < ROW_TILES[-1])
     if tile is not None:
-        if tile < ROW_TILES[-1] or form.bits == 16:
-            return Tiling(tile, 2, 2, TARGET_BLOCKS)
-        return Tiling(tile, 4, 1, TARGET_BLOCKS)
+        is_wide = form.bits == 4 and width % WIDE_TILE_K == 0
+        few = FEW_ROWS if rows <= FEW_ROWS else tile
+        return Tiling(few, 2, 2, WIDE_TILE_K if is_wide else TILE_K, unrolls=True)
     if form.bits == 16 or rows > max_wide_rows(form.bits):
         return None
     limit = device.max_shared_memory()
@@ -113,7 +129,7 @@ def find_tiling(form: Format, rows: int) -> Tiling | None:
         return None
     # The one with the fewest rows left over, or the higher one.
     tile = min(fitting, key=lambda tile: (math.ceil(rows / tile) * tile, -tile))
-    return Tiling(tile, 4, 1, device.multiprocessors())
+    return Tiling(tile, 4, 1)
 
 
 def max_wide_rows(bits: int) -> int:
@@ -151,14 +167,15 @@ def multiply(
         A kernel of ``x`` and of the matrices' arrays, and the number of parts of its result. None
         if there is no kernel for so many rows, this width or these columns.
     """
-    tiling = find_tiling(form, rows)
+    tiling = find_tiling(form, rows, width)
     columns = matrices[0] if is_gated else sum(matrices)
-    if tiling is None or width % TILE_K or columns % 2:
+    if tiling is None or width % tiling.width or columns % 2:
         return None
     warp_columns = (4 if is_gated else 8) * tiling.tiles
     blocks = math.ceil(columns / (PRODUCT_WARPS * warp_columns)) * math.ceil(rows / tiling.rows)
-    most_splits = min(MAX_SPLITS, width // TILE_K)
-    splits = 1 if is_gated else max(1, min(tiling.target_blocks // blocks, most_splits))
+    running = tiling.min_blocks * device.multiprocessors()
+    most_splits = min(MAX_SPLITS, width // tiling.width)
+    splits = 1 if is_gated else max(1, min(running // blocks, most_splits))
     product = kernel.build(
         "narrow_matmul",
         {
@@ -170,8 +187,10 @@ def multiply(
             "GATED": is_gated,
             "TILES": tiling.tiles,
             "MIN_BLOCKS": tiling.min_blocks,
+            "UNROLL": tiling.unrolls,
             "THREADS": MULTIPLY_THREADS,
             **TILING,
+            "TILE_K": tiling.width,
         },
         [dtype, *len(matrices) * form.dtypes(dtype)],
         {"out": ((rows, columns), dtype) if is_gated else ((splits, rows, columns), mx.float32)},
@@ -179,7 +198,7 @@ def multiply(
         macros=_matrix_macros(dtype, form, len(matrices)),
         blocks=blocks * splits,
         threads=MULTIPLY_THREADS,
-        shared_memory=product_memory(tiling.rows),
+        shared_memory=tiling.shared_memory,
     )
     return product, splits
 

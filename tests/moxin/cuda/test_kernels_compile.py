@@ -95,7 +95,7 @@ def decoder_builds(sizes, form, rows=64):
     return [
         partial(fused_step.step_kernel, sizes, 4 * (form,), layers, 512),
         partial(fused_prompt.prompt_kernel, sizes, 4 * (form,), layers, rows, 512),
-        partial(multiply, qkv, rows, sizes.hidden),
+        *(partial(multiply, qkv, count, sizes.hidden) for count in {8, rows}),
         partial(multiply, gate_up, rows, sizes.hidden, is_gated=True),
         *(partial(multiply, qkv, count, sizes.hidden) for count in wide),
         *(partial(kernels.add_norm, sizes.dtype, rows, sizes.hidden, 1e-5, n) for n in (0, 2)),

@@ -9,7 +9,7 @@
 // Constants that fused_prompt.py defines in namespace config: T; HIDDEN, INTERMEDIATE, HEAD_DIM, HEADS,
 // KV_HEADS; WINDOW (0: none); LAYERS; QKV, OUTPUT, GATE_UP, DOWN (moxin::Format); EPS, LOG2_THETA,
 // SCALE; ROWS (16, 32 or 64, at least the number of tokens); TILE_K, STAGES, PRODUCT_WARPS, TILES,
-// GATED_TILES, KEYS, ATTENTION_WARPS, THREADS.
+// GATED_TILES, UNROLL, KEYS, ATTENTION_WARPS, THREADS.
 
 #include "decoder_layer.cuh"
 #include "narrow_matmul.cuh"

@@ -5,8 +5,9 @@
 // 3.9 TB/s) and 15 GFLOPs with 64 rows.
 //
 // Constants that layerwise_kernels.py defines in namespace config: T, BITS, GROUP, ROWS (of a tile),
-// GATED, TILES, Output (T if GATED, otherwise float), MIN_BLOCKS (per multiprocessor); TILE_K, STAGES,
-// PRODUCT_WARPS, THREADS.
+// GATED, TILES, Output (T if GATED, otherwise float), MIN_BLOCKS (per multiprocessor), UNROLL (all
+// vectors of x for a lane's 16 bytes of weights in one piece of code); TILE_K, STAGES, PRODUCT_WARPS,
+// THREADS.
 
 #include "narrow_matmul.cuh"
 

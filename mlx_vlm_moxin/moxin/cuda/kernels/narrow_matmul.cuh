@@ -29,7 +29,7 @@ struct StepLayout {
   static constexpr int PACK = 128 / BITS;
   static constexpr int PLANES = PACK / 8;
   static constexpr int CHUNKS = TILE_K / (4 * PACK);
-  static constexpr int DEPTH = (BITS == 4 ? 8 : 4) / TILES;  // steps in flight
+  static constexpr int DEPTH = (BITS == 4 ? 8 : 4) * 128 / (TILES * TILE_K);  // steps in flight
   static_assert(DEPTH > 0, "a step at least");
   static_assert(BITS == 16 || GROUP % PACK == 0, "the weights of 16 bytes share a scale");
 };
@@ -70,19 +70,26 @@ struct LaneWeights {
       words[1] = unit.y;
       words[2] = unit.z;
       words[3] = unit.w;
+    } else if constexpr (BITS == 4) {
+      unsigned int scale = scales[n][c].bits, bias = biases[n][c].bits;
+      scale |= scale << 16;
+      bias |= bias << 16;
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        words[i] = dequantised<T>(nibble_pair(unit.x, unit.x >> 4, i), scale, bias);
+      }
+      unit = uint4{unit.y, unit.z, unit.w, 0};
     } else {
       float scale = to_float(scales[n][c]), bias = to_float(biases[n][c]), values[8];
+      bias -= BYTE_RAISE / BYTE_UNIT * scale;
+      scale /= BYTE_UNIT;
 #pragma unroll
       for (int k = 0; k < 8; ++k) {
-        if constexpr (BITS == 8) {
-          values[k] = byte_value(k < 4 ? unit.x : unit.y, k % 4) * scale + bias;
-        } else {
-          values[k] = raised_nibble(unit.x, k) * scale + (bias - NIBBLE_RAISE * scale);
-        }
+        values[k] = raised_byte(k < 4 ? unit.x : unit.y, k % 4) * scale + bias;
       }
 #pragma unroll
       for (int i = 0; i < 4; ++i) words[i] = pack<T>(values[2 * i], values[2 * i + 1]);
-      unit = BITS == 8 ? uint4{unit.z, unit.w, 0, 0} : uint4{unit.y, unit.z, unit.w, 0};
+      unit = uint4{unit.z, unit.w, 0, 0};
     }
   }
 };
@@ -106,8 +113,9 @@ constexpr int WARP_COLUMNS = GATED ? 4 * TILES : 8 * TILES;
 // from its `first_column` on (none if that is N or more). Calls ready() before it first reads x.
 //
 // Not GATED: `out` is float [splits, rows, N]. GATED: the matrices are gate_proj and up_proj [N, K],
-// `out` is silu(gate) * up [rows, N] and splits is 1. ROWS is a multiple of 16 and at least
-// rows.count; K is a multiple of TILE_K.
+// `out` is silu(gate) * up [rows, N] and splits is 1. ROWS is 8 or a multiple of 16 and at
+// least rows.count; K is a multiple of TILE_K. With 8 rows the operands are swapped: a product of
+// tensor cores then has 16 rows of weights, those of two tiles, and eight of x, all of them used.
 template <typename T, int BITS, int GROUP, int ROWS, bool GATED, int TILES, typename O, typename R>
 __device__ void multiply_columns(
     const T* x, const Matrices<T>& matrices, RowRange rows, int K, int split, int splits,
@@ -152,6 +160,7 @@ __device__ void multiply_columns(
       unsigned int to = stages + step % STAGES * STAGE_BYTES + vector_at * 16;
 #pragma unroll
       for (int i = 0; i < ROWS; i += ROW_STRIDE) {
+        if (ROWS < ROW_STRIDE && row + i >= ROWS) break;
         bool inside = row + i < rows.count;
         copy_async(to + i * VECTORS * 16, inside ? from_x + i * K + step * TILE_K : x, inside);
       }
@@ -171,7 +180,8 @@ __device__ void multiply_columns(
   ready();
   for (int step = 0; step < STAGES - 1; ++step) copy_x(step);
 
-  float sums[ROWS / 16][TILES][4] = {};
+  constexpr bool FEW = ROWS == 8;
+  float sums[FEW ? 1 : ROWS / 16][TILES][4] = {};
 #pragma unroll 1
   for (int base = 0; base < steps; base += P::DEPTH) {
 #pragma unroll
@@ -185,7 +195,7 @@ __device__ void multiply_columns(
       const uint4* stage = reinterpret_cast<const uint4*>(shared + step % STAGES * STAGE_BYTES);
 #pragma unroll
       for (int c = 0; c < P::CHUNKS; ++c) {
-#pragma unroll 1
+#pragma unroll(config::UNROLL ? P::PLANES : 1)
         for (int plane = 0; plane < P::PLANES; ++plane) {
           // Fragments of 16 rows of x for eight weights of a lane: two mma of 16 values of K.
           auto read_x = [&](int m, unsigned int (*a)[4]) {
@@ -200,7 +210,21 @@ __device__ void multiply_columns(
               a[1][i] = second[i];
             }
           };
-          if constexpr (ROWS <= 64) {
+          if constexpr (FEW) {
+            uint4 x_values =
+                stage[lane / 4 * VECTORS + place(lane / 4, c * P::PLANES + plane, lane % 4)];
+            const unsigned int b[4] = {x_values.x, x_values.y, x_values.z, x_values.w};
+#pragma unroll
+            for (int pair = 0; pair < TILES / 2; ++pair) {
+              unsigned int upper[4], lower[4];
+              ahead[d].next(GATED ? pair : 2 * pair, c, upper);
+              ahead[d].next(GATED ? pair + PER_MATRIX : 2 * pair + 1, c, lower);
+              const unsigned int first[4] = {upper[0], lower[0], upper[1], lower[1]};
+              const unsigned int second[4] = {upper[2], lower[2], upper[3], lower[3]};
+              multiply_add<T>(sums[0][pair], first, b);
+              multiply_add<T>(sums[0][pair], second, b + 2);
+            }
+          } else if constexpr (ROWS <= 64) {
             // All of x first, so that these loads do not wait for the weights.
             unsigned int a[ROWS / 16][2][4];
 #pragma unroll
@@ -237,6 +261,34 @@ __device__ void multiply_columns(
     }
   }
 
+  if constexpr (FEW) {
+    // Registers 0 and 1 are two rows of x and a column of the upper tile, 2 and 3 of the lower one.
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      int row_index = lane % 4 * 2 + i;
+      if (row_index >= rows.count) continue;
+      row_index += rows.first;
+#pragma unroll
+      for (int pair = 0; pair < TILES / 2; ++pair) {
+        const float* c = sums[0][pair];
+        if constexpr (GATED) {
+          int column = first_column + pair * 8 + lane / 4;
+          if (column < N) {
+            out[static_cast<long long>(row_index) * N + column] =
+                round_to<T>(c[i] / (1 + __expf(-c[i])) * c[2 + i]);
+          }
+        } else {
+#pragma unroll
+          for (int half = 0; half < 2; ++half) {
+            int column = first_column + (2 * pair + half) * 8 + lane / 4;
+            long long at = (static_cast<long long>(split) * rows.total + row_index) * N + column;
+            if (column < N) out[at] = c[2 * half + i];
+          }
+        }
+      }
+    }
+    return;
+  }
 #pragma unroll
   for (int m = 0; m < ROWS / 16; ++m) {
 #pragma unroll

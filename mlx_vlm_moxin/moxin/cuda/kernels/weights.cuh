@@ -34,6 +34,46 @@ __device__ inline float raised_nibble(unsigned int word, int k) {
   return __uint_as_float(__byte_perm(nibbles, 0x43000000u, 0x7044u | (k / 2) << 8));
 }
 
+// Byte k of a word in units of BYTE_UNIT, plus BYTE_RAISE: placed in the middle mantissa bits of 128.
+constexpr float BYTE_RAISE = 128, BYTE_UNIT = 1.0f / 256;
+
+__device__ inline float raised_byte(unsigned int word, int k) {
+  return __uint_as_float(__byte_perm(word, 0x43000000u, 0x7404u | (k % 4) << 4));
+}
+
+// Nibbles 2 i and 2 i + 1 of a word, in the low bits of two halves; `shifted` is the word >> 4.
+__device__ inline unsigned int nibble_pair(unsigned int word, unsigned int shifted, int i) {
+  return __byte_perm(word, shifted, i | i << 4 | (i + 4) << 8 | (i + 4) << 12) & 0x000f000fu;
+}
+
+// Two nibbles times scale plus bias (twice each), rounded once. As the low mantissa bits of 128, or of
+// 1024 in float16, a nibble is that number plus its value, from which subtracting it is exact.
+template <typename T>
+__device__ inline unsigned int dequantised(
+    unsigned int nibbles, unsigned int scale, unsigned int bias);
+
+template <>
+__device__ inline unsigned int dequantised<bfloat16>(
+    unsigned int nibbles, unsigned int scale, unsigned int bias) {
+  unsigned int values, weights;
+  asm("fma.rn.bf16x2 %0, %1, %2, %3;"
+      : "=r"(values)
+      : "r"(nibbles | 0x43004300u), "r"(0x3f803f80u), "r"(0xc300c300u));  // 128; 1; -128
+  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(weights) : "r"(values), "r"(scale), "r"(bias));
+  return weights;
+}
+
+template <>
+__device__ inline unsigned int dequantised<float16>(
+    unsigned int nibbles, unsigned int scale, unsigned int bias) {
+  unsigned int values, weights;
+  asm("fma.rn.f16x2 %0, %1, %2, %3;"
+      : "=r"(values)
+      : "r"(nibbles | 0x64006400u), "r"(0x3c003c00u), "r"(0xe400e400u));  // 1024; 1; -1024
+  asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(weights) : "r"(values), "r"(scale), "r"(bias));
+  return weights;
+}
+
 // Streaming loads of weights. Volatile keeps them before barriers, so that the first weights of a
 // step are in flight while its input is being prepared.
 __device__ inline uint4 load_once(const void* address) {
