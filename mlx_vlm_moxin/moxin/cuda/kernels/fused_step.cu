@@ -1,8 +1,8 @@
 // One token of one sequence through LAYERS decoder layers, in one launch.
 //
 // Cost: every weight is read once and takes part in one multiply-add, so the memory's bandwidth is
-// the limit. Moxin's 32 layers are 6.98e9 weights: 13.96 GB at 16 bits, 7.42 GB at 8 bits and
-// 3.93 GB at 4 bits in groups of 64, plus 131 KB of cache per token of context.
+// the limit. Moxin's 36 layers are 7.85e9 weights: 15.70 GB at 16 bits, 8.34 GB at 8 bits and
+// 4.42 GB at 4 bits in groups of 64, plus 147 KB of cache per token of context.
 //
 // A layer is five steps of the whole grid: qkv, attention, o_proj, gate_up and down_proj. While a
 // thread block waits for the others, the first weights of its next step are already in flight.

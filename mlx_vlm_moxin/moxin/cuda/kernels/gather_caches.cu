@@ -1,6 +1,6 @@
 // Copies the key-value caches of all layers, and new tokens after them, into one larger array.
 //
-// Cost: reads the filled positions and writes the whole array: 131 KB per position of Moxin's 32
+// Cost: reads the filled positions and writes the whole array: 147 KB per position of Moxin's 36
 // layers. It runs once per prompt and whenever the caches are full (every 256 tokens).
 //
 // Constants that kv_cache.py defines in namespace config: T, HEAD_DIM, COUNT (arrays), THREADS.

@@ -1,8 +1,8 @@
 // Attention of one new token of each sequence of a batch, whose key and value it appends to the
 // cache: rotary embedding and attention in one launch, a tile of query rows per thread block.
 //
-// Cost: reads the partial products (`splits` floats per value) and every key and value once: 131 KB
-// per position and sequence for Moxin's 32 layers.
+// Cost: reads the partial products (`splits` floats per value) and every key and value once: 147 KB
+// per position and sequence for Moxin's 36 layers.
 //
 // Constants that step_attention.py defines in namespace config: T, Product (float, or T for products
 // of MLX), HEADS, KV_HEADS, HEAD_DIM, LOG2_THETA, WINDOW (0: none), SCALE, TILE_QUERIES,
