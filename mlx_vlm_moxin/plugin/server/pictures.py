@@ -7,7 +7,9 @@ decoding are done in different threads, and of large pictures one is decoded at 
 """
 
 import asyncio
+import ctypes
 import hashlib
+import sys
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -28,6 +30,8 @@ DOWNLOADS_AT_ONCE = 32
 DECODINGS_AT_ONCE = 4
 # A picture with more pixels waits until no other such picture is being decoded.
 LARGE_PICTURE_PIXELS = 2**24
+# After a picture with more pixels, free memory is given back to the system.
+TRIMMED_PIXELS = 2**21
 # Pictures of stored responses, about a megabyte each.
 REMEMBERED = 32
 
@@ -81,13 +85,20 @@ class PictureReader:
     def _prepare(
         self, source: Any, file: BinaryIO, limits: PictureLimits, resize_shape: Any
     ) -> PreparedPicture:
-        with file, named_errors(source):
-            with Image.open(file) as header:
-                pixels = header.width * header.height
-            file.seek(0)
-            with _large_picture if pixels > LARGE_PICTURE_PIXELS else nullcontext():
-                picture = resized(decode(file, limits), resize_shape)
-                return self._processor.prepare_picture(picture)
+        pixels = 0
+        try:
+            with file, named_errors(source):
+                with Image.open(file) as header:
+                    pixels = header.width * header.height
+                file.seek(0)
+                with _large_picture if pixels > LARGE_PICTURE_PIXELS else nullcontext():
+                    picture = resized(decode(file, limits), resize_shape)
+                    prepared = self._processor.prepare_picture(picture)
+                    del picture
+                    return prepared
+        finally:
+            if pixels > TRIMMED_PIXELS:
+                _trim_memory()
 
 
 def _code(source: str) -> bytes:
@@ -97,3 +108,10 @@ def _code(source: str) -> bytes:
 def _open(source: Any, limits: PictureLimits) -> BinaryIO:
     with named_errors(source):
         return open_source(source, limits)
+
+
+def _trim_memory() -> None:
+    """Give free memory back: glibc keeps the blocks in which Pillow has held a large picture."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)

@@ -309,6 +309,15 @@ def generated(server) -> int:
     return get(server, "/metrics")["summary"]["generated_tokens_total"]
 
 
+def wait_until_in_flight(server, number: int) -> None:
+    """Wait for the server to have ``number`` requests under way; a minute is long enough."""
+    for _ in range(6000):
+        if get(server, "/metrics")["summary"]["in_flight"] == number:
+            return
+        time.sleep(0.01)
+    raise AssertionError(f"the server does not get to {number} requests under way")
+
+
 @pytest.mark.parametrize("endpoint", ENDPOINTS)
 def test_a_plain_request_ends_when_its_client_hangs_up(server, server_log, endpoint):
     log = server_log.stat().st_size
@@ -316,11 +325,9 @@ def test_a_plain_request_ends_when_its_client_hangs_up(server, server_log, endpo
     request["logit_bias"] = {"2": -100}  # an answer without an end
     connection = http.client.HTTPConnection("127.0.0.1", server.port)
     connection.request("POST", endpoint, json.dumps(request), {"Content-Type": "application/json"})
-    while get(server, "/metrics")["summary"]["in_flight"] == 0:
-        time.sleep(0.01)
+    wait_until_in_flight(server, 1)
     connection.close()
-    while get(server, "/metrics")["summary"]["in_flight"] > 0:
-        time.sleep(0.01)
+    wait_until_in_flight(server, 0)
     expected = ("Generation cancelled", "The client has closed the connection")
     text, waited = "", 0.0
     # The request is over before its last line is in the file.

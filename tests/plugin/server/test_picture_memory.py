@@ -1,0 +1,82 @@
+"""Memory of a server that is sent huge pictures: the picture's own size, and only for a while."""
+
+import base64
+import io
+from pathlib import Path
+
+import pytest
+from bodies import CHAT, answer_text, body
+from moxin_tiny import CHECKPOINT, DEMO
+from PIL import Image
+from server_process import Server
+
+PROC = Path("/proc/self/clear_refs")
+pytestmark = pytest.mark.skipif(not PROC.exists(), reason="needs Linux's /proc")
+
+MB = 2**20
+# Pillow keeps 4 bytes a pixel, of 1 for grey and palettes, and 8 for the address of each row.
+BYTES_PER_PIXEL, BYTES_PER_ROW = 4, 8
+CONSTANT = 60 * MB
+KEPT = 45 * MB
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    with Server(CHECKPOINT, tmp_path_factory.mktemp("memory") / "log.txt") as server:
+        small = base64.b64encode(DEMO.read_bytes()).decode()
+        for _ in range(3):
+            ask(server, small)
+        yield server
+
+
+def ask(server: Server, data: str) -> None:
+    request = body(CHAT, server.model, "How many shapes are there?", data)
+    status, answer = server.post(CHAT, request)
+    assert status == 200, answer
+    assert answer_text(CHAT, answer)
+
+
+def resident(server: Server, field: str) -> int:
+    """Bytes of memory of the server now (``VmRSS``) or at most (``VmHWM``)."""
+    lines = Path(f"/proc/{server.process.pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
+
+
+def check(server: Server, size: tuple[int, int], mode: str, format: str = "PNG") -> None:
+    """Send a picture twice. It is larger than those that the processor keeps to compare with."""
+    file = io.BytesIO()
+    Image.new(mode, size).save(file, format)
+    data = base64.b64encode(file.getvalue()).decode()
+    pixels, rows = size[0] * size[1], size[1]
+    copies = 1 if mode == "RGB" else 2  # as it is stored, and in RGB
+    expected = copies * (BYTES_PER_PIXEL * pixels + BYTES_PER_ROW * rows) + CONSTANT
+    before = resident(server, "VmRSS")
+    for _ in range(2):
+        start = resident(server, "VmRSS")
+        Path(f"/proc/{server.process.pid}/clear_refs").write_text("5")  # VmHWM starts anew
+        ask(server, data)
+        assert resident(server, "VmHWM") - start < expected
+    assert resident(server, "VmRSS") - before < KEPT
+
+
+@pytest.mark.parametrize(
+    ("size", "mode"), [((1, 5_000_000), "RGB"), ((4000, 4000), "RGBA")], ids=str
+)
+def test_memory_is_bounded_by_the_pictures_size_and_returns(tiny, size, mode):
+    check(tiny, size, mode)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("size", "mode", "format"),
+    [
+        ((1, 10_000_000), "RGB", "PNG"),
+        ((1, 10_000_000), "RGBA", "PNG"),
+        ((13_000, 13_000), "RGB", "PNG"),
+        ((13_000, 13_000), "P", "PNG"),
+        ((13_000, 13_000), "RGB", "JPEG"),
+    ],
+    ids=str,
+)
+def test_memory_of_the_largest_pictures(tiny, size, mode, format):
+    check(tiny, size, mode, format)
