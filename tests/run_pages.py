@@ -41,7 +41,7 @@ LEFT_OUT = {
     r"^(pip install|git clone|make |brew |docker |npm )": "installs or builds; the tests do that",
     r"moxin-org/Moxin-7B-VLM( |$)|TRI-ML/|openvla/|moojink/": "downloads a full-size model",
     r"--upload-repo|upload ": "uploads to the Hub",
-    r"cuda|nvidia|NVIDIA": "needs an NVIDIA GPU",
+    r"cuda|CUDA_|nvidia|NVIDIA": "needs an NVIDIA GPU",
     r"chat_ui": "needs a browser",
     r"mlx_vlm(\.| )chat\b": "reads from the terminal",
     r"mlx\.launch": "needs two machines",

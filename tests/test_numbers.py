@@ -172,6 +172,10 @@ SAME = {
         ("README.md", r"where mlx-lm gives (\d+)"),
         ("docs/speed.md", r"\| (\d+) \(119 to 193; mlx-lm\)"),
     ],
+    "seconds a token takes with llama.cpp": [
+        ("README.md", r"some (0\.\d) s for a decoder"),
+        ("docs/speed.md", r"about (0\.\d) s of one x86-64 core"),
+    ],
     "milliseconds of eight robots' actions": [
         ("docs/speed.md", r"OpenVLA's sizes \| (\d+) ms"),
         ("docs/actions.md", r"seven tokens: (\d+) ms"),
