@@ -1,6 +1,7 @@
 """Files of a source: bounds of its JSON, links that leave it, and what a directory offers."""
 
 import json
+import os
 
 import pytest
 
@@ -69,6 +70,12 @@ class TestLinks:
         (tmp_path / "a.json").write_text("{}")
         (tmp_path / "b.json").symlink_to(tmp_path / "a.json")
         check_directory(tmp_path)
+
+    @pytest.mark.parametrize("name", ["config.json", "x.pt"])
+    def test_a_pipe_among_the_files_is_refused_without_waiting(self, tmp_path, name):
+        os.mkfifo(tmp_path / name)
+        with pytest.raises(ValueError, match=name):
+            check_directory(tmp_path)
 
     @pytest.mark.parametrize("folder", ["", "model+7b"])
     def test_the_hubs_cache_links_to_its_blobs(self, tmp_path, outside, folder):

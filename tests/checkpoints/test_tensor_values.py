@@ -296,3 +296,16 @@ def test_packed_parts_of_one_layer_are_one_group():
         ("norm.weight",),
         ("norm.bias",),
     ]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"q_bits": 4}, "--q-bits would have no effect without -q"),
+        ({"quantize": True, "dequantize": True}, "either --quantize or --dequantize, not both"),
+    ],
+    ids=str,
+)
+def test_options_that_contradict_each_other_are_refused(source, options, message):
+    with pytest.raises(ValueError, match=message):
+        build_skeleton(source, QuantizeOptions(**options))
