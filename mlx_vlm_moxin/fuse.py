@@ -121,7 +121,7 @@ def main() -> int:
                 relation="finetune",
             )
     except Stopped:
-        return print_error(Stopped(f"stopped; nothing half-written is left at {args.save_path}"))
+        return print_error(Stopped(f"stopped; nothing incomplete is left at {args.save_path}"))
     except (OSError, ValueError) as error:
         return print_error(error)
     print(f"Written to {args.save_path}, {layers} layers fused")

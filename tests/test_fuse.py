@@ -125,5 +125,5 @@ def test_a_signal_leaves_nothing_half_written(adapter, number):
     _, error = process.communicate(timeout=60)
     assert process.returncode == 1
     target = adapter.parent / "fused"
-    assert error == f"error: stopped; nothing half-written is left at {target}\n"
+    assert error == f"error: stopped; nothing incomplete is left at {target}\n"
     assert [path.name for path in adapter.parent.iterdir()] == ["adapter"]

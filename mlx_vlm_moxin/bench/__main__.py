@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Measure and report; what was measured is reported even after Ctrl-C."""
+    """Measure and report; after Ctrl-C, report what was measured so far."""
     if args.plot:
         check_plotting("--plot")
     for path in (args.plot, args.json):

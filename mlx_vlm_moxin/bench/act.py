@@ -1,4 +1,4 @@
-"""One robot action, from the camera's pictures to its values."""
+"""One robot action, from camera pictures to action values."""
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -8,15 +8,15 @@ from PIL import Image
 from mlx_vlm_moxin.actions.autoregressive import predict_ids
 from mlx_vlm_moxin.actions.parallel import action_hidden_states
 
-# Of OpenVLA's data sets, and of an instruction in its prompt.
+# Values per action in OpenVLA's data sets, and tokens of a typical instruction's prompt.
 ACTION_DIM = 7
 PROMPT_TOKENS = 20
 
 
 class ActionRun:
-    """Calls of a model for ``batch`` actions, or chunks of them if it gives chunks.
+    """Runs a model for ``batch`` actions, or chunks of actions if the model predicts chunks.
 
-    Models that have learned no actions are measured as OpenVLA: a token for each value.
+    A model without action settings is measured like OpenVLA, with one token per value.
     """
 
     def __init__(self, model: nn.Module, image: Image.Image, image_processor, batch: int):
@@ -29,12 +29,12 @@ class ActionRun:
 
     @property
     def passes(self) -> int:
-        """How often the decoder's weights are read."""
+        """Number of decoder passes, each of which reads the weights once."""
         return 1 if self._is_parallel else ACTION_DIM
 
     @property
     def tokens(self) -> int:
-        """Rows of the first pass."""
+        """Number of rows in the first decoder pass."""
         pictures = len(self._images) * self._model.config.vision_config.num_patches
         count = 0
         if self._is_parallel:
@@ -46,7 +46,7 @@ class ActionRun:
         return len(self._images)
 
     def __call__(self) -> mx.array:
-        """The actions, not yet evaluated."""
+        """The actions as an unevaluated array."""
         pixels = mx.array(self._image_processor(self._images))
         if not self._is_parallel:
             return predict_ids(self._model, self._prompts, pixels, ACTION_DIM)

@@ -1,4 +1,4 @@
-"""What the machine can do: read bandwidth and matrix arithmetic, as MLX reaches them."""
+"""The machine's limits: read bandwidth and matrix FLOP/s that MLX reaches."""
 
 import platform
 import time
@@ -15,9 +15,9 @@ class Machine:
     """The machine of a run.
 
     Attributes:
-        name: device and system, in words.
-        bandwidth: bytes per second that a reduction reads.
-        flops: bfloat16 operations per second of a large matrix product.
+        name: device and operating system, for display.
+        bandwidth: bytes per second read by a reduction.
+        flops: bfloat16 FLOP/s of a large matrix product.
     """
 
     name: str
@@ -26,7 +26,7 @@ class Machine:
 
 
 def seconds(run: Callable[[], mx.array]) -> float:
-    """Wall time of evaluating what ``run`` returns."""
+    """Wall time in seconds of evaluating the array that ``run`` returns."""
     mx.synchronize()
     start = time.perf_counter()
     mx.eval(run())
@@ -48,11 +48,11 @@ def device_name() -> str:
 
 
 def probe() -> Machine:
-    """Measure the machine, which needs a few seconds and at most 4 GB."""
+    """Measure the machine; needs a few seconds and at most 4 GB of memory."""
     on_cpu = mx.default_device() == mx.cpu
     data = mx.ones((1 << (26 if on_cpu else 30),), mx.float32)
     side = 512 if on_cpu else 8192
-    # Random values: products of constants run at higher clocks than real ones.
+    # Random values: matrix products of constants run at higher clocks than those of real data.
     left, right = (mx.random.normal((side, side)).astype(mx.bfloat16) for _ in range(2))
     mx.eval(data, left, right)
     bandwidth = data.nbytes / _best(lambda: mx.max(data))

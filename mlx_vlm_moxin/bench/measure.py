@@ -17,7 +17,7 @@ from .models import bytes_of
 
 TEXT_TOKENS = 32
 PREFILL_STEP = 2048
-# Robots that are served in one pass.
+# Number of robots whose actions are predicted in one batch.
 ACTION_BATCHES = (1, 8)
 
 
@@ -29,7 +29,7 @@ class Figure:
         name: what was measured.
         value: median, in ``unit``.
         unit: ``ms``, ``s``, ``tokens/s`` or ``GB``.
-        limit: the same quantity at the machine's limit; None where none is known.
+        limit: the same quantity at the machine's limit; None if no limit is known.
         spread: smallest and largest value of the rounds.
     """
 
@@ -41,7 +41,7 @@ class Figure:
 
     @property
     def share(self) -> float | None:
-        """How much of the limit was reached, from 0 to 1."""
+        """Share of the limit that was reached, 0 to 1; None without a limit."""
         if self.limit is None:
             return None
         return self.value / self.limit if self.unit == "tokens/s" else self.limit / self.value
@@ -58,7 +58,7 @@ class Plan:
 
     @property
     def steps(self) -> int:
-        """Figures that ``measure`` yields."""
+        """Number of figures that ``measure`` yields."""
         batches = len([b for b in self.batches if b != 1])
         return 4 + len(ACTION_BATCHES) + len(self.contexts) + batches
 
@@ -68,7 +68,7 @@ def _figure(name: str, unit: str, values: list[float], limit: float | None) -> F
 
 
 def _flops(module: nn.Module, tokens: int) -> float:
-    """Operations of the linear layers for ``tokens`` rows: 2 per weight and row."""
+    """FLOPs of the linear layers for ``tokens`` rows: 2 per weight and row."""
     weights = 0
     for _, layer in module.named_modules():
         if isinstance(layer, nn.QuantizedLinear):
@@ -84,7 +84,7 @@ def _prompt(model: nn.Module, batch: int, length: int) -> mx.array:
 
 
 def _filled_cache(model: nn.Module, batch: int, context: int) -> list:
-    """A cache that holds ``context`` random tokens in each of ``batch`` rows."""
+    """A key-value cache with ``context`` random tokens in each of ``batch`` rows."""
     language_model = model.language_model
     cache = make_prompt_cache(language_model)
     ids = _prompt(model, batch, context)
@@ -96,7 +96,14 @@ def _filled_cache(model: nn.Module, batch: int, context: int) -> list:
 
 
 def decode_seconds(model: nn.Module, batch: int, context: int, tokens: int) -> float:
-    """Seconds per step of a greedy loop that works ahead by one token, as mlx-vlm's does."""
+    """Seconds per step of a greedy loop that computes one token ahead, as mlx-vlm's does.
+
+    Args:
+        model: the model to measure.
+        batch: rows that are decoded together.
+        context: tokens in the cache of each row before the first step.
+        tokens: steps to average over.
+    """
     cache = _filled_cache(model, batch, context)
 
     def step(ids: mx.array) -> mx.array:
@@ -116,7 +123,7 @@ def decode_seconds(model: nn.Module, batch: int, context: int, tokens: int) -> f
 
 
 def _first_token(model: nn.Module, image, image_processor, features=None) -> mx.array:
-    """From a picture and a question of 32 tokens to the first token of the answer."""
+    """Compute the first token of the answer to a picture and a question of 32 tokens."""
     config = model.config
     count = config.vision_config.num_patches
     ids = _prompt(model, 1, 1 + count + TEXT_TOKENS)
@@ -130,7 +137,13 @@ def _first_token(model: nn.Module, image, image_processor, features=None) -> mx.
 
 
 def measure(model: nn.Module, machine: Machine, plan: Plan) -> Iterator[Figure]:
-    """Yield the figures of ``model`` one after another."""
+    """Yield the figures of ``model`` as they are measured.
+
+    Args:
+        model: a loaded or random model.
+        machine: the limits to compare with.
+        plan: what to measure.
+    """
     from mlx_vlm.models.moxin.image_processing_moxin import MoxinImageProcessor
 
     mx.reset_peak_memory()
@@ -167,7 +180,7 @@ def measure(model: nn.Module, machine: Machine, plan: Plan) -> Iterator[Figure]:
         prefill_limit,
         "first token, same picture again",
     )
-    # A token's embedding is one row; everything else of the decoder is read for every step.
+    # A step reads one row of the embeddings and all other weights of the decoder.
     weights = bytes_of(model.language_model) - bytes_of(model.language_model.model.embed_tokens)
     for batch in ACTION_BATCHES:
         action = ActionRun(model, image, image_processor, batch)

@@ -1,4 +1,4 @@
-"""The models that are measured: a checkpoint, or random weights in Moxin's real sizes."""
+"""The models to measure: a checkpoint, or random weights in Moxin-7B's sizes."""
 
 import gc
 import time
@@ -15,7 +15,7 @@ BITS = (16, 8, 6, 4)
 
 
 def real_config():
-    """Moxin-7B VLM's own configuration."""
+    """The configuration of Moxin-7B VLM."""
     register()
     from mlx_vlm_moxin.checkpoints.published import MOXIN_7B
 
@@ -27,9 +27,9 @@ def _random_like(parameter: mx.array) -> mx.array:
 
 
 def random_model(bits: int, group_size: int = 64) -> nn.Module:
-    """Random weights in bfloat16; with ``bits`` below 16, the decoder quantised.
+    """A model with random bfloat16 weights; below 16 ``bits``, the decoder is quantised.
 
-    Built one module at a time, so that the peak stays near the finished size.
+    It is built one module at a time, so that the peak of memory stays near the final size.
     """
     register()
     from mlx_vlm.models.moxin import Model
@@ -41,21 +41,21 @@ def random_model(bits: int, group_size: int = 64) -> nn.Module:
             module = module.to_quantized(group_size=group_size, bits=bits)
             model.update_modules(tree_unflatten([(path, module)]))
         mx.eval(module.parameters())
-    model.vision_tower.set_dtype(mx.bfloat16)  # position embeddings belong to no leaf module
+    model.vision_tower.set_dtype(mx.bfloat16)  # position embeddings are not in a leaf module
     mx.eval(model.parameters())
     model.eval()
     return model
 
 
 def checkpoint_model(path: str) -> tuple[nn.Module, float]:
-    """The model at ``path`` and the seconds that loading needed."""
+    """The model at ``path`` and the seconds that loading it took."""
     start = time.perf_counter()
     model, _ = load(path)
     return model, time.perf_counter() - start
 
 
 def bytes_of(module: nn.Module) -> int:
-    """Bytes of all parameters."""
+    """Total size of all parameters in bytes."""
     return sum(value.nbytes for _, value in tree_flatten(module.parameters()))
 
 
@@ -66,7 +66,7 @@ def free() -> None:
 
 
 def variants(model: str | None, bits: list[int]) -> list[tuple[str, Callable]]:
-    """What to measure: name and a function that returns (model, load seconds or None)."""
+    """Models to measure: name, and a function that returns (model, load seconds or None)."""
     if model is not None:
         return [(Path(model).name, lambda: checkpoint_model(model))]
 

@@ -1,4 +1,4 @@
-"""A run's figures as a table, as JSON and as a picture."""
+"""The figures of a run as a table, as JSON and as a plot."""
 
 import datetime
 import json
@@ -45,7 +45,7 @@ def _caption(machine: Machine) -> str:
 
 
 def to_dict(machine: Machine, results: Results) -> dict:
-    """Everything that was measured, with date and versions."""
+    """All figures with date, versions and machine, ready for ``json``."""
     from importlib.metadata import version
 
     return {
@@ -64,13 +64,13 @@ def to_dict(machine: Machine, results: Results) -> dict:
 
 
 def save_json(path: Path, machine: Machine, results: Results) -> None:
-    """Write ``to_dict`` to ``path``."""
+    """Write the result of ``to_dict`` to ``path``."""
     text = json.dumps(to_dict(machine, results), indent=2) + "\n"
     path.write_text(text, encoding="utf-8")
 
 
 def save_plot(path: Path, machine: Machine, results: Results) -> None:
-    """Decoding speed of each model next to its limit, as a PNG."""
+    """Plot the decoding speed of each model and its limit as a PNG."""
     import matplotlib
 
     matplotlib.use("Agg")

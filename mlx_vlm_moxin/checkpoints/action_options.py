@@ -1,4 +1,4 @@
-"""What a user says about an action model, since its files do not, and the published presets."""
+"""Settings of an action model that its files lack and the user gives, and the published presets."""
 
 import argparse
 from dataclasses import dataclass, fields
@@ -6,8 +6,8 @@ from typing import Any
 
 from mlx_vlm.models.moxin.action_config import NORMALIZATIONS
 
-# prismatic/vla/constants.py of moojink/openvla-oft. It picks one by words in the command line; the
-# number of cameras is that of the published models.
+# prismatic/vla/constants.py of moojink/openvla-oft, which chooses one by words in the command
+# line. The number of cameras is that of the published models.
 PRESETS: dict[str, dict[str, Any]] = {
     "libero": {
         "chunk_size": 8,
@@ -36,11 +36,11 @@ NO_TOKEN = "none"
 
 @dataclass(frozen=True)
 class ActionOptions:
-    """Settings given by a user; None for what the checkpoint or the preset says.
+    """Settings given by a user; None for the checkpoint's or the preset's value.
 
     Attributes:
         preset: name in ``PRESETS``.
-        discrete: leave a regression head out and read action tokens.
+        discrete: ignore a regression head and decode action tokens.
         chunk_size, num_images, normalization, center_crop, policy_resize: see
             ``ActionConfig``.
         attention: ``"full"`` or ``"causal"``.
@@ -59,23 +59,23 @@ class ActionOptions:
 
     @property
     def is_given(self) -> bool:
-        """Whether the user said anything."""
+        """Whether the user gave any setting."""
         return self != NO_OPTIONS
 
     @property
     def is_parallel(self) -> bool:
-        """Whether what the user said is about models that give chunks."""
+        """Whether a given setting applies only to models that predict chunks."""
         return self.preset is not None or self.chunk_size is not None
 
     def settings(self) -> dict[str, Any]:
-        """The values for ``ActionConfig``: the preset's, then the single ones.
+        """The values for ``ActionConfig``: the preset's, overridden by single settings.
 
         Raises:
-            ValueError: if there is no such preset, or ``append_token`` is no id.
+            ValueError: if the preset does not exist, or ``append_token`` is not an id.
         """
         if self.preset is not None and self.preset not in PRESETS:
             raise ValueError(
-                f"There is no action preset {self.preset!r}; there are {', '.join(PRESETS)}"
+                f"There is no action preset {self.preset!r}; choose from {', '.join(PRESETS)}"
             )
         settings = {**PRESETS[self.preset], "policy_resize": True} if self.preset else {}
         names = ("chunk_size", "num_images", "normalization", "center_crop", "policy_resize")
@@ -96,25 +96,25 @@ def _token_id(text: str) -> int | None:
     if text == NO_TOKEN:
         return None
     if not text.isascii() or not text.isdigit():
-        raise ValueError(f"--append-token takes an id or {NO_TOKEN!r}, got {text!r}")
+        raise ValueError(f"--append-token needs an id or {NO_TOKEN!r}, got {text!r}")
     return int(text)
 
 
 def add_action_options(parser: argparse.ArgumentParser) -> None:
-    """The options under the names that all commands share."""
+    """Add the options under the names that all commands share."""
     group = parser.add_argument_group(
-        "action models (what their files do not say; see docs/actions.md)"
+        "action models (settings that are not in their files; see docs/actions.md)"
     )
     add = group.add_argument
     add("--action-preset", dest="preset", choices=PRESETS, help="settings of published models")
-    add("--discrete", action="store_true", help="action tokens in place of the regression head")
+    add("--discrete", action="store_true", help="use action tokens instead of the regression head")
     add("--action-chunk", dest="chunk_size", type=int, metavar="N", help="actions in a chunk")
     add("--action-images", dest="num_images", type=int, metavar="N", help="cameras")
     add(
         "--action-normalization",
         dest="normalization",
         choices=NORMALIZATIONS,
-        help="statistics that actions are scaled with",
+        help="statistics used to scale actions",
     )
     add(
         "--action-attention",
@@ -131,12 +131,12 @@ def add_action_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--policy-resize",
         action=argparse.BooleanOptionalAction,
-        help="bring pictures to 224 px through JPEG and Lanczos first, as OpenVLA-OFT does",
+        help="resize pictures to 224 px with JPEG and Lanczos first, as OpenVLA-OFT does",
     )
 
 
 def action_options(args: argparse.Namespace) -> ActionOptions:
-    """What ``add_action_options`` put into ``args``."""
+    """The options that ``add_action_options`` parsed into ``args``."""
     return ActionOptions(
         **{field.name: getattr(args, field.name) for field in fields(ActionOptions)}
     )

@@ -1,4 +1,4 @@
-"""The model card: what was converted from what, how, at what cost, and how to run it."""
+"""The model card: the source, how it was converted, what that cost, and how to run the model."""
 
 import re
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from mlx_vlm_moxin.checkpoints.language_models import licence_note
 from mlx_vlm_moxin.checkpoints.provenance import CARD_FILE, Provenance
 from mlx_vlm_moxin.checkpoints.published import PACKAGE, install_text
 
-# What the card calls a model that is not uploaded: the directory that the card is in.
+# The path on the card of a model that is not uploaded: the card's directory.
 _HERE = "."
 _COMMAND = "python -m mlx_vlm generate --model"
 _ACTION_COMMAND = "python -m mlx_vlm_moxin act --model"
@@ -36,7 +36,7 @@ def _describe_layer(layer: dict[str, Any]) -> str:
 
 
 def describe_quantization(quantization: dict[str, Any] | None) -> str:
-    """One sentence on config.json's ``quantization``, and on the layers that differ."""
+    """One sentence on config.json's ``quantization``, then the layers with other settings."""
     if not quantization:
         return "Not quantised."
     text = f"{_describe_layer(quantization)}."
@@ -63,17 +63,17 @@ def describe_model(config: ModelConfig) -> str:
 
 @dataclass(frozen=True)
 class Card:
-    """What is known of a model when its card is written.
+    """What is known about a model when its card is written.
 
     Attributes:
         provenance: where it comes from.
         config: its config.
         quantization: config.json's; None if it is not quantised.
-        made: what was done to the source, as in "Converted to MLX", "Saved as MLX weights".
-        notes: further sentences on how its weights were made.
-        verification: Markdown that says what conversion cost; None if it was not measured.
-        evaluation: Markdown that says what it cost on benchmarks; None if not measured.
-        model_type: what config.json says, which mlx-vlm looks for.
+        made: what was done to the source, such as "Converted to MLX" or "Saved as MLX weights".
+        notes: further sentences on how the weights were made.
+        verification: Markdown about the accuracy that the conversion cost; None if not measured.
+        evaluation: Markdown about what it cost on benchmarks; None if not measured.
+        model_type: config.json's ``model_type``, which selects mlx-vlm's model package.
     """
 
     provenance: Provenance
@@ -89,9 +89,9 @@ class Card:
         """Write ``README.md``.
 
         Args:
-            directory: where the model is.
-            upload_repo: Hub repository that it will be in; None if it stays in ``directory``,
-                where the command on the card is to be run.
+            directory: the model's directory.
+            upload_repo: Hub repository that the model will be uploaded to; None if it stays in
+                ``directory``, in which case the card's command is to be run there.
         """
         text = f"---\n{self._metadata().to_yaml()}\n---\n\n{self._text()}"
         ModelCard(text).save(Path(directory) / CARD_FILE)
@@ -114,7 +114,7 @@ class Card:
         )
 
     def _family(self) -> str:
-        """The Hub's tag for models of the same kind."""
+        """The Hub's tag for models of this family."""
         if "moxin" in f"{self.provenance.base_model} {self.config.llm_backbone_id}".lower():
             return "moxin"
         return "openvla" if self.config.norm_stats else "prismatic"
@@ -178,9 +178,9 @@ It runs with mlx-vlm once {PACKAGE} is installed. Without it, mlx-vlm says
 
 
 def name_repository(directory: Path, repository: str) -> None:
-    """Put the name of a Hub repository on the card of ``directory``, if ``Card`` wrote it.
+    """Put the name of a Hub repository on the card in ``directory``, if ``Card`` wrote that card.
 
-    The heading and the command that runs the model change, whatever they named before.
+    The heading and the command that runs the model are changed, whatever they named before.
     """
     path = Path(directory) / CARD_FILE
     if not path.is_file():

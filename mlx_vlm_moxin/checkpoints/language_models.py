@@ -1,4 +1,4 @@
-"""The language models of the Prismatic family, by the ids that its checkpoints use."""
+"""The language models of the Prismatic family, by their ids in checkpoints."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,8 +9,8 @@ class Licence:
     """Terms of a language model's weights.
 
     Attributes:
-        hub_id: the licence's id on the Hub.
-        note: what a reader of a model card should know, in one sentence.
+        hub_id: id of the licence on the Hub.
+        note: one sentence that a reader of a model card should know.
     """
 
     hub_id: str
@@ -29,13 +29,13 @@ MIT = Licence("mit")
 
 @dataclass(frozen=True)
 class LanguageModel:
-    """A language model that Prismatic models were trained from.
+    """A language model that Prismatic models were built on.
 
     Attributes:
-        name: as people know it.
+        name: its usual name.
         repository: Hub repository with its config and tokenizer.
-        licence: of its weights.
-        text_config: keyword arguments of ``TextConfig`` that give its sizes.
+        licence: the licence of its weights.
+        text_config: keyword arguments of ``TextConfig`` with its sizes.
     """
 
     name: str
@@ -99,10 +99,10 @@ def licence_note(llm_backbone_id: str | None) -> str:
     """What a reader of a model card should know about the language model's licence.
 
     Args:
-        llm_backbone_id: the language model's id in config.json; None if that says none.
+        llm_backbone_id: the language model's id in config.json; None if it names none.
 
     Returns:
-        One sentence; "" if the licence asks for nothing.
+        One sentence; "" if the licence needs no mention.
     """
     if llm_backbone_id is None:
         return ""

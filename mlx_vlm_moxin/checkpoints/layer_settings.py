@@ -1,8 +1,8 @@
 """Settings of quantised layers: ``group_size``, ``bits`` and ``mode``.
 
 MLX packs a layer's ``weight`` into ``weight``, ``scales`` and, in mode ``affine``, ``biases``.
-config.json's ``quantization`` has the settings of most layers, and under the path of each
-layer that differs its settings.
+config.json's ``quantization`` has the settings of most layers; each layer that differs has an
+entry with its settings under its path.
 """
 
 from collections import Counter
@@ -16,7 +16,7 @@ _NAMES = ("group_size", "bits", "mode")
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """Path of a tensor's layer, and which part of the layer the tensor is."""
+    """Split a tensor's name into the path of its layer and the part of the layer."""
     path, _, part = name.rpartition(".")
     return path, part
 
@@ -33,7 +33,7 @@ def quantized_layers(model: nn.Module) -> dict[str, LayerSettings]:
 def quantization_of(model: nn.Module) -> dict[str, Any] | None:
     """config.json's ``quantization`` of a model; None if no layer is quantised.
 
-    The commonest settings come first, then those of each layer that differs, by path.
+    The most common settings come first, then those of each layer that differs, by path.
     """
     layers = quantized_layers(model)
     if not layers:

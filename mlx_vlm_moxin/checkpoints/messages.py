@@ -1,4 +1,4 @@
-"""How sizes, tables and errors read on the screen."""
+"""Formats sizes, tables and errors for the screen."""
 
 import os
 import sys
@@ -11,18 +11,18 @@ from rich.filesize import decimal
 from rich.table import Table
 
 MAX_MESSAGE = 600
-# Longer than any path or tensor name that somebody has to recognise.
+# Longer than any path or tensor name that a reader must recognise.
 _MAX_WORD = 200
-# Columns for a table that is not printed on a terminal.
+# Columns of a table that is not printed to a terminal.
 _FILE_WIDTH = 140
 
-# In decimal units, as file managers and the Hub show sizes.
+# Decimal units, like file managers and the Hub.
 format_size = partial(decimal, precision=2)
 
 
 def print_table(table: Table) -> None:
-    """Print a table; in a file or a pipe, where rich would break lines at 80, in one piece."""
-    # A file's name may look like rich's markup.
+    """Print a table; to a file or a pipe without rich's line breaks at column 80."""
+    # A file name may contain what looks like rich markup.
     console = Console(markup=False, emoji=False, highlight=False)
     if not console.is_terminal:
         console.width = max(console.width, _FILE_WIDTH)
@@ -30,19 +30,19 @@ def print_table(table: Table) -> None:
 
 
 def _shorten(text: str, limit: int) -> str:
-    """``text``, its middle left out where it is longer: it ends with what to do."""
+    """``text`` cut to ``limit`` in the middle, since its end says what to do."""
     end = limit // 3
     return text if len(text) <= limit else f"{text[: limit - end - 3]}...{text[-end:]}"
 
 
 def one_line(error: BaseException | str, limit: int = MAX_MESSAGE) -> str:
-    """A text on one printable line of at most ``limit`` characters.
+    """Reduce a text to one printable line of at most ``limit`` characters.
 
     Args:
-        error: an exception or a text, which may repeat what a file holds. An exception
+        error: an exception or a text, which may quote the contents of a file. An exception
             without text gives the name of its type.
     """
-    # A file may have put megabytes there; only the first part is worth splitting.
+    # The text may contain megabytes from a file; only split its first part.
     words = str(error)[: 100 * MAX_MESSAGE].split() or [type(error).__name__]
     text = " ".join(_shorten(word, _MAX_WORD) for word in words)
     return _shorten("".join(c if c.isprintable() else "?" for c in text), limit)
@@ -50,10 +50,10 @@ def one_line(error: BaseException | str, limit: int = MAX_MESSAGE) -> str:
 
 @contextmanager
 def bounded_errors() -> Iterator[None]:
-    """Cut the messages of errors about files to one line of bounded length.
+    """Shorten messages of errors about files to one line of bounded length.
 
     Raises:
-        OSError, ValueError: of the same type, with ``one_line`` as message.
+        OSError, ValueError: of the same type, with the message from ``one_line``.
     """
     try:
         yield
@@ -65,7 +65,7 @@ def bounded_errors() -> Iterator[None]:
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:
-    """An exception, then the one that it was raised from or while handling, and so on."""
+    """Yield an exception, then its cause or context, and so on down the chain."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__

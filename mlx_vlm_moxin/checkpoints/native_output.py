@@ -1,4 +1,4 @@
-"""What libraries in other languages write to standard error past Python's ``sys.stderr``."""
+"""Suppresses output that native libraries write to standard error, bypassing ``sys.stderr``."""
 
 import os
 import sys
@@ -8,23 +8,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 _STDERR = 2
-# The descriptor belongs to the whole process: one block at a time may exchange it.
+# The descriptor belongs to the whole process, so only one block at a time may replace it.
 _exchanging = threading.Lock()
 
 
 @contextmanager
 def native_errors_dropped() -> Iterator[None]:
-    """Hold back what is written to standard error, and drop it if the block raises.
+    """Buffer what is written to standard error, and drop it if the block raises.
 
-    A panic in the tokenizers library prints its message, and with ``RUST_BACKTRACE`` a hundred
-    lines, before it becomes an exception that says the same.
+    A panic in the tokenizers library prints its message (with ``RUST_BACKTRACE``, a hundred lines)
+    before it becomes an exception with the same message.
     """
     with _exchanging, tempfile.TemporaryFile() as held:
         sys.stderr.flush()
         try:
             saved = os.dup(_STDERR)
         except OSError:
-            # The process has no standard error.
+            # This process has no standard error.
             yield
             return
         os.dup2(held.fileno(), _STDERR)

@@ -1,9 +1,9 @@
-"""The published models of the Prismatic family, as their training configurations name them.
+"""The published models of the Prismatic family, by their ids in training configurations.
 
 Reference: ``prismatic/conf/models.py`` of github TRI-ML/prismatic-vlms. A checkpoint's
-config.json has the same settings, and they count: two ids have others there than here. This
-table is for what no config.json of the checkpoint says: the list of models, and the base of
-an OpenVLA run.
+config.json has the same settings and takes precedence: for two ids it differs from this
+table. The table supplies what no config.json contains: the list of models, and the base model
+of an OpenVLA run.
 """
 
 from dataclasses import dataclass, replace
@@ -13,7 +13,7 @@ PRISMATIC_REPOSITORY = "TRI-ML/prismatic-vlms"
 
 @dataclass(frozen=True)
 class PrismaticModel:
-    """Settings of a training run, by the names that they have in its config.json."""
+    """Settings of a training run, with the names from its config.json."""
 
     vision_backbone_id: str = "clip-vit-l-336px"
     image_resize_strategy: str = "letterbox"

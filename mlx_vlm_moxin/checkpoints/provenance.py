@@ -1,4 +1,4 @@
-"""Where a model's weights come from, as far as its source's files and the user say it."""
+"""The origin of a model's weights, from the files of its source and the user's options."""
 
 import re
 from dataclasses import dataclass, replace
@@ -12,14 +12,14 @@ from mlx_vlm_moxin.checkpoints.sources.files import check_inside, is_repository,
 
 CARD_FILE = "README.md"
 _MAX_CARD_BYTES = 1 << 20
-# Relations to a base model that every copy and conversion of a model keeps.
+# Relations to a base model that copies and conversions of a model inherit.
 _KEPT_RELATIONS = ("finetune", "adapter", "merge")
-# The Hub's cache: models--owner--name/snapshots/commit.
+# Layout of the Hub's cache: models--owner--name/snapshots/commit.
 _SNAPSHOT = re.compile(r"models--([\w.-]+?)--([\w.-]+)/snapshots/[^/]+(?:/.*)?$")
 
 
 def check_hub_id(option: str, value: str) -> None:
-    """Refuse what cannot be a Hub repository: the Hub refuses a card that names it.
+    """Refuse what cannot be a Hub repository, since the Hub rejects a card that names one.
 
     Raises:
         ValueError: naming the option and the value.
@@ -34,15 +34,15 @@ def check_hub_id(option: str, value: str) -> None:
 
 @dataclass(frozen=True)
 class Provenance:
-    """What is known of a model's origin; None for what is not.
+    """What is known about a model's origin; None for what is not known.
 
     Attributes:
-        source: Hub repository of the source, with the folder of the model in it if there is
-            one; None for a local directory, whose path nobody else needs.
-        base_model: Hub repository of the model that this one is a form of.
-        relation: how it differs from ``base_model`` beside the storage of its weights:
+        source: Hub repository of the source, including the model's folder in it if there is
+            one; None for a local directory, whose path means nothing to others.
+        base_model: Hub repository of the model that this one was made from.
+        relation: how it differs from ``base_model``, apart from how weights are stored:
             "finetune", "adapter" or "merge".
-        license: its name on the Hub.
+        license: the Hub's name of the licence.
         license_name, license_link: for the Hub's license "other".
     """
 
@@ -59,20 +59,20 @@ def _text(value: Any) -> str | None:
 
 
 def _read_card(directory: Path) -> dict[str, Any]:
-    """The metadata of a model card; empty if there is none that can be read."""
+    """The metadata of a model card; empty if there is no readable card."""
     path = directory / CARD_FILE
     try:
         check_inside(path, directory)
         if not path.is_file() or path.stat().st_size > _MAX_CARD_BYTES:
             return {}
         return ModelCard.load(path, ignore_metadata_errors=True).data.to_dict()
-    # A card is written by hand: whatever is wrong with it, the model can be converted.
+    # Cards are written by hand; a malformed one must not prevent a conversion.
     except Exception:
         return {}
 
 
 def hub_source(name: str) -> str | None:
-    """The Hub repository that ``name`` or a directory of the Hub's cache is; None if neither."""
+    """The Hub repository of ``name`` or of a directory in the Hub's cache; None if neither."""
     if is_repository(name):
         return name
     cached = _SNAPSHOT.search(Path(name).expanduser().absolute().as_posix())
@@ -82,12 +82,12 @@ def hub_source(name: str) -> str | None:
 def read_provenance(
     name: str, directory: Path, base_model: str | None = None, license: str | None = None
 ) -> Provenance:
-    """What is known of a source.
+    """Determine the origin of a source.
 
     Args:
         name: the source as the user named it: directory or Hub repository.
-        directory: its files, with its model card if it has one.
-        base_model, license: what the user says; they win over the card.
+        directory: the source's files, including its model card if it has one.
+        base_model, license: the user's values, which override the card.
     """
     source, card = hub_source(name), _read_card(directory)
     from_card = _text(card.get("base_model"))

@@ -1,7 +1,7 @@
-"""The zip archive of a ``torch.save`` file: where its members are, and nothing decompressed.
+"""The zip archive of a ``torch.save`` file: locates its members without decompressing them.
 
-torch.save stores members uncompressed, so that tensors can be read in place. A compressed
-member is refused: a few kilobytes could expand to gigabytes.
+torch.save stores members uncompressed, so tensors can be read in place. A compressed member is
+refused, since a few kilobytes could expand to gigabytes.
 """
 
 import io
@@ -14,12 +14,12 @@ from mlx_vlm_moxin.checkpoints.regular_files import check_regular
 
 _SIGNATURE = b"PK\3\4"
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
-# The directory of a checkpoint with 2,000 tensors has about 200 kB.
+# The zip directory of a checkpoint with 2,000 tensors has about 200 kB.
 _MAX_DIRECTORY_BYTES = 4 << 20
 
 
 class _BoundedFile(io.FileIO):
-    """A file that gives out no more at a time than a directory of members may have."""
+    """A file whose reads are limited to the largest size allowed for the zip directory."""
 
     def read(self, size: int | None = -1) -> bytes:
         if size is not None and size > _MAX_DIRECTORY_BYTES:
@@ -35,7 +35,7 @@ class PtArchive:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: naming the file, if it is no such archive.
+        ValueError: naming the file, if it is not such an archive.
     """
 
     def __init__(self, path: Path):
@@ -52,7 +52,7 @@ class PtArchive:
         self._file = _BoundedFile(path)
         try:
             self._archive = zipfile.ZipFile(self._file)
-        # Damaged directories of members raise many kinds of errors.
+        # A damaged zip directory can raise many types of errors.
         except Exception as error:
             self._file.close()
             raise ValueError(f"{path} is cut short or damaged; download it again") from error
@@ -74,17 +74,20 @@ class PtArchive:
         self._file.close()
 
     def has(self, name: str) -> bool:
-        """Whether there is a member ``name`` beside ``data.pkl``."""
+        """Whether there is a member ``name`` next to ``data.pkl``."""
         return f"{self._root}{name}" in self._archive.NameToInfo
 
     def span(self, name: str) -> tuple[int, int]:
-        """Offset in the file, and size, of the bytes of a member.
+        """Locate the bytes of a member.
 
         Args:
-            name: relative to the folder that holds ``data.pkl``.
+            name: relative to the folder that contains ``data.pkl``.
+
+        Returns:
+            Offset in the file and size, both in bytes.
 
         Raises:
-            ValueError: if the member is missing, not stored as it is, or not in the file.
+            ValueError: if the member is missing, compressed or encrypted, or outside the file.
         """
         if self._pickles != 1:
             raise ValueError(f"{self._pickles} members called data.pkl instead of one")

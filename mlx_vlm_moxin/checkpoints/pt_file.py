@@ -1,8 +1,8 @@
-"""PyTorch checkpoints without PyTorch and without running anything that is in them.
+"""Reads PyTorch checkpoints without PyTorch and without executing anything in them.
 
 A ``torch.save`` file is a zip archive: ``data.pkl`` describes the objects, ``data/<key>``
-holds the bytes of each storage. Tensors stay in the file until they are loaded. Whatever the
-file holds, reading it takes seconds and less than 300 MB, or it is refused.
+contains the bytes of each storage. Tensors stay in the file until they are loaded. Reading
+any file needs at most seconds and 300 MB; a file that would need more is refused.
 
 Format: ``torch/serialization.py`` and ``torch/_utils.py`` of PyTorch 1.6 and later.
 """
@@ -32,7 +32,7 @@ _STORAGES = {
     "ByteStorage": "U8",
     "BoolStorage": "BOOL",
 }
-# The description of a checkpoint with some hundred tensors has about 100 kB.
+# data.pkl of a checkpoint with a few hundred tensors has about 100 kB.
 _MAX_PICKLE_BYTES = 8 << 20
 # Tensors of vision towers have 4 axes; PyTorch allows 64.
 _MAX_AXES = 8
@@ -42,14 +42,14 @@ _BYTE_ORDER = "byteorder"
 
 
 class _StorageType(NamedTuple):
-    """What ``torch.FloatStorage`` and its siblings stand for."""
+    """The element type of ``torch.FloatStorage`` and the other storage classes."""
 
     numpy_dtype: type[np.generic]
     dtype: mx.Dtype
 
 
 class _Storage(NamedTuple):
-    """Where a storage's values are in the file."""
+    """Location of a storage's values in the file."""
 
     offset: int
     count: int
@@ -90,7 +90,7 @@ def _tensor_builder(path: Path) -> Any:
         backward_hooks: Any = None,
         metadata: Any = None,
     ) -> LazyTensor:
-        """A view of ``storage``, refused if it reaches outside of it."""
+        """A view of ``storage``; refused if it extends beyond the storage."""
         if (
             type(storage) is not _Storage
             or not _is_count(offset)
@@ -127,7 +127,7 @@ def _view(
 
 
 def _functions(path: Path) -> Functions:
-    """The globals that a state dict's pickle may name."""
+    """The globals that the pickle of a state dict may reference."""
     functions: Functions = {
         ("collections", "OrderedDict"): _new_dict,
         ("torch._utils", "_rebuild_tensor_v2"): _tensor_builder(path),
@@ -161,9 +161,9 @@ def _open_storage(archive: PtArchive, persistent_id: Any) -> _Storage:
 
 
 def read_pt(path: Path) -> Any:
-    """What ``torch.save`` wrote: nested containers with ``LazyTensor`` leaves.
+    """Read a ``torch.save`` file: nested containers with ``LazyTensor`` leaves.
 
-    float64 tensors load as float32.
+    float64 tensors are loaded as float32.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -175,10 +175,10 @@ def read_pt(path: Path) -> Any:
                 raise ValueError("big-endian values")
             reader = PickleReader(_functions(path), lambda pid: _open_storage(archive, pid))
             return reader.read(archive.read("data.pkl", _MAX_PICKLE_BYTES))
-        # Damaged files raise many kinds of errors.
+        # Damaged files raise many types of errors.
         except Exception as error:
             raise ValueError(
-                f"{path} holds {one_line(error)}; this is no plain state dict and was not read "
+                f"{path} contains {one_line(error)}; it is not a plain state dict and was not read "
                 "further. If you trust the file, load it with torch.load(..., weights_only=True) "
                 "and save it again with torch.save"
             ) from error

@@ -1,10 +1,10 @@
 """Reads the pickle of a ``torch.save`` file opcode by opcode, without Python's unpickler.
 
-Python's unpickler hashes, compares and calls what a file says, so a few hundred bytes can hang
-or crash the process. This reader knows the opcodes that torch.save writes, and builds dicts,
-lists, tuples, strings, numbers and ``LazyTensor``. Anything else ends the reading.
+Python's unpickler hashes, compares and calls whatever the file specifies, so a few hundred
+bytes can hang or crash the process. This reader supports the opcodes that torch.save writes,
+and builds dicts, lists, tuples, strings, numbers and ``LazyTensor``. Anything else is an error.
 
-Format: ``pickletools`` of Python; what torch.save puts into it: ``torch/_utils.py`` and
+Format: ``pickletools`` of Python. What torch.save writes: ``torch/_utils.py`` and
 ``torch/_weights_only_unpickler.py`` of PyTorch.
 """
 
@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 from mlx_vlm_moxin.checkpoints.tensors import LazyTensor
 
-# A checkpoint with 1,000 tensors has about 45,000 opcodes and 20 levels of nesting at most.
+# A checkpoint with 1,000 tensors has about 45,000 opcodes and at most 20 levels of nesting.
 _MAX_OPCODES = 1_000_000
 _MAX_OBJECTS = 100_000
 _MAX_DEPTH = 40
@@ -31,18 +31,18 @@ _ARGUMENTS = frozenset(
 _CONTAINERS = {"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_TUPLE": tuple}
 _IGNORED = frozenset(["PROTO", "FRAME"])
 
-# What a pickle may call: (module, name) -> function of the arguments.
+# What a pickle may reference: (module, name) -> function or value.
 Functions = dict[tuple[str, str], Any]
 PersistentLoad = Callable[[Any], Any]
 
 
 class PickleReader:
-    """One reading of one pickle.
+    """Reads one pickle once.
 
     Args:
-        functions: the globals that the pickle may name. A callable among them may be called;
-            anything else is a value for ``persistent_load``.
-        persistent_load: gives the object for a persistent id.
+        functions: the globals that the pickle may reference. Callables may be called; other
+            values are passed on to ``persistent_load``.
+        persistent_load: returns the object for a persistent id.
     """
 
     def __init__(self, functions: Functions, persistent_load: PersistentLoad):
@@ -51,18 +51,18 @@ class PickleReader:
         self._stack: list[Any] = []
         self._marks: list[int] = []
         self._memo: dict[int, Any] = {}
-        # By identity: how many levels of containers a container holds, itself included.
+        # Levels of nesting in each container, including itself, by the container's id().
         self._depths: dict[int, int] = {}
-        # Containers that are part of another one, which must not change any more: that rules
-        # out cycles, and nesting that grows unseen.
+        # Containers that are part of another one. They must not change any more, which prevents
+        # cycles and undetected growth of nesting.
         self._contained: set[int] = set()
         self._objects = 0
 
     def read(self, data: bytes) -> Any:
-        """What the pickle describes.
+        """Build the object that the pickle describes.
 
         Raises:
-            ValueError, IndexError: saying what the pickle holds that no state dict needs.
+            ValueError, IndexError: naming what a state dict does not need.
         """
         for count, (opcode, argument, _) in enumerate(pickletools.genops(data)):
             if count == _MAX_OPCODES:
@@ -86,7 +86,7 @@ class PickleReader:
 
     def _pop(self) -> Any:
         if len(self._stack) <= (self._marks[-1] if self._marks else 0):
-            raise ValueError("a pickle that takes more from its stack than there is")
+            raise ValueError("a pickle that pops more from its stack than it pushed")
         return self._stack.pop()
 
     def _pop_to_mark(self) -> list[Any]:
@@ -102,7 +102,7 @@ class PickleReader:
 
     def _push_container(self, container: Any, items: tuple | list) -> None:
         self._count_object()
-        # Another container may have had this identity before it was freed.
+        # A container that was freed may have had this id() before.
         self._contained.discard(id(container))
         self._depths[id(container)] = 1
         self._note_items(container, items)
@@ -118,15 +118,15 @@ class PickleReader:
                 self._depths[id(container)] = max(depth, self._depths[id(container)])
 
     def _extend(self, kind: type, items: list[Any]) -> Any:
-        """The container on the stack, of type ``kind``, once ``items`` may be added to it."""
+        """The container of type ``kind`` on the stack, after checking that it accepts ``items``."""
         container = self._stack[-1]
         is_open = type(container) is kind and id(container) not in self._contained
         if not is_open or any(item is container for item in items):
-            raise ValueError("items added to something that is no open container")
+            raise ValueError("items added to something that is not an open container")
         self._note_items(container, items)
         return container
 
-    # The operations of single opcodes; each receives the opcode's argument.
+    # One method per opcode; each receives the opcode's argument.
 
     def _mark(self, _: None) -> None:
         self._marks.append(len(self._stack))
@@ -150,9 +150,10 @@ class PickleReader:
     def _set_items(self, items: list[Any]) -> None:
         keys, values = items[::2], items[1::2]
         for key in keys:
-            # Strings, and the integers of an optimizer's state: hashing others may never end.
+            # Strings, and the integers of an optimizer's state. Hashing other keys could take
+            # forever.
             if type(key) is not str and not (type(key) is int and abs(key) < _MAX_INTEGER):
-                raise ValueError("a dictionary key that is no string")
+                raise ValueError("a dictionary key that is not a string")
         self._extend(dict, values).update(zip(keys, values, strict=True))
 
     def _setitem(self, _: None) -> None:
@@ -170,7 +171,7 @@ class PickleReader:
 
     def _get(self, index: int) -> None:
         if index not in self._memo:
-            raise ValueError("a reference to something that it does not hold")
+            raise ValueError("a reference to something that it does not contain")
         self._stack.append(self._memo[index])
 
     def _global(self, argument: str) -> None:
@@ -181,7 +182,7 @@ class PickleReader:
         name = self._pop()
         module = self._pop()
         if type(module) is not str or type(name) is not str:
-            raise ValueError("a global whose name is no string")
+            raise ValueError("a global whose name is not a string")
         self._push_global(module, name)
 
     def _push_global(self, module: str, name: str) -> None:
@@ -199,7 +200,7 @@ class PickleReader:
         arguments = self._pop()
         function = self._pop()
         if type(arguments) is not tuple or not callable(function):
-            raise ValueError("a call of something that is no function")
+            raise ValueError("a call of something that is not a function")
         result = function(*arguments)
         if type(result) is dict:
             self._push_container(result, ())
@@ -209,10 +210,10 @@ class PickleReader:
 
     def _build(self, _: None) -> None:
         self._pop()
-        # A state dict's attributes, such as `_metadata`, are dropped.
+        # Drop attributes of a state dict, such as `_metadata`.
         if type(self._stack[-1]) is not dict:
             what = "a tensor" if isinstance(self._stack[-1], LazyTensor) else "an object"
-            raise ValueError(f"{what} whose attributes are to be changed")
+            raise ValueError(f"{what} whose attributes are changed")
 
     _OPERATIONS: ClassVar[dict[str, Callable[["PickleReader", Any], None]]] = {
         "MARK": _mark,

@@ -1,4 +1,4 @@
-"""Facts about what is published: this package, and the checkpoint that it was written for."""
+"""What is published: how to install this package, and the config of Moxin-7B VLM."""
 
 from mlx_vlm.models.moxin.config import ModelConfig
 from mlx_vlm.models.moxin.text_config import TextConfig
@@ -8,11 +8,11 @@ PACKAGE = "mlx-vlm-moxin"
 # cards name it; README's clone line and `Repository` in [project.urls] of pyproject.toml are
 # compared with it by tests, which fail with what to write there.
 PROJECT_URL: str | None = None
-# The package is on no index: a name that somebody else could register is no install line.
+# The package is not on an index, so `pip install NAME` could install somebody else's package.
 INSTALL_PATH = f"./{PACKAGE}"
 
 MOXIN_7B_ID = "moxin-org/Moxin-7B-VLM"
-# config.json of the HF-converted checkpoint; all else are the defaults of the config classes.
+# From config.json of the HF-converted checkpoint; the rest are the config classes' defaults.
 MOXIN_7B = ModelConfig(text_config=TextConfig(num_hidden_layers=36, vocab_size=32064))
 
 
@@ -22,7 +22,7 @@ def clone_command() -> str:
 
 
 def install_text() -> str:
-    """Markdown that says how this package is installed."""
+    """Markdown on how to install this package."""
     clone = "a clone of its repository" if PROJECT_URL is None else f"a clone of <{PROJECT_URL}>"
     lines = {
         f"pip install {INSTALL_PATH}": "macOS",
@@ -32,6 +32,6 @@ def install_text() -> str:
     width = max(map(len, lines))
     commands = "\n".join(f"{line:<{width}}  # {where}" for line, where in lines.items())
     return (
-        f"{PACKAGE} is on no package index. In the folder that holds {clone}, one of\n\n"
+        f"{PACKAGE} is not on a package index. In the folder that contains {clone}, one of\n\n"
         f"```bash\n{commands}\n```\n\ninstalls it together with mlx-vlm."
     )

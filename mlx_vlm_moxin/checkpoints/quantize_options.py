@@ -1,4 +1,4 @@
-"""How a checkpoint is to be stored: the options of ``mlx_vlm.convert``, checked."""
+"""The options of ``mlx_vlm.convert`` that say how to store a checkpoint, and their checks."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +8,7 @@ from mlx_vlm.models.moxin.quantization import MODES, supported
 
 
 class OptionNames(NamedTuple):
-    """What the user wrote before the value of each setting, for messages."""
+    """The option or argument name before each value in messages."""
 
     bits: str
     group_size: str
@@ -21,7 +21,7 @@ CONVERT_OPTIONS = OptionNames("--q-bits ", "--q-group-size ", "--q-mode ")
 def check_settings(
     bits: int | None, group_size: int | None, mode: str, names: OptionNames = CONVERT_OPTIONS
 ) -> None:
-    """Refuse settings that MLX does not have; None means its default.
+    """Refuse settings that MLX does not support; None means MLX's default.
 
     Raises:
         ValueError: naming the option, the value and the values that exist.
@@ -33,7 +33,7 @@ def check_settings(
         (names.bits, bits, widths),
         (names.group_size, group_size, group_sizes),
     ):
-        # True is 1 for Python, and no number of bits.
+        # True == 1 in Python, but it is not a number of bits.
         if value is not None and (value not in known or isinstance(value, bool)):
             raise ValueError(
                 f"{name}{value!r} does not exist in MLX; mode {mode} has "
@@ -43,9 +43,9 @@ def check_settings(
 
 @dataclass(frozen=True)
 class QuantizeOptions:
-    """Options under the names that ``mlx_vlm.convert`` gives them.
+    """Options with the names of ``mlx_vlm.convert``.
 
-    ``dtype`` None means the source's dtype; None elsewhere means MLX's default.
+    ``dtype`` None means the source's dtype; None for another option means MLX's default.
     """
 
     quantize: bool = False
@@ -60,7 +60,7 @@ class QuantizeOptions:
     dequantize: bool = False
 
     def _given(self) -> list[str]:
-        """Options that have an effect only with ``--quantize``."""
+        """The given options that have an effect only with ``--quantize``."""
         given = {
             "--q-group-size": self.q_group_size is not None,
             "--q-bits": self.q_bits is not None,
@@ -74,7 +74,7 @@ class QuantizeOptions:
         """Refuse options that do not exist, have no effect or contradict each other.
 
         Raises:
-            ValueError: naming the option and what is possible instead.
+            ValueError: naming the option and the alternatives.
         """
         if self.quantize and self.dequantize:
             raise ValueError("Choose either --quantize or --dequantize, not both")

@@ -1,14 +1,14 @@
-"""Only regular files are read: a FIFO or a device would never end, or never begin."""
+"""Refuses anything but regular files: reading a FIFO or a device may never end."""
 
 from pathlib import Path
 
 
 def check_regular(path: Path) -> None:
-    """Refuse what is there but no file.
+    """Refuse a path that exists but is not a regular file.
 
     Raises:
-        FileNotFoundError: if there is nothing at ``path``.
-        ValueError: if there is something else, such as a directory, a FIFO or a device.
+        FileNotFoundError: if nothing exists at ``path``.
+        ValueError: if it is something else, such as a directory, a FIFO or a device.
     """
     if not path.is_file():
         if not path.exists():

@@ -1,7 +1,7 @@
-"""Sharded safetensors, written one tensor at a time.
+"""Writes sharded safetensors one tensor at a time.
 
-Shard sizes, file names and index are those of ``mlx_vlm.utils.save_weights``, which
-computes a whole shard of 5 GB before it writes it.
+Shard sizes, file names and index are the same as those of ``mlx_vlm.utils.save_weights``, which
+computes a whole shard of 5 GB before writing it.
 
 Format: https://github.com/huggingface/safetensors#format
 """
@@ -21,7 +21,7 @@ _ALIGNMENT = 8
 
 
 def _header(tensors: dict[str, mx.array]) -> bytes:
-    """Length and JSON header of a file with these tensors, padded with spaces."""
+    """Length prefix and JSON header of a file with these tensors, padded with spaces."""
     header: dict = {"__metadata__": {"format": "mlx"}}
     offset = 0
     for name, tensor in tensors.items():
@@ -61,8 +61,9 @@ def write_weights(
     """Write ``model*.safetensors`` and their index.
 
     Args:
-        tensors: name, shape and dtype of every tensor; the arrays are never evaluated.
-        values: name and value of every tensor, in the order of ``tensors``.
+        directory: existing directory to write to.
+        tensors: every tensor's name, shape and dtype; the arrays are never evaluated.
+        values: every tensor's name and value, in the order of ``tensors``.
 
     Raises:
         OSError: if the disk is full or fails.

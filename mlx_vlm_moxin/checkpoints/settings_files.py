@@ -1,4 +1,4 @@
-"""The files of a converted model other than its weights, and the check that it is whole."""
+"""The files of a converted model except its weights, and the check that it is complete."""
 
 import json
 from dataclasses import asdict
@@ -10,7 +10,7 @@ from mlx_vlm.models.moxin.config import STATISTICS_FILE, ModelConfig
 from mlx_vlm.models.moxin.processing_moxin import MoxinProcessor
 from mlx_vlm.utils import save_config
 
-# Follow from other settings, belong in another file, or hold for HF-converted configs only.
+# Derived from other settings, part of another file, or valid only in HF-converted configs.
 _DERIVED = (
     "timm_model_ids",
     "timm_override_act_layers",
@@ -19,14 +19,15 @@ _DERIVED = (
     "generation_config",
 )
 _DERIVED_TEXT = ("layer_types", "rope_parameters")
-# What transformers adds about this machine and its own version.
+# What transformers adds about this machine and its version.
 _LOCAL_TOKENIZER = ("is_local", "local_files_only", "backend")
 
 
 def complete_config(config: ModelConfig, quantization: dict[str, Any] | None) -> dict[str, Any]:
-    """config.json of a conversion: every setting written out, nothing left to defaults.
+    """config.json of a conversion, with every setting written explicitly.
 
     Args:
+        config: the config of the converted model.
         quantization: settings of packed layers; written as ``quantization`` for MLX and as
             ``quantization_config`` for the Hub, as mlx-vlm does.
     """
@@ -47,7 +48,7 @@ def _save_processor(processor: MoxinProcessor, directory: Path) -> None:
     path = directory / "tokenizer_config.json"
     content = json.loads(path.read_text(encoding="utf-8"))
     content = {k: v for k, v in content.items() if k not in _LOCAL_TOKENIZER}
-    # The class that reads tokenizer.json as it is, under the name all versions know.
+    # The class that reads tokenizer.json unchanged, under the name that all versions know.
     content["tokenizer_class"] = "PreTrainedTokenizerFast"
     content["processor_class"] = type(processor).__name__
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
@@ -62,27 +63,27 @@ def write_settings(
 ) -> None:
     """Write config.json, generation_config.json, tokenizer and preprocessor files.
 
-    For a model with action statistics, dataset_statistics.json too.
+    A model with action statistics also gets dataset_statistics.json.
     """
     save_config(complete_config(config, quantization), directory / "config.json")
     text = json.dumps(generation_config, indent=2) + "\n"
     (directory / "generation_config.json").write_text(text, encoding="utf-8")
     if config.norm_stats:
-        # Where OpenVLA's own tools look for them.
+        # OpenVLA's tools read the statistics from this file.
         text = json.dumps(config.norm_stats, indent=2) + "\n"
         (directory / STATISTICS_FILE).write_text(text, encoding="utf-8")
     _save_processor(processor, directory)
 
 
 def check_output(directory: Path) -> None:
-    """Load ``directory`` as stock mlx-vlm does, without computing a tensor.
+    """Check that stock mlx-vlm can load ``directory``, without computing a tensor.
 
     Raises:
-        RuntimeError: if it cannot be loaded, which only a fault of this package explains.
+        RuntimeError: if it cannot be loaded, which means a bug in this package.
     """
     try:
         load(str(directory), lazy=True)
     except Exception as error:
         raise RuntimeError(
-            f"The conversion came out wrong and was discarded: mlx-vlm says {error!r}"
+            f"The conversion is unusable and was discarded: mlx-vlm reports {error!r}"
         ) from error

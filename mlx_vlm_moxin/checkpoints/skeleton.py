@@ -1,7 +1,7 @@
-"""What a conversion will write: names, shapes, dtypes and quantisation, without any value.
+"""What a conversion will write: names, shapes, dtypes and quantisation, but no values.
 
-mlx-vlm's quantiser runs on a model whose parameters are never evaluated, so that layers and
-settings are the ones that ``mlx_vlm.convert`` would choose.
+mlx-vlm's quantiser runs on a model whose parameters are never evaluated, so that it chooses the
+same layers and settings as ``mlx_vlm.convert``.
 """
 
 import contextlib
@@ -29,9 +29,9 @@ class Skeleton:
     """The tensors of a finished conversion.
 
     Attributes:
-        tensors: unevaluated arrays with the names, shapes and dtypes of what is written, in
-            mlx-vlm's order.
-        dtypes: of each parameter before quantising.
+        tensors: unevaluated arrays with the names, shapes and dtypes to write, in mlx-vlm's
+            order.
+        dtypes: dtype of each parameter before quantising.
         layers: settings of the quantised layers, by path.
         quantization: config.json's; None if no layer is quantised.
         bits_per_weight: stored bits per parameter, scales and biases included.
@@ -48,7 +48,7 @@ class Skeleton:
         return sum(tensor.nbytes for tensor in self.tensors.values())
 
     def requantizes(self, source: Source) -> bool:
-        """Whether a layer is packed in ``source`` and packed with other settings here."""
+        """Whether a layer that is packed in ``source`` is packed with other settings here."""
         return any(
             source.packed_layers.get(path, settings) != settings
             for path, settings in self.layers.items()
@@ -56,7 +56,7 @@ class Skeleton:
 
 
 def _build_model(source: Source) -> Model:
-    """The model of ``source``, not quantised, once the source's tensors fit it.
+    """The unquantised model of ``source``, after checking that the source's tensors fit it.
 
     Raises:
         ValueError: if the source's tensors do not fit its config.
@@ -71,7 +71,7 @@ def _build_model(source: Source) -> Model:
 
 
 def _quantize(model: Model, source: Source, options: QuantizeOptions) -> dict[str, Any] | None:
-    """Quantise the layers of ``model`` as ``options`` say, or as the source has them."""
+    """Quantise the layers of ``model`` according to ``options``, or like the source."""
     if options.quantize:
         predicate = None  # the model's
         if options.quant_predicate:
@@ -85,7 +85,7 @@ def _quantize(model: Model, source: Source, options: QuantizeOptions) -> dict[st
         return config["quantization"]
     packed = source.packed_layers
     if options.dequantize and not packed:
-        raise ValueError("There is nothing to dequantise: the source is not quantised")
+        raise ValueError("The source is not quantised, so there is nothing to dequantise")
     if options.dequantize or not packed:
         return None
     nn.quantize(model, class_predicate=lambda path, _: packed.get(path, False))
@@ -93,10 +93,15 @@ def _quantize(model: Model, source: Source, options: QuantizeOptions) -> dict[st
 
 
 def build_skeleton(source: Source, options: QuantizeOptions) -> Skeleton:
-    """What converting ``source`` with ``options`` writes.
+    """Plan the conversion of ``source`` with ``options``.
+
+    Args:
+        source: an opened source, of which no tensor is read.
+        options: dtype and quantisation of the result.
 
     Raises:
-        ValueError: if the source's tensors do not fit its config, or ``options`` the source.
+        ValueError: if the source's tensors do not fit its config, or ``options`` do not fit the
+            source.
     """
     options.check()
     model = _build_model(source)

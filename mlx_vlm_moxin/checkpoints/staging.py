@@ -1,7 +1,7 @@
-"""Output that appears only when it is whole.
+"""Output directories that appear only when they are complete.
 
-A conversion writes into a hidden directory next to its target. Only a finished one is
-renamed into place; anything else is removed, at the latest by the next run.
+A conversion writes to a hidden directory next to its target, which is renamed to the target when
+it is finished. An unfinished directory is removed, at the latest by the next run.
 """
 
 import contextlib
@@ -27,22 +27,22 @@ def _check_target(target: Path, overwrite: bool) -> None:
         raise ValueError(f"{target} exists; choose another --mlx-path or give --overwrite")
     if not (target / "config.json").exists():
         raise ValueError(
-            f"{target} holds no model (no config.json) and is not overwritten; "
+            f"{target} does not contain a model (no config.json) and is not overwritten; "
             "choose another --mlx-path"
         )
 
 
 def _lock(directory: Path, target: Path) -> int:
-    """Descriptor that holds the only lock on ``directory``, which is made if need be.
+    """Create ``directory`` if necessary and lock it exclusively; returns the descriptor.
 
     Raises:
-        ValueError: if another process has it.
+        ValueError: if another process holds the lock.
     """
     directory.mkdir(exist_ok=True)
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # The other process may have renamed the directory between the last two lines.
+        # Another process may have renamed the directory between the previous two lines.
         if os.path.samestat(os.fstat(descriptor), os.stat(directory)):
             return descriptor
     except (BlockingIOError, FileNotFoundError):
@@ -63,9 +63,9 @@ def _remove_contents(directory: Path) -> None:
 
 @contextlib.contextmanager
 def _signals_wait() -> Iterator[None]:
-    """Hold back signals that end the process until the block is finished."""
+    """Delay signals that end the process until the block is finished."""
     if threading.current_thread() is not threading.main_thread():
-        # Python runs signal handlers in the main thread only.
+        # Python runs signal handlers only in the main thread.
         yield
         return
     received: list[int] = []
@@ -83,7 +83,7 @@ def _signals_wait() -> Iterator[None]:
 
 
 def _recover(target: Path, previous: Path) -> None:
-    """Finish or undo an exchange that was cut off between its two renames."""
+    """Finish or undo a replacement that was interrupted between its two renames."""
     if target.exists():
         shutil.rmtree(previous, ignore_errors=True)
     elif previous.exists():
@@ -91,7 +91,7 @@ def _recover(target: Path, previous: Path) -> None:
 
 
 def _replace(target: Path, staging: Path, previous: Path) -> None:
-    """Put ``staging`` in the place of ``target``, which is kept until that has worked."""
+    """Replace ``target`` by ``staging``; ``target`` is kept until this has succeeded."""
     try:
         with _signals_wait():
             if target.exists():
@@ -102,7 +102,7 @@ def _replace(target: Path, staging: Path, previous: Path) -> None:
 
 
 def _sync(directory: Path) -> None:
-    """Wait until the files are on the disk: a rename may otherwise get there first."""
+    """Flush the files to disk; otherwise the rename could reach the disk before them."""
     for path in [*directory.iterdir(), directory]:
         descriptor = os.open(path, os.O_RDONLY)
         try:
@@ -113,14 +113,15 @@ def _sync(directory: Path) -> None:
 
 @contextlib.contextmanager
 def staged(target: Path, overwrite: bool = False) -> Iterator[Path]:
-    """A directory to write into, which becomes ``target`` if the block ends well.
+    """A directory to write to, which becomes ``target`` if the block succeeds.
 
     Args:
-        overwrite: replace a model that is at ``target`` already.
+        target: the final directory.
+        overwrite: replace a model that already exists at ``target``.
 
     Raises:
-        ValueError: if ``target`` exists and is not to be overwritten, or another process
-            is writing it.
+        ValueError: if ``target`` exists and may not be overwritten, or another process is
+            writing it.
     """
     target = target.resolve()
     staging = target.with_name(f".{target.name}.partial")

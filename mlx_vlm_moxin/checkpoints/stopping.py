@@ -1,4 +1,4 @@
-"""Signals that ask the process to end become an exception, so that what is half written goes."""
+"""Turns signals that end the process into an exception, so that partial output is removed."""
 
 import signal
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ class Stopped(KeyboardInterrupt):
 
 
 def _stop(number: int, frame: object) -> NoReturn:
-    # A second signal ends the process at once, should cleaning up take too long.
+    # A second signal ends the process immediately, in case cleaning up takes too long.
     for each in STOP_SIGNALS:
         signal.signal(each, signal.SIG_DFL)
     raise Stopped
@@ -21,7 +21,7 @@ def _stop(number: int, frame: object) -> NoReturn:
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """Let signals raise ``Stopped`` within the block; for the main thread of a command."""
+    """Make signals raise ``Stopped`` within the block; for the main thread of a command."""
     handlers = {number: signal.signal(number, _stop) for number in STOP_SIGNALS}
     try:
         yield

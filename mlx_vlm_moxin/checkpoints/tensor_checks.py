@@ -1,4 +1,4 @@
-"""Whether a source's tensors can be the model's: names, shapes, dtypes, values."""
+"""Checks that a source's tensors fit the model: names, shapes, dtypes and values."""
 
 import mlx.core as mx
 from mlx.utils import tree_flatten
@@ -13,7 +13,7 @@ from mlx_vlm_moxin.checkpoints.tensors import FORMAT_NAMES, LazyTensor, is_float
 def _check_packed(
     tensors: dict[str, LazyTensor], packed: dict[str, LayerSettings], model: Model
 ) -> None:
-    """Compare packed tensors with what their settings make of the layers of ``model``."""
+    """Compare packed tensors with the layers of ``model`` quantised with their settings."""
     shapes = {name: value.shape for name, value in tree_flatten(model.parameters())}
     for path, settings in packed.items():
         try:
@@ -33,7 +33,7 @@ def _check_packed(
 
 
 def _check_projector(model: Model) -> None:
-    """Compare the projector's widths with the towers' and the decoder's."""
+    """Compare the projector's widths with those of the towers and the decoder."""
     config = model.config
     found = (config.projector_config.input_size, config.projector_config.output_size)
     expected = (config.vision_config.hidden_size, config.text_config.hidden_size)
@@ -45,10 +45,10 @@ def _check_projector(model: Model) -> None:
 
 
 def check_depth(config: ModelConfig, num_tensors: int) -> None:
-    """Refuse numbers of layers that no model with so few tensors has, before building one.
+    """Refuse more layers than tensors, before a huge model is built.
 
     Raises:
-        ValueError: naming the number.
+        ValueError: naming the number of layers.
     """
     for part in (config.text_config, *config.vision_config.towers.values()):
         if part.num_hidden_layers > num_tensors:
@@ -61,11 +61,12 @@ def check_depth(config: ModelConfig, num_tensors: int) -> None:
 def check_tensors(
     tensors: dict[str, LazyTensor], packed: dict[str, LayerSettings], model: Model
 ) -> None:
-    """Check everything about a source's tensors but their values.
+    """Check everything about a source's tensors except their values.
 
     Args:
+        tensors: the source's tensors under our names.
         packed: settings of the quantised layers, by path.
-        model: not quantised.
+        model: the unquantised model.
 
     Raises:
         ValueError: naming what is missing, unknown, or of a wrong shape or dtype.
@@ -81,12 +82,13 @@ def check_tensors(
 
 
 def check_finite(name: str, value: mx.array, what: str) -> mx.array:
-    """``value``, unless some of it is NaN or infinite.
+    """Return ``value`` if all of it is finite.
 
     Raises:
-        ValueError: ``what`` about tensor ``name``.
+        ValueError: ``name`` and ``what``, if it contains NaN or infinity.
     """
-    # A sum is ten times as fast as isfinite. It never hides one, but may overflow.
+    # A sum is ten times as fast as isfinite. It is not finite if any value is not, but it may also
+    # overflow.
     if (
         is_floating(value)
         and not mx.isfinite(value.sum()).item()

@@ -1,4 +1,4 @@
-"""The values of a conversion's tensors, computed layer by layer from those of the source."""
+"""Computes the values of a conversion's tensors from the source's, layer by layer."""
 
 import contextlib
 from collections import deque
@@ -13,8 +13,8 @@ from mlx_vlm_moxin.checkpoints.sources import Source
 from mlx_vlm_moxin.checkpoints.tensor_checks import check_finite
 from mlx_vlm_moxin.checkpoints.tensors import is_floating
 
-# Layers that are computed at the same time. Each needs memory for its values as they are read
-# and as they are written: the largest, the token embeddings of a 7B model, 1.3 GB.
+# Number of layers computed concurrently. Each needs memory for its values as read and as written;
+# the largest (token embeddings of a 7B model) needs 1.3 GB.
 THREADS = 2
 _NOT_FINITE = "has values that are not finite (NaN, infinity); the source is damaged"
 _TOO_LARGE = "has values beyond the range of float16; use --dtype bfloat16"
@@ -32,7 +32,7 @@ def _cast(name: str, value: mx.array, dtype: mx.Dtype) -> mx.array:
 
 
 def _carry_over(source: Source, skeleton: Skeleton, name: str) -> mx.array:
-    """A part of a packed layer whose settings stay: bit for bit, or in another dtype."""
+    """A part of a packed layer with unchanged settings: as it is, or cast to another dtype."""
     value = _read(source, name)
     return _cast(name, value, skeleton.tensors[name].dtype) if is_floating(value) else value
 
@@ -52,9 +52,11 @@ def _unpacked(source: Source, skeleton: Skeleton, name: str) -> mx.array:
 def compute_layer(
     source: Source, skeleton: Skeleton, names: tuple[str, ...]
 ) -> dict[str, mx.array]:
-    """The values of tensors that are computed together.
+    """Compute the values of tensors that belong together.
 
     Args:
+        source: the tensors to read.
+        skeleton: what to compute.
         names: the packed parts of one quantised layer, or a single tensor.
 
     Returns:
@@ -81,9 +83,9 @@ def _is_packed(skeleton: Skeleton, name: str) -> bool:
 
 
 def group_by_layer(skeleton: Skeleton) -> list[tuple[str, ...]]:
-    """Names of all tensors, those that are computed together in one tuple.
+    """Names of all tensors, grouped into tuples that are computed together.
 
-    A layer's packed parts follow each other in the skeleton's order.
+    The packed parts of a layer are adjacent in the skeleton's order.
     """
     groups: list[list[str]] = []
     for name in skeleton.tensors:
@@ -98,10 +100,10 @@ def group_by_layer(skeleton: Skeleton) -> list[tuple[str, ...]]:
 def _compute_ahead(
     source: Source, skeleton: Skeleton, groups: Iterable[tuple[str, ...]]
 ) -> Iterator[dict[str, mx.array]]:
-    """The values of each group in order, those of the next ones computed in threads meanwhile.
+    """Yield the values of each group in order, while threads compute the next groups.
 
-    Reading, casting and quantising of a layer are done by one thread, since arrays that one
-    thread has recorded cannot be evaluated by another. The operations release Python's lock.
+    One thread reads, casts and quantises a whole layer, since an array's graph can only be
+    evaluated by the thread that built it. The operations release the GIL.
     """
 
     def compute(names: tuple[str, ...]) -> dict[str, mx.array]:
@@ -110,7 +112,7 @@ def _compute_ahead(
         mx.eval(values)
         return values
 
-    # A GPU is kept busy by one thread.
+    # One thread keeps a GPU busy.
     threads = THREADS if mx.default_device().type == mx.DeviceType.cpu else 1
     executor = ThreadPoolExecutor(threads, "moxin-convert")
     pending: deque[Future[dict[str, mx.array]]] = deque()
@@ -122,20 +124,22 @@ def _compute_ahead(
         while pending:
             yield pending.popleft().result()
     finally:
-        # What is computed when the caller stops is not waited for any longer than necessary.
+        # If the caller stops, do not wait for more layers than are already being computed.
         executor.shutdown(wait=True, cancel_futures=True)
 
 
 def compute_tensors(
     source: Source, skeleton: Skeleton, on_progress: Callable[[int], None] = lambda _: None
 ) -> Iterator[tuple[str, mx.array]]:
-    """Every tensor of the skeleton with its value, in the skeleton's order.
+    """Yield every tensor of the skeleton with its value, in the skeleton's order.
 
-    A few layers at a time are in memory, so that the next ones are read and quantised while
-    the caller writes; what was read for a layer is freed when it is computed.
+    A few layers are in memory at a time: the next ones are read and quantised while the caller
+    writes. What was read for a layer is freed once the layer is computed.
 
     Args:
-        on_progress: called with the bytes of each layer that is done.
+        source: the tensors to read.
+        skeleton: what to compute.
+        on_progress: called with the number of bytes of each finished layer.
 
     Raises:
         OSError, ValueError: see ``compute_layer``.

@@ -1,8 +1,8 @@
 """Tensors that stay in their file until they are needed.
 
-Only one tensor at a time is in memory during a conversion. Files are read, not mapped:
-mapped pages count as resident memory, and a failing disk would end the process with a
-signal instead of an error.
+During a conversion only the tensors of a few layers are in memory. Files are read instead of
+    mapped: mapped pages count as resident memory, and a failing disk would end the process with
+    a signal instead of an error.
 """
 
 import json
@@ -35,7 +35,7 @@ SAFETENSORS_DTYPES = {
     "BOOL": (np.bool_, mx.bool_),
 }
 _LENGTH_BYTES = 8
-# The header of a checkpoint with 2,000 tensors has about 250 kB.
+# The header of a file with 2,000 tensors has about 250 kB.
 _MAX_HEADER_BYTES = 4 << 20
 MAX_TENSORS = 20_000
 FORMAT_NAMES = {dtype: name for name, (_, dtype) in SAFETENSORS_DTYPES.items()}
@@ -43,32 +43,32 @@ FORMAT_NAMES = {dtype: name for name, (_, dtype) in SAFETENSORS_DTYPES.items()}
 
 @dataclass(frozen=True)
 class LazyTensor:
-    """Shape and dtype of a tensor, and the function that reads it."""
+    """Shape and dtype of a tensor, and a function that reads it."""
 
     shape: tuple[int, ...]
     dtype: mx.Dtype
     load: Callable[[], mx.array]
 
     def __setstate__(self, state: object) -> None:
-        # Pickles may ask for this, and some of these come out of pickles.
-        raise TypeError("a tensor whose attributes are to be changed")
+        # A pickle may request this, and a LazyTensor can come from a pickle.
+        raise TypeError("a tensor whose attributes are changed")
 
     @property
     def nbytes(self) -> int:
         return prod(self.shape) * self.dtype.size
 
     def transpose(self, *axes: int) -> "LazyTensor":
-        """The tensor with its axes permuted, still unread."""
+        """The tensor with its axes permuted, without reading it."""
         shape = tuple(self.shape[axis] for axis in axes)
         return LazyTensor(shape, self.dtype, lambda: self.load().transpose(axes))
 
     def reshape(self, *shape: int) -> "LazyTensor":
-        """The tensor with other axes of the same number of values, still unread."""
+        """The tensor in another shape with as many values, without reading it."""
         return LazyTensor(shape, self.dtype, lambda: self.load().reshape(shape))
 
     @classmethod
     def of(cls, value: mx.array) -> "LazyTensor":
-        """A tensor that is in memory already."""
+        """Wrap an array that is already in memory."""
         return cls(value.shape, value.dtype, lambda: value)
 
 
@@ -77,7 +77,7 @@ def is_floating(tensor: "mx.array | LazyTensor") -> bool:
 
 
 def concatenate(tensors: list[LazyTensor]) -> LazyTensor:
-    """The tensors joined along their first axis, still unread.
+    """Join tensors along their first axis, without reading them.
 
     Raises:
         ValueError: if their other axes or their dtypes differ.
@@ -93,7 +93,7 @@ def concatenate(tensors: list[LazyTensor]) -> LazyTensor:
 
 
 def to_mlx(values: np.ndarray, dtype: mx.Dtype) -> mx.array:
-    """``values`` as ``dtype``; uint16 is taken for the bits of bfloat16."""
+    """``values`` as an array of ``dtype``; uint16 holds the bits of bfloat16."""
     if dtype == mx.bfloat16:
         return mx.array(values).view(mx.bfloat16)
     if dtype == mx.float64:
@@ -102,7 +102,7 @@ def to_mlx(values: np.ndarray, dtype: mx.Dtype) -> mx.array:
 
 
 def read_span(path: Path, offset: int, count: int, dtype: type[np.generic]) -> np.ndarray:
-    """``count`` values of ``dtype`` from byte ``offset`` of a file.
+    """Read ``count`` values of ``dtype`` starting at byte ``offset`` of a file.
 
     Raises:
         OSError: if the file cannot be read or ends too early.
@@ -120,14 +120,14 @@ def read_span(path: Path, offset: int, count: int, dtype: type[np.generic]) -> n
 
 
 def _check_header_size(path: Path) -> None:
-    """Refuse a header that takes long to read before it is read.
+    """Refuse a header that would take long to read, before reading it.
 
     Raises:
         ValueError: naming the file and the size.
     """
     with open(path, "rb") as file:
         size = int.from_bytes(file.read(_LENGTH_BYTES), "little")
-    # What a damaged file says is left to the library's message.
+    # The safetensors library reports other damage.
     if _MAX_HEADER_BYTES < size < path.stat().st_size:
         raise ValueError(
             f"{path} has a header of {size} bytes; checkpoints have at most {_MAX_HEADER_BYTES}"
@@ -135,23 +135,23 @@ def _check_header_size(path: Path) -> None:
 
 
 def _read_header(path: Path) -> tuple[dict, int]:
-    """JSON header of a safetensors file, and the byte at which its tensors start."""
+    """JSON header of a safetensors file, and the offset in bytes of its tensor data."""
     with open(path, "rb") as file:
         size = int.from_bytes(file.read(_LENGTH_BYTES), "little")
         return json.loads(file.read(size)), _LENGTH_BYTES + size
 
 
 def read_safetensors(path: Path) -> dict[str, LazyTensor]:
-    """The tensors of one safetensors file.
+    """The tensors of one safetensors file, by name, without reading them.
 
     Raises:
-        FileNotFoundError, ValueError: if it is missing or damaged, or a tensor has a dtype
-            that MLX does not have.
+        FileNotFoundError, ValueError: if it is missing or damaged, or MLX does not support a
+            tensor's dtype.
     """
     check_regular(path)
     _check_header_size(path)
     try:
-        # The library checks what the header says against the size of the file.
+        # The library checks the header against the size of the file.
         with safe_open(path, framework="np"):
             header, start = _read_header(path)
     except SafetensorError as error:
@@ -179,11 +179,11 @@ def read_safetensors(path: Path) -> dict[str, LazyTensor]:
 
 
 def read_checkpoint(directory: Path) -> dict[str, LazyTensor]:
-    """The tensors of all safetensors files of a checkpoint directory.
+    """The tensors of all safetensors files of a checkpoint directory, without reading them.
 
     Raises:
-        FileNotFoundError, ValueError: see ``read_safetensors``; or naming a tensor that
-            two files have.
+        FileNotFoundError, ValueError: see ``read_safetensors``; or naming a tensor that is in
+            two files.
     """
     tensors: dict[str, LazyTensor] = {}
     for path in weight_files(directory):

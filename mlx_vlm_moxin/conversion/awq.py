@@ -17,13 +17,21 @@ from mlx_vlm_moxin.checkpoints.tensors import LazyTensor
 
 
 def apply_awq(source: Source, options: QuantizeOptions, quiet: bool = False) -> Source:
-    """The source with its decoder's weights scaled for the quantisation in ``options``.
+    """Scale the decoder's weights of ``source`` for the quantisation in ``options``.
 
-    mlx-vlm has no public function between "load a checkpoint" and "write it" for this.
+    mlx-vlm has no public function for this step between loading a checkpoint and writing it.
+
+    Args:
+        source: what is converted; its tensors are loaded into memory.
+        options: bits, group size and calibration.
+        quiet: drop what mlx-vlm prints.
+
+    Returns:
+        The same source with scaled, unquantised tensors.
 
     Raises:
-        ValueError, OSError: see ``skeleton.build_skeleton``
-            and ``tensor_values.compute_tensors``.
+        ValueError, OSError: see ``skeleton.build_skeleton`` and
+            ``tensor_values.compute_tensors``.
         RuntimeError: if this version of mlx-vlm has no AWQ.
     """
     try:
@@ -47,7 +55,7 @@ def apply_awq(source: Source, options: QuantizeOptions, quiet: bool = False) -> 
             options.calibration,
             options.calibration_data,
         )
-    # They are read in other threads, which could not evaluate what this one has recorded.
+    # Evaluated here: other threads read these arrays, and cannot evaluate this thread's graph.
     mx.eval(model.parameters())
     tensors = {name: LazyTensor.of(value) for name, value in tree_flatten(model.parameters())}
     return replace(source, tensors=tensors, quantization=None, dtype=None)

@@ -1,4 +1,4 @@
-"""A source as mlx-vlm loads it, to compare a conversion with."""
+"""The source in a form that mlx-vlm loads, as the baseline for comparisons."""
 
 import tempfile
 from collections.abc import Iterator
@@ -15,14 +15,14 @@ from mlx_vlm_moxin.conversion.source_files import SourceFiles
 def loadable_source(
     source: Source, files: SourceFiles, place: Path, quiet: bool = False
 ) -> Iterator[Path]:
-    """The source's own directory, or a conversion that is kept only for the context.
+    """The source's directory, or a temporary conversion that is removed after the context.
 
-    mlx-vlm cannot load native runs and OminiX exports; a conversion of them that quantises
-    nothing changes nothing but the layout.
+    mlx-vlm cannot load native runs and OminiX exports; converting them without quantisation
+    changes only the layout.
 
     Args:
-        source, files: the source, opened and as it was named.
-        place: directory for the conversion.
+        source, files: the opened source, and the files and options that it was opened from.
+        place: directory that receives the temporary conversion.
         quiet: no progress bars.
 
     Raises:

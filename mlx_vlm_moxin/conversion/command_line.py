@@ -1,4 +1,4 @@
-"""``python -m mlx_vlm_moxin convert``: Moxin from any source to a directory that mlx-vlm loads."""
+"""``python -m mlx_vlm_moxin convert``: any source of Moxin to a directory that mlx-vlm loads."""
 
 import argparse
 import errno
@@ -38,7 +38,7 @@ _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def configure_parser() -> argparse.ArgumentParser:
-    """The options of ``mlx_vlm.convert`` under their names, and those of this package."""
+    """The options of ``mlx_vlm.convert`` under the same names, and those of this package."""
     parser = argparse.ArgumentParser(
         prog="python -m mlx_vlm_moxin convert",
         description="Convert a Moxin checkpoint to MLX. Sources: a native Prismatic run "
@@ -64,7 +64,7 @@ def configure_parser() -> argparse.ArgumentParser:
     add("--quant-method", choices=["rtn", "awq"], default="rtn")
     add("--calibration", choices=["text", "multimodal"], default="text", help="AWQ's inputs")
     add("--calibration-data", help="directory of pictures for --calibration multimodal")
-    add("--dtype", choices=MODEL_CONVERSION_DTYPES, help="of what is not quantised")
+    add("--dtype", choices=MODEL_CONVERSION_DTYPES, help="dtype of what is not quantised")
     add("-d", "--dequantize", action="store_true", help="unpack a quantised source")
 
     group = parser.add_argument_group("verification")
@@ -82,7 +82,7 @@ def configure_parser() -> argparse.ArgumentParser:
 
 
 def _check_upload(repo_id: str) -> None:
-    """Find out before a long conversion that its upload cannot work."""
+    """Check before a long conversion that its upload can work."""
     validate_repo_id(repo_id)
     if get_token() is None:
         raise ValueError(f"--upload-repo: there is no Hugging Face token; {LOG_IN}")
@@ -102,11 +102,11 @@ def _finish(
     examples: dict[str, list[Example]] | None,
     args: argparse.Namespace,
 ) -> None:
-    """Verification, evaluation, model card and upload of a conversion that is in its place."""
+    """Verify, evaluate and upload a conversion that is in place, and complete its model card."""
     place = conversion.directory.resolve().parent
     verification = evaluation = None
     with ExitStack() as stack:
-        # Made when the first of the two needs it.
+        # Created only when verification or evaluation first needs it.
         baseline = cache(
             lambda: stack.enter_context(
                 loadable_source(conversion.source, files, place, args.quiet)
@@ -138,11 +138,11 @@ def _finish(
 
 
 def run(args: argparse.Namespace) -> None:
-    """Run what the command line says.
+    """Run the parsed command line.
 
     Raises:
         OSError, ValueError, RuntimeError: one line that says what is wrong.
-        Stopped: if the process received a signal to end, saying what there is.
+        Stopped: if a signal ended the process; the message says what was kept.
     """
     options = QuantizeOptions(
         **{field.name: getattr(args, field.name) for field in fields(QuantizeOptions)}
@@ -165,7 +165,7 @@ def run(args: argparse.Namespace) -> None:
         )
     except Stopped:
         raise Stopped(
-            f"nothing half-written is left at {args.mlx_path}; run the same command again, "
+            f"nothing incomplete is left at {args.mlx_path}; run the same command again, "
             "finished downloads are kept"
         ) from None
     if not args.quiet:
@@ -192,7 +192,7 @@ def _convert(arguments: Sequence[str]) -> int:
     except (OSError, ValueError, RuntimeError, MemoryError) as error:
         if isinstance(error, OSError) and error.errno in _DISK_FULL:
             error = OSError(
-                f"{error.strerror} while writing; {args.mlx_path} is as it was. "
+                f"{error.strerror} while writing; {args.mlx_path} is unchanged. "
                 "Free some space or choose another --mlx-path"
             )
         return print_error(error)

@@ -1,4 +1,4 @@
-"""One conversion: open the source, plan the output, write it next to its target, rename."""
+"""One conversion: open the source, plan the output, write it next to the target, rename it."""
 
 import shutil
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ from mlx_vlm_moxin.checkpoints.tensor_values import compute_tensors
 from mlx_vlm_moxin.conversion.awq import apply_awq
 from mlx_vlm_moxin.conversion.source_files import SourceFiles
 
-# Room for the other files.
+# Space for everything but the weights.
 _MARGIN_BYTES = 16 << 20
 
 
@@ -30,7 +30,7 @@ class Conversion:
     """A finished conversion.
 
     Attributes:
-        directory: where it is.
+        directory: the converted model.
         source: what it was made from.
         quantization: config.json's; None if nothing is quantised.
         bits_per_weight: stored bits per parameter, scales and biases included.
@@ -45,7 +45,7 @@ class Conversion:
 
 
 def _card_notes(source: Source, skeleton: Skeleton, options: QuantizeOptions) -> Iterator[str]:
-    """What the settings of the result do not say about how its weights were made."""
+    """Notes on how the weights were made that the result's settings do not show."""
     if options.quant_method == "awq":
         yield f"Weights were scaled by mlx-vlm's AWQ on its {options.calibration} samples first."
     if not source.quantization:
@@ -54,7 +54,7 @@ def _card_notes(source: Source, skeleton: Skeleton, options: QuantizeOptions) ->
     if skeleton.requantizes(source):
         yield (
             f"The source was quantised to {bits} bits; its weights were unpacked and quantised "
-            "again, and what both steps cost adds up."
+            "again, so the errors of both steps add up."
         )
     elif skeleton.quantization is None:
         yield f"The source was quantised to {bits} bits; its weights were unpacked."
@@ -64,13 +64,13 @@ def _check_space(directory: Path, needed: int) -> None:
     free = shutil.disk_usage(directory).free
     if free < needed:
         raise OSError(
-            f"The conversion needs {format_size(needed)} and {directory.parent} has "
+            f"The conversion needs {format_size(needed)}, but {directory.parent} has "
             f"{format_size(free)} left; free some space or choose another --mlx-path"
         )
 
 
 def _check_apart(target: Path, files: SourceFiles) -> None:
-    """Refuse a target that is the source or holds it: replacing it would lose the source."""
+    """Refuse a target that is or contains the source: replacing it would delete the source."""
     for name in files.paths:
         if local_path(name).resolve().is_relative_to(target.resolve()):
             raise ValueError(f"{target} holds the source {name}; choose another --mlx-path")
@@ -99,13 +99,16 @@ def convert(
     """Convert a source into the directory ``mlx_path``, tensor by tensor.
 
     Args:
-        options: how to store it.
-        overwrite: replace a model at ``mlx_path``, which stays until the new one is whole.
+        files: the source and the options that describe it.
+            mlx_path: directory to write.
+            options: dtype and quantisation of the result.
+        overwrite: replace a model at ``mlx_path``; the old one is kept until the new one is
+            complete.
         quiet: no progress bars.
         upload_repo: named on the model card; nothing is uploaded here.
 
     Raises:
-        OSError, ValueError: one line that says what is wrong; ``mlx_path`` is as it was.
+        OSError, ValueError: one line that says what is wrong; ``mlx_path`` is unchanged.
     """
     options.check()
     files.check()
@@ -115,7 +118,7 @@ def convert(
         source = files.open()
         skeleton = build_skeleton(source, options)
         if skeleton.requantizes(source) and not quiet:
-            print("The source is already quantised; the accuracy that this cost stays lost.")
+            print("The source is already quantised; the accuracy lost by that is not recovered.")
         if options.quant_method == "awq":
             if not quiet:
                 print(f"AWQ loads the whole model into memory ({format_size(source.nbytes)}).")

@@ -15,7 +15,7 @@ _PREFIX = "evaluate-"
 
 
 def add_evaluation_options(parser: argparse.ArgumentParser) -> None:
-    """Add ``--evaluate`` and the options that say on which examples."""
+    """Add ``--evaluate`` and the options that choose its examples."""
     group = parser.add_argument_group("evaluation")
     group.add_argument(
         "--evaluate",
@@ -29,7 +29,7 @@ def add_evaluation_options(parser: argparse.ArgumentParser) -> None:
 
 
 def planned_examples(args: argparse.Namespace) -> dict[str, list[Example]] | None:
-    """The examples of ``--evaluate``, checked before a long conversion; None without it.
+    """The examples of ``--evaluate``, checked before a long conversion; None if it is not given.
 
     Raises:
         OSError, ValueError: naming what is missing or wrong, and where.
@@ -52,7 +52,7 @@ def evaluate(
 ) -> Evaluation:
     """Compare a conversion with its source on the planned examples, and write ``FILE_NAME``.
 
-    Answers are kept in ``--evaluate-output``; those to the same examples by the same weights
+    Answers are kept in ``--evaluate-output``; answers of the same weights to the same examples
     are not computed again.
 
     Args:

@@ -1,4 +1,4 @@
-"""Where a conversion starts, and the options of the command line that say so."""
+"""The source of a conversion, and the command-line options that describe it."""
 
 import argparse
 from dataclasses import dataclass, fields
@@ -16,15 +16,15 @@ from mlx_vlm_moxin.checkpoints.sources.towers import TOWER_TITLES
 
 @dataclass(frozen=True)
 class SourceFiles:
-    """Where a conversion starts.
+    """The source of a conversion as the user named it.
 
     Attributes:
         hf_path: local directory or Hub repository.
         revision: branch, tag or commit of the repository.
         dino, siglip, clip, in1k, llm: for native sources, see
             ``native.open_native``.
-        actions: what the files of an action model do not say.
-        base_model, license: for the model card, in place of what the source's says.
+        actions: settings of an action model that are not in its files.
+        base_model, license: for the model card; they override the source's card.
     """
 
     hf_path: str
@@ -40,13 +40,13 @@ class SourceFiles:
 
     @classmethod
     def from_arguments(cls, args: argparse.Namespace) -> "SourceFiles":
-        """What a parser with ``add_source_options`` and ``--hf-path`` read."""
+        """From the arguments of a parser with ``--hf-path`` and ``add_source_options``."""
         values = {field.name: getattr(args, field.name, None) for field in fields(cls)}
         return cls(**{**values, "actions": action_options(args)})
 
     @property
     def paths(self) -> list[str]:
-        """All that were given."""
+        """The source and every other path or repository that was given."""
         values = (self.hf_path, self.dino, self.siglip, self.clip, self.in1k, self.llm)
         return [value for value in values if value is not None]
 
@@ -56,7 +56,7 @@ class SourceFiles:
         return open_source(self.hf_path, self.revision, towers, self.llm, self.actions)
 
     def check(self) -> None:
-        """Refuse a base model that is no Hub id, before a long conversion.
+        """Refuse a base model that is not a Hub id, before a long conversion starts.
 
         Raises:
             ValueError: naming it.
@@ -65,12 +65,12 @@ class SourceFiles:
             check_hub_id("--base-model", self.base_model)
 
     def provenance(self, source: Source) -> Provenance:
-        """What the model card says about where the weights of ``source`` come from."""
+        """The origin of the weights of ``source``, for the model card."""
         return read_provenance(self.hf_path, source.directory, self.base_model, self.license)
 
 
 def add_source_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options for what the files of native runs and of action models do not hold."""
+    """Add the options for what is not in the files of native runs and action models."""
     group = parser.add_argument_group("native sources (files, directories or Hub repositories)")
     for name, title in TOWER_TITLES.items():
         group.add_argument(
@@ -80,6 +80,6 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
         "--llm", help="config and tokenizer of the language model (default: on the Hub)"
     )
     group = parser.add_argument_group("model card (default: what the source's card says)")
-    group.add_argument("--base-model", help="Hub id of the model that this is a form of")
-    group.add_argument("--license", help="licence of the weights, by its name on the Hub")
+    group.add_argument("--base-model", help="Hub id of the model that this one was made from")
+    group.add_argument("--license", help="the Hub's name of the licence of the weights")
     add_action_options(parser)

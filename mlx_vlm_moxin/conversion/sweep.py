@@ -1,7 +1,7 @@
-"""``python -m mlx_vlm_moxin convert sweep``: one source at several widths, size against quality.
+"""``python -m mlx_vlm_moxin convert sweep``: size against quality of one source at several widths.
 
-The source answers once; each width is converted and compared with those answers. What
-is done is in ``sweep.json`` at once, so a sweep that was stopped goes on where it was.
+The source answers once; each width is converted and compared with those answers. Each
+finished width is written to ``sweep.json`` immediately, so an interrupted sweep can resume.
 """
 
 import argparse
@@ -29,7 +29,7 @@ PICTURE_FILE = "sweep.png"
 
 
 def configure_parser() -> argparse.ArgumentParser:
-    """The options of a sweep; those of the sources have their names in the conversion."""
+    """The options of a sweep; source options have the same names as in ``convert``."""
     parser = argparse.ArgumentParser(
         prog="python -m mlx_vlm_moxin convert sweep",
         description="Convert a source at several bit widths, compare each with the source, and "
@@ -60,7 +60,7 @@ def _write_table(output: Path, settings: dict[str, Any], rows: dict[str, dict]) 
 
 
 def _earlier_rows(args: argparse.Namespace, settings: dict[str, Any]) -> dict[str, dict]:
-    """Rows of the same sweep if it was stopped, by directory name.
+    """Rows of the same sweep from an earlier, interrupted run, by directory name.
 
     Raises:
         ValueError: if the output directory holds another sweep or other models.
@@ -81,17 +81,19 @@ def _earlier_rows(args: argparse.Namespace, settings: dict[str, Any]) -> dict[st
     except (ValueError, KeyError, TypeError):
         raise ValueError(f"{table} is damaged; remove it or give --overwrite") from None
     if not is_same:
-        raise ValueError(f"{table} is another sweep's; choose another --output or give --overwrite")
+        raise ValueError(
+            f"{table} belongs to another sweep; choose another --output or give --overwrite"
+        )
     return {name: row for name, row in found.items() if (args.output / name).is_dir()}
 
 
 def _measure(
     args: argparse.Namespace, files: SourceFiles, asked: Reference, bits: int, group_size: int
 ) -> dict[str, Any]:
-    """Convert at one width, compare, and leave the comparison with the conversion."""
+    """Convert at one width, compare, and save the comparison next to the conversion."""
     options = QuantizeOptions(quantize=True, q_bits=bits, q_group_size=group_size)
     target = args.output / _name(bits, group_size)
-    # What is there now is what a stopped sweep left, or --overwrite was given.
+    # Anything already there was left by an interrupted sweep, or --overwrite was given.
     conversion = convert(files, target, options, overwrite=True, quiet=args.quiet)
     verification = asked.compare(conversion.directory)
     verification.save(conversion.directory / FILE_NAME)
@@ -115,7 +117,10 @@ def _line(row: dict[str, Any]) -> str:
 
 
 def sweep(args: argparse.Namespace) -> None:
-    """Run what ``configure_parser`` parsed.
+    """Run a sweep.
+
+    Args:
+        args: what ``configure_parser`` parsed.
 
     Raises:
         OSError, ValueError, RuntimeError: one line that says what is wrong.

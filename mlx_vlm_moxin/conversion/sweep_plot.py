@@ -9,14 +9,14 @@ DPI = 150
 
 
 def plot(rows: Sequence[dict], path: Path) -> None:
-    """Draw mean KL divergence over size as PNG, one line per group size.
+    """Draw mean KL divergence against size as a PNG, one line per group size.
 
     Args:
-        rows: a sweep's, each with ``bits``, ``group_size`` and the summary of its
+        rows: rows of a sweep, each with ``bits``, ``group_size`` and the summary of its
             verification. Rows whose divergence is not finite are left out.
         path: the PNG to write.
     """
-    # The object interface needs no display and changes no global state.
+    # matplotlib's object interface needs no display and changes no global state.
     from matplotlib.figure import Figure
 
     rows = [row for row in rows if row["kl_mean"] is not None]
@@ -29,7 +29,7 @@ def plot(rows: Sequence[dict], path: Path) -> None:
         )
         points = [(row["size_bytes"], row["kl_mean"]) for row in line]
         axes.plot(*zip(*points), "o-", label=f"group size {group_size}")
-        # Neighbouring lines are labelled on opposite sides.
+        # Label neighbouring lines on opposite sides.
         side = 1 if index % 2 else -1
         for point, row in zip(points, line):
             axes.annotate(

@@ -1,10 +1,10 @@
-"""A converted model's directory to the Hugging Face Hub, so that a failure can be resumed.
+"""Uploads a converted model to the Hugging Face Hub; a failed upload can be resumed.
 
-``HfApi.upload_folder`` does the work. Run again after a failure, it sends only what is
-missing: the Hub says which large files it already holds (with hf-xet, which parts of
-them), and nothing appears in the repository before its commit. ``upload_large_folder``,
-made for resuming, leaves a cache in the directory it uploads, commits piece by piece, so
-that a repository is visible half-uploaded, and is gone from huggingface_hub 2.
+``HfApi.upload_folder`` does the work. When it is run again after a failure, it sends only what
+is missing: the Hub reports which large files it already has (with hf-xet, which parts of them),
+and nothing appears in the repository before the commit. ``upload_large_folder`` is meant for
+resuming, but it leaves a cache in the uploaded directory, commits piece by piece, so that an
+incomplete repository is visible, and no longer exists in huggingface_hub 2.
 """
 
 import argparse
@@ -32,16 +32,16 @@ from mlx_vlm_moxin.checkpoints.messages import causes, one_line, print_error
 
 COMMAND = ["python", "-m", "mlx_vlm_moxin", "upload"]
 
-# What a model's directory holds; anything else in it is the user's own.
+# The files of a model; anything else in its directory belongs to the user.
 UPLOADED = ("*.json", "*.safetensors", "*.jinja", "*.model", "README.md")
-# An earlier upload with other shards would leave some of them, and mlx-vlm loads them all.
+# Shards that an earlier upload left would be loaded too: mlx-vlm loads every safetensors file.
 REPLACED = ("model*.safetensors", "model.safetensors.index.json")
 TOKENS_PAGE = "https://huggingface.co/settings/tokens"
 LOG_IN = f"run `hf auth login`, or set HF_TOKEN, with a token that may write ({TOKENS_PAGE})"
 
 
 class UploadError(OSError):
-    """An upload that did not go through; its message says why and how to go on."""
+    """A failed upload; the message says why it failed and how to resume it."""
 
 
 def _check(directory: Path, repo_id: str) -> None:
@@ -57,7 +57,7 @@ def _check(directory: Path, repo_id: str) -> None:
 
 
 def _status(error: BaseException) -> int | None:
-    """The HTTP status that ``error`` reports; hf-xet has it in its text only."""
+    """The HTTP status that ``error`` reports; hf-xet gives it only in the message."""
     if isinstance(error, HfHubHTTPError):
         return error.response.status_code
     found = re.search(r"HTTP status \w+ error \((\d{3})", str(error))
@@ -65,8 +65,8 @@ def _status(error: BaseException) -> int | None:
 
 
 def _reason(error: BaseException, repo_id: str) -> str:
-    """What went wrong, and what to do about it before trying again."""
-    # huggingface_hub wraps the failure of a single file; the answer is further down.
+    """What went wrong, and what to do before trying again."""
+    # huggingface_hub wraps the failure of a single file; the HTTP response is further down.
     chain = list(causes(error))
     for inner in chain:
         status = _status(inner)
@@ -101,10 +101,10 @@ def _progress(quiet: bool) -> Iterator[None]:
 def upload(directory: Path, repo_id: str, quiet: bool = False) -> None:
     """Upload a converted model, creating the repository if there is none.
 
-    Its model card gets the repository's name, if this package wrote it.
+    The repository's name is put on the model card, if this package wrote the card.
 
-    Weight files of an earlier upload that this model does not have are removed from the
-    repository in the same commit. Other files there stay.
+    Weight files from an earlier upload that this model does not have are removed from the
+    repository in the same commit. Other files there are kept.
 
     Args:
         directory: the converted model.
@@ -112,7 +112,7 @@ def upload(directory: Path, repo_id: str, quiet: bool = False) -> None:
         quiet: no progress bars and no closing line.
 
     Raises:
-        UploadError: one line with the reason and the way on; it never holds the token.
+        UploadError: one line with the reason and the next step; it never contains the token.
     """
     directory = Path(directory)
     _check(directory, repo_id)
@@ -134,18 +134,18 @@ def upload(directory: Path, repo_id: str, quiet: bool = False) -> None:
                 ignore_patterns=["*/*"],
                 delete_patterns=list(REPLACED),
             )
-    # huggingface_hub and hf-xet raise many kinds; whatever it was, the model is safe here.
+    # huggingface_hub and hf-xet raise many types; after any of them the local model is intact.
     except Exception as error:
         reason = _reason(error, repo_id)
         if token is not None:
             reason = reason.replace(token, "[token]")
         reason = one_line(reason, limit=200).rstrip(".")
     if reason is not None:
-        # The client's error holds unfinished progress bars, which print once more as they go.
+        # The client's error refers to unfinished progress bars, which print again when collected.
         gc.collect()
         raise UploadError(
             f"Upload to {repo_id} failed: {reason}. The model is whole in {directory}; "
-            f"run `{resume}` to go on, what is there already is not sent again"
+            f"run `{resume}` to resume; what was sent already is not sent again"
         )
     if not quiet:
         print(f"Uploaded to {url}")
@@ -158,8 +158,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(
         prog=" ".join(COMMAND),
-        description="Upload a converted model to the Hugging Face Hub, its model card with the "
-        "repository's name in it. Run again after a failure, it sends only what is missing.",
+        description="Upload a converted model to the Hugging Face Hub, with the repository's "
+        "name on its model card. After a failure, run it again: it sends only what is missing.",
     )
     parser.add_argument("directory", type=Path, help="a converted model")
     parser.add_argument("repo_id", help="user-or-organisation/name on the Hub")

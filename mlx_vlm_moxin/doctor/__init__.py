@@ -1,1 +1,1 @@
-"""``python -m mlx_vlm_moxin doctor``: whether an installation works, and what fits the machine."""
+"""``python -m mlx_vlm_moxin doctor``: checks the installation and what fits this machine."""

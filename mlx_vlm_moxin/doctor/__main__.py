@@ -22,7 +22,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def examine() -> list[Check]:
-    """The results of all checks that can be run."""
+    """Run all checks that can be run and return their results."""
     checks = [
         *installation.versions(),
         run("mlx", installation.backend),
@@ -41,7 +41,7 @@ def examine() -> list[Check]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the checks; returns 0 if all is well, 1 if something failed."""
+    """Run the checks; returns 0 if none failed, else 1."""
     args = build_parser().parse_args(argv)
     checks = examine()
     failed = [check.name for check in checks if check.status == FAILED]

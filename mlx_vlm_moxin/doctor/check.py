@@ -1,14 +1,14 @@
-"""The result of a check, and the one way to run one.
+"""The result of a check, and the function that runs one.
 
-Nothing here or in the modules of checks imports MLX or the model at once, since that may be what
-does not work.
+This module and the modules of checks import MLX and the model only inside functions, since that
+import may be what fails.
 """
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-# Characters of an unexpected error's message.
+# Maximum characters of an unexpected error's message.
 MAX_MESSAGE = 400
 
 OK, WARNING, FAILED = "ok", "warning", "failed"
@@ -16,14 +16,14 @@ OK, WARNING, FAILED = "ok", "warning", "failed"
 
 @dataclass
 class Check:
-    """What was found.
+    """The result of one check.
 
     Attributes:
-        name: of what was checked.
+        name: what was checked.
         status: ``OK``, ``WARNING`` (something to know) or ``FAILED``.
-        found: in a sentence.
+        found: the result in one sentence.
         advice: what to do about it; empty if there is nothing to do.
-        values: the same for programs.
+        values: the same facts as values for programs.
     """
 
     name: str
@@ -33,17 +33,17 @@ class Check:
     values: dict[str, Any] = field(default_factory=dict)
 
     def lines(self) -> list[str]:
-        """For the screen: what was found and, indented, the advice."""
+        """Lines for the screen: the result and, indented, the advice."""
         lines = [f"{self.status:<8} {self.name:<16} {self.found}"]
         return lines + ([f"{'':<25} -> {self.advice}"] if self.advice else [])
 
     def to_dict(self) -> dict[str, Any]:
-        """For ``--json``."""
+        """The result for ``--json``."""
         return asdict(self)
 
 
 def run(name: str, check: Callable[[], Check]) -> Check:
-    """The result of ``check``; an exception is one too, since anything may be broken here."""
+    """The result of ``check``; any exception counts as failed, since anything may be broken."""
     try:
         return check()
     except Exception as error:

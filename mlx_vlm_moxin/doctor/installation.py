@@ -1,4 +1,4 @@
-"""Checks of what is installed: versions, MLX's backend, the start-up file, the model package."""
+"""Checks of the installation: versions, MLX's backend, the start-up file, the model package."""
 
 import importlib
 import os
@@ -16,7 +16,7 @@ from mlx_vlm_moxin.doctor.check import FAILED, OK, WARNING, Check
 from mlx_vlm_moxin.plugin import upstream
 
 START_UP_FILES = ("mlx_vlm_moxin_register.pth", "mlx_vlm_moxin_register.start")
-# Distributions that bring MLX's backend; those after the first share files with each other.
+# Distributions that contain MLX's backend; all but the first share files with each other.
 BACKENDS = ("mlx-metal", "mlx-cpu", "mlx-cuda-12", "mlx-cuda-13")
 OPTIONAL = ("mlx-lm",)
 _IS_REGISTERED = "import sys; sys.exit('mlx_vlm_moxin' not in sys.modules)"
@@ -31,7 +31,7 @@ def installed(distribution: str) -> str | None:
 
 
 def check_version(distribution: str, tested: str) -> Check:
-    """The version of a package beside the range that the tests run with."""
+    """Compare the version of a package with the range that the tests run with."""
     found = installed(distribution)
     values = {"version": found, "tested": tested}
     if found is None:
@@ -46,7 +46,7 @@ def check_version(distribution: str, tested: str) -> Check:
 
 
 def versions() -> list[Check]:
-    """This package, Python, and the packages that it changes."""
+    """Check the versions of this package, Python, and the packages that it modifies."""
     system = f"Python {platform.python_version()}, {platform.platform()}"
     values = {"version": mlx_vlm_moxin.__version__, "python": platform.python_version()}
     found = f"{mlx_vlm_moxin.__version__}, {system}"
@@ -62,7 +62,7 @@ def versions() -> list[Check]:
 
 
 def backend() -> Check:
-    """MLX and the device that it computes on."""
+    """Check MLX and its default device."""
     packages = [name for name in BACKENDS if installed(name) is not None]
     values = {"version": installed("mlx"), "packages": packages}
     extra = 'pip install "mlx[cpu]", or "mlx[cuda13]" with an NVIDIA GPU'
@@ -84,7 +84,7 @@ def backend() -> Check:
 
 
 def start_up() -> Check:
-    """Whether every Python of this environment knows the model types."""
+    """Check that every Python process of this environment knows the model types."""
     files = [
         str(path)
         for folder in (*site.getsitepackages(), site.getusersitepackages())
@@ -103,14 +103,14 @@ def start_up() -> Check:
         return Check("start-up file", OK, found, advice, values)
     advice = (
         "run pip install . in the clone with this environment's pip, or use python -m "
-        "mlx_vlm_moxin generate (chat, server, train) in place of mlx_vlm's"
+        "mlx_vlm_moxin generate (chat, server, train) instead of mlx_vlm's"
     )
     found = "not active: stock mlx-vlm says 'Model type moxin not supported'"
     return Check("start-up file", FAILED, found, advice, values)
 
 
 def model_package() -> Check:
-    """Whether mlx-vlm can load the model package, and its own names are as expected."""
+    """Check that mlx-vlm loads the model package, and that the replaced names exist."""
     importlib.import_module("mlx_vlm.models.moxin")
     found = f"loaded, {len(upstream.UPSTREAM)} names of other packages are as expected"
     return Check("model package", OK, found)

@@ -8,7 +8,7 @@ from mlx_vlm_moxin.doctor.check import OK, WARNING, Check
 
 
 def _compiled_folders() -> tuple[Path, ...]:
-    """Where this package's kernels, the driver and MLX keep what they have compiled."""
+    """Where this package's kernels, the driver and MLX cache compiled kernels."""
     from mlx_vlm.models.moxin.cuda import cubin_cache
 
     return (
@@ -23,7 +23,7 @@ def _fitting(sizes: dict[int | None, int], limit: float) -> list[int | None]:
 
 
 def memory() -> Check:
-    """The memory that weights can have, and the widest Moxin-7B in it."""
+    """Check the memory available for weights, and the widest Moxin-7B that fits."""
     from mlx_vlm_moxin.checkpoints.messages import format_size
     from mlx_vlm_moxin.library.memory import (
         WEIGHTS_SHARE,
@@ -45,7 +45,7 @@ def memory() -> Check:
         text += f", {format_size(found.free)} free"
     if not fitting:
         smallest = min(sizes.values())
-        advice = f"Moxin-7B needs {format_size(smallest)} at the least; close other programs"
+        advice = f"Moxin-7B needs at least {format_size(smallest)}; close other programs"
         return Check("memory", WARNING, f"{text}: no width of Moxin-7B fits", advice, values)
     widest = fitting[0]
     text += f": Moxin-7B fits at {width_name(widest)} ({format_size(sizes[widest])})"
@@ -53,7 +53,7 @@ def memory() -> Check:
 
 
 def disk() -> Check:
-    """The disk that downloads go to."""
+    """Check the free space on the disk for downloads."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
     from mlx_vlm_moxin.checkpoints.messages import format_size
@@ -79,7 +79,7 @@ def _contents(folder: Path) -> tuple[int, int]:
 
 
 def kernels() -> Check:
-    """The CUDA kernels: on, or off for a reason; and what has been compiled before."""
+    """Report whether the CUDA kernels are on, why not, and what has already been compiled."""
     import mlx.core as mx
     from mlx_vlm.models.moxin.cuda import device
 

@@ -1,6 +1,7 @@
-"""A question to moxin-tiny, the small model that comes along, whose right answer is known.
+"""Asks the bundled model moxin-tiny a question whose correct answer is known.
 
-It goes all the way that Moxin-7B's go: tokenizer, picture, towers, decoder, detokenizer.
+The question uses the same code as one to Moxin-7B: tokenizer, image processor, towers, decoder
+and detokenizer.
 """
 
 import time
@@ -8,7 +9,7 @@ from pathlib import Path
 
 from mlx_vlm_moxin.doctor.check import FAILED, OK, Check
 
-# In an installed package, and in a clone.
+# The folder in an installed package, and in a clone.
 _PLACES = (
     Path(__file__).with_name("moxin_tiny"),
     Path(__file__).parents[2] / "tests" / "moxin_tiny",
@@ -21,7 +22,7 @@ def bundled() -> Path:
     """The folder with ``checkpoint`` and ``demo.png``.
 
     Raises:
-        FileNotFoundError: if neither is there.
+        FileNotFoundError: if no such folder exists.
     """
     for place in _PLACES:
         if (place / "checkpoint" / "config.json").is_file():
@@ -30,7 +31,7 @@ def bundled() -> Path:
 
 
 def self_test() -> Check:
-    """Load moxin-tiny and let it describe its picture."""
+    """Load moxin-tiny and check its description of a picture."""
     from mlx_vlm_moxin.library.generate import stream_text
     from mlx_vlm_moxin.library.load import load
 
@@ -42,6 +43,6 @@ def self_test() -> Check:
     seconds = time.perf_counter() - start
     values = {"question": QUESTION, "answer": answer, "expected": ANSWER, "seconds": seconds}
     if answer == ANSWER:
-        return Check("self-test", OK, f"the right answer after {seconds:.1f} s", values=values)
-    found = f"{answer!r} in place of {ANSWER!r}"
+        return Check("self-test", OK, f"the correct answer after {seconds:.1f} s", values=values)
+    found = f"{answer!r} instead of {ANSWER!r}"
     return Check("self-test", FAILED, found, "report this, with the lines above", values)

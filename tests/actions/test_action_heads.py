@@ -82,7 +82,7 @@ def test_options_that_are_missing_or_do_not_fit_are_refused(
 
 
 def test_options_for_a_model_without_actions_are_refused():
-    with pytest.raises(ValueError, match="no action model"):
+    with pytest.raises(ValueError, match="not an action model"):
         config_of(HF_CHECKPOINT, preset="libero")
 
 

@@ -64,7 +64,7 @@ def test_tokenizer_json_wins(sentencepiece, tmp_path):
 def test_damaged_and_other_models_are_refused_in_one_line(sentencepiece, tmp_path):
     path = tmp_path / SENTENCEPIECE_FILE
     path.write_bytes((sentencepiece / SENTENCEPIECE_FILE).read_bytes()[:500])
-    with pytest.raises(ValueError, match="is no SentencePiece model; download it again"):
+    with pytest.raises(ValueError, match="is not a SentencePiece model; download it again"):
         read_tokenizer(tmp_path, 2048, "pure")
     path.unlink()
     with pytest.raises(FileNotFoundError, match=r"No tokenizer\.json and no tokenizer\.model in"):

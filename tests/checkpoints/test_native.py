@@ -165,7 +165,7 @@ def test_an_action_run_has_the_settings_of_its_base_and_its_own_statistics(tmp_p
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ([1, 2], "is no Prismatic checkpoint: .* found list"),
+        ([1, 2], "is not a Prismatic checkpoint: .* found list"),
         ({"state_dict": {}}, r"expected 'model' with .* found \['state_dict'\]"),
         ({"model": {"projector": {}, "llm_backbone": 3}}, "llm_backbone is no state dict"),
         ({"model": {"projector": {"a": 1}, "llm_backbone": {}}}, "'a', which is no tensor"),
@@ -191,7 +191,7 @@ def test_missing_files(tmp_path):
 
 
 def test_something_else_as_a_tower():
-    with pytest.raises(ValueError, match="holds no timm vision transformer"):
+    with pytest.raises(ValueError, match="does not contain a timm vision transformer"):
         open_run(NATIVE, dino=str(HF_CHECKPOINT / "model-00001-of-00003.safetensors"))
 
 

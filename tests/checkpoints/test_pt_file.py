@@ -152,7 +152,7 @@ class TestHostileFiles:
     @pytest.mark.parametrize("state", [{"shape": (9, 9)}, (None, {"load": 1})])
     def test_tensors_cannot_be_changed(self, tmp_path, state):
         content = Tensor(Storage(VALUES.ravel()), 0, (4, 6), (6, 1), state)
-        assert "whose attributes are to be changed" in refused(tmp_path, content)
+        assert "whose attributes are changed" in refused(tmp_path, content)
 
     def test_methods_of_a_state_dict_cannot_be_replaced(self, tmp_path):
         data = b"ccollections\nOrderedDict\n)R}X\x05\0\0\0itemsK\x01sb."

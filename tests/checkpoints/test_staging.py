@@ -147,7 +147,7 @@ def test_files_and_foreign_directories_are_not_replaced(tmp_path, overwrite):
     file.write_text("mine")
     home.mkdir()
     (home / "thesis.txt").write_text("mine")
-    for target, message in ((file, "is a file"), (home, "exists|holds no model")):
+    for target, message in ((file, "is a file"), (home, "exists|does not contain a model")):
         with pytest.raises(ValueError, match=message), staged(target, overwrite):
             pass
     assert file.read_text() == (home / "thesis.txt").read_text() == "mine"

@@ -81,7 +81,7 @@ class TestRuns:
         monkeypatch.setattr("mlx_vlm_moxin.conversion.verify.cost._physical_memory", lambda: 1000)
         status, out, _ = run(capsys, *HF_ARGUMENTS, "--mlx-path", target, "-q")
         assert status == 0
-        assert "--verify does it all the same" in out
+        assert "give --verify to do it anyway" in out
         assert not (target / "verification.json").exists()
 
     def test_a_failing_verification_does_not_lose_the_model(self, capsys, target, monkeypatch):
@@ -220,7 +220,7 @@ class TestStopped:
         assert process.returncode == 1
         assert "Traceback" not in err
         assert err.splitlines()[-1] == (
-            f"error: stopped; nothing half-written is left at {target}; "
+            f"error: stopped; nothing incomplete is left at {target}; "
             "run the same command again, finished downloads are kept"
         )
         assert not any(target.parent.iterdir())
@@ -272,7 +272,7 @@ sys.exit(main(sys.argv[1:]))
         _, err = process.communicate(timeout=60)
         assert process.returncode == 1
         assert err == (
-            f"error: File too large while writing; {target} is as it was. "
+            f"error: File too large while writing; {target} is unchanged. "
             "Free some space or choose another --mlx-path\n"
         )
         assert not any(target.parent.iterdir())

@@ -138,7 +138,7 @@ class TestOwnOutputAgain:
         directory = convert(SourceFiles(str(eight_bits)), tmp_path / "x", options).directory
         config = json.loads((directory / "config.json").read_text())
         assert config["quantization"] == {"group_size": 32, "bits": 4, "mode": "affine"}
-        assert "the accuracy that this cost stays lost" in capsys.readouterr().out
+        assert "the accuracy lost by that is not recovered" in capsys.readouterr().out
         load(str(directory))
 
     def test_a_quantised_stock_conversion(self, tmp_path):

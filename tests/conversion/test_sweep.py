@@ -107,7 +107,7 @@ def test_another_sweeps_directory_is_refused_unless_overwritten(sweep, capsys):
     sweep("--bits", 8)
     before = (sweep.output / "sweep.json").read_bytes()
     status, _ = sweep("--bits", 8, source=NATIVE_ARGUMENTS)
-    assert "another sweep's" in refused(capsys, status)
+    assert "belongs to another sweep" in refused(capsys, status)
     assert (sweep.output / "sweep.json").read_bytes() == before
     status, rows = sweep("--bits", 8, "--overwrite", source=NATIVE_ARGUMENTS)
     assert (status, len(rows)) == (0, 1)

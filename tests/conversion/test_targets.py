@@ -77,6 +77,6 @@ def test_output_that_mlx_vlm_cannot_load_is_discarded(place, monkeypatch):
         pass
 
     monkeypatch.setattr("mlx_vlm_moxin.conversion.convert.write_settings", write_nothing)
-    with pytest.raises(RuntimeError, match="came out wrong and was discarded"):
+    with pytest.raises(RuntimeError, match="is unusable and was discarded"):
         converted(HF_CHECKPOINT, place / "x")
     assert not any(place.iterdir())

@@ -1,4 +1,4 @@
-"""Where a conversion can start, recognised by what the files hold."""
+"""Opens the source of a conversion, whose layout is recognised from the contents of its files."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -38,7 +38,7 @@ SUPPORTED = (
 
 
 def _not_recognised(name: str, found: str) -> ValueError:
-    return ValueError(f"{name} is no Moxin checkpoint: found {found}. Supported: {SUPPORTED}")
+    return ValueError(f"{name} is not a Moxin checkpoint: found {found}. Supported: {SUPPORTED}")
 
 
 def _listing(directory: Path) -> str:
@@ -47,7 +47,7 @@ def _listing(directory: Path) -> str:
 
 
 def _open_saved(name: str, directory: Path, config: dict[str, Any]) -> Source:
-    """A directory with safetensors, told apart by their names."""
+    """Open a directory with safetensors; the names of the tensors identify the layout."""
     tensors = read_checkpoint(directory)
     if not tensors:
         raise _not_recognised(name, f"no safetensors, only {_listing(directory) or 'nothing'}")
@@ -73,28 +73,29 @@ def open_source(
     llm: str | None = None,
     actions: ActionOptions = NO_OPTIONS,
 ) -> Source:
-    """Open a local directory or Hub repository; no tensor is read yet.
+    """Open a local directory or Hub repository without reading any tensor.
 
     Args:
+        name: local directory, Hub repository, or folder in one.
         revision: branch, tag or commit of a Hub repository.
-        towers: weights of vision towers by their names, and
-        llm: the language model, both for native runs; see
+        towers: weights of vision towers by the towers' names, for native runs; see
             ``native.open_native``.
-        actions: what the user says about an action model.
+        llm: the language model's config and tokenizer, for native runs.
+        actions: the user's settings of an action model.
 
     Raises:
         FileNotFoundError, OSError, ValueError: one line that says what is wrong.
     """
     directory = fetch(name, SMALL_FILES, revision)
     if not directory.is_dir():
-        raise ValueError(f"{name} is a file; give the directory that holds the checkpoint")
+        raise ValueError(f"{name} is a file; give the directory that contains the checkpoint")
     check_directory(directory)
     if not (directory / "config.json").exists():
         raise _not_recognised(name, f"no config.json, only {_listing(directory) or 'nothing'}")
     config = read_json(directory / "config.json")
     is_run = is_native(config)
     if is_repository(name):
-        # The weights of the commit whose config this is.
+        # Read the weights from the same commit as the config.
         revision = commit_of(name, directory)
     if is_run:
         directory = fetch_native(name, revision)
@@ -104,7 +105,7 @@ def open_source(
     towers = towers or {}
     if not is_run and (llm or any(towers.values())):
         options = ", ".join(f"--{tower}" for tower in TOWER_NAMES)
-        raise ValueError(f"{options} and --llm are for native checkpoints; {name} is none")
+        raise ValueError(f"{options} and --llm are for native checkpoints, which {name} is not")
     try:
         if is_run:
             source = open_native(directory, towers, llm)

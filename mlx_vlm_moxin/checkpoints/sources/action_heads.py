@@ -1,8 +1,8 @@
-"""OpenVLA-OFT's parts beside a checkpoint, and the settings of the action model.
+"""OpenVLA-OFT's additional parts next to a checkpoint, and the settings of an action model.
 
 A fine-tuned model is an OpenVLA checkpoint with ``action_head--{step}_checkpoint.pt`` and
-``proprio_projector--{step}_checkpoint.pt``, state dicts with DDP's prefix ``module.``. Chunks,
-cameras and normalisation are in none of its files.
+``proprio_projector--{step}_checkpoint.pt``, which are state dicts with DDP's prefix ``module.``.
+Chunk size, number of cameras and normalisation are not in any of its files.
 """
 
 import re
@@ -19,19 +19,19 @@ from mlx_vlm_moxin.checkpoints.tensors import LazyTensor
 
 FILES = ["*_checkpoint.pt"]
 _FILE = re.compile(r"(\w+)--(\d+)_checkpoint\.pt")
-# Parts of OpenVLA-OFT models that are not run.
+# Parts of OpenVLA-OFT models that are not supported.
 _UNSUPPORTED = {
     "vision_backbone": "towers conditioned on the instruction (FiLM)",
     "noisy_action_projector": "a diffusion head",
 }
 _HEAD, _PROPRIO = "action_head", "proprio_projector"
-# Settings that follow from tensors.
+# Settings that are derived from tensors.
 _SIZES = ("action_dim", "proprio_dim")
 
 
 @dataclass(frozen=True)
 class ActionParts:
-    """Parts beside a checkpoint, their tensors under our names; empty if there are none."""
+    """Parts next to a checkpoint, with their tensors under our names; empty if there are none."""
 
     head: Tensors
     proprio: Tensors
@@ -42,7 +42,7 @@ class ActionParts:
 
 
 def part_files(directory: Path) -> dict[str, Path]:
-    """The files of OpenVLA-OFT's parts by name; of several steps, the last one's."""
+    """The files of OpenVLA-OFT's parts, by part; those of the last step if there are several."""
     found: dict[str, tuple[int, Path]] = {}
     for path in directory.glob("*_checkpoint.pt"):
         match = _FILE.fullmatch(path.name)
@@ -52,12 +52,14 @@ def part_files(directory: Path) -> dict[str, Path]:
 
 
 def _read_part(path: Path, name: str) -> Tensors:
-    """A part's tensors, ``module.`` and the head's ``model.`` taken off their names."""
+    """A part's tensors, without the name prefixes ``module.`` and, in the head, ``model.``."""
     tensors = read_pt(path)
     if not isinstance(tensors, dict) or not all(
         isinstance(tensor, LazyTensor) for tensor in tensors.values()
     ):
-        raise ValueError(f"{path} holds no state dict; copy it again from the training run")
+        raise ValueError(
+            f"{path} does not contain a state dict; copy it again from the training run"
+        )
     names = {key: key.removeprefix("module.").removeprefix("model.") for key in tensors}
     missing = {"fc1.weight", "fc2.weight"} - {*names.values()}
     if missing:
@@ -66,7 +68,7 @@ def _read_part(path: Path, name: str) -> Tensors:
 
 
 def read_parts(directory: Path) -> ActionParts:
-    """What lies beside a checkpoint; no tensor is read yet.
+    """Find the parts next to a checkpoint, without reading any tensor.
 
     Raises:
         ValueError: naming a part that is not supported or is damaged.
@@ -94,17 +96,17 @@ def _check_sizes(settings: dict, found: dict[str, int | None], preset: str | Non
 
 
 def resolve(config: ModelConfig, options: ActionOptions, parts: ActionParts) -> ActionConfig:
-    """The settings of an action model: the checkpoint's, then the user's.
+    """The settings of an action model: the checkpoint's, overridden by the user's.
 
     Args:
-        config: of a checkpoint that gives actions.
+        config: config of a checkpoint that predicts actions.
 
     Raises:
-        ValueError: what does not fit, or has to be said by the user.
+        ValueError: naming what does not fit, or what the user has to specify.
     """
     known, settings = config.action_config, options.settings()
     if known.decoding == "parallel":
-        # A conversion, which has its sizes and its head.
+        # A conversion, whose config already has these settings.
         settings = {k: v for k, v in settings.items() if k not in _SIZES}
         if options.discrete:
             settings |= {"head": None, "head_hidden_size": None}
@@ -113,7 +115,7 @@ def resolve(config: ModelConfig, options: ActionOptions, parts: ActionParts) -> 
         return replace(known, **settings)
     if not parts.head and not options.discrete:
         raise ValueError(
-            "There is no action_head--*_checkpoint.pt beside this checkpoint: add --discrete if "
+            "There is no action_head--*_checkpoint.pt next to this checkpoint: add --discrete if "
             "its chunks are action tokens, or leave --action-preset and --action-chunk out for "
             "OpenVLA"
         )
@@ -139,23 +141,23 @@ def resolve(config: ModelConfig, options: ActionOptions, parts: ActionParts) -> 
                 f"The action head reads {width} values for {found['action_dim']} dimensions, which "
                 f"does not fit the decoder's hidden size {hidden_size}"
             )
-    # transformers' fork for OpenVLA-OFT changes Llama's attention only.
+    # OpenVLA-OFT's fork of transformers changes only Llama's attention.
     causal = config.text_config.model_type != "llama"
     return replace(known, **{"causal": causal, **settings, "decoding": "parallel"})
 
 
 def with_actions(source: Source, options: ActionOptions) -> Source:
-    """``source`` with the parts beside it and the settings that ``options`` give.
+    """``source`` with its additional parts and the settings from ``options``.
 
     Raises:
-        ValueError: see ``read_parts`` and ``resolve``; or if there are options for a
-            model that gives no actions.
+        ValueError: see ``read_parts`` and ``resolve``; or if options are given for a model that
+            predicts no actions.
     """
     if source.config.action_config is None:
         if options.is_given:
             raise ValueError(
-                f"{source.directory} is no action model (its config.json has no norm_stats), so "
-                "options for actions have no effect"
+                f"{source.directory} is not an action model (its config.json has no norm_stats), "
+                "so options for actions have no effect"
             )
         return source
     parts = read_parts(source.directory)
@@ -164,6 +166,6 @@ def with_actions(source: Source, options: ActionOptions) -> Source:
     tensors = {**source.tensors, **parts.tensors}
     if config.action_config.head is None:
         tensors = {k: v for k, v in tensors.items() if not k.startswith(f"{_HEAD}.")}
-    # Without its parts mlx-vlm would run the model as another one.
+    # Without its parts, mlx-vlm would run a different model.
     is_loadable = source.is_loadable and not parts.tensors
     return replace(source, tensors=tensors, is_loadable=is_loadable)

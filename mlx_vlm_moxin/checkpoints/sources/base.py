@@ -1,4 +1,4 @@
-"""What every source hands to the conversion."""
+"""The common form in which every source is passed to the conversion."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -17,29 +17,29 @@ from mlx_vlm_moxin.checkpoints.messages import one_line
 from mlx_vlm_moxin.checkpoints.tensors import LazyTensor
 
 Tensors = dict[str, LazyTensor]
-# What settings of a wrong type or size raise where they are first used.
+# Exceptions that settings of a wrong type or size raise where they are first used.
 MALFORMED = (AttributeError, IndexError, KeyError, OverflowError, TypeError, ZeroDivisionError)
 
 
 def malformed(name: str, error: Exception) -> str:
-    """Message about such an error in the JSON files of ``name``."""
+    """Message for an exception of ``MALFORMED`` caused by the JSON files of ``name``."""
     reason = one_line(error)[:100]
     return f"A setting in {name} is malformed ({type(error).__name__}: {reason})"
 
 
 @dataclass
 class Source:
-    """A Moxin checkpoint, whatever its layout was.
+    """A Moxin checkpoint, independent of its original layout.
 
     Attributes:
         kind: the layout, in words, for "converted ...".
-        directory: where its files are.
-        is_loadable: whether mlx-vlm can load ``directory`` as it is.
-        config: complete, sizes included.
+        directory: directory of its files.
+        is_loadable: whether mlx-vlm can load ``directory`` without conversion.
+        config: the complete config, including sizes derived from tensors.
         tensors: the model's parameters under our names; packed layers have ``weight``,
             ``scales`` and possibly ``biases``.
-        dtype: what unpacked tensors are stored as unless options say otherwise; None for what
-            they are.
+        dtype: dtype for storing unpacked tensors unless options specify one; None to keep each
+            tensor's dtype.
         quantization: ``group_size``, ``bits`` and ``mode``, then the layers that differ;
             None if no tensor is packed.
     """
@@ -56,15 +56,15 @@ class Source:
 
     @property
     def nbytes(self) -> int:
-        """Size of all tensors."""
+        """Size of all tensors in bytes."""
         return sum(tensor.nbytes for tensor in self.tensors.values())
 
     @cached_property
     def packed_layers(self) -> dict[str, LayerSettings]:
-        """Settings of the layers whose tensors are packed, by path.
+        """Settings of the quantised layers, by path.
 
         Raises:
-            ValueError: if MLX does not support them.
+            ValueError: if MLX does not support the settings.
         """
         return {
             path: layer_settings(self.quantization or {}, path)
@@ -74,10 +74,10 @@ class Source:
 
 
 def our_tensors(tensors: Tensors, config: VisionConfig) -> Tensors:
-    """Tensors with the names of an HF-converted checkpoint under ours, unused ones dropped.
+    """Rename the tensors of an HF-converted checkpoint to our names and drop unused ones.
 
     Raises:
-        ValueError: if two of them have the same name of ours.
+        ValueError: if two tensors get the same name.
     """
     counts = Counter(moxin_name(name, [*config.towers]) for name in tensors)
     twice = [name for name, count in counts.items() if count > 1]

@@ -1,4 +1,4 @@
-"""Files of a source: on disk or from the Hub, and never from outside its directory."""
+"""Files of a source, on disk or from the Hub; files outside its directory are never read."""
 
 import contextlib
 import json
@@ -20,22 +20,22 @@ from mlx_vlm.models.moxin.checkpoint import INDEX_FILE
 from mlx_vlm_moxin.checkpoints.messages import format_size
 from mlx_vlm_moxin.checkpoints.regular_files import check_regular
 
-# Everything but weights that a conversion may read.
+# Every file except weights that a conversion may read.
 SMALL_FILES = ["*.json", "*.jinja", "README.md"]
-# The index of a checkpoint with 2,000 tensors has about 200 kB.
+# The safetensors index of a checkpoint with 2,000 tensors has about 200 kB.
 MAX_JSON_BYTES = 4 << 20
 _SHARD = re.compile(r"[^/\\]+\.safetensors")
-# owner/name and, in a repository with a folder per Prismatic model, the model's id: that has a
-# plus sign ("llama2+7b"), which tells it from a local path that does not exist.
+# owner/name, optionally followed by the folder of a Prismatic model, named by its id. Ids contain
+# a plus sign ("llama2+7b"), which distinguishes them from a missing local path.
 _REPOSITORY = re.compile(r"(\w[\w.-]*/\w[\w.-]*)(?:/([\w.-]+\+\w+))?")
 
 
 def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON value")
+    raise ValueError(f"{name} is not a JSON value")
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object.
+    """Read a file that contains a JSON object.
 
     Raises:
         FileNotFoundError, ValueError: naming the file.
@@ -47,24 +47,24 @@ def read_json(path: Path) -> dict[str, Any]:
             f"{path} has {format_size(size)}; settings have at most {format_size(MAX_JSON_BYTES)}"
         )
     try:
-        # Python would read NaN and Infinity, which JSON does not have.
+        # Python accepts NaN and Infinity, which are not JSON.
         content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON ({error}); download it again") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path} holds {type(content).__name__} instead of a JSON object")
+        raise ValueError(f"{path} contains {type(content).__name__} instead of a JSON object")
     return content
 
 
 def check_inside(path: Path, directory: Path) -> None:
-    """Refuse a symbolic link that leaves its directory; the Hub's own cache may.
+    """Refuse a symbolic link that leaves its directory, except in the Hub's cache.
 
     Raises:
         ValueError: naming the link and its target.
     """
     root, target = directory.resolve(), path.resolve()
     allowed = [root]
-    # The snapshot itself, or the folder of a model in it.
+    # The snapshot, or a model's folder in it.
     for parent in (root.parent, root.parent.parent):
         if parent.name == "snapshots":
             allowed.append(parent.parent / "blobs")
@@ -76,7 +76,7 @@ def check_inside(path: Path, directory: Path) -> None:
 
 
 def check_index(directory: Path) -> None:
-    """Refuse a safetensors index that names anything but files next to it.
+    """Refuse a safetensors index that names files outside its directory.
 
     Raises:
         ValueError: naming the entry.
@@ -95,11 +95,10 @@ def check_index(directory: Path) -> None:
 
 
 def check_directory(directory: Path) -> None:
-    """``check_inside`` and ``check_regular`` for all files that are read, and
-    ``check_index``.
+    """Apply ``check_inside`` and ``check_regular`` to all files that are read, and ``check_index``.
 
     Raises:
-        ValueError: see there.
+        ValueError: from these functions.
     """
     for pattern in [*SMALL_FILES, "*.safetensors", "*.pt", "checkpoints", "checkpoints/*"]:
         for path in directory.glob(pattern):
@@ -110,33 +109,33 @@ def check_directory(directory: Path) -> None:
 
 
 def local_path(name: str) -> Path:
-    """``name`` as a path, whether there is anything or not."""
+    """``name`` as a path, which need not exist."""
     return Path(name).expanduser()
 
 
 def is_repository(name: str) -> bool:
-    """Whether ``name`` is nothing on disk and reads like ``owner/name`` or a folder of it."""
+    """Whether ``name`` does not exist on disk and has the form ``owner/name`` or a folder in it."""
     return not local_path(name).exists() and _REPOSITORY.fullmatch(name) is not None
 
 
 def split_repository(name: str) -> tuple[str, str]:
-    """``owner/name`` of a Hub repository, and the folder in it that ``name`` goes on with.
+    """Split ``name`` into Hub repository and folder.
 
     Returns:
-        The repository's id, and the folder's name, "" for the repository itself.
+        The repository's id, and the folder's name ("" for the repository itself).
     """
     match = _REPOSITORY.fullmatch(name)
     return match[1], match[2] or ""
 
 
 def commit_of(name: str, directory: Path) -> str:
-    """The commit that ``directory`` was downloaded at, by ``fetch`` of ``name``."""
+    """The commit of ``directory``, which ``fetch`` of ``name`` has downloaded."""
     return directory.parent.name if split_repository(name)[1] else directory.name
 
 
 @contextlib.contextmanager
 def _hub_errors(name: str, revision: str | None) -> Iterator[None]:
-    """One line for whatever goes wrong between here and the Hub."""
+    """Turn every error in communication with the Hub into one line."""
     try:
         yield
     except RevisionNotFoundError as error:
@@ -147,36 +146,40 @@ def _hub_errors(name: str, revision: str | None) -> Iterator[None]:
         ) from error
     except RepositoryNotFoundError as error:
         raise OSError(
-            f"{name} is no local directory, and the Hub has no such repository, or none that you "
-            "may read (`hf auth login`)"
+            f"{name} is not a local directory, and the Hub has no such repository, or none that "
+            "you may read (`hf auth login`)"
         ) from error
     except Exception as error:
-        # The client's HTTP library, and with it the type of a lost connection, varies.
+        # The type of a connection error depends on the client's HTTP library.
         reason = str(error).strip().split("\n")[0]
         raise OSError(
-            f"{name} is no local directory and cannot be downloaded ({reason}); "
-            "what has arrived is kept, so run the same command again"
+            f"{name} is not a local directory and cannot be downloaded ({reason}); "
+            "finished parts are kept, so run the same command again"
         ) from error
 
 
 def check_name(name: str) -> None:
-    """Refuse what is nothing on disk and cannot be a Hub repository either.
+    """Refuse a name that does not exist on disk and cannot be a Hub repository.
 
     Raises:
         FileNotFoundError: naming it.
     """
     if not is_repository(name):
         raise FileNotFoundError(
-            f"{name} is neither a local directory nor a Hub repository (owner/name, or such as "
-            "TRI-ML/prismatic-vlms/llama2+7b for a model in a folder of one)"
+            f"{name} is neither a local directory nor a Hub repository (owner/name, or for a "
+            "model in a folder of one, for example TRI-ML/prismatic-vlms/llama2+7b)"
         )
 
 
 def fetch(name: str, patterns: list[str], revision: str | None = None) -> Path:
     """The directory ``name``, or the Hub repository ``name`` downloaded into the cache.
 
-    Of a repository, or of the folder of one model in it, only the files at its top and those
-    in ``checkpoints/`` are downloaded.
+    Only the files at the top of a repository (or of a model's folder in it) and in
+    ``checkpoints/`` are downloaded.
+
+    Args:
+        name: local directory, Hub repository, or folder in one.
+        patterns: file names to download.
 
     Raises:
         FileNotFoundError: if ``name`` is neither.
@@ -209,10 +212,10 @@ def fetch(name: str, patterns: list[str], revision: str | None = None) -> Path:
 
 
 def list_files(name: str, revision: str | None = None) -> list[str]:
-    """The files of the directory, Hub repository or folder in one that ``name`` is.
+    """List the files of a directory, a Hub repository or a folder in one.
 
     Raises:
-        FileNotFoundError: if ``name`` is none.
+        FileNotFoundError: if ``name`` is none of these.
         OSError: if the Hub cannot be reached.
     """
     path = local_path(name)
@@ -227,7 +230,7 @@ def list_files(name: str, revision: str | None = None) -> list[str]:
 
 
 def fetch_first(name: str, files: Sequence[str]) -> Path:
-    """The first of ``files`` that the directory or Hub repository ``name`` has.
+    """The path of the first of ``files`` that the directory or Hub repository ``name`` contains.
 
     Raises:
         FileNotFoundError: if ``name`` is neither, or has none of them.

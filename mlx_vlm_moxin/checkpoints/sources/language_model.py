@@ -1,4 +1,4 @@
-"""Config and tokenizer of the language model that a native checkpoint was trained from."""
+"""Config and tokenizer of the language model that a native checkpoint was built on."""
 
 from pathlib import Path
 from typing import Any
@@ -21,13 +21,14 @@ VOCAB_MULTIPLE = 64
 
 
 def fetch_language_model(llm_backbone_id: str, given: str | None) -> Path:
-    """Directory with config.json and tokenizer of a language model.
+    """The directory with config.json and tokenizer of a language model, downloaded if needed.
 
     Args:
-        given: directory or Hub repository; the published one if None.
+        llm_backbone_id: the language model's id in the run's config.json.
+        given: directory or Hub repository; None for the published one.
 
     Raises:
-        FileNotFoundError, OSError, ValueError: what is missing or wrong.
+        FileNotFoundError, OSError, ValueError: naming what is missing or wrong.
     """
     if given is None:
         if llm_backbone_id not in LANGUAGE_MODELS:
@@ -42,7 +43,7 @@ def fetch_language_model(llm_backbone_id: str, given: str | None) -> Path:
 
 
 def _read_sentencepiece(directory: Path) -> PreTrainedTokenizerFast:
-    """The tokenizer of a language model that is published without tokenizer.json."""
+    """Read the tokenizer of a language model that is published without tokenizer.json."""
     check_regular(directory / SENTENCEPIECE_FILE)
     tokenizer = read_sentencepiece(directory / SENTENCEPIECE_FILE)
     special = {
@@ -58,10 +59,10 @@ def _read_sentencepiece(directory: Path) -> PreTrainedTokenizerFast:
 
 
 def read_tokenizer(directory: Path, max_length: int, prompt_format: str) -> PreTrainedTokenizerFast:
-    """The language model's tokenizer with ``<PAD>`` after its vocabulary.
+    """The language model's tokenizer with ``<PAD>`` added after its vocabulary.
 
     Raises:
-        FileNotFoundError, ValueError: what is missing or malformed.
+        FileNotFoundError, ValueError: naming what is missing or malformed.
     """
     with native_errors_dropped():
         if (directory / "tokenizer.json").is_file():
@@ -82,10 +83,10 @@ def read_tokenizer(directory: Path, max_length: int, prompt_format: str) -> PreT
 
 
 def read_text_config(directory: Path, tokenizer: PreTrainedTokenizerFast) -> TextConfig:
-    """The decoder's config, its vocabulary padded as Prismatic pads it.
+    """The decoder's config, with the vocabulary padded as in Prismatic's training.
 
     Raises:
-        FileNotFoundError, ValueError: what is missing or not supported.
+        FileNotFoundError, ValueError: naming what is missing or not supported.
     """
     params: dict[str, Any] = read_json(directory / "config.json")
     vocab_size = -(-len(tokenizer) // VOCAB_MULTIPLE) * VOCAB_MULTIPLE

@@ -1,8 +1,8 @@
 """Native Prismatic and OpenVLA run directories (``moxin-org/Moxin-7B-VLM``).
 
-``checkpoints/latest-checkpoint.pt`` holds the projector and the language model; vision
-towers that were not trained are timm's own, and tokenizer and language config are those
-of the language model. Reference: ``prismatic/models`` of github TRI-ML/prismatic-vlms.
+``checkpoints/latest-checkpoint.pt`` contains the projector and the language model. Vision towers
+that were not trained are timm's published ones; tokenizer and decoder config come from the
+language model's repository. Reference: ``prismatic/models`` of github TRI-ML/prismatic-vlms.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,14 +30,14 @@ from mlx_vlm_moxin.checkpoints.sources.saved import special_ids
 from mlx_vlm_moxin.checkpoints.sources.towers import read_towers
 from mlx_vlm_moxin.checkpoints.tensors import LazyTensor
 
-# Part of the checkpoint -> prefixes there -> ours; the first that fits counts. A single
-# tower is called "featurizer", two of them "dino_featurizer" and so on.
+# Part of the checkpoint -> its prefixes -> ours; the first match applies. A single tower is called
+# "featurizer"; two towers are called "dino_featurizer" and so on.
 PREFIXES = {
     "projector": {
         "projector.0.": "multi_modal_projector.fc1.",
         "projector.2.": "multi_modal_projector.fc2.",
         "projector.4.": "multi_modal_projector.fc3.",
-        # The linear projector has one layer and no number.
+        # The linear projector has one layer, without a number.
         "projector.": "multi_modal_projector.fc1.",
     },
     "llm_backbone": {"llm.": "language_model."},
@@ -49,7 +49,7 @@ _SINGLE_TOWER = "featurizer."
 
 
 def native_name(part: str, name: str, towers: Sequence[str]) -> str:
-    """Our name of tensor ``name`` in a part of the checkpoint.
+    """Our name of the tensor ``name`` in a part of the checkpoint.
 
     Args:
         towers: names of the model's towers.
@@ -67,23 +67,23 @@ def native_name(part: str, name: str, towers: Sequence[str]) -> str:
 
 
 def _read_parts(path: Path, towers: Sequence[str]) -> tuple[Tensors, bool]:
-    """Tensors of the run's checkpoint by our names, and whether its towers are among them."""
+    """Tensors of a run's checkpoint by our names, and whether they include the towers."""
     content = read_pt(path)
     parts = content.get("model") if isinstance(content, dict) else None
     if not isinstance(parts, dict) or not {"projector", "llm_backbone"} <= parts.keys():
         found = list(content)[:5] if isinstance(content, dict) else type(content).__name__
         raise ValueError(
-            f"{path} is no Prismatic checkpoint: expected 'model' with 'projector' and "
+            f"{path} is not a Prismatic checkpoint: expected 'model' with 'projector' and "
             f"'llm_backbone', found {found}"
         )
     tensors: Tensors = {}
     for part in PREFIXES:
         content = parts.get(part) or {}
         if not isinstance(content, dict):
-            raise ValueError(f"{path}: {part} is no state dict")
+            raise ValueError(f"{path}: {part} is not a state dict")
         for name, tensor in content.items():
             if not isinstance(name, str) or not isinstance(tensor, LazyTensor):
-                raise ValueError(f"{path}: {part} holds {name!r}, which is no tensor")
+                raise ValueError(f"{path}: {part} contains {name!r}, which is not a tensor")
             ours = native_name(part, name, towers)
             if ours in tensors:
                 raise ValueError(f"{path} has {ours} twice, the second time as {name}")
@@ -92,7 +92,7 @@ def _read_parts(path: Path, towers: Sequence[str]) -> tuple[Tensors, bool]:
 
 
 def _check_towers(config: ModelConfig) -> None:
-    """Refuse towers of another kind or, at full width, for another picture size."""
+    """Refuse towers of another type or, at full width, for another picture size."""
     vision = config.vision_config
     kind = ("class_token", "num_register_tokens", "layer_scale", "pre_norm", "patch_bias")
     for timm_id in config.timm_model_ids:
@@ -100,7 +100,7 @@ def _check_towers(config: ModelConfig) -> None:
         tower, published = getattr(vision, model.name), model.tower_config()
         if any(getattr(tower, key) != getattr(published, key) for key in kind):
             raise ValueError(f"The weights given for --{model.name} are not those of {timm_id}")
-    # The last tower: its position embedding is never resampled.
+    # Check the last tower, whose position embedding is never resampled.
     if tower.hidden_size == published.hidden_size and vision.image_size != model.image_size:
         raise ValueError(
             f"The weights given for --{model.name} are for pictures of {vision.image_size} "
@@ -109,7 +109,7 @@ def _check_towers(config: ModelConfig) -> None:
 
 
 def _make_config(run: Run, llm_directory: Path, tokenizer: PreTrainedTokenizerFast) -> ModelConfig:
-    """The model's config, but for the sizes that follow from its tensors."""
+    """The model's config, without the sizes that are derived from its tensors."""
     is_vla = run.norm_stats is not None
     towers = VISION_BACKBONES[run.model.vision_backbone_id]
     return ModelConfig(
@@ -130,23 +130,23 @@ def _make_config(run: Run, llm_directory: Path, tokenizer: PreTrainedTokenizerFa
 
 
 def _in_our_layout(name: str, tensor: LazyTensor) -> LazyTensor:
-    """Patch convolutions from OIHW to OHWI; everything else as it is."""
+    """Transpose patch convolutions from OIHW to OHWI; other tensors are unchanged."""
     return tensor.transpose(0, 2, 3, 1) if name.endswith(PATCH_CONV) else tensor
 
 
 def open_native(
     directory: Path, given_towers: Mapping[str, str | None], llm: str | None = None
 ) -> Source:
-    """A native run directory.
+    """Open a native run directory.
 
     Args:
-        given_towers: weights of the towers by their names (file, directory or Hub
-            repository); timm's repositories if not given. Not used if the checkpoint has its
-            own towers.
+        directory: the run.
+        given_towers: weights of the towers by the towers' names (file, directory or Hub
+            repository); timm's repositories by default. Not used if the checkpoint contains towers.
         llm: the language model's config and tokenizer (directory or Hub repository).
 
     Raises:
-        FileNotFoundError, OSError, ValueError: what is missing, damaged or not supported.
+        FileNotFoundError, OSError, ValueError: naming what is missing, damaged or not supported.
     """
     run = read_run(directory)
     timm_ids = [*VISION_BACKBONES[run.model.vision_backbone_id]]

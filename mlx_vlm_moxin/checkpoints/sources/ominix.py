@@ -1,9 +1,9 @@
 """The 8-bit export of OminiX-MLX (``moxin-org/Moxin-7B-VLM-8bit-mlx``).
 
-Its weights have the names of the HF-converted checkpoint, except that the towers'
-attention is split into ``q_proj``, ``k_proj``, ``v_proj`` and ``out_proj``, and that a
-quantised layer is ``X.inner.weight``, ``X.scales``, ``X.biases`` (MLX's affine packing).
-The packing is written in quantize_config.json, not in config.json.
+Its weights have the names of the HF-converted checkpoint, with two differences: the towers'
+attention is split into ``q_proj``, ``k_proj``, ``v_proj`` and ``out_proj``, and a quantised
+layer has ``X.inner.weight``, ``X.scales`` and ``X.biases`` (MLX's affine packing). The settings
+of the packing are in quantize_config.json instead of config.json.
 
 Writer: ``moxin-vlm-mlx/examples/save_quantized.rs`` of github OminiX-ai/OminiX-MLX.
 """
@@ -37,9 +37,9 @@ def hf_name(name: str) -> tuple[str, int | None]:
 
 
 def join_attention(tensors: Tensors) -> Tensors:
-    """``tensors`` under the names of the HF-converted layout, ``qkv`` in one piece.
+    """``tensors`` under the names of the HF-converted layout, with ``qkv`` joined.
 
-    Rows of packed tensors are independent of each other, so they are joined the same way.
+    Rows of packed tensors are independent, so packed tensors are joined in the same way.
 
     Raises:
         ValueError: if one of q, k, v is missing or a name appears twice.
@@ -56,16 +56,16 @@ def join_attention(tensors: Tensors) -> Tensors:
     for name, places in parts.items():
         if len(places) != 3 or name in joined:
             found = ", ".join("qkv"[place] for place in sorted(places))
-            raise ValueError(f"Of {name}'s parts q, k and v the checkpoint has only {found}")
+            raise ValueError(f"The checkpoint has only {found} of the parts q, k and v of {name}")
         joined[name] = concatenate([places[place] for place in range(3)])
     return joined
 
 
 def open_ominix(directory: Path, tensors: Tensors) -> Source:
-    """An OminiX export; its packed tensors are taken as they are.
+    """Open an OminiX export; packed tensors are used without unpacking.
 
     Raises:
-        ValueError: if tensors are packed and quantize_config.json does not say how.
+        ValueError: if tensors are packed, but quantize_config.json has no settings for them.
     """
     config = read_config(directory, tensors)
     tensors = join_attention(tensors)

@@ -1,4 +1,4 @@
-"""Settings of a native training run: of a Prismatic VLM, or of an OpenVLA model built on one."""
+"""Settings of a native training run of a Prismatic VLM, or of an OpenVLA model built on one."""
 
 import re
 from collections.abc import Iterable
@@ -19,7 +19,7 @@ from mlx_vlm_moxin.checkpoints.sources.files import (
 
 _FOLDER = "checkpoints"
 LATEST = f"{_FOLDER}/latest-checkpoint.pt"
-# Nothing in the name that a download would take for a pattern.
+# Excludes characters that a download would interpret as a pattern.
 _STEP = re.compile(_FOLDER + r"/step-(\d+)[\w=.+-]*\.pt")
 # prismatic/vla/action_tokenizer.py: ActionTokenizer(bins=256).
 ACTION_BINS = 256
@@ -28,12 +28,12 @@ _SETTINGS = tuple(field.name for field in fields(PrismaticModel))
 
 @dataclass(frozen=True)
 class Run:
-    """What a run's config.json says.
+    """The settings in a run's config.json.
 
     Attributes:
         model: towers, projector, language model and resize strategy.
         max_length: tokens that prompts are truncated to.
-        norm_stats: an OpenVLA run's action statistics per data set.
+        norm_stats: action statistics of an OpenVLA run, by data set.
     """
 
     model: PrismaticModel
@@ -42,7 +42,7 @@ class Run:
 
 
 def is_native(config: dict[str, Any]) -> bool:
-    """Whether a config.json is that of a native run."""
+    """Whether a config.json belongs to a native run."""
     model, vla = config.get("model"), config.get("vla")
     return (isinstance(model, dict) and "llm_backbone_id" in model) or (
         isinstance(vla, dict) and "base_vlm" in vla
@@ -50,7 +50,7 @@ def is_native(config: dict[str, Any]) -> bool:
 
 
 def find_checkpoint(directory: Path) -> Path | None:
-    """The checkpoint of a run: the latest, or the one of the last step; None if there is none."""
+    """The checkpoint of a run: the latest one, or that of the last step; None if there is none."""
     if (directory / LATEST).exists():
         return directory / LATEST
     steps = [f"{_FOLDER}/{path.name}" for path in (directory / _FOLDER).glob("step-*.pt")]
@@ -59,13 +59,13 @@ def find_checkpoint(directory: Path) -> Path | None:
 
 
 def _last_step(files: Iterable[str]) -> str | None:
-    """Of ``checkpoints/step-295000-epoch-40-loss=0.2200.pt`` and the like, the last."""
+    """The last of files like ``checkpoints/step-295000-epoch-40-loss=0.2200.pt``."""
     matches = [match for match in map(_STEP.fullmatch, files) if match]
     return max(matches, key=lambda match: int(match[1]))[0] if matches else None
 
 
 def fetch_native(name: str, revision: str | None) -> Path:
-    """The directory of a native run, downloaded if ``name`` is on the Hub: one checkpoint of it.
+    """The directory of a native run; from the Hub, only one checkpoint is downloaded.
 
     Raises:
         FileNotFoundError: if there is no checkpoint.
@@ -74,7 +74,7 @@ def fetch_native(name: str, revision: str | None) -> Path:
     settings = ["config.json", STATISTICS_FILE]
     directory = fetch(name, [*settings, LATEST], revision)
     if find_checkpoint(directory) is None and is_repository(name):
-        # OpenVLA's runs have no latest one.
+        # OpenVLA's runs have no latest-checkpoint.pt.
         last = _last_step(list_files(name, revision))
         if last is not None:
             directory = fetch(name, [*settings, last], revision)
@@ -84,12 +84,12 @@ def fetch_native(name: str, revision: str | None) -> Path:
 
 
 def _base_model(base_vlm: str) -> PrismaticModel:
-    """Settings of the VLM that an OpenVLA run started from, by its id or a path that ends in it."""
+    """Settings of the VLM that an OpenVLA run was built on, by its id or a path ending in it."""
     name = base_vlm.rstrip("/").rpartition("/")[2]
     if name not in PRISMATIC_MODELS:
         raise ValueError(
-            f"This OpenVLA run was built on {base_vlm!r}, which is no published Prismatic model; "
-            f"supported are those that `python -m mlx_vlm_moxin models` lists"
+            f"This OpenVLA run was built on {base_vlm!r}, which is not a published Prismatic "
+            f"model; `python -m mlx_vlm_moxin models` lists the supported ones"
         )
     return PRISMATIC_MODELS[name]
 
@@ -98,7 +98,7 @@ def read_run(directory: Path) -> Run:
     """The settings of the native run in ``directory``.
 
     Raises:
-        FileNotFoundError, ValueError: what is missing or not supported.
+        FileNotFoundError, ValueError: naming what is missing or not supported.
     """
     config = read_json(directory / "config.json")
     if "vla" in config:

@@ -1,4 +1,4 @@
-"""Checkpoints that mlx-vlm loads as they are: HF-converted ones, and conversions of them."""
+"""Checkpoints that mlx-vlm loads without conversion: HF-converted ones, and conversions."""
 
 from pathlib import Path
 from typing import Any
@@ -12,17 +12,17 @@ from mlx_vlm_moxin.checkpoints.native_output import native_errors_dropped
 from mlx_vlm_moxin.checkpoints.sources.base import Source, Tensors, our_tensors
 from mlx_vlm_moxin.checkpoints.sources.files import read_json
 
-# mlx_vlm.convert's choice of keys, and what newer transformers call it.
+# The keys that mlx_vlm.convert checks, and their name in newer transformers.
 _DTYPE_KEYS = ("torch_dtype", "dtype")
-# Keys of generation_config.json that say where the file comes from.
+# Keys of generation_config.json about the origin of the file.
 _PROVENANCE = ("_from_model_config", "transformers_version")
 
 
 def read_config(directory: Path, tensors: Tensors) -> ModelConfig:
-    """Complete config of a directory with safetensors, with the sizes of its tensors.
+    """Complete config of a directory with safetensors, including sizes derived from tensors.
 
     Raises:
-        FileNotFoundError, ValueError: what is missing, malformed or not supported.
+        FileNotFoundError, ValueError: naming what is missing, malformed or not supported.
     """
     try:
         config = ModelConfig.from_dict(read_json(directory / "config.json"))
@@ -47,19 +47,19 @@ def read_processor(directory: Path) -> MoxinProcessor:
 
 
 def special_ids(config: ModelConfig) -> dict[str, int]:
-    """What generation_config.json says at least."""
+    """The minimal contents of generation_config.json."""
     names = ("bos_token_id", "eos_token_id", "pad_token_id")
     return {name: getattr(config, name) for name in names}
 
 
 def complete_generation_config(content: dict[str, Any], config: ModelConfig) -> dict[str, Any]:
-    """generation_config.json of a conversion, from a source's."""
+    """generation_config.json of a conversion, from that of its source."""
     content = {**special_ids(config), **content}
     return {k: v for k, v in content.items() if k not in _PROVENANCE}
 
 
 def read_generation_config(directory: Path, config: ModelConfig) -> dict[str, Any]:
-    """generation_config.json of a source; the special ids alone if it has none."""
+    """generation_config.json of a source; only the special ids if there is none."""
     path = directory / "generation_config.json"
     content = read_json(path) if path.exists() else {}
     check_settings(GenerationDefaults, content, file=path.name)
@@ -67,7 +67,7 @@ def read_generation_config(directory: Path, config: ModelConfig) -> dict[str, An
 
 
 def config_dtype(raw_config: dict[str, Any]) -> str | None:
-    """dtype that a config.json names for its weights, at the top or for the decoder."""
+    """The dtype of the weights in a config.json, at top level or in ``text_config``."""
     for config in (raw_config, raw_config.get("text_config") or {}):
         for key in _DTYPE_KEYS:
             if config.get(key):
@@ -76,7 +76,7 @@ def config_dtype(raw_config: dict[str, Any]) -> str | None:
 
 
 def packed_layers(tensors: Tensors) -> list[str]:
-    """Module paths of the layers that are quantised."""
+    """Module paths of the quantised layers."""
     return [name.removesuffix(".scales") for name in tensors if name.endswith(".scales")]
 
 
@@ -98,10 +98,11 @@ def model_source(directory: Path, config: ModelConfig, tensors: Tensors, **facts
 
 
 def open_hf(directory: Path, tensors: Tensors) -> Source:
-    """An HF-converted Prismatic checkpoint.
+    """Open an HF-converted Prismatic checkpoint.
 
     Args:
-        tensors: of its files, under their names there.
+        directory: the checkpoint.
+        tensors: the tensors of its files, under the files' names.
     """
     return model_source(
         directory,
@@ -114,12 +115,13 @@ def open_hf(directory: Path, tensors: Tensors) -> Source:
 
 
 def open_own(directory: Path, tensors: Tensors) -> Source:
-    """A conversion: by this package, or by stock ``mlx_vlm.convert``.
+    """Open a conversion, made by this package or by stock ``mlx_vlm.convert``.
 
-    The latter leaves ``quantization`` behind when it dequantises, so the tensors decide.
+    The latter leaves ``quantization`` in config.json when it dequantises, so only the tensors show
+    whether layers are quantised.
 
     Raises:
-        ValueError: if tensors are packed and config.json does not say how.
+        ValueError: if tensors are packed, but config.json has no settings for them.
     """
     config = read_config(directory, tensors)
     quantization = None

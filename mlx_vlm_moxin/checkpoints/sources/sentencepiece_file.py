@@ -1,4 +1,4 @@
-"""Llama tokenizers that are published as SentencePiece's tokenizer.model only (Vicuna's).
+"""Llama tokenizers that are published only as SentencePiece's tokenizer.model (Vicuna's).
 
 Reference: ``LlamaConverter`` and ``SentencePieceExtractor`` of transformers 4.40.1, with which
 the Prismatic models were trained.
@@ -14,7 +14,7 @@ _SPACE = "▁"
 
 
 def _merges(scores: dict[str, float]) -> list[tuple[str, str]]:
-    """Pairs of pieces that make up another piece, the best piece first."""
+    """Pairs of pieces that merge into another piece, best piece first."""
     places = {piece: place for place, piece in enumerate(scores)}
     merges = []
     for piece, score in scores.items():
@@ -27,20 +27,20 @@ def _merges(scores: dict[str, float]) -> list[tuple[str, str]]:
 
 
 def read_sentencepiece(path: Path) -> Tokenizer:
-    """The tokenizer in a SentencePiece file, as a BPE with byte fallback.
+    """Read the tokenizer in a SentencePiece file, as BPE with byte fallback.
 
-    A space precedes the text at its beginning and after each special token, as in training;
-    newer versions of transformers have it at the beginning only.
+    A space is added at the beginning of the text and after each special token, as in training;
+    newer versions of transformers add it only at the beginning.
 
     Raises:
-        ValueError: if it is no such file, or not of Llama's kind.
+        ValueError: if it is not a SentencePiece file, or not Llama's type of model.
     """
     try:
         model = SentencePieceProcessor(model_file=str(path))
     except (OSError, RuntimeError) as error:
-        raise ValueError(f"{path} is no SentencePiece model; download it again") from error
+        raise ValueError(f"{path} is not a SentencePiece model; download it again") from error
     if (model.unk_id(), model.bos_id(), model.eos_id()) != (0, 1, 2):
-        raise ValueError(f"{path} has other special tokens than Llama's <unk>, <s> and </s>")
+        raise ValueError(f"{path} does not have Llama's special tokens <unk>, <s> and </s>")
     ids = range(model.get_piece_size())
     scores = {model.id_to_piece(index): model.get_score(index) for index in ids}
     vocabulary = {piece: index for index, piece in enumerate(scores)}

@@ -1,4 +1,4 @@
-"""Vision towers as timm publishes them, for native checkpoints without their own."""
+"""Vision towers published by timm, for native checkpoints that contain none."""
 
 import math
 from collections.abc import Mapping
@@ -17,12 +17,12 @@ from mlx_vlm_moxin.checkpoints.tensors import LazyTensor, read_safetensors
 
 @dataclass(frozen=True)
 class TowerFile:
-    """Where timm 0.9.16 has the weights of a tower from.
+    """Where timm 0.9.16 gets the weights of a tower.
 
     Attributes:
-        repository: on the Hub.
-        is_resampled: whether its position embedding is for pictures of another size than the
-            Prismatic family gives it, and is resampled when it is loaded.
+        repository: the Hub repository.
+        is_resampled: whether its position embedding is for another picture size than the
+            Prismatic family's, and is resampled when it is loaded.
     """
 
     repository: str
@@ -41,18 +41,18 @@ TOWER_FILES = {
         "timm/vit_large_patch16_224.augreg_in21k_ft_in1k"
     ),
 }
-# What people call the towers.
+# The usual names of the towers.
 TOWER_TITLES = {"dino": "DINOv2", "siglip": "SigLIP", "clip": "CLIP", "in1k": "ViT (ImageNet)"}
-# timm's and open_clip's file names; a repository has the same weights under several.
+# File names of timm and open_clip; a repository may have the same weights in several files.
 _FILES = (
     "model.safetensors",
     "open_clip_model.safetensors",
     "pytorch_model.bin",
     "open_clip_pytorch_model.bin",
 )
-# open_clip's prefix of a tower that is timm's.
+# open_clip's prefix of a tower implemented by timm.
 _OPEN_CLIP_TRUNK = "visual.trunk."
-# open_clip's tower of its own: its prefix, and its names for timm's, the longer ones first.
+# A tower implemented by open_clip: its prefix, and its names -> timm's, longer ones first.
 _OPEN_CLIP = "visual."
 _OPEN_CLIP_NAMES = {
     "class_embedding": "cls_token",
@@ -68,18 +68,18 @@ _OPEN_CLIP_NAMES = {
     ".mlp.c_fc.": ".mlp.fc1.",
     ".mlp.c_proj.": ".mlp.fc2.",
 }
-# Output heads: a classifier's in timm, the projection into the text's space in open_clip.
+# Output heads: the classifier in timm, the projection to the text space in open_clip.
 _HEADS = ("head.weight", "head.bias", "proj")
 
 
 def _from_open_clip(tensors: Tensors) -> Tensors:
-    """open_clip's own tower under timm's names."""
+    """The tensors of a tower implemented by open_clip, under timm's names."""
     renamed: Tensors = {}
     for key, tensor in tensors.items():
         name = key.removeprefix(_OPEN_CLIP)
         for theirs, timms in _OPEN_CLIP_NAMES.items():
             name = name.replace(theirs, timms)
-        # timm gives both three axes.
+        # In timm both have three axes.
         if name == "cls_token":
             tensor = tensor.reshape(1, 1, *tensor.shape)
         elif name == "pos_embed":
@@ -89,13 +89,13 @@ def _from_open_clip(tensors: Tensors) -> Tensors:
 
 
 def read_tower(name: str) -> Tensors:
-    """A tower's tensors under timm's names, without an output head; from timm or open_clip.
+    """The tensors of a tower from timm or open_clip, under timm's names and without output head.
 
     Args:
         name: a file, a directory or a Hub repository.
 
     Raises:
-        FileNotFoundError, OSError, ValueError: if there is no tower at ``name``.
+        FileNotFoundError, OSError, ValueError: if ``name`` is not a tower.
     """
     path = local_path(name)
     if path.is_dir() or not path.exists():
@@ -109,7 +109,7 @@ def read_tower(name: str) -> Tensors:
     elif _OPEN_CLIP + "class_embedding" in tensors:
         tensors = _from_open_clip(_with_prefix(tensors, _OPEN_CLIP))
     if "pos_embed" not in tensors:
-        raise ValueError(f"{path} holds no timm vision transformer (it has no pos_embed)")
+        raise ValueError(f"{path} does not contain a timm vision transformer (it has no pos_embed)")
     return {key: value for key, value in tensors.items() if key not in _HEADS}
 
 
@@ -118,14 +118,14 @@ def _with_prefix(tensors: Tensors, prefix: str) -> Tensors:
 
 
 def read_towers(timm_ids: list[str], given: Mapping[str, str | None]) -> Tensors:
-    """The tensors of towers, by our names in timm's layout.
+    """The tensors of one or two towers, under our names but in timm's layout.
 
     Args:
-        timm_ids: timm's ids of one or two towers.
-        given: tower's name -> file, directory or Hub repository; timm's repository if None.
+        timm_ids: timm's ids of the towers.
+        given: tower's name -> file, directory or Hub repository; None for timm's repository.
 
     Raises:
-        FileNotFoundError, OSError, ValueError: what is missing or wrong.
+        FileNotFoundError, OSError, ValueError: naming what is missing or wrong.
     """
     models = [TIMM_MODELS[timm_id] for timm_id in timm_ids]
     files = [TOWER_FILES[timm_id] for timm_id in timm_ids]
@@ -135,7 +135,8 @@ def read_towers(timm_ids: list[str], given: Mapping[str, str | None]) -> Tensors
     num_patches = (models[-1].image_size // models[-1].patch_size) ** 2
     for model, file, tower in zip(models, files, towers):
         if not file.is_resampled:
-            # This tower decides; narrow ones, for tests, may be for other pictures.
+            # The last tower determines the size; narrow ones, in tests, may be for other picture
+            # sizes.
             num_patches = tower["pos_embed"].shape[1] - int(model.tower_config().class_position)
     for file, tower in zip(files, towers):
         if file.is_resampled:
@@ -148,11 +149,11 @@ def read_towers(timm_ids: list[str], given: Mapping[str, str | None]) -> Tensors
 
 
 def resample_pos_embed(pos_embed: np.ndarray, grid: int) -> np.ndarray:
-    """Position embeddings on another grid, as timm resamples them when it loads a tower.
+    """Resample position embeddings to another grid, as timm does when it loads a tower.
 
     timm (``resample_abs_pos_embed`` in ``timm/layers/pos_embed.py``) calls PyTorch's
-    ``interpolate`` in float32 with ``mode="bicubic"`` and ``antialias=True``, which is the
-    filter of Pillow's bicubic resize.
+    ``interpolate`` in float32 with ``mode="bicubic"`` and ``antialias=True``, which uses the
+    same filter as Pillow's bicubic resize.
 
     Args:
         pos_embed: ``[1, old * old, D]`` float32, patches only (timm's ``no_embed_class``).
@@ -178,10 +179,10 @@ def resample_pos_embed(pos_embed: np.ndarray, grid: int) -> np.ndarray:
 
 
 def resample(pos_embed: LazyTensor, num_patches: int) -> LazyTensor:
-    """``pos_embed`` ``[1, N, D]`` for ``num_patches`` patches, still unread; dtype kept.
+    """``pos_embed`` ``[1, N, D]`` resampled to ``num_patches`` patches when read; dtype kept.
 
     Raises:
-        ValueError: if it is no such tensor.
+        ValueError: if ``pos_embed`` has another shape.
     """
     if len(pos_embed.shape) != 3:
         raise ValueError(f"DINO's pos_embed has shape {pos_embed.shape}, expected [1, N, D]")

@@ -1,1 +1,1 @@
-"""What a conversion cost: source and result compared on the same pictures and text."""
+"""How much accuracy a conversion cost: source and result on the same pictures and text."""

@@ -1,4 +1,4 @@
-"""What a conversion cost an action model: the same pictures and instructions, two actions."""
+"""How much accuracy a conversion cost an action model: both models' actions on the same inputs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,10 +13,15 @@ INSTRUCTIONS = ("pick up the red block", "open the drawer", "put the cup on the 
 
 
 def predict_actions(model: Any, processor: Any, pictures: Sequence[Path]) -> list[Prediction]:
-    """What an action model does about every picture and instruction; empty for other models.
+    """An action model's predictions for every picture and instruction; empty for other models.
 
-    The statistics are those of the first data set by name, the robot's state is their mean; for
-    several cameras a picture is followed by the next ones.
+    Actions are scaled with the statistics of the first data set by name, and the robot's state is
+    the mean from these statistics. A model with several cameras receives the pictures that follow
+    as its other cameras.
+
+    Args:
+        model, processor: a loaded model.
+        pictures: paths of the pictures.
     """
     config = model.config.action_config
     if config is None or not model.config.norm_stats:
@@ -30,7 +35,7 @@ def predict_actions(model: Any, processor: Any, pictures: Sequence[Path]) -> lis
         chosen = [pictures[(index + n) % len(pictures)] for n in range(config.num_images)]
         image = chosen if config.num_images > 1 else chosen[0]
         for text in INSTRUCTIONS:
-            # Cropped or not, both see the same.
+            # Both models receive the same picture, so cropping it would make no difference.
             predictions.append(
                 predict(model, processor, image, text, key, center_crop=False, state=state)
             )
@@ -42,9 +47,10 @@ class ActionCost:
     """Two models' actions compared.
 
     Attributes:
-        count: actions, or chunks of them, that were compared.
-        ids_equal: share of token ids that are equal; None if a regression head gave them.
-        mean, largest: absolute difference of each value of an action, in its units.
+        count: number of actions (or chunks of actions) that were compared.
+        ids_equal: share of action token ids that are equal, 0 to 1; None with a regression head.
+        mean, largest: absolute difference of each value of an action, ``[action_dim]``, in the
+            data set's units.
     """
 
     count: int
@@ -79,7 +85,7 @@ def _numbers(values: np.ndarray) -> str:
 def compare_actions(
     source: Sequence[Prediction], result: Sequence[Prediction]
 ) -> ActionCost | None:
-    """The cost in actions; None if the models give none, or not of the same form."""
+    """Compare actions; None if the models give none, or actions of different shapes."""
     shapes = [[prediction.action.shape for prediction in side] for side in (source, result)]
     if not source or shapes[0] != shapes[1]:
         return None

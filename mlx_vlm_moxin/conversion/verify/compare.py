@@ -1,8 +1,8 @@
-"""Runs source and result on the same pictures and text, and says how far they differ.
+"""Runs source and result on the same pictures and text, and measures how far they differ.
 
-The source answers a few questions greedily. Both models then generate this answer, each token
-forced (teacher forcing), so that each position compares two distributions of the same next
-token. The models are never in memory together: what the source says is kept on disk.
+The source answers a few questions greedily. Both models then run over this answer with each
+token forced (teacher forcing), so that each position compares two distributions of the same
+next token. The models are never in memory together: the source's results are kept on disk.
 """
 
 import json
@@ -23,7 +23,7 @@ from mlx_vlm_moxin.conversion.verify.samples import find_samples
 from mlx_vlm_moxin.conversion.verify.teacher_forcing import TeacherForcing, loaded
 
 ANSWER_TOKENS = 48
-# Below this share of equal first choices the result no longer says what its source says.
+# Below this share of equal most likely tokens, the result is considered broken.
 AGREEMENT_FLOOR = 0.5
 # Settings that change the arithmetic without changing any tensor's shape.
 _ARITHMETIC = ("rms_norm_eps", "rope_theta", "rope_traditional", "sliding_window")
@@ -39,7 +39,7 @@ def _text_settings(config: Any) -> dict[str, Any]:
 
 
 def _bits(directory: Path) -> list[int]:
-    """Every number of bits that a directory's config.json quantises with."""
+    """Every number of bits in the ``quantization`` of a directory's config.json."""
     config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
     quantization = config.get("quantization") or {}
     layers = [value for value in quantization.values() if isinstance(value, dict)]
@@ -92,8 +92,8 @@ class Reference:
         """Load ``result``, run it on the source's answers and report.
 
         Raises:
-            FileNotFoundError, ValueError: mlx-vlm's, if ``result`` cannot be loaded, or
-                if its vocabulary is not the source's.
+            FileNotFoundError, ValueError: if mlx-vlm cannot load ``result``, or its vocabulary
+                differs from the source's.
         """
         result = Path(result)
         divergences, same_inputs = [], True
@@ -102,7 +102,8 @@ class Reference:
             settings = _text_settings(forcing.config)
             for index, sample in enumerate(self._progress("Result answers")):
                 inputs = forcing.inputs(sample)
-                # Placeholders are coded from the pixels, so ids show a change of either.
+                # Placeholder ids are a hash of the pixels, so ids reveal a change of tokenizer
+                # or pixels.
                 same_inputs &= mx.array_equal(inputs["input_ids"], self._input_ids[index]).item()
                 log_probs = forcing.log_probs(inputs, self._answers[index])
                 source_log_probs = np.load(self._file(index))
@@ -124,8 +125,8 @@ class Reference:
 def reference(source: Path, images: Path | None = None, quiet: bool = False) -> Iterator[Reference]:
     """Let a source answer once, for ``Reference.compare`` within the context.
 
-    What it says lies in a temporary directory meanwhile: 4 bytes per position and
-    vocabulary entry, 6 MB per answer. Arguments and errors are those of ``verify``.
+    Its log-probabilities are kept in a temporary directory: 4 bytes per position and vocabulary
+    entry, about 6 MB per answer. Arguments and errors are those of ``verify``.
     """
     with tempfile.TemporaryDirectory(prefix="moxin-verify-") as directory:
         yield Reference(Path(source), images, quiet, Path(directory))
@@ -134,7 +135,7 @@ def reference(source: Path, images: Path | None = None, quiet: bool = False) -> 
 def _warning(
     total: Divergence, same_inputs: bool, changed: list[str], bits: list[int]
 ) -> str | None:
-    """One line that names the likely cause if the result looks broken, else None."""
+    """One line with the likely cause if the result looks broken, else None."""
     if total.top1_agreement >= AGREEMENT_FLOOR:
         return None
     if not total.is_finite.all():
@@ -176,8 +177,11 @@ def verify(
     Args:
         source, result: directories that ``mlx_vlm.load`` can load; loaded one after the
             other.
-        images: directory of pictures in place of the bundled ones.
+        images: directory of pictures to use instead of the bundled ones.
         quiet: no progress bars.
+
+    Returns:
+        The comparison, whose ``warning`` is set if the result looks broken.
 
     Raises:
         FileNotFoundError: if a directory is missing.

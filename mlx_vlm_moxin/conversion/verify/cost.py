@@ -1,4 +1,4 @@
-"""What a finished conversion cost, measured against a source that mlx-vlm can load."""
+"""The accuracy that a finished conversion cost, measured against a loadable source."""
 
 import os
 import sys
@@ -12,7 +12,7 @@ from mlx_vlm_moxin.conversion.convert import Conversion
 from mlx_vlm_moxin.conversion.verify.compare import verify
 from mlx_vlm_moxin.conversion.verify.report import Verification
 
-# Share of the memory that a model may take: the rest is for activations and the system.
+# Share of memory available to a model; the rest is for activations and the system.
 _MEMORY_SHARE = 0.75
 
 
@@ -21,7 +21,7 @@ def _physical_memory() -> int:
 
 
 def _reason_not_to(conversion: Conversion) -> str | None:
-    """Why the comparison would say nothing or take too much, if it would."""
+    """Why not to compare: nothing would differ, or it needs too much memory; else None."""
     source = conversion.source
     if not source.is_loadable and conversion.quantization == source.quantization:
         return "nothing was quantised that was not quantised before"
@@ -29,7 +29,7 @@ def _reason_not_to(conversion: Conversion) -> str | None:
     if size > _MEMORY_SHARE * memory:
         return (
             f"the source needs {format_size(size)} of this machine's {format_size(memory)} of "
-            "memory; --verify does it all the same"
+            "memory; give --verify to do it anyway"
         )
     return None
 
@@ -42,16 +42,18 @@ def measure_cost(
     images: Path | None = None,
     quiet: bool = False,
 ) -> Verification | None:
-    """Compare a conversion with its source; None if that was not done, and says why.
+    """Compare a conversion with its source; prints why and returns None if it does not.
 
     Args:
-        baseline: gives a directory of the source that mlx-vlm loads, see
+        conversion: the finished conversion.
+        baseline: returns a directory of the source that mlx-vlm loads, see
             ``conversion.baseline``.
-        wanted: None to do it if it says something and fits in memory.
-        images: directory of pictures in place of the bundled ones.
+        wanted: True or False to decide; None to compare if it is informative and fits in memory.
+        images: directory of pictures to use instead of the bundled ones.
+        quiet: print nothing but warnings.
 
     Raises:
-        RuntimeError: if it is ``wanted`` and fails. Otherwise that is a warning.
+        RuntimeError: if it is ``wanted`` and fails. A failure is a warning otherwise.
     """
     reason = _reason_not_to(conversion) if wanted is None else None
     if wanted is False or reason is not None:

@@ -1,4 +1,4 @@
-"""How far one model's next-token distributions are from another's, on the same text."""
+"""How far two models' next-token distributions differ on the same text."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ import numpy as np
 
 
 def log_softmax(logits: mx.array) -> np.ndarray:
-    """Log-probabilities ``[P, V]`` of ``logits`` ``[P, V]``, computed in float32."""
+    """float32 log-probabilities ``[P, V]`` of ``logits`` ``[P, V]`` of any float dtype."""
     logits = logits.astype(mx.float32)
     logits = logits - logits.max(axis=-1, keepdims=True)
     return np.array(logits - mx.logsumexp(logits, axis=-1, keepdims=True))
@@ -16,12 +16,12 @@ def log_softmax(logits: mx.array) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Divergence:
-    """Two models on the same answer, position by position; every array is ``[P]``.
+    """Comparison of two models on one answer; every array is ``[P]``, one value per position.
 
     Attributes:
         kl: KL(source || result) in nats, at least 0; infinite where the result's logits
             are not finite.
-        agrees: whether both models put the same token first.
+        agrees: whether both models have the same most likely token.
         nll_increase: how much less likely, in nats, the result finds the answer's token.
         is_finite: whether all of the result's logits are finite.
     """
@@ -42,17 +42,17 @@ class Divergence:
 
     @property
     def kl_max(self) -> float:
-        """The worst position's, in nats."""
+        """Maximum over the positions, in nats."""
         return float(self.kl.max())
 
     @property
     def top1_agreement(self) -> float:
-        """Share of positions where both put the same token first, 0 to 1."""
+        """Share of positions where both have the same most likely token, 0 to 1."""
         return float(self.agrees.mean())
 
     @property
     def perplexity_ratio(self) -> float:
-        """The result's perplexity on the source's answers over the source's own."""
+        """The result's perplexity on the source's answers, divided by the source's perplexity."""
         with np.errstate(over="ignore"):
             return float(np.exp(self.nll_increase.mean()))
 
@@ -62,7 +62,7 @@ def compare(source: np.ndarray, result: np.ndarray, tokens: Sequence[int]) -> Di
 
     Args:
         source, result: log-probabilities ``[P, V]`` of the next token, float32.
-        tokens: the ``P`` tokens of the answer, each predicted by its row.
+        tokens: the ``P`` token ids of the answer, each predicted by its row.
 
     Raises:
         ValueError: if the vocabularies differ.
@@ -77,7 +77,7 @@ def compare(source: np.ndarray, result: np.ndarray, tokens: Sequence[int]) -> Di
     difference = source.astype(np.float64) - result
     kl = (np.exp(source.astype(np.float64)) * difference).sum(axis=-1)
     return Divergence(
-        # Rounding can leave a tiny negative sum where the distributions are equal.
+        # Where the distributions are equal, rounding can make the sum slightly negative.
         kl=np.where(is_finite, np.maximum(kl, 0.0), np.inf),
         agrees=is_finite & (source.argmax(axis=-1) == result.argmax(axis=-1)),
         nll_increase=np.where(is_finite, difference[rows, chosen], np.inf),
@@ -86,7 +86,7 @@ def compare(source: np.ndarray, result: np.ndarray, tokens: Sequence[int]) -> Di
 
 
 def concatenate(parts: Sequence[Divergence]) -> Divergence:
-    """All positions of ``parts`` together."""
+    """Join the positions of several answers."""
     return Divergence(
         *(
             np.concatenate([getattr(part, name) for part in parts])

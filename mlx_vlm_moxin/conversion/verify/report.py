@@ -1,4 +1,4 @@
-"""What quantising cost, as numbers, as text and as JSON."""
+"""The result of a verification as numbers, as text and as JSON."""
 
 import json
 import math
@@ -20,7 +20,7 @@ def _number(value: float) -> float | None:
 
 
 def _summary(divergence: Divergence) -> dict[str, float | int | None]:
-    """The numbers of one row; JSON has no infinity, so it becomes null."""
+    """The numbers of one row; infinity becomes null, since JSON has none."""
     return {
         "positions": divergence.positions,
         "kl_mean": _number(divergence.kl_mean),
@@ -56,11 +56,11 @@ class Verification:
     """A result compared with its source on the source's own greedy answers.
 
     Attributes:
-        source, result: size of each.
-        samples, divergences: the questions, and the comparison on each one's answer.
+        source, result: sizes of the two models.
+        samples, divergences: the questions, and the comparison on the answer to each.
         warning: one line that names the likely cause if the result looks broken.
-        own_pictures: whether the pictures are the user's; their names stay out of files.
-        actions: how far actions are apart; None for models that give none.
+        own_pictures: whether the pictures are the user's; if so, files do not name them.
+        actions: comparison of actions; None for models that predict none.
     """
 
     source: Footprint
@@ -73,7 +73,7 @@ class Verification:
 
     @property
     def total(self) -> Divergence:
-        """All answers' positions together."""
+        """The positions of all answers joined."""
         return concatenate(self.divergences)
 
     def to_dict(self) -> dict:
@@ -103,7 +103,7 @@ class Verification:
         }
 
     def save(self, path: Path) -> None:
-        """Write ``verification.json``: the summary, then every sample position by position."""
+        """Write ``verification.json``: the summary, then every position of each sample."""
         text = json.dumps(self.to_dict(), indent=2, allow_nan=False)
         Path(path).write_text(text + "\n", encoding="utf-8")
 
@@ -126,7 +126,7 @@ class Verification:
             print(f"warning: {self.warning}")
 
     def markdown(self) -> str:
-        """For the model card: the totals and both models' sizes."""
+        """Markdown for the model card: the totals and the sizes of both models."""
         total = self.total
         rows = [
             ("KL divergence per position, mean", f"{total.kl_mean:.5f} nats"),

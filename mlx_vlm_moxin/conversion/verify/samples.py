@@ -23,13 +23,13 @@ class Sample:
 
 
 def find_samples(images: Path | None = None) -> list[Sample]:
-    """Every picture of a directory (the bundled ones by default) with every prompt.
+    """Every picture of a directory (by default the bundled one) with every prompt.
 
-    Each picture is decoded once, so that a broken one is found before a model is loaded.
+    Each picture is decoded here, so that a damaged one is found before a model is loaded.
 
     Raises:
-        FileNotFoundError: if ``images`` is no directory.
-        ValueError: if it holds no picture, or one that cannot be read.
+        FileNotFoundError: if ``images`` is not a directory.
+        ValueError: if it contains no picture, or one that cannot be read.
     """
     directory = BUNDLED_PICTURES if images is None else Path(images)
     if not directory.is_dir():

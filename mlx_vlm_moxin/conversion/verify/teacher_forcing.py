@@ -1,4 +1,4 @@
-"""One model at a time: its own answer to a picture, and how likely it finds a given one."""
+"""Runs one loaded model: its greedy answer to a question, and the likelihood of a given answer."""
 
 import gc
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +21,7 @@ from mlx_vlm_moxin.conversion.verify.samples import Sample
 
 
 class TeacherForcing:
-    """A loaded model, and what a comparison needs of it."""
+    """A loaded model with the operations that a comparison needs."""
 
     def __init__(self, model: nn.Module, processor: Any):
         self._model = model
@@ -41,13 +41,13 @@ class TeacherForcing:
         return predict_actions(self._model, self._processor, pictures)
 
     def inputs(self, sample: Sample) -> dict[str, mx.array]:
-        """``input_ids`` ``[1, T]`` and ``pixel_values`` as the model's own processor makes them."""
+        """``input_ids`` ``[1, T]`` and ``pixel_values`` from the model's processor."""
         prompt = apply_chat_template(self._processor, self.config, sample.prompt, num_images=1)
         inputs = self._processor(text=[prompt], images=[str(sample.picture)])
         return {name: inputs[name] for name in ("input_ids", "pixel_values")}
 
     def greedy_answer(self, inputs: dict[str, mx.array], max_tokens: int) -> list[int]:
-        """The model's most likely continuation, its end token included if it comes."""
+        """Token ids of the greedy continuation, including the end token if it is generated."""
         eos = self.config.eos_token_id
         end = set(eos) if isinstance(eos, list) else {eos}
         answer = []
@@ -60,11 +60,11 @@ class TeacherForcing:
     def log_probs(self, inputs: dict[str, mx.array], answer: list[int]) -> np.ndarray:
         """Log-probabilities ``[len(answer), V]`` float32 at the positions that predict ``answer``.
 
-        Computed as a user's answer is: by mlx-vlm's loop, token by token, with a key-value
-        cache and whatever kernels the model has. Only the choice of the token is replaced.
+        Computed the way a user's answer is: by mlx-vlm's generation loop, token by token, with a
+        key-value cache and the model's kernels. Only the choice of each token is replaced.
         """
         captured: list[mx.array] = []
-        # The loop computes one token more than it yields.
+        # The loop computes one more token than it yields.
         forced = iter([*answer, answer[-1]])
 
         def capture(tokens: mx.array, logits: mx.array) -> mx.array:
@@ -99,11 +99,11 @@ class TeacherForcing:
 
 @contextmanager
 def loaded(directory: Path) -> Iterator[TeacherForcing]:
-    """The model of a directory, in memory for as long as the context lasts.
+    """Load the model of a directory for the duration of the context.
 
     Raises:
-        FileNotFoundError: if there is no such directory (mlx-vlm would try to download it).
-        ValueError: mlx-vlm's, if the directory cannot be loaded.
+        FileNotFoundError: if the directory is missing (mlx-vlm would try to download it).
+        ValueError: if mlx-vlm cannot load the directory.
     """
     if not directory.is_dir():
         raise FileNotFoundError(f"No model directory {directory}")
@@ -111,7 +111,7 @@ def loaded(directory: Path) -> Iterator[TeacherForcing]:
     try:
         yield forcing
     finally:
-        # The caller's variable keeps the object alive; the weights must go now.
+        # The caller's variable keeps this object alive, but the weights must be freed now.
         forcing._model = forcing._processor = None
         gc.collect()
         mx.clear_cache()
