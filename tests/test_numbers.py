@@ -103,6 +103,7 @@ FACTS = [
     ("docs/speed.md", r"Prompts of up to (\d+) tokens", [layerwise.MAX_TOKENS]),
     ("docs/text-only.md", r"heads \((\d+) for Moxin", [TEXT.num_key_value_heads]),
     ("docs/conversion.md", r"native, ([\d.]+) GB fp32", [download(NATIVE)]),
+    ("docs/conversion.md", r"HF-converted, ([\d.]+) GB", [download(HF)]),
     ("docs/conversion.md", r"\| 8 bits \| ([\d.]+) GB \|", [gigabytes(8)]),
     ("docs/conversion.md", r"\| 4 bits \| ([\d.]+) GB \|", [gigabytes(4)]),
     ("docs/conversion.md", r"\| bf16 \(`-d`\) \| ([\d.]+) GB \|", [gigabytes(None)]),

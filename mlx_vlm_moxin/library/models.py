@@ -14,6 +14,7 @@ from mlx.utils import tree_flatten
 from mlx_vlm.models.moxin import ModelConfig
 from mlx_vlm.models.moxin.prismatic import VISION_BACKBONES, prompt_format
 from mlx_vlm.models.moxin.towers import TIMM_MODELS
+from mlx_vlm.models.moxin.vision_config import VisionConfig
 from rich import box
 from rich.table import Table
 
@@ -40,11 +41,11 @@ class Published:
     """A checkpoint on the Hub.
 
     Attributes:
-        source: what ``--hf-path`` of a conversion is.
+        source: the value of ``--hf-path`` for converting it.
         model: its settings.
-        bytes_per_weight: as it is stored.
-        has_towers: whether it holds its vision towers; else they are timm's, downloaded
-            besides.
+        bytes_per_weight: bytes of each stored weight.
+        has_towers: whether it contains its vision towers, unused parts included; otherwise
+            timm's towers are downloaded in addition.
     """
 
     source: str
@@ -80,11 +81,11 @@ PUBLISHED = {
 
 @dataclass(frozen=True)
 class Row:
-    """What is listed of a model; sizes in bytes.
+    """The facts listed about a model; sizes in bytes.
 
     Attributes:
-        download: of the checkpoint; towers of timm's come on top.
-        memory: of the weights by bits per weight of the decoder.
+        download: size of the checkpoint, without towers that are downloaded from timm.
+        memory: size of the weights, by bits per weight of the decoder.
     """
 
     id: str
@@ -128,6 +129,24 @@ def _count_weights(vision: str, arch: str, llm: str) -> tuple[int, int, int]:
     return tuple(counts)
 
 
+def count_unused(vision: VisionConfig) -> int:
+    """Weights in HF-converted checkpoints that the model does not use.
+
+    These are each tower's last block and final norm, and the attention pooling of towers without
+    a class token (SigLIP), as timm 0.9.16 has them.
+    """
+    count = 0
+    for tower in vision.towers.values():
+        width, inner = tower.hidden_size, tower.intermediate_size
+        attention = 4 * width * (width + 1)
+        mlp = inner * (width + 1) + width * (inner + 1)
+        norm = 2 * width
+        count += attention + mlp + 3 * norm + 2 * width * tower.layer_scale
+        if not tower.class_token:
+            count += width + attention + norm + mlp
+    return count
+
+
 def rows() -> list[Row]:
     """All supported models."""
     listed = []
@@ -137,7 +156,9 @@ def rows() -> list[Row]:
         towers, packed, total = _count_weights(
             model.vision_backbone_id, model.arch_specifier, model.llm_backbone_id
         )
-        stored = total if published.has_towers else total - towers
+        stored = total - towers
+        if published.has_towers:
+            stored = total + count_unused(config_of(model).vision_config)
         memory = {
             bits: round(
                 2 * total

@@ -187,7 +187,7 @@ def test_a_model_that_answers_wrongly_fails(monkeypatch, tmp_path):
     monkeypatch.setattr(self_test, "_PLACES", (folder,))
     check = self_test.self_test()
     assert check.status == FAILED
-    assert f"in place of {self_test.ANSWER!r}" in check.found
+    assert f"instead of {self_test.ANSWER!r}" in check.found
 
 
 def test_a_missing_model_is_named(monkeypatch, tmp_path):
