@@ -127,7 +127,7 @@ FACTS = [
     ),
     (COMING, r"\[1, (\d+), (\d+), 3\]", [VISION.image_size] * 2),
     (COMING, r"\[B, (\d+), (\d+)\]`", [VISION.num_patches, TEXT.hidden_size]),
-    (COMING, r"hold (\d+) placeholders", [VISION.num_patches]),
+    (COMING, r"contain (\d+) placeholders", [VISION.num_patches]),
     (COMING, r"once, ([\d.]+) GB in bf16", [gigabytes(None, sizes.QUANTIZED_PARTS)]),
     (COMING, r"and ([\d.]+) GB at 8 bits", [gigabytes(8, sizes.QUANTIZED_PARTS)]),
     (

@@ -1,1 +1,1 @@
-"""Benchmarks of Moxin's report that mlx-vlm's own ``mlx_vlm.evals`` does not have."""
+"""Benchmarks of Moxin's report that ``mlx_vlm.evals`` does not have."""

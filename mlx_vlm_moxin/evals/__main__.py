@@ -23,8 +23,8 @@ def build_parser() -> argparse.ArgumentParser:
     """The options of ``python -m mlx_vlm_moxin eval``."""
     parser = argparse.ArgumentParser(
         prog="python -m mlx_vlm_moxin eval",
-        description="Measure a checkpoint on the benchmarks of Moxin's report. An interrupted "
-        "run goes on with the same command.",
+        description="Measure a checkpoint on the benchmarks of Moxin's report. Run the same "
+        "command again to resume an interrupted run.",
     )
     add = parser.add_argument
     add("--model", required=True, help="checkpoint or Hub id")
@@ -45,20 +45,20 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add("--tasks", nargs="+", required=True, choices=TASKS, metavar="TASK", help=", ".join(TASKS))
     add_example_options(parser)
-    add("--streaming", action="store_true", help="read the first rows of Hub copies only")
+    add("--streaming", action="store_true", help="read only the first rows of Hub copies")
     add("--json", type=Path, metavar="FILE", help="write the table's numbers to this file")
     add(
         "--published",
         choices=[*PUBLISHED, "none"],
         metavar="MODEL",
-        help=f"whose published numbers are shown beside: {', '.join(PUBLISHED)}, none (default: by "
+        help=f"published numbers to compare with: {', '.join(PUBLISHED)}, none (default: by "
         f"the checkpoint's name, else {MOXIN})",
     )
     return parser
 
 
 def model_name(args: argparse.Namespace) -> str:
-    """The model and what was changed about it, for the answers file and the table."""
+    """The model and its adapter or quantisation, for the answers file and the table."""
     parts = [args.model.rstrip("/")]
     if args.adapter_path is not None:
         parts.append(f"adapter {args.adapter_path}")
@@ -69,14 +69,14 @@ def model_name(args: argparse.Namespace) -> str:
 
 
 def run(args: argparse.Namespace) -> None:
-    """What the command line asks for.
+    """Run the evaluation that the command line describes.
 
     Raises:
         OSError, ValueError: one line that says what is wrong.
     """
     name = model_name(args)
     tasks = list(dict.fromkeys(args.tasks))
-    # Everything is read and checked before the model is loaded.
+    # Read and check everything before loading the model.
     options = (args.data, args.image_folder, args.limit, args.streaming)
     examples, locations = examples_of(tasks, *options)
     file = AnswersFile(args.output or default_path(args.model))
@@ -90,7 +90,10 @@ def run(args: argparse.Namespace) -> None:
         for task in tasks:
             results[task] = work(task, TASKS[task], examples[task])
     except KeyboardInterrupt:
-        print(f"stopped; {file.path} keeps the answers, the same command goes on", file=sys.stderr)
+        print(
+            f"stopped; answers are kept in {file.path}, run the same command again to resume",
+            file=sys.stderr,
+        )
         raise SystemExit(130) from None
     finally:
         published = args.published or match(args.model) or MOXIN
@@ -113,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.quantize is None and args.group_size is not None:
         parser.error("--group-size would have no effect without --quantize")
     if args.streaming and args.limit is None:
-        parser.error("--streaming is for the first rows only and needs --limit")
+        parser.error("--streaming reads only the first rows, so it needs --limit")
     try:
         run(args)
     except (OSError, ValueError) as error:

@@ -1,7 +1,7 @@
 """A model's answers to questions about pictures, several at a time.
 
-Prompts of a batch are padded on the left, which mlx-vlm's batch caches hide: batched and
-single answers differ only as far as sums in another order round differently.
+The prompts of a batch are padded on the left, and mlx-vlm's batch caches mask the padding:
+batched and single answers differ only by the rounding of sums in another order.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from mlx_vlm.models.cache import BatchKVCache, make_prompt_cache
 from mlx_vlm.models.moxin.prepared_picture import PictureInput, PreparedPicture
 from PIL import Image
 
-# Prismatic's ``llm_max_length``: longer prompts lose their end.
+# Prismatic's ``llm_max_length``: longer prompts are truncated at the end.
 MAX_PROMPT_TOKENS = 2048
 
 
@@ -25,9 +25,9 @@ class Question:
     """A message about a picture.
 
     Attributes:
-        prompt: the message, without the model's own format around it.
-        image: the picture, prepared or as the processor reads it.
-        picture_id: equal for equal pictures, which are encoded once.
+        prompt: the message, without the model's prompt format.
+        image: the picture, preprocessed or in a form that the processor accepts.
+        picture_id: equal for equal pictures, so that each is encoded once.
     """
 
     prompt: str
@@ -37,11 +37,11 @@ class Question:
 
 @dataclass(frozen=True)
 class _Prompts:
-    """What the decoder receives for a batch, ``B`` rows of up to ``T`` tokens.
+    """The decoder's inputs for a batch of ``B`` rows of up to ``T`` tokens.
 
     Attributes:
-        ids, mask: ``[B, T]``, padded on the left; 1 for tokens in the mask.
-        embeddings: ``[B, T, hidden_size]``.
+        ids, mask: ``[B, T]`` integers, padded on the left; the mask is 1 for tokens.
+        embeddings: ``[B, T, hidden_size]`` in the model's dtype.
     """
 
     ids: mx.array
@@ -50,7 +50,7 @@ class _Prompts:
 
 
 class Answering:
-    """A loaded model that answers.
+    """Answers questions with a loaded model.
 
     Args:
         model, processor: as ``load.load`` returns them.
@@ -58,18 +58,18 @@ class Answering:
 
     def __init__(self, model: nn.Module, processor: Any):
         self._model, self._processor = model, processor
-        # Visual tokens of the last batch's pictures: the next one may ask about them, too.
+        # Visual tokens of the previous batch's pictures, which the next batch may ask about too.
         self._features: dict[str, mx.array] = {}
 
     def prepare(self, image: Image.Image) -> PreparedPicture:
-        """A picture as the model receives it; several threads may prepare some at once."""
+        """Preprocess a picture for the model; several threads may call this at the same time."""
         return self._processor.prepare_picture(image)
 
     def token_ids(self, strings: Sequence[str]) -> list[int]:
-        """The one token that each string is.
+        """The token id of each string.
 
         Raises:
-            ValueError: if one is none or several for this tokenizer.
+            ValueError: if a string is not exactly one token.
         """
         encode = self._processor.tokenizer.encode
         ids = {text: encode(text, add_special_tokens=False) for text in strings}
@@ -84,7 +84,14 @@ class Answering:
     def probabilities(
         self, questions: Sequence[Question], strings: Sequence[str]
     ) -> list[list[float]]:
-        """How likely each of ``strings`` begins the answer, each row adding up to 1.
+        """The probability that each of ``strings`` begins the answer.
+
+        Args:
+            questions: a batch of ``B`` questions.
+            strings: the ``N`` strings to compare, one token each.
+
+        Returns:
+            ``[B, N]`` float32; each row sums to 1.
 
         Raises:
             ValueError: if a string is not one token, or a picture cannot be used.
@@ -100,11 +107,11 @@ class Answering:
         logits = decoder(
             prompts.ids, inputs_embeds=prompts.embeddings, cache=cache, logits_to_keep=1
         ).logits[:, -1]
-        # The softmax over all tokens, renormalised over these, is the softmax over these.
+        # The softmax over these logits equals the softmax over all, renormalised.
         return mx.softmax(logits[:, mx.array(ids)].astype(mx.float32), axis=-1).tolist()
 
     def texts(self, questions: Sequence[Question], max_tokens: int) -> list[str]:
-        """Greedy answers, without special tokens and surrounding space.
+        """Greedy answers, without special tokens and surrounding whitespace.
 
         Raises:
             ValueError: if a picture cannot be used.
@@ -116,7 +123,7 @@ class Answering:
             self._processor,
             completion_batch_size=rows,
             prefill_batch_size=rows,
-            # In one pass: these prompts are short.
+            # Prefill in one pass, since these prompts are short.
             prefill_step_size=None,
             compute_logprobs=False,
         )
@@ -150,7 +157,7 @@ class Answering:
         return _Prompts(ids, mask, embeddings)
 
     def _truncated(self, ids: mx.array, mask: mx.array) -> tuple[mx.array, mx.array]:
-        """Prompts of at most ``MAX_PROMPT_TOKENS`` besides the picture's."""
+        """Prompts truncated to ``MAX_PROMPT_TOKENS``, not counting the picture's tokens."""
         limit = self._processor.num_image_tokens + MAX_PROMPT_TOKENS
         if ids.shape[1] <= limit:
             return ids, mask
@@ -164,7 +171,7 @@ class Answering:
         return ids, mask
 
     def _encoded(self, questions: Sequence[Question], pixel_values: mx.array) -> mx.array:
-        """Visual tokens ``[B, N, hidden_size]``; each picture is encoded once."""
+        """Visual tokens ``[B, N, hidden_size]`` of the questions; each picture is encoded once."""
         rows = {question.picture_id: row for row, question in enumerate(questions)}
         new = [name for name in rows if name not in self._features]
         known = {name: self._features[name] for name in rows if name in self._features}

@@ -1,7 +1,7 @@
 """The answers file: one JSON line per example, written as soon as there is an answer.
 
-A run that was killed goes on where its file ends. A last line that was only half written
-is removed; several models and tasks may share a file.
+A run that was killed resumes where its file ends. An incomplete last line is removed. Several
+models and tasks may share a file.
 """
 
 import json
@@ -18,12 +18,12 @@ _ANSWER = TypeAdapter(Answer)
 
 
 def default_path(model: str) -> Path:
-    """Where a model's answers are kept if the user names no file."""
+    """The path of a model's answers if the user gives none."""
     return Path("results/eval") / f"{Path(model).name or 'model'}.jsonl"
 
 
 def _drop_half_line(path: Path) -> None:
-    """End the file with its last whole line."""
+    """Remove an incomplete last line from the file."""
     with path.open("rb+") as file:
         end = file.seek(0, os.SEEK_END)
         size = end
@@ -51,21 +51,21 @@ def _parse(line: bytes, where: str) -> Answer:
 
 
 class AnswersFile:
-    """Answers in a file, read once and then appended to.
+    """Answers in a file, which is read once and then appended to.
 
     Args:
-        path: of the file, which need not exist.
+        path: the file, which need not exist.
 
     Raises:
         OSError: if the file cannot be read or written.
-        ValueError: naming a line that is no answer.
+        ValueError: naming a line that is not an answer.
     """
 
     def __init__(self, path: Path):
         self.path = path
         self._answers: dict[tuple[str, str, str], Answer] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Before a model is loaded, so that a file that cannot be written costs no time.
+        # Open for writing before a model is loaded, so that an error is reported immediately.
         path.open("ab").close()
         _drop_half_line(path)
         with path.open("rb") as lines:
@@ -77,11 +77,11 @@ class AnswersFile:
         self._answers[answer.weights, answer.task, answer.id] = answer
 
     def get(self, weights: str, task: str, example_id: str) -> Answer | None:
-        """The answer of these weights to an example, if they have given one."""
+        """The stored answer of these weights to an example; None if there is none."""
         return self._answers.get((weights, task, example_id))
 
     def add(self, answers: Iterable[Answer]) -> None:
-        """Append answers; once this returns, killing the process does not lose them."""
+        """Append answers; they are flushed, so killing the process later does not lose them."""
         answers = list(answers)
         lines = [json.dumps(asdict(answer), ensure_ascii=False) + "\n" for answer in answers]
         with self.path.open("a", encoding="utf-8", newline="\n") as file:

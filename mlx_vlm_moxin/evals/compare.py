@@ -1,4 +1,4 @@
-"""Two checkpoints on the same examples, such as a model before and after quantising it."""
+"""Compares two checkpoints on the same examples, such as a model before and after quantising."""
 
 import gc
 import json
@@ -29,15 +29,15 @@ def answer_all(
     batch_size: int = 1,
     quiet: bool = False,
 ) -> dict[str, Result]:
-    """A checkpoint's results by task. The model is in memory only meanwhile.
+    """A checkpoint's results by task; the model is in memory only during the call.
 
     Args:
-        examples: by task.
-        file: answers so far, and where further ones go.
+        examples: examples by task.
+        file: previous answers; new ones are appended.
 
     Raises:
-        OSError, ValueError: if the model cannot be loaded, does not have a task's words as
-            single tokens, or a picture cannot be read.
+        OSError, ValueError: if the model cannot be loaded, one of a task's words is not a
+            single token, or a picture cannot be read.
     """
     model, processor = load(checkpoint)
     run = Run(
@@ -52,14 +52,14 @@ def answer_all(
 
 @dataclass(frozen=True)
 class TaskCost:
-    """What one task says about a result and its source, in per cent or points of it.
+    """Comparison of a result and its source on one task, in per cent or percentage points.
 
     Attributes:
-        title: of the task.
-        examples: how many both answered.
+        title: the task's title.
+        examples: number of examples that both answered.
         source, result: accuracies.
         change: the result's accuracy minus the source's.
-        error: standard error of the change, from the examples' own changes.
+        error: standard error of the change, from the changes of single examples.
         same: share of examples to which both gave the same answer.
     """
 
@@ -77,7 +77,7 @@ def _accuracy(result: Result) -> float:
 
 
 def _standard_error(first: Sequence[Answer], second: Sequence[Answer]) -> float:
-    """Of the mean change of score, in points: examples that both miss do not blur it."""
+    """Standard error of the mean change of score, in points, over paired examples."""
     changes = [after.score - before.score for before, after in zip(first, second)]
     mean = sum(changes) / len(changes)
     variance = sum((change - mean) ** 2 for change in changes) / len(changes)
@@ -101,10 +101,10 @@ def task_cost(task: str, source: Result, result: Result) -> TaskCost:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Every task's cost.
+    """The comparison on every task.
 
     Attributes:
-        costs: by task.
+        costs: comparisons by task.
     """
 
     costs: dict[str, TaskCost]
@@ -123,7 +123,7 @@ class Evaluation:
         ]
 
     def markdown(self) -> str:
-        """For the model card."""
+        """Markdown for the model card."""
         lines = [_HEAD, ["---", *["---:"] * (len(_HEAD) - 1)], *self._rows()]
         table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
         return (
@@ -133,7 +133,7 @@ class Evaluation:
         )
 
     def print_table(self) -> None:
-        """For the screen."""
+        """Print the comparison."""
         table = Table(title="Benchmarks", caption="± is the standard error of the change.")
         for index, name in enumerate(_HEAD):
             table.add_column(name, justify="right" if index else "left")
@@ -142,7 +142,7 @@ class Evaluation:
         print_table(table)
 
     def save(self, path: Path) -> None:
-        """Write everything as JSON."""
+        """Write the comparison as JSON."""
         costs = {task: asdict(cost) for task, cost in self.costs.items()}
         path.write_text(json.dumps(costs, indent=2) + "\n", encoding="utf-8")
 
@@ -155,7 +155,7 @@ def compare(
     batch_size: int = 1,
     quiet: bool = False,
 ) -> Evaluation:
-    """What became of a source's accuracies; the models are loaded one after the other.
+    """Measure a source and a result on the same examples; the models are loaded one at a time.
 
     Arguments and errors are those of ``answer_all``.
     """

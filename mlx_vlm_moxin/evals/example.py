@@ -1,4 +1,4 @@
-"""One example of a data set, and one line of what a model made of it."""
+"""An example of a data set, and a model's answer to one."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,22 +7,22 @@ from typing import Any
 
 from PIL import Image
 
-# A path; a URL; a picture; or what gives one when it is needed.
+# A path, a URL, a picture, or a function that returns one when it is needed.
 Picture = Path | str | Image.Image | Callable[[], Image.Image]
 
 
 @dataclass(frozen=True)
 class Example:
-    """What a data set asks about one picture.
+    """A question of a data set about one picture.
 
     Attributes:
         id: unique in the data set.
         text: question, caption or expression, as published.
-        answer: right answer or answers, as the task's score needs them; JSON values.
-        picture: what is asked about.
-        picture_id: equal for equal pictures; their examples are computed together.
-        group: part of the data set that is scored by itself, "" if there are none.
-        choices: of a multiple-choice question.
+        answer: correct answer or answers in the form that the task's score needs; JSON values.
+        picture: the picture.
+        picture_id: equal for equal pictures, whose examples are computed together.
+        group: part of the data set that is scored separately; "" if there are none.
+        choices: choices of a multiple-choice question.
     """
 
     id: str
@@ -36,18 +36,18 @@ class Example:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model made of an example: one line of the answers file.
+    """A model's answer to an example: one line of the answers file.
 
     Attributes:
-        model: name and settings of the model, for the reader.
-        weights: which weights answered, see ``weights_id``.
+        model: name and settings of the model, for readers.
+        weights: id of the weights that answered, see ``weights_id``.
         task: name of the task.
         id, group: the example's.
         prompt: the message that the model received.
-        answer: the example's right answer.
-        prediction: the model's.
-        score: what it is worth, 0 to 1.
-        probabilities: of the task's strings, None if the answer was generated.
+        answer: the example's correct answer.
+        prediction: the model's answer.
+        score: score of the prediction, 0 to 1.
+        probabilities: probabilities of the task's strings; None if the answer was generated.
     """
 
     model: str

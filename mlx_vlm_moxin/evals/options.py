@@ -1,4 +1,4 @@
-"""Options that say which examples are answered, for the commands that answer some."""
+"""Options that choose examples, for the commands that answer examples."""
 
 import argparse
 from pathlib import Path
@@ -18,7 +18,7 @@ def _positive(text: str) -> int:
 
 
 def add_example_options(group: Any, prefix: str = "") -> None:
-    """Add the options to a parser or a group of one; ``prefix`` comes before their names."""
+    """Add the options to a parser or argument group, with ``prefix`` before their names."""
 
     def add(name: str, **settings: Any) -> None:
         group.add_argument(f"--{prefix}{name}", **settings)
@@ -29,7 +29,7 @@ def add_example_options(group: Any, prefix: str = "") -> None:
         default=[],
         metavar="[TASK=]PLACE",
         help="local copies in their published form: a folder for a task, or one folder that "
-        "holds a folder for each task (default: copies on the Hub, where there are such)",
+        "contains a folder for each task (default: the Hub's copies, if there are any)",
     )
     add(
         "image-folder",
@@ -43,10 +43,10 @@ def add_example_options(group: Any, prefix: str = "") -> None:
         "limit",
         type=_positive,
         metavar="N",
-        help="at most N examples of each task, or of each of its parts (POPE, OCID-Ref, TallyQA, "
+        help="at most N examples per task, or per part of a task (POPE, OCID-Ref, TallyQA, "
         "AI2D), drawn as the published harness draws its smaller sets",
     )
-    add("batch-size", type=_positive, default=1, metavar="B", help="questions at a time")
+    add("batch-size", type=_positive, default=1, metavar="B", help="questions per batch")
     add(
         "output",
         type=Path,
@@ -62,7 +62,7 @@ def examples_of(
     limit: int | None,
     streaming: bool = False,
 ) -> tuple[dict[str, list[Example]], dict[str, str]]:
-    """The examples of each task, every one checked, and where they come from.
+    """The examples of each task, all checked, and their source.
 
     Raises:
         OSError, ValueError: naming what is missing or wrong, and where.

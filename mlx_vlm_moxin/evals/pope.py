@@ -1,7 +1,7 @@
-"""``python -m mlx_vlm_moxin.evals.pope``: POPE, questions about objects that may not be there.
+"""``python -m mlx_vlm_moxin.evals.pope``: POPE, questions about objects that may be absent.
 
-The manner and the options are those of ``mlx_vlm.evals``. Every question is answered
-greedily by one short text; POPE's rule reads a yes or a no from it.
+The options and the output are like those of ``mlx_vlm.evals``. Every question is answered
+greedily with a short text, from which POPE's rule reads a yes or a no.
 """
 
 import argparse
@@ -16,13 +16,13 @@ from mlx_vlm_moxin.evals.pope_questions import Question, load_questions
 from mlx_vlm_moxin.evals.pope_scores import predicted_label, print_scores, score
 
 DATASET = "lmms-lab/POPE"
-# What TRI-ML/vlm-evaluation (Prismatic's own harness) and lmms-eval add to each question.
+# The text that TRI-ML/vlm-evaluation (Prismatic's harness) and lmms-eval add to each question.
 PROMPT_SUFFIX = "\nAnswer the question using a single word or phrase."
 COLUMNS = ("question_id", "category", "question", "answer", "image_source", "prediction", "score")
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The options, named as those of ``mlx_vlm.evals``."""
+    """The options, with the names of ``mlx_vlm.evals``."""
     parser = argparse.ArgumentParser(
         prog="python -m mlx_vlm_moxin.evals.pope",
         description="POPE: yes/no questions about objects in pictures",
@@ -32,15 +32,15 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--dataset",
         default=DATASET,
-        help="POPE's own question files (a file or their directory), or a data set with the "
+        help="POPE's question files (a file or their directory), or a data set with the "
         "columns question, answer, category, image (a directory or a Hub id)",
     )
     parser.add_argument("--split", default="test", help="Split of such a data set")
     parser.add_argument(
-        "--image-folder", type=Path, help="Pictures of POPE's own files, if not beside them"
+        "--image-folder", type=Path, help="Pictures of POPE's question files, if not next to them"
     )
     parser.add_argument("--streaming", action="store_true", help="Stream a data set from the Hub")
-    parser.add_argument("--max-samples", type=int, help="Ask the first so many questions only")
+    parser.add_argument("--max-samples", type=int, help="Ask at most this many questions")
     parser.add_argument("--prompt-suffix", default=PROMPT_SUFFIX, help="Added to each question")
     parser.add_argument("--max-tokens", type=int, default=16, help="Longest answer")
     parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
@@ -53,7 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _answer_all(args: argparse.Namespace, questions: Iterable[Question], file: Path) -> None:
-    """Write one row per question as it is answered, so that an interruption loses none."""
+    """Write a row immediately after each answer, so that an interruption loses none."""
     import mlx.core as mx
     from mlx_vlm.evals.utils import inference
     from mlx_vlm.utils import load_image
@@ -81,7 +81,7 @@ def _answer_all(args: argparse.Namespace, questions: Iterable[Question], file: P
 
 
 def _score_file(file: Path) -> None:
-    """Print the scores of a predictions file and write them beside it."""
+    """Print the scores of a predictions file and write them next to it."""
     with file.open(newline="", encoding="utf-8") as rows:
         scores = score(csv.DictReader(rows))
     print_scores(scores)
@@ -94,7 +94,7 @@ def _score_file(file: Path) -> None:
 def main() -> None:
     """Run the command; bad input ends it with one line and status 1.
 
-    ``MLX_VLM_MOXIN_TRACEBACK=1`` keeps the traceback.
+    ``MLX_VLM_MOXIN_TRACEBACK=1`` shows the traceback.
     """
     parser = build_parser()
     args = parser.parse_args()

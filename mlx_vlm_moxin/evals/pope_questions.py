@@ -1,4 +1,4 @@
-"""POPE's questions, from its own files or from a data set in Hugging Face's format."""
+"""Reads POPE's questions from its original files or a data set in Hugging Face's format."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -11,7 +11,7 @@ from mlx_vlm_moxin.evals.data.source import Source, load_rows
 from mlx_vlm_moxin.evals.example import Picture
 from mlx_vlm_moxin.evals.pope_scores import CATEGORIES, LABELS
 
-# Folders of COCO's pictures as its zip file and Prismatic's harness name them.
+# Folders of COCO's pictures, as named by COCO's zip file and by Prismatic's harness.
 PICTURE_FOLDERS = ("val2014", "val_images", "images")
 
 
@@ -42,17 +42,17 @@ def _question(where: str, category: str, row: dict, names: dict[str, str]) -> Qu
 
 
 def question_files(dataset: Path) -> dict[str, Path]:
-    """POPE's own files by category, ``*_random.json`` and so on; empty if there are none.
+    """POPE's original files (``*_random.json`` and so on) by category; empty if there are none.
 
     Args:
-        dataset: such a file, or a directory of them.
+        dataset: one of these files, or a directory of them.
     """
     files = [dataset] if dataset.is_file() else sorted(dataset.glob("*.json*"))
     return {c: f for c in CATEGORIES for f in files if f.stem.rpartition("_")[2] == c}
 
 
 def read_files(files: dict[str, Path], pictures: Pictures) -> Iterator[Question]:
-    """The questions of POPE's own files.
+    """Read the questions of POPE's original files.
 
     Raises:
         OSError, ValueError: naming what is missing or wrong, and where.
@@ -67,9 +67,9 @@ def read_files(files: dict[str, Path], pictures: Pictures) -> Iterator[Question]
                 try:
                     row = json.loads(line)
                 except json.JSONDecodeError as error:
-                    raise ValueError(f"{where} is no JSON: {error}") from error
+                    raise ValueError(f"{where} is not JSON: {error}") from error
                 if not isinstance(row, dict):
-                    raise ValueError(f"{where} is no JSON object")
+                    raise ValueError(f"{where} is not a JSON object")
                 question = _question(where, category, row, names)
                 try:
                     question.image = pictures.find(str(row["image"]))
@@ -79,7 +79,7 @@ def read_files(files: dict[str, Path], pictures: Pictures) -> Iterator[Question]
 
 
 def read_rows(source: Source, split: str = "test") -> Iterator[Question]:
-    """The questions of a data set in Hugging Face's format.
+    """Read the questions of a data set in Hugging Face's format.
 
     Raises:
         OSError, ValueError: naming what is missing or wrong, and where.
@@ -107,16 +107,16 @@ def load_questions(
     streaming: bool = False,
     max_samples: int | None = None,
 ) -> Iterable[Question]:
-    """The questions of ``dataset``, in its order, at most ``max_samples``.
+    """The questions of ``dataset`` in their order, at most ``max_samples``.
 
     Args:
-        dataset: POPE's own file or a directory of them (JSON lines with ``text``,
-            ``label`` and ``image``, categories by file name), or what
-            ``datasets.load_dataset`` reads with the columns ``question``, ``answer``,
-            ``category`` and ``image`` (a directory or a Hub id like ``lmms-lab/POPE``).
-        split: of the latter.
-        image_folder: where the pictures of POPE's own files are, if not beside them.
-        streaming: read the latter from the Hub row by row.
+        dataset: one of POPE's original files or a directory of them (JSON lines with ``text``,
+            ``label`` and ``image``, categories by file name), or a directory or Hub id that
+            ``datasets.load_dataset`` reads (such as ``lmms-lab/POPE``), with the columns
+            ``question``, ``answer``, ``category`` and ``image``.
+        split: split of a data set in Hugging Face's format.
+        image_folder: folder of the pictures of original files, if not next to them.
+        streaming: read a data set from the Hub row by row.
 
     Raises:
         OSError, ValueError: naming what is missing or wrong, and where.
@@ -128,7 +128,7 @@ def load_questions(
         pictures = Pictures.of(folder, PICTURE_FOLDERS, ())
         if image_folder is not None:
             pictures = Pictures((image_folder,))
-        # A list: everything is checked before the first question is asked.
+        # A list, so that everything is checked before the first question is answered.
         return list(islice(read_files(files, pictures), max_samples))
     rows = read_rows(Source(dataset, streaming=streaming), split)
     return map(_opened, islice(rows, max_samples))

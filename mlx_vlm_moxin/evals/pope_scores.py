@@ -21,23 +21,23 @@ def _first_sentence_words(answer: str) -> set[str]:
 
 
 def predicted_label(answer: str) -> str:
-    """``"yes"`` or ``"no"``, by POPE's rule: an answer is "yes" unless it denies.
+    """``"yes"`` or ``"no"`` by POPE's rule: an answer is "yes" unless it denies.
 
-    It denies if its first sentence has the word "no" or "not".
+    An answer denies if its first sentence contains the word "no" or "not".
     """
     return "no" if _first_sentence_words(answer) & _NO_WORDS else "yes"
 
 
 def is_clear(answer: str) -> bool:
-    """Whether the answer says yes or no at all; if not, POPE's rule counts it as a yes."""
+    """Whether the answer contains a yes or a no; POPE's rule counts all others as yes."""
     return bool(_first_sentence_words(answer) & {"yes", *_NO_WORDS})
 
 
 @dataclass
 class Scores:
-    """Counts of one category, "yes" being the positive class, and what follows from them.
+    """Counts of one category ("yes" is the positive class) and the scores derived from them.
 
-    A quotient without cases is 0.0.
+    A quotient whose denominator is 0 is 0.0.
     """
 
     true_positives: int = 0
@@ -47,7 +47,7 @@ class Scores:
     unclear: int = 0
 
     def add(self, prediction: str, label: str) -> None:
-        """Count one answer (free text) to a question whose right answer is ``label``."""
+        """Count one answer (free text) to a question with the correct answer ``label``."""
         predicted = predicted_label(prediction)
         if predicted == "yes":
             self.true_positives += label == "yes"
@@ -81,11 +81,11 @@ class Scores:
 
     @property
     def yes_ratio(self) -> float:
-        """Share of "yes" among the answers; half the questions have that answer."""
+        """Share of "yes" among the answers; it is correct for half of the questions."""
         return _ratio(self.true_positives + self.false_positives, self.questions)
 
     def to_dict(self) -> dict[str, float]:
-        """Every number, ready for ``json``."""
+        """All numbers, ready for ``json``."""
         names = ("questions", "accuracy", "precision", "recall", "f1", "yes_ratio", "unclear")
         return {name: getattr(self, name) for name in names}
 
@@ -95,14 +95,14 @@ def _ratio(part: float, whole: float) -> float:
 
 
 def score(rows: Iterable[Mapping[str, str]]) -> dict[str, Scores]:
-    """Scores by category, in POPE's order, and ``"overall"`` for all rows together.
+    """Scores by category, in POPE's order, and ``"overall"`` for all rows.
 
     Args:
         rows: each with ``prediction`` (the answer), ``answer`` (``"yes"`` or ``"no"``)
             and ``category``.
 
     Raises:
-        ValueError: if there is no row, a column is missing or an answer is no label.
+        ValueError: if there is no row, a column is missing or an answer is not a label.
     """
     found: dict[str, Scores] = {}
     overall = Scores()

@@ -1,7 +1,7 @@
-"""Published accuracies, in per cent, of Moxin-7B-VLM and of the models beside it.
+"""Published accuracies, in per cent, of Moxin-7B-VLM and the models in the same table.
 
-Source: arXiv 2412.06845v6 (Moxin's report), Table 8. Which examples they are of is not said;
-the models apart from Moxin are Prismatic's, measured with the same harness.
+Source: arXiv 2412.06845v6 (Moxin's report), Table 8, which does not say which examples were
+used. The models other than Moxin are Prismatic's, measured with the same harness.
 """
 
 SOURCE = "arXiv 2412.06845, Table 8"
@@ -12,7 +12,7 @@ def _row(*values: float) -> dict[str, float]:
     return dict(zip(_COLUMNS, values))
 
 
-# Under the name of a checkpoint: Prismatic's ids, apart from Moxin's.
+# By name of the checkpoint; all except Moxin's are Prismatic's ids.
 PUBLISHED = {
     "moxin-7b-vlm": _row(64.88, 54.08, 71.3, 48.4, 60.8, 87.3, 66.0),
     "reproduction-llava-v15+7b": _row(61.58, 54.25, 49.47, 35.07, 51.47, 86.57, 62.06),
@@ -25,6 +25,6 @@ MOXIN = "moxin-7b-vlm"
 
 
 def match(model: str) -> str | None:
-    """The published row that a model's name contains, if one does."""
+    """The name of the published row that a model's name contains; None if it contains none."""
     name = model.lower()
     return next((row for row in PUBLISHED if row in name), None)

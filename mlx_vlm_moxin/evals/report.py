@@ -1,4 +1,4 @@
-"""The table at the end of a run: this model's numbers beside published ones."""
+"""The table at the end of a run: this model's numbers next to published ones."""
 
 import datetime
 import json
@@ -19,13 +19,13 @@ from mlx_vlm_moxin.evals.tasks import TASKS
 
 @dataclass(frozen=True)
 class Row:
-    """A task's outcome and what it is compared with.
+    """A task's result and the published number for comparison.
 
     Attributes:
-        task: its name.
-        result: what this run found.
+        task: name of the task.
+        result: result of this run.
         location: where its examples came from.
-        published: in per cent; None if there is no such number.
+        published: accuracy in per cent; None if none is published.
     """
 
     task: str
@@ -40,7 +40,7 @@ class Row:
 
     @property
     def error(self) -> float:
-        """Standard error of the accuracy, in percentage points: that of a mean of scores."""
+        """Standard error of the accuracy (a mean of scores), in percentage points."""
         scores = [answer.score for answer in self.result.answers]
         mean = sum(scores) / len(scores)
         variance = sum((score - mean) ** 2 for score in scores) / len(scores)
@@ -48,7 +48,7 @@ class Row:
 
     @property
     def differs(self) -> str:
-        """What is known to differ from the published run, and what is not known about it."""
+        """Known differences from the published run, and what is not known about it."""
         task = TASKS[self.task]
         found = len(self.result.answers)
         notes = [] if found == task.examples else [f"{found:,} of {task.examples:,} examples"]
@@ -73,7 +73,7 @@ def rows(
 
 
 def print_table(model: str, found: list[Row], published: str | None) -> None:
-    """Accuracies, published ones, and the other numbers of each task."""
+    """Print accuracies, published ones, and the other numbers of each task."""
     caption = "± is the standard error. Prompts and scores: TRI-ML/vlm-evaluation."
     if published is not None:
         caption += f" Published: {published}, {SOURCE}, which does not name its examples."
@@ -104,7 +104,7 @@ def _percent(value: float | None) -> str:
 
 
 def to_dict(model: str, found: list[Row], published: str | None) -> dict[str, Any]:
-    """Everything in the table, ready for ``json``; fractions from 0 to 1 but for accuracies."""
+    """The contents of the table for ``json``; accuracies in per cent, others as fractions."""
     return {
         "date": datetime.date.today().isoformat(),
         "version": __version__,
@@ -131,6 +131,6 @@ def to_dict(model: str, found: list[Row], published: str | None) -> dict[str, An
 
 
 def save_json(path: Path, model: str, found: list[Row], published: str | None) -> None:
-    """Write ``to_dict`` to ``path``."""
+    """Write the result of ``to_dict`` to ``path``."""
     text = json.dumps(to_dict(model, found, published), indent=2) + "\n"
     path.write_text(text, encoding="utf-8")

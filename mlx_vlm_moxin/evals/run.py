@@ -1,4 +1,4 @@
-"""Running tasks: choose the examples, answer those that have no answer yet, score them all."""
+"""Runs tasks: chooses examples, answers those without an answer, and scores all of them."""
 
 import random
 import time
@@ -21,29 +21,30 @@ from mlx_vlm_moxin.evals.scores.summary import Numbers
 from mlx_vlm_moxin.evals.tasks import Task
 
 T = TypeVar("T")
-# Of a generated answer.
+# Maximum length of a generated answer.
 MAX_TOKENS = 128
-# Decoding and resizing release Python's lock.
+# Threads help, since decoding and resizing pictures release the GIL.
 PICTURE_THREADS = 4
-# The published harness draws its smaller sets with this seed.
+# The seed with which the published harness draws its smaller sets.
 SEED = 21
 
 
 def select(
     examples: Iterable[Example], limit: int | None, splits: Sequence[str], shuffle: bool = True
 ) -> list[Example]:
-    """The examples that a run is about.
+    """Choose the examples of a run.
 
     Args:
-        limit: at most so many, of each of ``splits`` if there are any; None for all. They
-            are drawn as the published harness draws its smaller sets, so that a run with a
-            higher limit only adds examples.
+        examples: all examples of the task.
+        limit: maximum number, of each of ``splits`` if there are any; None for all. Examples are
+            drawn like the published harness's smaller sets, so that a higher limit only adds
+            examples.
         shuffle: False to choose the first ones instead.
 
     Raises:
-        ValueError: if there is none, or two have one id.
+        ValueError: if there are no examples, or two have the same id.
     """
-    # A stream is read only as far as needed.
+    # Read a stream only as far as needed.
     chosen = list(examples if shuffle or limit is None else _first(examples, limit, splits))
     counts = Counter(example.id for example in chosen)
     twice = next((name for name, count in counts.items() if count > 1), None)
@@ -58,7 +59,7 @@ def select(
 
 
 def _first(examples: Iterable[Example], limit: int, splits: Sequence[str]) -> list[Example]:
-    """The first ``limit`` examples, of each split if there are any."""
+    """The first ``limit`` examples, of each split if there are splits."""
     if not splits:
         return list(islice(examples, limit))
     chosen, counts = [], Counter()
@@ -73,13 +74,13 @@ def _first(examples: Iterable[Example], limit: int, splits: Sequence[str]) -> li
 
 @dataclass(frozen=True)
 class Result:
-    """A task's outcome.
+    """The result of a task.
 
     Attributes:
-        answers: to all chosen examples, in the data set's order.
-        numbers: what follows from them, see ``scores.summary``.
-        answered: how many of them this run has computed.
-        seconds: how long that took.
+        answers: answers to all chosen examples, in the data set's order.
+        numbers: scores of the task, see ``scores.summary``.
+        answered: number of answers that this run computed.
+        seconds: time that this took.
     """
 
     answers: list[Answer]
@@ -93,15 +94,15 @@ def _batches(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
 
 
 class Run:
-    """A model that works on tasks.
+    """Runs tasks with one model.
 
     Args:
         answering: the model.
-        model, weights: its name and its weights in the answers file.
-        file: answers so far, and where further ones go.
-        batch_size: questions that are computed at once.
+        model, weights: the model's name and the id of its weights for the answers file.
+        file: previous answers; new ones are appended.
+        batch_size: questions per batch.
         quiet: no progress bars.
-        max_tokens: length of a generated answer at most.
+        max_tokens: maximum length of a generated answer.
     """
 
     def __init__(
@@ -119,14 +120,14 @@ class Run:
         self._batch_size, self._quiet, self._max_tokens = batch_size, quiet, max_tokens
 
     def __call__(self, name: str, task: Task, examples: Sequence[Example]) -> Result:
-        """Answer what has no answer yet, and score everything.
+        """Answer the examples without an answer, and score all of them.
 
         Raises:
-            OSError, ValueError: if a picture cannot be read, or the file's answers are to
-                other questions.
+            OSError, ValueError: if a picture cannot be read, or the file contains answers to other
+                questions.
         """
         waiting = [example for example in examples if not self._is_answered(name, task, example)]
-        # Questions about one picture follow each other, so that it is encoded once.
+        # Sort by picture, so that each picture is encoded once.
         waiting.sort(key=lambda example: example.picture_id)
         if waiting and task.strings is not None:
             self._answering.token_ids(task.strings)
@@ -138,7 +139,7 @@ class Run:
             prepared = self._prepare(pool, batches[0]) if batches else {}
             for batch, following in zip_longest(batches, batches[1:]):
                 images = [prepared[example.picture_id].result() for example in batch]
-                # While the model works on this batch.
+                # Prepare the next batch while the model computes this one.
                 prepared = self._prepare(pool, following or [])
                 self._file.add(self._answer(name, task, batch, images))
                 bar.update(len(batch))
@@ -147,7 +148,7 @@ class Run:
         return Result(answers, task.summarise(answers), len(waiting), seconds)
 
     def _prepare(self, pool: Executor, batch: Sequence[Example]) -> dict[str, Future]:
-        """Start opening and resizing the pictures of a batch, each of them once."""
+        """Start opening and resizing the pictures of a batch, each once."""
         pictures = {example.picture_id: example.picture for example in batch}
         return {name: pool.submit(self._prepared, picture) for name, picture in pictures.items()}
 
@@ -160,13 +161,13 @@ class Run:
             return False
         if (answer.prompt, answer.answer) != (task.prompt(example), example.answer):
             raise ValueError(
-                f"{self._file.path} holds answers to another copy of {name}: example "
+                f"{self._file.path} contains answers to another copy of {name}: example "
                 f"{example.id[:50]} is not the same; choose another --output"
             )
         return True
 
     def _scored(self, name: str, task: Task, example: Example) -> Answer:
-        """The answer in the file, which another version may have scored."""
+        """Score an answer from the file again, since another version may have scored it."""
         answer = self._file.get(self._weights, name, example.id)
         return replace(answer, score=task.score(answer.prediction, answer.answer))
 
@@ -174,7 +175,7 @@ class Run:
         self, name: str, task: Task, batch: Sequence[Example], images: Sequence[PreparedPicture]
     ) -> list[Answer]:
         questions = [
-            # Other data sets may give the same names to other pictures.
+            # Other data sets may use the same names for other pictures.
             Question(task.prompt(example), image, f"{name}/{example.picture_id}")
             for example, image in zip(batch, images)
         ]
@@ -204,7 +205,7 @@ class Run:
 
 
 def read_examples(task: Task, source: Source, limit: int | None) -> list[Example]:
-    """The examples of a task that a run is about, every one checked.
+    """The chosen examples of a task, all checked.
 
     Raises:
         OSError, ValueError: naming what is missing or wrong, and where.

@@ -1,4 +1,4 @@
-"""``--data``: where each task's examples come from."""
+"""``--data``: the location of each task's examples."""
 
 import re
 from collections.abc import Sequence
@@ -9,13 +9,13 @@ from mlx_vlm_moxin.evals.tasks import TASKS
 
 
 def _split(argument: str) -> tuple[str | None, str]:
-    """Task and place of ``TASK=PLACE``; None and the place of a mere ``PLACE``."""
+    """Task and location of ``TASK=PLACE``; None and the location if no task is given."""
     task, equals, place = argument.partition("=")
     return (task, place) if equals and task in TASKS else (None, argument)
 
 
 def _location(task: str, given: dict[str | None, str], tasks: Sequence[str]) -> str | None:
-    """The place that the command line names for a task, if it names one."""
+    """The location that the command line gives for a task; None if it gives none."""
     if task in given:
         return given[task]
     if None not in given:
@@ -37,15 +37,15 @@ def find_sources(
     """The source of each task.
 
     Args:
-        data: ``TASK=PLACE`` each, or one ``PLACE``: a folder with a folder for each task, or
-            the only task's own. A place is a folder or a Hub id. Tasks without one come
-            from their copy on the Hub.
-        image_folders: searched for pictures first.
+        data: values of the form ``TASK=PLACE``, or one ``PLACE``: a folder that contains a folder
+            for each task, or the folder of the only task. A place is a folder or a Hub id. Tasks
+            without a place use their copy on the Hub.
+        image_folders: folders that are searched for pictures first.
         streaming: read Hub copies row by row.
 
     Raises:
         ValueError: if a task is named twice, or not among ``tasks``.
-        FileNotFoundError: if a folder is missing, or a task needs one and none is named.
+        FileNotFoundError: if a folder is missing, or a task needs one and none is given.
     """
     given: dict[str | None, str] = {}
     for task, place in map(_split, data):
@@ -59,12 +59,12 @@ def find_sources(
         place = _location(task, given, tasks) or TASKS[task].hub
         if place is None:
             raise FileNotFoundError(
-                f"{task} has no copy on the Hub; name a folder that holds {TASKS[task].files}: "
+                f"{task} has no copy on the Hub; name a folder that contains {TASKS[task].files}: "
                 f"--data {task}=FOLDER"
             )
         if not Path(place).expanduser().is_dir() and not _may_be_hub_id(task, place):
             raise FileNotFoundError(
-                f"No folder {place} for {task}; it should hold {TASKS[task].files}"
+                f"No folder {place} for {task}; it should contain {TASKS[task].files}"
             )
         sources[task] = Source(place, tuple(image_folders), streaming)
     return sources

@@ -1,7 +1,7 @@
 """``python -m mlx_vlm_moxin.evals.speed``: examples per second of the tasks, by batch size.
 
-Runs the command's own code on generated examples: JPEG files of 640 x 480 pixels, one
-question each, questions and answers as long as the data sets' are. No data set is needed.
+Runs the evaluation's code on generated examples: JPEG files of 640 x 480 pixels with one
+question each. Questions and answers are as long as in the data sets, but no data set is needed.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from mlx_vlm_moxin.evals.tasks import TASKS
 from mlx_vlm_moxin.library.load import load
 
 WIDTH, HEIGHT = 640, 480
-# A question of each task as the data sets have them.
+# A typical question of each task.
 QUESTIONS = {
     "vsr": "The cat is beneath the dining table.",
     "pope": "Is there a traffic light in the image?",
@@ -42,12 +42,12 @@ QUESTIONS = {
     "tallyqa": "How many people are standing on the platform?",
     "ocid-ref": "the blue cereal box behind the green bowl on the left",
 }
-# A generated answer has so many tokens at most: words, or a box of four numbers.
+# Maximum tokens of a generated answer: words, or a box of four numbers.
 ANSWER_TOKENS = {"gqa": 3, "vizwiz": 3, "refcoco+": 22, "ocid-ref": 22}
 
 
 def write_pictures(folder: Path, count: int) -> list[Path]:
-    """``count`` pictures that are as much work to decode and resize as photographs."""
+    """Write ``count`` pictures that need as much time to decode and resize as photographs."""
     paths = []
     for index in range(count):
         values = np.random.default_rng(index).integers(0, 256, (48, 64, 3), dtype=np.uint8)
@@ -60,7 +60,7 @@ def write_pictures(folder: Path, count: int) -> list[Path]:
 def generated_examples(task: str, pictures: Sequence[Path]) -> list[Example]:
     """A question of ``task`` about each picture."""
     choices = CHOICES if task == "tallyqa" else ()
-    # Compared with the answers, but what for does not matter here.
+    # Answers are compared with this text; the score does not matter here.
     answer = [0.1, 0.1, 0.9, 0.9] if task in ("refcoco+", "ocid-ref") else "A"
     return [
         Example(str(number), QUESTIONS[task], answer, path, path.name, "", choices)
@@ -71,12 +71,12 @@ def generated_examples(task: str, pictures: Sequence[Path]) -> list[Example]:
 def examples_per_second(
     model: nn.Module, processor: Any, task: str, pictures: Sequence[Path], batch_size: int
 ) -> float:
-    """Speed of one task, from files of pictures to lines of answers; the first batch is left out.
+    """Speed of one task from picture files to lines of answers, without the first batch.
 
     Args:
-        pictures: at least one batch for the start and one to be measured.
+        pictures: at least one batch to warm up and one to measure.
     """
-    # Scores and summaries belong to the data sets.
+    # Leave out scores and summaries, which depend on the data sets.
     settings = dataclasses.replace(TASKS[task], score=lambda *_: 0.0, summarise=lambda _: {})
     with tempfile.TemporaryDirectory(prefix="moxin-speed-") as folder:
         file = AnswersFile(Path(folder) / "answers.jsonl")
@@ -96,10 +96,10 @@ def measure(
     count: int,
     each: Callable[[dict[str, dict[int, float]]], None] = lambda speeds: None,
 ) -> dict[str, dict[int, float]]:
-    """Examples per second by task and batch size, of ``count`` examples or two batches each.
+    """Examples per second by task and batch size, over ``count`` examples or two batches each.
 
     Args:
-        each: called after every figure with all that were measured so far.
+        each: called after every figure with all figures so far.
     """
     speeds: dict[str, dict[int, float]] = {task: {} for task in tasks}
     with tempfile.TemporaryDirectory(prefix="moxin-speed-") as folder:
@@ -113,7 +113,7 @@ def measure(
 
 
 def table(name: str, speeds: dict[str, dict[int, float]]) -> str:
-    """Markdown: a row per task, a column per batch size; empty where nothing was measured yet."""
+    """Markdown with a row per task and a column per batch size; empty if not yet measured."""
     sizes = list(next(iter(speeds.values())))
     head = ["examples per second", "tokens of an answer", *(f"batch {size}" for size in sizes)]
     lines = [f"{name}, {device_name()}, {datetime.date.today().isoformat()}:", ""]
@@ -141,7 +141,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--tasks", nargs="+", choices=QUESTIONS, default=list(QUESTIONS), metavar="TASK")
     add("--batch-sizes", type=int, nargs="+", default=[1, 8, 32], metavar="B")
     add("--examples", type=int, default=64, metavar="N", help="examples per figure")
-    add("--json", type=Path, metavar="FILE", help="write the figures to this file, too")
+    add("--json", type=Path, metavar="FILE", help="also write the figures to this file")
     return parser
 
 
@@ -154,7 +154,7 @@ def _model(args: argparse.Namespace) -> tuple[nn.Module, Any]:
 
 
 def _save(path: Path | None, speeds: dict[str, dict[int, float]]) -> None:
-    """Write the figures, so that a run that is stopped leaves what it measured."""
+    """Write the figures after each one, so that an interrupted run keeps them."""
     if path is not None:
         path.write_text(json.dumps(speeds, indent=2) + "\n", encoding="utf-8")
 

@@ -1,6 +1,7 @@
-"""A processor without a tokenizer's files, for measuring random weights.
+"""A processor without tokenizer files, for measuring models with random weights.
 
-It gives a text about as many tokens as Llama's tokenizer gives English, whatever they say.
+A text gets about as many tokens as Llama's tokenizer produces for English; their ids are
+meaningless.
 """
 
 from mlx_vlm.models.moxin.config import ModelConfig
@@ -10,15 +11,15 @@ from mlx_vlm.utils import StoppingCriteria
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-# No end token: an answer has as many tokens as are asked for.
+# Without an end token, an answer always has the requested number of tokens.
 _SPECIALS = {"unk_token": "<unk>", "bos_token": "<s>", "pad_token": "<PAD>"}
-# A text that is one word is one token, as the words that the tasks compare must be.
+# A single word is one token, as required for the words that tasks compare.
 _PIECES = Regex(r"\A\w+\z|[\s\S]{1,4}")
 _TEMPLATE = "In: {{ messages[-1]['content'] }}\nOut:"
 
 
 def _tokenizer() -> PreTrainedTokenizerFast:
-    """One token, always the same one, for every four characters."""
+    """A tokenizer that gives one token, always the same, for every four characters."""
     vocabulary = {token: index for index, token in enumerate(_SPECIALS.values())}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=_SPECIALS["unk_token"]))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(_PIECES, "isolated")

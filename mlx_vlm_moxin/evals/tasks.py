@@ -1,7 +1,7 @@
-"""The tasks as data: what is asked, where it comes from, how it is scored.
+"""The tasks as data: prompts, data sets and scores.
 
-Prompts, splits and scores are those of TRI-ML/vlm-evaluation, Prismatic's own harness, with
-which Moxin's report was made.
+Prompts, splits and scores are those of TRI-ML/vlm-evaluation, Prismatic's harness, which Moxin's
+report used.
 """
 
 from collections.abc import Callable, Iterable
@@ -37,20 +37,21 @@ class Task:
     """One row of the table.
 
     Attributes:
-        title: as the published table calls it.
-        template: of the message, with ``{text}`` and, for multiple choice, ``{choices}``.
-        read: gives the examples of a source.
-        score: worth of a prediction, 0 to 1, given the example's answer.
-        summarise: the task's numbers.
-        split: of the data set.
-        examples: how many that split has in full.
-        files: what a local copy holds.
-        strings: among which the likeliest first token is the prediction; None for answers
-            that are generated.
-        hub: a copy on the Hub whose examples are those of the published form.
-        splits: parts that the published harness samples one by one.
-        folder: the task whose data set and published number it shares; "" for its own.
-        remark: what is known to differ, or unknown, about the published numbers.
+        title: name in the published table.
+        template: template of the message, with ``{text}`` and, for multiple choice,
+            ``{choices}``.
+        read: yields the examples of a source.
+        score: score of a prediction, 0 to 1, given the example's answer.
+        summarise: computes the task's numbers.
+        split: split of the data set.
+        examples: number of examples in the full split.
+        files: contents of a local copy.
+        strings: the prediction is the string with the most likely first token; None if answers
+            are generated.
+        hub: a Hub repository with the same examples as the published form.
+        splits: parts that the published harness samples separately.
+        folder: another task whose data set and published number this task shares; "" if none.
+        remark: known differences from the published numbers, or what is unknown about them.
     """
 
     title: str
@@ -68,7 +69,7 @@ class Task:
     remark: str = ""
 
     def prompt(self, example: Example) -> str:
-        """The message that the model receives."""
+        """The message for the model."""
         letters = (chr(ord("A") + index) for index in range(len(example.choices)))
         choices = "\n".join(f"{letter}. {text}" for letter, text in zip(letters, example.choices))
         return self.template.format(text=example.text, choices=choices)

@@ -1,6 +1,6 @@
-"""A short name for a model's weights, whatever their path: equal weights, equal name.
+"""A short id of a model's weights, independent of their path: equal weights have equal ids.
 
-An answers file must not give the answers of a checkpoint that was at the same path before.
+It prevents reusing answers of another checkpoint that used to be at the same path.
 """
 
 import hashlib
@@ -10,7 +10,7 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten
 
-# Of each tensor: every weight of a model is changed by training or quantising it.
+# Sampled values per tensor; training or quantising a tensor changes all of its values.
 _SAMPLES = 64
 _DIGITS = 16
 
@@ -21,7 +21,7 @@ def weights_id(model: nn.Module) -> str:
     samples = []
     for name, value in tree_flatten(model.parameters()):
         digest.update(f"{name} {value.shape} {value.dtype}\n".encode())
-        # Evenly spread, and always the same ones.
+        # Evenly spaced and deterministic.
         places = np.linspace(0, value.size - 1, min(_SAMPLES, value.size)).astype(np.int64)
         samples.append(value.reshape(-1)[mx.array(places)].view(mx.uint8))
     mx.eval(samples)

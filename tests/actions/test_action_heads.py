@@ -126,7 +126,7 @@ def test_parts_that_are_not_run_are_refused(oft_copy, part, message):
     ("content", "message"),
     [
         ({}, "has no fc1.weight"),
-        ({"module.fc1.weight": 5}, "no state dict"),
+        ({"module.fc1.weight": 5}, "does not contain a state dict"),
         ({"module.fc1.weight": tensor(np.zeros((2, 2), np.float32))}, "has no fc2.weight"),
     ],
 )

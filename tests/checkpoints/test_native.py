@@ -167,8 +167,8 @@ def test_an_action_run_has_the_settings_of_its_base_and_its_own_statistics(tmp_p
     [
         ([1, 2], "is not a Prismatic checkpoint: .* found list"),
         ({"state_dict": {}}, r"expected 'model' with .* found \['state_dict'\]"),
-        ({"model": {"projector": {}, "llm_backbone": 3}}, "llm_backbone is no state dict"),
-        ({"model": {"projector": {"a": 1}, "llm_backbone": {}}}, "'a', which is no tensor"),
+        ({"model": {"projector": {}, "llm_backbone": 3}}, "llm_backbone is not a state dict"),
+        ({"model": {"projector": {"a": 1}, "llm_backbone": {}}}, "'a', which is not a tensor"),
         ({"model": {"projector": {}, "llm_backbone": {}}}, "no fused-gelu-mlp projector"),
     ],
 )

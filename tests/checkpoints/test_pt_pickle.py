@@ -35,7 +35,7 @@ def refused(tmp_path, data: bytes) -> str:
     path = write_pt(tmp_path / "file.pt", None, data=PROTOCOL + data + STOP)
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr("archive/data/0", bytes(4))
-    with pytest.raises(ValueError, match=r"file\.pt holds ") as error:
+    with pytest.raises(ValueError, match=r"file\.pt contains ") as error:
         read_pt(path)
     assert "\n" not in str(error.value)
     assert len(str(error.value)) < 1000

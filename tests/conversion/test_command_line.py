@@ -128,7 +128,7 @@ class TestErrors:
         ("arguments", "message"),
         [
             (["--model", "no/such/place"], "neither a local directory nor a Hub repository"),
-            (["--model", str(IMAGES)], "is no Moxin checkpoint: found no config.json"),
+            (["--model", str(IMAGES)], "is not a Moxin checkpoint: found no config.json"),
             ([*HF_ARGUMENTS, "-q", "--q-group-size", 256], "has 32, 64, 128"),
             ([*HF_ARGUMENTS, "-q", "--q-bits", 7], "has 2, 3, 4, 5, 6, 8"),
             ([*HF_ARGUMENTS, "--q-bits", 8], "--q-bits would have no effect without -q"),

@@ -124,12 +124,15 @@ def test_fewer_bits_are_another_model_in_the_same_file(words_checkpoint, data, t
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
-        (["--tasks", "tallyqa"], "tallyqa has no copy on the Hub; name a folder that holds"),
+        (["--tasks", "tallyqa"], "tallyqa has no copy on the Hub; name a folder that contains"),
         (["--tasks", "vsr", "--data", "none"], "No folder none for vsr"),
-        (["--tasks", "vsr", "gqa", "--data", "DATA/vsr"], "vsr for vsr; it should hold test.jsonl"),
+        (
+            ["--tasks", "vsr", "gqa", "--data", "DATA/vsr"],
+            "vsr for vsr; it should contain test.jsonl",
+        ),
         (["--tasks", "vsr", "--data", "gqa=DATA/gqa"], "gqa, which is not among --tasks"),
         (["--tasks", "vsr", "--data", "DATA", "DATA"], "a folder for all tasks twice"),
-        (["--tasks", "tallyqa", "--data", "DATA/vsr"], "does not hold test.json"),
+        (["--tasks", "tallyqa", "--data", "DATA/vsr"], "does not contain test.json"),
         (["--tasks", "vsr", "--data", "DATA/vsr", "--output", "DATA"], "DATA"),
         (["--tasks", "vsr", "--data", "DATA/vsr", "--model", "MISSING"], "MISSING"),
     ],
@@ -196,7 +199,7 @@ def test_ctrl_c_says_how_to_go_on_and_shows_what_is_done(
         command.main([*map(str, options), "--limit", "1", "--output", str(answers)])
     captured = capsys.readouterr()
     assert error.value.code == 130
-    assert f"stopped; {answers} keeps the answers" in captured.err
+    assert f"stopped; answers are kept in {answers}" in captured.err
     assert "VSR" in captured.out
     assert "GQA" not in captured.out
 

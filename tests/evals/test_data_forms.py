@@ -185,13 +185,13 @@ REF = {"ref_id": 1, "ann_id": 7, "image_id": 100, "split": "val", "sentences": [
             damaged_rows(
                 "testdev_balanced_questions.json", lambda row: row.update(imageId="../../x")
             ),
-            "leads out of the data set's folder",
+            "leads outside the data set's folder",
         ),
         ("vizwiz", damaged_rows("val.json", lambda row: row.update(answers=[])), "0.answers"),
         ("vizwiz", damaged_rows("val.json", lambda row: row.update(answerable=2)), "answerable"),
         ("vsr", write("test.jsonl", '{"image": 1}\n'), "test.jsonl, line 1,"),
         ("vsr", write("test.jsonl", b"\xff\n"), "test.jsonl, line 1,"),
-        ("pope", write("coco_pope_random.json", "[]\n"), "line 1, is no JSON object"),
+        ("pope", write("coco_pope_random.json", "[]\n"), "line 1, is not a JSON object"),
         ("tallyqa", damaged_rows("test.json", lambda row: row.update(answer=-1)), "0.answer"),
         ("tallyqa", damaged_rows("test.json", lambda row: row.update(image="no.jpg")), "no.jpg"),
         (
@@ -209,14 +209,14 @@ REF = {"ref_id": 1, "ann_id": 7, "image_id": 100, "split": "val", "sentences": [
             damaged_rows("val_expressions.json", lambda row: row.update(take_id=21)),
             "take_id",
         ),
-        ("refcoco+", refs({"a": 1}), "holds dict in place of a list"),
+        ("refcoco+", refs({"a": 1}), "contains dict instead of a list"),
         ("refcoco+", refs([3]), "published form"),
         ("refcoco+", refs([{**REF, "sentences": [{"sent": 1}]}]), "0.sentences.0"),
         ("refcoco+", refs([{**REF, "ann_id": 1}]), "has no annotation 1 of a picture 100"),
         ("refcoco+", write("refcoco+/instances.json", "{}"), "images: Field required"),
         ("refcoco+", lambda folder: (folder / "refcoco+/instances.json").unlink(), "instances"),
         ("ai2d", lambda folder: (folder / "ai2d_test_ids.csv").unlink(), "ai2d_test_ids.csv"),
-        ("ai2d", write("ai2d_test_ids.csv", "one\n"), "one number a line, not 'one'"),
+        ("ai2d", write("ai2d_test_ids.csv", "one\n"), "one number per line, not 'one'"),
         (
             "vqav2",
             write("v2_OpenEnded_mscoco_val2014_questions.json", '{"questions": []}'),
@@ -243,7 +243,7 @@ def test_a_list_that_is_named_many_times_is_not_read(copy, monkeypatch):
 
 @pytest.mark.parametrize("task", ["tallyqa", "ocid-ref", "refcoco+", "textvqa", "vqav2", "ai2d"])
 def test_a_folder_without_the_data_set_is_named(tmp_path, task):
-    with pytest.raises(FileNotFoundError, match=f"{tmp_path} does not hold"):
+    with pytest.raises(FileNotFoundError, match=f"{tmp_path} does not contain"):
         read(task, tmp_path)
     with pytest.raises(FileNotFoundError, match="none does not exist"):
         read(task, tmp_path / "none")

@@ -62,7 +62,9 @@ class Runs:
 def test_nothing_in_a_pickle_runs(tmp_path, protocol):
     target = tmp_path / "made"
     data = pickle.dumps([{"sent": Runs(str(target))}], protocol=protocol)
-    with pytest.raises(ValueError, match=r"refs\.p is no pickle of plain lists and dicts") as error:
+    with pytest.raises(
+        ValueError, match=r"refs\.p is not a pickle of plain lists and dicts"
+    ) as error:
         read(tmp_path, data)
     assert not target.exists()
     assert "\n" not in str(error.value)

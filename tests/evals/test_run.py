@@ -226,7 +226,9 @@ def test_answers_to_other_questions_are_not_taken_over(tmp_path, pope):
     path = tmp_path / "answers.jsonl"
     work(path, Model(), pope)
     other = [Example(**{**vars(pope[0]), "text": "Is there a cat?"}), *pope[1:]]
-    with pytest.raises(ValueError, match=r"answers\.jsonl holds answers to another copy of pope"):
+    with pytest.raises(
+        ValueError, match=r"answers\.jsonl contains answers to another copy of pope"
+    ):
         work(path, Model(), other)
 
 

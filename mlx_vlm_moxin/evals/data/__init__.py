@@ -1,1 +1,1 @@
-"""The data sets: each published form, read into ``example.Example``."""
+"""Readers of the data sets in their published forms; each yields ``example.Example``."""

@@ -1,6 +1,6 @@
 """AI2D, all questions: https://prior.allenai.org/projects/diagram-understanding
 
-``questions/*.json`` and ``images/`` of ai2d-all.zip, ``ai2d_test_ids.csv`` beside them.
+``questions/*.json`` and ``images/`` of ai2d-all.zip, with ``ai2d_test_ids.csv`` next to them.
 """
 
 import re
@@ -33,11 +33,11 @@ _DIAGRAM = TypeAdapter(_Diagram)
 
 
 def _test_ids(path: Path) -> set[str]:
-    """Numbers of the pictures of the test set, one a line."""
+    """Read the numbers of the test set's pictures, one per line."""
     ids = path.read_text(encoding="utf-8").split()
     wrong = next((name for name in ids if not name.isdecimal()), None)
     if wrong is not None:
-        raise ValueError(f"{path} should hold one number a line, not {wrong[:50]!r}")
+        raise ValueError(f"{path} should contain one number per line, not {wrong[:50]!r}")
     return set(ids)
 
 
@@ -56,7 +56,7 @@ def read(source: Source) -> Iterator[Example]:
     ids_file = find(folder.parent, *_TEST_IDS)
     if ids_file is None:
         raise FileNotFoundError(
-            f"{folder.parent} does not hold ai2d_test_ids.csv, which says what the test set is"
+            f"{folder.parent} does not contain ai2d_test_ids.csv, which defines the test set"
         )
     test_ids = _test_ids(ids_file)
     pictures = Source(str(folder.parent), source.image_folders).pictures("images")

@@ -1,4 +1,4 @@
-"""Finding and reading the files of a data set; what is wrong with them is said in one line."""
+"""Finds and reads the files of a data set; errors about them are one line."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,17 +12,17 @@ _MAX_REASON = 200
 
 
 def _reason(error: ValidationError) -> str:
-    """The first thing that is wrong, and where."""
+    """The first error and its location."""
     first = error.errors(include_url=False, include_input=False)[0]
     place = ".".join(str(part)[:40] for part in first["loc"])
     return f"{place}: {first['msg']}"[:_MAX_REASON] if place else first["msg"][:_MAX_REASON]
 
 
 def check_rows(rows: Any, form: TypeAdapter[T], where: str) -> T:
-    """``rows`` in their published form.
+    """Check that ``rows`` have their published form.
 
     Raises:
-        ValueError: naming the first thing that is wrong with them.
+        ValueError: naming the first error.
     """
     try:
         return form.validate_python(rows)
@@ -31,10 +31,10 @@ def check_rows(rows: Any, form: TypeAdapter[T], where: str) -> T:
 
 
 def read_json(path: Path, form: TypeAdapter[T]) -> T:
-    """A JSON file in its published form.
+    """Read a JSON file in its published form.
 
     Raises:
-        OSError, ValueError: naming the file and the first thing that is wrong with it.
+        OSError, ValueError: naming the file and the first error in it.
     """
     try:
         return form.validate_json(path.read_bytes())
@@ -43,10 +43,10 @@ def read_json(path: Path, form: TypeAdapter[T]) -> T:
 
 
 def read_json_lines(path: Path, form: TypeAdapter[T]) -> Iterator[T]:
-    """The lines of a file, each a JSON value; blank ones are skipped.
+    """Read a file with a JSON value per line; blank lines are skipped.
 
     Raises:
-        OSError, ValueError: naming the line and the first thing that is wrong with it.
+        OSError, ValueError: naming the line and the first error in it.
     """
     with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
@@ -61,44 +61,44 @@ def read_json_lines(path: Path, form: TypeAdapter[T]) -> Iterator[T]:
 
 
 def find(folder: Path, *names: str) -> Path | None:
-    """The first of ``names`` that exists in ``folder``."""
+    """The path of the first of ``names`` that exists in ``folder``; None if none does."""
     return next((folder / name for name in names if (folder / name).exists()), None)
 
 
 def require(folder: Path, *names: str) -> Path:
-    """``find``, or a FileNotFoundError that says what was looked for."""
+    """Like ``find``, but raises FileNotFoundError naming what was looked for."""
     found = find(folder, *names)
     if found is None:
-        what = "exist" if not folder.is_dir() else f"hold {' or '.join(names)}"
+        what = "exist" if not folder.is_dir() else f"contain {' or '.join(names)}"
         raise FileNotFoundError(f"{folder} does not {what}; name the folder of the data set")
     return found
 
 
 @dataclass(frozen=True)
 class Pictures:
-    """Where the pictures of a data set may be.
+    """The folders that may contain the pictures of a data set.
 
     Attributes:
-        folders: searched in this order.
+        folders: folders in the order in which they are searched.
     """
 
     folders: tuple[Path, ...]
 
     @classmethod
     def of(cls, folder: Path, subfolders: Sequence[str], others: Sequence[Path]) -> "Pictures":
-        """Those of a data set in ``folder``; the user's ``others`` come first."""
+        """For a data set in ``folder``; the user's ``others`` are searched first."""
         return cls((*others, *(folder / name for name in subfolders), folder))
 
     def find(self, name: str) -> Path:
-        """The picture ``name``, a path relative to one of the folders.
+        """The path of the picture ``name``, relative to one of the folders.
 
         Raises:
-            ValueError: if the name leads out of the folders.
-            FileNotFoundError: if none of them has it.
+            ValueError: if the name leads outside the folders.
+            FileNotFoundError: if it is in none of them.
         """
         path = PurePosixPath(name)
         if path.is_absolute() or ".." in path.parts or "\0" in name:
-            raise ValueError(f"The picture name {name[:100]!r} leads out of the data set's folder")
+            raise ValueError(f"The picture name {name[:100]!r} leads outside the data set's folder")
         found = next((f / name for f in self.folders if (f / name).is_file()), None)
         if found is None:
             places = ", ".join(map(str, self.folders[:4]))

@@ -1,7 +1,7 @@
 """GQA, testdev_balanced: https://cs.stanford.edu/people/dorarad/gqa/download.html
 
-Own form: ``testdev_balanced_questions.json`` of questions1.2.zip, ``images/``. Hub form
-(lmms-lab/GQA): questions and pictures in configurations of their own, joined by picture.
+Original form: ``testdev_balanced_questions.json`` of questions1.2.zip, ``images/``. Hub form
+    (lmms-lab/GQA): questions and pictures are separate configurations, joined by picture id.
 """
 
 from collections.abc import Iterator
@@ -38,7 +38,7 @@ def _example(name: str, row: _Question, picture: Picture) -> Example:
 
 def _from_hub(source: Source) -> Iterator[Example]:
     questions, images = HUB_CONFIGS
-    # Some 400 pictures.
+    # About 400 pictures.
     known = {row["id"]: image for row, image in load_rows(source, HUB_SPLIT, images)}
     for number, (raw, _) in enumerate(load_rows(source, HUB_SPLIT, questions, image=None)):
         where = f"{source.location}, {questions}, row {number},"

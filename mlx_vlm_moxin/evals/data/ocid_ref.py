@@ -15,15 +15,15 @@ from mlx_vlm_moxin.evals.scores.boxes import relative_box
 
 FILES = ("val_expressions.json",)
 GROUPS = ("minimum clutter", "medium clutter", "maximum clutter")
-# Last picture of a table while its things lie apart, touch, are stacked.
+# Number of a series' last picture in which the objects are separate, touching, and stacked.
 _LAST_TAKES = (9, 16, 20)
-# All pictures have this size.
+# Size of all pictures in pixels.
 _WIDTH, _HEIGHT = 640, 480
 
 
 class _Expression(BaseModel):
     scene_path: str
-    # Corners in pixels, as JSON in a string.
+    # Corners in pixels, as a string of JSON.
     bbox: Json[tuple[float, float, float, float]]
     sentence: str
     take_id: Annotated[int, Field(ge=0, le=_LAST_TAKES[-1])]
@@ -33,7 +33,7 @@ _EXPRESSIONS = TypeAdapter(dict[str, _Expression])
 
 
 def clutter(take_id: int) -> str:
-    """Group of the picture with this number in its series."""
+    """The group of a picture, by its number in the series."""
     return next(group for group, last in zip(GROUPS, _LAST_TAKES) if take_id <= last)
 
 

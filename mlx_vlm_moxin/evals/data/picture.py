@@ -1,4 +1,4 @@
-"""Pictures as the published harness opens them."""
+"""Opens pictures in the same way as the published harness."""
 
 from pathlib import Path
 
@@ -11,25 +11,24 @@ _MAX_REASON = 200
 
 
 def _as_stored(path: Path) -> Image.Image:
-    """A file's pixels in RGB, not turned as its metadata say.
+    """A file's stored pixels in RGB, ignoring the orientation in its metadata.
 
-    The harness ignores an orientation in the metadata, and boxes are relative to the pixels
-    as they are stored.
+    The harness ignores the orientation, and boxes are relative to the stored pixels.
     """
     try:
         with Image.open(path) as file:
             image = file.convert("RGB")
-    # Pillow's decoders raise almost any class for damaged files.
+    # Pillow's decoders raise almost any exception for damaged files.
     except Exception as error:
         reason = bounded(error, _MAX_REASON) or type(error).__name__
         raise ValueError(f"Cannot read {path} as a picture: {reason}") from error
-    # The processor would turn it.
+    # The processor would apply the orientation.
     image.info = {}
     return image
 
 
 def open_picture(picture: Picture) -> Image.Image:
-    """A picture in RGB.
+    """Open a picture in RGB.
 
     Raises:
         ValueError: saying what cannot be used as a picture, and why.

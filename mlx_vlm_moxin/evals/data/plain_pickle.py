@@ -1,8 +1,8 @@
-"""Pickles of lists, dicts, strings and numbers, read without running anything in them.
+"""Reads pickles of lists, dicts, strings and numbers without executing anything in them.
 
-RefCOCO's expressions are published as pickles, and unpickling runs whatever the file says.
-Here every opcode is looked at first: one that is not needed for plain values, names a class
-or could take memory that the file does not account for ends the reading.
+RefCOCO's expressions are published as pickles, and unpickling executes whatever a file contains.
+This module checks every opcode first. It refuses opcodes that plain values do not need, that
+name a class, or that could use more memory than the size of the file explains.
 """
 
 import io
@@ -11,7 +11,7 @@ import pickletools
 from pathlib import Path
 from typing import Any, NoReturn
 
-# RefCOCO's largest file has some 60 MB.
+# RefCOCO's largest file has about 60 MB.
 MAX_BYTES = 256 << 20
 _OPCODES = """
 PROTO FRAME STOP MARK NONE NEWTRUE NEWFALSE INT LONG LONG1 BININT BININT1 BININT2 FLOAT BINFLOAT
@@ -21,12 +21,12 @@ TUPLE EMPTY_TUPLE TUPLE1 TUPLE2 TUPLE3 PUT BINPUT LONG_BINPUT MEMOIZE GET BINGET
 """
 _PLAIN_OPCODES = frozenset(_OPCODES.split())
 _MEMO_WRITES = frozenset(("PUT", "BINPUT", "LONG_BINPUT"))
-# Digits of an INT or LONG in text form; Python converts long ones in quadratic time.
+# Bits of an integer: Python converts long ones from text in quadratic time.
 _MAX_DIGITS = 32
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """Names no class. The opcodes have been checked; this is the second lock."""
+    """Refuses every class, as a second barrier after the check of the opcodes."""
 
     def find_class(self, module: str, name: str) -> NoReturn:
         raise ValueError(f"the class {module}.{name}")
@@ -42,7 +42,7 @@ def _check(data: bytes) -> None:
         if name not in _PLAIN_OPCODES:
             raise ValueError(f"the opcode {name} at byte {position}")
         if name in _MEMO_WRITES:
-            # The memo is an array as long as its highest index, and picklers count.
+            # The memo is an array as long as its highest index; picklers use consecutive indices.
             if argument > position:
                 raise ValueError(f"a memo index of {argument} at byte {position}")
         elif name in ("INT", "LONG") and abs(argument).bit_length() > 4 * _MAX_DIGITS:
@@ -52,11 +52,11 @@ def _check(data: bytes) -> None:
 
 
 def read_plain_pickle(path: Path) -> Any:
-    """What a pickle of plain values holds; Python 2's ``str`` becomes text.
+    """Read a pickle of plain values; Python 2's ``str`` becomes text.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: one line that says what the file holds that it should not.
+        ValueError: one line that names what the file should not contain.
     """
     size = path.stat().st_size
     if size > MAX_BYTES:
@@ -65,10 +65,10 @@ def read_plain_pickle(path: Path) -> Any:
     try:
         _check(data)
         return _PlainUnpickler(io.BytesIO(data), encoding="utf-8").load()
-    # Damaged and hostile pickles raise anything.
+    # Damaged and malicious pickles can raise any exception.
     except Exception as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise ValueError(
-            f"{path} is no pickle of plain lists and dicts ({reason}); it was not read further. "
+            f"{path} is not a pickle of plain lists and dicts ({reason}); it was not read further. "
             "Download it again"
         ) from error

@@ -1,6 +1,6 @@
-"""POPE, COCO's three parts: https://github.com/AoiDragon/POPE
+"""POPE, the three parts on COCO: https://github.com/AoiDragon/POPE
 
-Own form: ``coco_pope_{adversarial,popular,random}.json`` and COCO's val2014 pictures. Hub
+Original form: ``coco_pope_{adversarial,popular,random}.json`` and COCO's val2014 pictures. Hub
 form: lmms-lab/POPE.
 """
 
@@ -17,7 +17,7 @@ from mlx_vlm_moxin.evals.pope_questions import (
     read_rows,
 )
 
-# In the published harness's order.
+# In the order of the published harness.
 GROUPS = ("adversarial", "popular", "random")
 
 
@@ -30,7 +30,7 @@ def _questions(source: Source) -> Iterable[Question]:
 
 
 def read(source: Source) -> Iterator[Example]:
-    """Whether something is in the picture; the answer is "Yes" or "No".
+    """Read questions on whether an object is in the picture; the answer is "Yes" or "No".
 
     Raises:
         OSError, ValueError: naming what is missing or wrong, and where.
@@ -43,6 +43,6 @@ def read(source: Source) -> Iterator[Example]:
                 f"{source.location} has a category {group[:50]!r}; POPE's are {', '.join(GROUPS)}"
             )
         counts[group] += 1
-        # Question ids start again in each part, and their form differs between copies.
+        # Question ids restart in each part, and their form differs between copies.
         name, answer = f"{group}-{counts[group]}", question.answer.capitalize()
         yield Example(name, question.question, answer, question.image, question.image_source, group)

@@ -1,7 +1,7 @@
 """RefCOCO, RefCOCO+ and RefCOCOg, val: https://github.com/lichengunc/refer
 
-A folder with ``refs(unc).p`` (RefCOCOg: ``refs(umd).p``) and ``instances.json``, and COCO's
-train2014 pictures in it, beside it or in ``--image-folder``.
+A folder with ``refs(unc).p`` (RefCOCOg: ``refs(umd).p``) and ``instances.json``. COCO's
+train2014 pictures may be in it, next to it or in ``--image-folder``.
 """
 
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ from mlx_vlm_moxin.evals.example import Example
 from mlx_vlm_moxin.evals.scores.boxes import relative_box
 
 SPLIT = "val"
-# A pickle can name one list many times: RefCOCO has 142,210 sentences in all.
+# A pickle can refer to one list many times, so limit the sentences: RefCOCO has 142,210.
 MAX_SENTENCES = 2_000_000
 
 
@@ -57,18 +57,18 @@ _INSTANCES = TypeAdapter(_Instances)
 
 
 def _split_refs(value: Any, path: Path) -> list[_Ref]:
-    """The expressions of the split, checked."""
+    """Check the expressions and return those of the split."""
     if not isinstance(value, list):
-        raise ValueError(f"{path} holds {type(value).__name__} in place of a list of expressions")
+        raise ValueError(f"{path} contains {type(value).__name__} instead of a list of expressions")
     refs = [ref for ref in value if not isinstance(ref, dict) or ref.get("split") == SPLIT]
     lists = [ref.get("sentences") for ref in refs if isinstance(ref, dict)]
     if sum(len(sentences) for sentences in lists if isinstance(sentences, list)) > MAX_SENTENCES:
-        raise ValueError(f"{path} holds more than {MAX_SENTENCES} sentences; download it again")
+        raise ValueError(f"{path} contains more than {MAX_SENTENCES} sentences; download it again")
     return check_rows(refs, _REFS, str(path))
 
 
 def _box(ref: _Ref, instances: "_ById", where: str) -> list[float]:
-    """The box of what an expression describes."""
+    """The box of the object that an expression describes."""
     if ref.ann_id not in instances.boxes or ref.image_id not in instances.sizes:
         raise ValueError(f"{where} has no annotation {ref.ann_id} of a picture {ref.image_id}")
     x, y, width, height = instances.boxes[ref.ann_id]
@@ -79,7 +79,7 @@ def _box(ref: _Ref, instances: "_ById", where: str) -> list[float]:
 
 
 class _ById:
-    """Boxes and picture sizes of an instances.json."""
+    """Boxes and picture sizes of an instances.json, by id."""
 
     def __init__(self, instances: _Instances):
         self.boxes = {annotation.id: annotation.bbox for annotation in instances.annotations}
@@ -91,15 +91,15 @@ class Refer:
     """One of the three data sets.
 
     Attributes:
-        folder: its usual folder.
-        refs_file: its expressions.
+        folder: name of its folder.
+        refs_file: name of the file with its expressions.
     """
 
     folder: str
     refs_file: str
 
     def __call__(self, source: Source) -> Iterator[Example]:
-        """Each sentence of each expression; the answer is a box.
+        """Yield each sentence of each expression; the answer is a box.
 
         Raises:
             OSError, ValueError: naming what is missing or wrong, and where.

@@ -1,4 +1,4 @@
-"""Where a task's examples come from, and rows of data sets in Hugging Face's format."""
+"""The location of a task's examples, and rows of data sets in Hugging Face's format."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,12 +15,12 @@ from mlx_vlm_moxin.evals.example import Picture
 
 @dataclass(frozen=True)
 class Source:
-    """A data set's place.
+    """The location of a data set.
 
     Attributes:
         location: a folder, or a Hub id.
-        image_folders: where to look for pictures before the data set's own folders.
-        streaming: read a Hub data set row by row in place of downloading it.
+        image_folders: folders searched for pictures before those of the data set.
+        streaming: read a Hub data set row by row instead of downloading it.
     """
 
     location: str
@@ -33,11 +33,11 @@ class Source:
         return Path(self.location).expanduser()
 
     def pictures(self, *subfolders: str) -> Pictures:
-        """The pictures of a data set that keeps them in one of ``subfolders``."""
+        """The picture folders of a data set with pictures in one of ``subfolders``."""
         return Pictures.of(self.folder, subfolders, self.image_folders)
 
     def has(self, *names: str) -> bool:
-        """Whether the location is a folder that holds one of ``names``."""
+        """Whether the location is a folder that contains one of ``names``."""
         return any((self.folder / name).exists() for name in names)
 
 
@@ -53,15 +53,15 @@ def load_rows(
 ) -> Iterator[tuple[dict[str, Any], Picture | None]]:
     """Rows of a data set that ``datasets.load_dataset`` reads, and each row's picture.
 
-    The data set is opened at once, its rows are read when they are needed.
+    The data set is opened immediately, but its rows are read when they are needed.
 
     Args:
-        split, config: of the data set.
-        image: name of the column of pictures, left out of the rows; None if there is none.
+        split, config: split and configuration of the data set.
+        image: column with the pictures, which is removed from the rows; None if there is none.
 
     Raises:
         FileNotFoundError: if the location is neither a folder nor a Hub id.
-        OSError, ValueError: ``datasets``' own, if there is no such data set.
+        OSError, ValueError: from ``datasets``, if there is no such data set.
     """
     from datasets import load_dataset
 
@@ -79,6 +79,6 @@ def load_rows(
         return ((row, row.pop(image)) for row in rows)
     if image not in rows.column_names:
         raise ValueError(f"{location} has no column {image!r}; it has {rows.column_names[:20]}")
-    # Pictures are decoded when they are needed, not while the rows are listed.
+    # Decode pictures when they are needed, not when the rows are listed.
     texts = rows.remove_columns(image)
     return ((row, partial(_picture, rows, index, image)) for index, row in enumerate(texts))

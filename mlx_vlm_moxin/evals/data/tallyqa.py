@@ -30,7 +30,7 @@ _QUESTIONS = TypeAdapter(list[_Question])
 
 
 def read(source: Source) -> Iterator[Example]:
-    """Counting questions; the answer is the letter of the number.
+    """Read counting questions; the answer is the letter of the number.
 
     Raises:
         OSError, ValueError: naming what is missing or wrong, and where.
@@ -38,7 +38,7 @@ def read(source: Source) -> Iterator[Example]:
     file = require(source.folder, *FILES)
     pictures = source.pictures("images", "visual-genome")
     for row in read_json(file, _QUESTIONS):
-        # No letter stands for a number above 15: such a question cannot be answered right.
+        # Numbers above 15 have no letter, so these questions cannot be answered correctly.
         letter = chr(ord("A") + row.answer) if row.answer < len(CHOICES) else str(row.answer)
         group = GROUPS[0] if row.issimple else GROUPS[1]
         picture = pictures.find(row.image)

@@ -1,8 +1,7 @@
 """TextVQA, val: https://textvqa.org/dataset/
 
-``TextVQA_0.5.1_val.json`` and the pictures of train_val_images.zip. For the questions with
-the words that an OCR system read, ``textvqa_val_v051_ocr.jsonl``, LLaVA's list in the same
-order, too.
+``TextVQA_0.5.1_val.json`` and the pictures of train_val_images.zip. The questions with the words
+found by OCR also need ``textvqa_val_v051_ocr.jsonl``, LLaVA's list in the same order.
 """
 
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ from mlx_vlm_moxin.evals.example import Example
 FILE = "TextVQA_0.5.1_val.json"
 OCR_FILES = ("textvqa_val_v051_ocr.jsonl", "llava_textvqa_val_v051_ocr.jsonl")
 _OCR_MARK = "\nReference OCR token:"
-# LLaVA's own list ends each question with what the prompt adds here.
+# LLaVA's list ends each question with this text, which our prompt adds.
 _LLAVA_SUFFIX = "\nAnswer the question using a single word or phrase."
 
 
@@ -52,7 +51,7 @@ def _read(source: Source, *, with_ocr: bool) -> Iterator[Example]:
     file = require(source.folder, FILE)
     rows = read_json(file, _FILE).data
     ocr = (require if with_ocr else find)(source.folder, *OCR_FILES)
-    # The published harness reads its questions from the OCR list, also without the words.
+    # The published harness reads the questions from the OCR list even without OCR words.
     texts = [row.question for row in rows] if ocr is None else _ocr_texts(ocr, len(rows))
     pictures = source.pictures("train_val_images", "train_images", "images")
     for row, text in zip(rows, texts):
@@ -62,7 +61,7 @@ def _read(source: Source, *, with_ocr: bool) -> Iterator[Example]:
 
 
 def read(source: Source) -> Iterator[Example]:
-    """The questions as people asked them, with ten people's answers.
+    """Read the questions without OCR words, with ten people's answers.
 
     Raises:
         OSError, ValueError: naming what is missing or wrong, and where.
@@ -71,5 +70,5 @@ def read(source: Source) -> Iterator[Example]:
 
 
 def read_with_ocr(source: Source) -> Iterator[Example]:
-    """The questions with the words that OCR found in the picture; as ``read``."""
+    """Read the questions with the words that OCR found in the picture; otherwise like ``read``."""
     return _read(source, with_ocr=True)

@@ -1,7 +1,7 @@
 """VizWiz-VQA, val: https://vizwiz.org/tasks-and-datasets/vqa/
 
-Own form: ``val.json`` of Annotations.zip, the pictures of val.zip. Hub form:
-lmms-lab/VizWiz-VQA, which does not say which questions are answerable.
+Original form: ``val.json`` of Annotations.zip, the pictures of val.zip. Hub form:
+    lmms-lab/VizWiz-VQA, which does not mark the answerable questions.
 """
 
 from collections.abc import Iterator
@@ -44,7 +44,7 @@ def _from_hub(source: Source) -> Iterator[Example]:
 
 
 def read(source: Source) -> Iterator[Example]:
-    """All questions, each about a picture of its own, with ten people's answers.
+    """Read all questions, each about a separate picture, with ten people's answers.
 
     Raises:
         OSError, ValueError: naming what is missing or wrong, and where.

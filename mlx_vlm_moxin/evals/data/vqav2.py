@@ -46,7 +46,7 @@ _ANNOTATIONS_FORM = TypeAdapter(_Annotations)
 
 
 def read(source: Source) -> Iterator[Example]:
-    """Questions with ten people's answers.
+    """Read questions with ten people's answers.
 
     Raises:
         OSError, ValueError: naming what is missing or wrong, and where.

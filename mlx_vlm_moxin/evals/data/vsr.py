@@ -1,7 +1,7 @@
 """VSR, zero-shot test: https://github.com/cambridgeltl/visual-spatial-reasoning
 
-Own form: ``test.jsonl`` and the pictures of vsr_images.zip in ``images/``. Hub form:
-cambridgeltl/vsr_zeroshot, whose pictures are links to COCO's server.
+Original form: ``test.jsonl`` and the pictures of vsr_images.zip in ``images/``. Hub form:
+    cambridgeltl/vsr_zeroshot, whose pictures are URLs on COCO's server.
 """
 
 from collections.abc import Iterator
@@ -36,7 +36,7 @@ def _example(number: int, row: _Caption, picture: Picture) -> Example:
 
 
 def read(source: Source) -> Iterator[Example]:
-    """Captions; the answer is whether each is true of its picture.
+    """Read captions; the answer is whether the caption is true of its picture.
 
     Raises:
         OSError, ValueError: naming what is missing or wrong, and where.

@@ -1,1 +1,1 @@
-"""What an answer is worth and what follows from all of them, without any model."""
+"""Scores of single answers and of whole tasks; independent of any model."""

@@ -1,4 +1,4 @@
-"""Boxes that a model writes as text, and how well they cover the right one.
+"""Boxes that a model writes as text, and their overlap with the correct box.
 
 A box is ``[x1, y1, x2, y2]``, each coordinate a fraction of the picture's width or height.
 Reference: TRI-ML/vlm-evaluation, ``vlm_eval/tasks/harnesses/refcoco.py``.
@@ -9,15 +9,15 @@ import math
 from collections.abc import Sequence
 
 Box = list[float]
-# A box needs about 30 characters. Longer texts are no boxes, and Python's parser would
-# need much memory for deep ones.
+# A box has about 30 characters. Longer texts are not boxes, and Python's parser would need much
+# memory for deeply nested ones.
 MAX_CHARACTERS = 1000
 
 
 def parse_box(text: str) -> Box | None:
-    """The box that the whole of ``text`` is a Python literal of; None if it is not one.
+    """The box if all of ``text`` is a Python literal of one, else None.
 
-    It must be a list of four numbers in [0, 1] with x1 < x2 and y1 < y2.
+    A box is a list of four numbers in [0, 1] with x1 < x2 and y1 < y2.
     """
     if len(text) > MAX_CHARACTERS:
         return None
@@ -34,12 +34,12 @@ def parse_box(text: str) -> Box | None:
 
 
 def iou(first: Sequence[float], second: Sequence[float]) -> float:
-    """Intersection over union of two boxes, by continuous areas; 0 to 1."""
+    """Intersection over union of two boxes by continuous area, 0 to 1."""
     width = min(first[2], second[2]) - max(first[0], second[0])
     height = min(first[3], second[3]) - max(first[1], second[1])
     shared = max(0.0, width) * max(0.0, height)
     areas = [(x2 - x1) * (y2 - y1) for x1, y1, x2, y2 in (first, second)]
-    # The right box has no area where rounding has made two of its sides equal.
+    # The correct box has no area if rounding has made two of its sides equal.
     union = sum(areas) - shared
     return shared / union if union else 0.0
 

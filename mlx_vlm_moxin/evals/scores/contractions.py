@@ -1,12 +1,12 @@
-"""English contractions written without their apostrophes, and with them.
+"""Maps English contractions without apostrophes to the spelling with apostrophes.
 
-The VQA evaluation replaces the former by the latter, in two spellings: VQAv2 and TextVQA
-write apostrophes everywhere, VizWiz's program writes backticks in all but a few words.
-The forms are those of https://github.com/GT-Vision-Lab/VQA and of VizWiz's evaluation. Its
-keys with capitals are left out, since the text is lower case when they are looked up.
+The VQA evaluations apply this map in two versions: VQAv2 and TextVQA use apostrophes everywhere,
+VizWiz's program uses backticks in all but a few words. Sources:
+https://github.com/GT-Vision-Lab/VQA and VizWiz's evaluation. Keys with capitals are omitted,
+since text is lower case when they are looked up.
 """
 
-# Words whose only change is that an apostrophe comes in.
+# Words in which one apostrophe is missing.
 _WORDS = """
 ain't aren't can't could've couldn't didn't doesn't don't hadn't hasn't haven't he'd he's how'd
 how'll how's isn't it'd it'll ma'am mightn't might've mustn't must've needn't not've o'clock
@@ -15,12 +15,12 @@ that's there'd there're there's they'd they'll they're they've 'twas wasn't we'v
 what'll what're what's what've when's where'd where's where've who'd who'll who's who've why'll
 why're why's won't would've wouldn't y'all you'd you'll you're you've
 """
-# Two apostrophes: either may be missing.
+# Words with two apostrophes, of which either may be missing.
 _DOUBLE = """
 couldn't've hadn't've he'd've it'd've mightn't've she'd've shouldn't've somebody'd've
 someone'd've something'd've there'd've they'd've we'd've who'd've wouldn't've y'all'll you'd've
 """
-# Keys of the original that the rules above do not give, its slips of the pen among them.
+# Keys of the original that the rules above do not produce, including its typing errors.
 _IRREGULAR = {
     "ow's'at": "'ow's'at",
     "'ows'at": "'ow's'at",
@@ -32,7 +32,7 @@ _IRREGULAR = {
     "y'alld've": "y'all'd've",
     "y'all'dve": "y'all'd've",
 }
-# VizWiz's program keeps apostrophes in these results, and in this key.
+# VizWiz's program uses apostrophes in these results and in this key.
 _VIZWIZ_APOSTROPHES = {"ain't", "aren't", "can't", "could've", "couldn't", "we've", "where's"}
 _VIZWIZ_APOSTROPHES |= {"who've"}
 _VIZWIZ_KEYS = {"couldn'tve", "hadn'tve"}

@@ -1,4 +1,4 @@
-"""How well probabilities rank the right answers: areas under two curves, ties included."""
+"""How well probabilities rank the correct answers: areas under two curves, including ties."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ import numpy as np
 
 
 def _thresholds(labels: Sequence[bool], values: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
-    """True and false positives at each distinct threshold, from the highest down."""
+    """True and false positives at each distinct threshold, highest first."""
     order = np.argsort(-np.asarray(values, dtype=np.float64), kind="stable")
     ranked, hits = np.asarray(values)[order], np.asarray(labels, dtype=bool)[order]
     last_of_tie = np.append(np.diff(ranked) != 0, True)
@@ -14,7 +14,7 @@ def _thresholds(labels: Sequence[bool], values: Sequence[float]) -> tuple[np.nda
 
 
 def roc_auc(labels: Sequence[bool], values: Sequence[float]) -> float | None:
-    """Probability that a positive example ranks above a negative one (a tie counts half).
+    """Probability that a positive example ranks above a negative one; a tie counts half.
 
     None if all labels are equal.
     """

@@ -1,7 +1,7 @@
-"""Numbers of a whole task from the scores of its examples.
+"""Computes the numbers of a task from the scores of its examples.
 
-Each function receives all answers of a task and returns fractions from 0 to 1 by name, the
-number that the published table shows first, None where there is nothing to compute it from.
+Each function receives all answers of a task and returns fractions from 0 to 1 by name. The number
+that the published table shows comes first. A number that cannot be computed is None.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,7 +25,7 @@ def _by_group(answers: Sequence[Answer], groups: Sequence[str]) -> Numbers:
 
 
 def _positive_ranking(answers: Sequence[Answer], positive: str) -> Numbers:
-    """How well the first string's probability ranks the answers that are ``positive``."""
+    """How well the probability of the first string ranks the examples labelled ``positive``."""
     labels = [answer.answer == positive for answer in answers]
     values = [answer.probabilities[0] for answer in answers if answer.probabilities]
     if len(values) < len(labels):
@@ -37,7 +37,7 @@ def _positive_ranking(answers: Sequence[Answer], positive: str) -> Numbers:
 
 
 def pooled(*groups: str) -> Summary:
-    """Accuracy over all examples, then that of each group."""
+    """Accuracy over all examples, then of each group."""
     return lambda answers: {"accuracy": mean_score(answers), **_by_group(answers, groups)}
 
 
@@ -47,7 +47,7 @@ def true_or_false(answers: Sequence[Answer]) -> Numbers:
 
 
 def boxes(*groups: str) -> Summary:
-    """Accuracy, that of each group, and the share of answers that are no box at all."""
+    """Accuracy overall and of each group, and the share of answers that are not a box."""
 
     def summarise(answers: Sequence[Answer]) -> Numbers:
         wrong = [parse_box(answer.prediction) is None for answer in answers]
@@ -58,7 +58,7 @@ def boxes(*groups: str) -> Summary:
 
 
 def pope(*groups: str) -> Summary:
-    """Plain mean of the groups' accuracies (not pooled), each of them, share of yes, ranking."""
+    """Unweighted mean of the groups' accuracies, each of these, the share of yes, and ranking."""
 
     def summarise(answers: Sequence[Answer]) -> Numbers:
         numbers = _by_group(answers, groups)
@@ -75,11 +75,11 @@ def pope(*groups: str) -> Summary:
 
 
 def vizwiz(form: Callable[[str], str], groups: Sequence[str]) -> Summary:
-    """Overall accuracy, that of each group, and how well unanswerable questions are found.
+    """Accuracy overall and of each group, and how well unanswerable questions are detected.
 
     Args:
-        form: brings a prediction to the form in which it is compared.
-        groups: the unanswerable ones first.
+        form: normalises a prediction for comparison.
+        groups: names of the groups; the unanswerable one first.
     """
     unanswerable, answerable = groups
 
