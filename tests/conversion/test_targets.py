@@ -51,7 +51,7 @@ def test_the_source_is_never_replaced(place):
 def test_too_little_space(place, monkeypatch):
     usage = type("usage", (), {"free": 10_000_000})
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
-    with pytest.raises(OSError, match=r"needs \d\d\.\d\d MB and .* has 10\.00 MB left; free"):
+    with pytest.raises(OSError, match=r"needs \d\d\.\d\d MB, but .* has 10\.00 MB left; free"):
         converted(HF_CHECKPOINT, place / "x")
     assert not any(place.iterdir())
 
