@@ -268,6 +268,16 @@ class TestBrokenTensors:
         ):
             build_skeleton(open_source(str(directory)), QuantizeOptions())
 
+    @pytest.mark.parametrize(("part", "dtype"), [("scales", mx.int8), ("weight", mx.int32)])
+    def test_packed_tensors_of_another_kind(self, tmp_path, part, dtype):
+        def change(weights):
+            (name,) = (n for n in weights if "lm_head." in n and n.endswith(f".{part}"))
+            weights[name] = weights[name].astype(dtype)
+
+        directory = with_weights(tmp_path / "y", change, write_ominix(tmp_path / "x"))
+        with pytest.raises(ValueError, match=rf"lm_head\.{part} is I"):
+            build_skeleton(open_source(str(directory)), QuantizeOptions())
+
     @pytest.mark.parametrize(
         "quantization",
         [
