@@ -13,6 +13,7 @@ import mlx.nn as nn
 import pytest
 from mlx_vlm import convert
 from mlx_vlm.server import cli
+from mlx_vlm.server.runtime import runtime
 from mlx_vlm.train import build_parser
 from PIL import Image
 from support import HF_CHECKPOINT, image_path, run_module
@@ -261,6 +262,8 @@ def error_of(monkeypatch, tmp_path, checkpoints, rows):
         }.get(module, [])
         monkeypatch.setattr(sys, "argv", [module, "--model", str(checkpoint), *needed, *options])
         monkeypatch.setattr(cli.uvicorn, "run", _serve)
+        # The server's main replaces it; later tests of the same process need it as it was.
+        monkeypatch.setattr(runtime, "config", runtime.config)
         monkeypatch.setenv("HF_HUB_OFFLINE", "1")
         with mock.patch.dict(os.environ), pytest.raises((Exception, SystemExit)) as caught:
             importlib.import_module(module).main()
