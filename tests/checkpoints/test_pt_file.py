@@ -262,3 +262,16 @@ def test_other_formats(tmp_path, content):
     path.write_bytes(content)
     with pytest.raises(ValueError, match="not in PyTorch's zip format"):
         read_pt(path)
+
+
+def test_an_encrypted_member_is_refused(tmp_path):
+    path = write_pt(tmp_path / "file.pt", tensor(VALUES))
+    content = bytearray(path.read_bytes())
+    # The flags of a member in the archive's list of members; bit 0 means encrypted.
+    place = content.find(b"PK\x01\x02")
+    while place >= 0:
+        content[place + 8] |= 1
+        place = content.find(b"PK\x01\x02", place + 1)
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="encrypted member"):
+        read_pt(path)
