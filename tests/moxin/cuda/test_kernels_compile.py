@@ -139,16 +139,16 @@ def test_kernels_of_other_decoders_compile(sizes, on):
     build_all([step, *others])
 
 
-@pytest.mark.parametrize("architecture", ["sm_80", "sm_90", "sm_120"])
+@pytest.mark.parametrize("architecture", BY_DEFAULT)
 def test_kernels_of_a_sharded_decoder_compile(architecture, on, monkeypatch):
     on(architecture)
     group = object()
     others = peers.Peers(mx.zeros((2, 2), mx.uint32), rank=1, size=2)
     monkeypatch.setitem(peers._connections, group, others)
     sizes = MOXIN._replace(heads=16, kv_heads=4, intermediate=7168, group=group)
-    form = FORMATS[["sm_80", "sm_90", "sm_120"].index(architecture)]
+    forms = 4 * (FORMATS[architecture],)
     layers, arguments = fused_layers.LAYERS_AT_ONCE, (mx.bfloat16, 32, 4096, 1e-5)
-    step = partial(fused_step.step_kernel, sizes, 4 * (form,), layers, 512)
+    step = partial(fused_step.step_kernel, sizes, forms, layers, 512)
     build_all([step, *(partial(exchange.exchange_norm, *arguments, n, group) for n in (0, 8))])
 
 
