@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 
+from bench.peers.__main__ import parser as bench_parser
 from support import run_module
 
 from mlx_vlm_moxin.actions.training import ACTION, INSTRUCTION, is_action_data
@@ -30,6 +31,7 @@ def test_the_options_that_are_named_exist():
     shown += run_module("mlx_vlm_moxin", "server", "--help").stdout
     shown += run_module("mlx_vlm_moxin", "fuse", "--help").stdout
     shown += run_module("mlx_vlm.train", "--help").stdout
+    shown += bench_parser().format_help()
     options = {*re.findall(r"(?<![\w-])--[a-z][a-z-]*[a-z]", GUIDE)}
     assert len(options) > 15
     assert sorted(option for option in options if option not in shown) == []

@@ -42,7 +42,7 @@ def test_what_json_does_not_have_is_refused(tmp_path, text):
 def test_json_that_is_no_object_is_named_by_its_type(tmp_path):
     path = tmp_path / "config.json"
     path.write_text("[]")
-    with pytest.raises(ValueError, match="holds list instead of a JSON object"):
+    with pytest.raises(ValueError, match="contains list instead of a JSON object"):
         read_json(path)
 
 

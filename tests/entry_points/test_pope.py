@@ -153,7 +153,7 @@ def test_one_question_file_and_a_folder_of_pictures(own_files):
 @pytest.mark.parametrize(
     ("line", "part"),
     [
-        ("{", "line 2, is no JSON"),
+        ("{", "line 2, is not JSON"),
         (
             '{"text": "A?", "label": "maybe", "image": "photo.png"}',
             "line 2, has the answer 'maybe'",

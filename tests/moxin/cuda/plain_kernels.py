@@ -2,9 +2,20 @@
 
 import mlx.core as mx
 import mlx.nn as nn
+import pytest
+from mlx_vlm.models.moxin.cuda import decoder_layers, kv_cache, layerwise, layerwise_kernels
 from mlx_vlm.models.moxin.cuda.layerwise_kernels import Tokens
 
 SPLITS = 2
+
+
+def use(patch: pytest.MonkeyPatch) -> None:
+    """Let layerwise passes run these functions, in float32 too, instead of kernels."""
+    for kernel in (multiply, unpack_weights, add_norm, rotate, attend):
+        patch.setattr(layerwise_kernels, kernel.__name__, kernel)
+    patch.setattr(layerwise, "step_attention", step_attention)
+    patch.setattr(kv_cache, "gather_caches", gather_caches)
+    patch.setattr(decoder_layers, "DTYPES", (mx.float32,))
 
 
 def _weights(form, matrices, arrays):

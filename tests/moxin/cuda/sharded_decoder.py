@@ -12,11 +12,7 @@ import plain_kernels
 import pytest
 from cuda_support import empty, make_decoder, relative_error, run, unpacked, uses_kernels
 from mlx_vlm.models.moxin.cuda import (
-    decoder_layers,
     device,
-    kv_cache,
-    layerwise,
-    layerwise_kernels,
     peers,
 )
 
@@ -32,11 +28,7 @@ CONFIG = {"intermediate_size": 1024, "sliding_window": 100}
 def use_stand_ins(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(device, "enabled", lambda: True)
     patch.setattr(device, "attribute", lambda number: 227 * 1024)
-    patch.setattr(decoder_layers, "DTYPES", (mx.float32,))
-    patch.setattr(kv_cache, "gather_caches", plain_kernels.gather_caches)
-    patch.setattr(layerwise, "step_attention", plain_kernels.step_attention)
-    for name in ("multiply", "unpack_weights", "add_norm", "rotate", "attend"):
-        patch.setattr(layerwise_kernels, name, getattr(plain_kernels, name))
+    plain_kernels.use(patch)
 
 
 def logits(model) -> list[mx.array]:

@@ -12,7 +12,7 @@ import plain_kernels
 import pytest
 from cuda_support import empty, make_decoder
 from mlx.utils import tree_map
-from mlx_vlm.models.moxin.cuda import decoder, decoder_layers, kv_cache, layerwise_kernels, towers
+from mlx_vlm.models.moxin.cuda import decoder, towers
 from mlx_vlm.models.moxin.cuda.engine_table import EngineTable
 from test_towers import make_model, plain_layers
 
@@ -24,11 +24,8 @@ IDS = mx.array([[5, 6, 7]])
 @pytest.fixture
 def kernels_in_mlx(kernels_everywhere, monkeypatch):
     """The kernels in MLX, in float32."""
-    for name in ("multiply", "add_norm", "rotate", "attend"):
-        monkeypatch.setattr(layerwise_kernels, name, getattr(plain_kernels, name))
-    monkeypatch.setattr(kv_cache, "gather_caches", plain_kernels.gather_caches)
+    plain_kernels.use(monkeypatch)
     monkeypatch.setattr(towers.kernels, "tower_layers", plain_layers)
-    monkeypatch.setattr(decoder_layers, "DTYPES", (mx.float32,))
     monkeypatch.setattr(towers, "DTYPES", (mx.float32,))
     for fused in (decoder.FusedStep, decoder.FusedPrompt):
         monkeypatch.setattr(fused, "supports", lambda *arguments: False)

@@ -31,7 +31,6 @@ from mlx_vlm.models.moxin.cuda import (
     device,
     fused_prompt,
     fused_step,
-    kv_cache,
     layerwise,
     layerwise_kernels,
 )
@@ -146,11 +145,7 @@ def test_small_gpus_do_not_unpack_the_weights_of_prompts(
 @pytest.fixture
 def kernels_in_mlx(kernels_everywhere, monkeypatch):
     """The kernels in MLX, in float32 too: so that everything around them can be compared."""
-    for name in ("multiply", "unpack_weights", "add_norm", "rotate", "attend"):
-        monkeypatch.setattr(layerwise_kernels, name, getattr(plain_kernels, name))
-    monkeypatch.setattr(layerwise, "step_attention", plain_kernels.step_attention)
-    monkeypatch.setattr(kv_cache, "gather_caches", plain_kernels.gather_caches)
-    monkeypatch.setattr(decoder_layers, "DTYPES", (mx.float32,))
+    plain_kernels.use(monkeypatch)
     for fused in (fused_step.FusedStep, fused_prompt.FusedPrompt):
         monkeypatch.setattr(fused, "supports", lambda *arguments: False)
     device = mx.default_device()

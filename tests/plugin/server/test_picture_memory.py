@@ -18,6 +18,8 @@ MB = 2**20
 BYTES_PER_PIXEL, BYTES_PER_ROW = 4, 8
 CONSTANT = 60 * MB
 KEPT = 45 * MB
+# Of the largest: one of glibc's arenas, 64 MB each, may be kept too.
+KEPT_OF_LARGEST = KEPT + 64 * MB
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +44,9 @@ def resident(server: Server, field: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
 
 
-def check(server: Server, size: tuple[int, int], mode: str, format: str = "PNG") -> None:
+def check(
+    server: Server, size: tuple[int, int], mode: str, format: str = "PNG", kept: int = KEPT
+) -> None:
     """Send a picture twice. It is larger than those that the processor keeps to compare with."""
     file = io.BytesIO()
     Image.new(mode, size).save(file, format)
@@ -56,7 +60,7 @@ def check(server: Server, size: tuple[int, int], mode: str, format: str = "PNG")
         Path(f"/proc/{server.process.pid}/clear_refs").write_text("5")  # VmHWM starts anew
         ask(server, data)
         assert resident(server, "VmHWM") - start < expected
-    assert resident(server, "VmRSS") - before < KEPT
+    assert resident(server, "VmRSS") - before < kept
 
 
 @pytest.mark.parametrize(
@@ -79,4 +83,4 @@ def test_memory_is_bounded_by_the_pictures_size_and_returns(tiny, size, mode):
     ids=str,
 )
 def test_memory_of_the_largest_pictures(tiny, size, mode, format):
-    check(tiny, size, mode, format)
+    check(tiny, size, mode, format, KEPT_OF_LARGEST)
