@@ -89,6 +89,8 @@ def test_the_running_chats_are_changed_once(monkeypatch, is_main):
         assert vars(module) == changed
         if name == "chat":
             assert issubclass(module.Prompt, Prompt)
+            with pytest.raises(SystemExit):
+                module.Prompt.ask("end")
         else:
             module.gr.ChatInterface(fn=len, title="t")
             assert module.gr.Blocks == 1

@@ -7,7 +7,8 @@ from types import SimpleNamespace
 import mlx.core as mx
 import numpy as np
 import pytest
-from mlx_vlm import apply_chat_template, batch_generate, generate, load, stream_generate
+from mlx_vlm import apply_chat_template, batch_generate, generate, load, stream_generate, utils
+from mlx_vlm.models.moxin.image_processing_moxin import MoxinImageProcessor
 from mlx_vlm.models.moxin.picture_sources import PictureError
 from mlx_vlm.trainer.vlm.sft import dataset
 from mlx_vlm.utils import process_image
@@ -50,6 +51,12 @@ FORMS = {
     "bytes of a data set": {"bytes": DATA, "path": None},
     "path of a data set": {"bytes": None, "path": str(DEMO)},
 }
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_is_resized_by_mlx_vlms_function(form):
+    picture = utils.process_image(FORMS[form], (32, 32), MoxinImageProcessor(28))
+    assert max(picture.size) == 32
 
 
 @pytest.mark.parametrize("listed", [False, True], ids=["alone", "in a list"])

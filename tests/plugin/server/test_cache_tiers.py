@@ -12,6 +12,8 @@ from PIL import Image
 from server_process import Server, user_message
 from support import GOLDENS, MESSAGES, PROMPTS, image_path
 
+from mlx_vlm_moxin.plugin.server.generator import adopt
+
 GOLDEN = GOLDENS["generate"]["hf"]
 TOKENS = GOLDENS["new_tokens"]
 # <s> and the picture.
@@ -91,6 +93,19 @@ def answer_of(generator, image, index: int) -> tuple[str, int]:
     _, stream = generator.generate(PROMPTS[index]["prompt"], [image], args=arguments)
     tokens = list(stream)
     return "".join(token.text for token in tokens).strip(), max(t.cached_tokens for t in tokens)
+
+
+def test_a_feature_cache_without_room_is_not_used(fp32_checkpoint):
+    cache = VisionFeatureCache(max_size=0)
+    generator = ResponseGenerator(str(fp32_checkpoint), vision_cache=cache)
+    generator.wait_until_ready()
+    adopt(generator)
+    try:
+        for _ in range(2):
+            text, _ = answer_of(generator, image_path("photo"), 0)
+            assert text == GOLDEN["photo"][0]["text"]
+    finally:
+        generator.stop_and_join()
 
 
 def test_a_second_question_about_a_picture_skips_the_towers(generator, monkeypatch):
