@@ -1,8 +1,8 @@
 """Tensors that stay in their file until they are needed.
 
 During a conversion only the tensors of a few layers are in memory. Files are read instead of
-    mapped: mapped pages count as resident memory, and a failing disk would end the process with
-    a signal instead of an error.
+mapped: mapped pages count as resident memory, and a failing disk would end the process with a
+signal instead of an error.
 """
 
 import json

@@ -34,8 +34,8 @@ class _EndOfInput:
 def ending_prompt(prompt: type) -> type:
     """Rich's ``Prompt``, which ends the process when the input ends.
 
-    The chat takes the ``EOFError`` for one of those that a next line may be free of, and prints
-    it for ever.
+    The chat handles the ``EOFError`` like an error after which the next line may succeed, and so
+    prints it for ever.
     """
 
     class EndingPrompt(prompt, _EndOfInput):

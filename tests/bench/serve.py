@@ -11,6 +11,7 @@ import http.client
 import io
 import json
 import statistics
+import tempfile
 import threading
 import time
 from collections.abc import Sequence
@@ -143,8 +144,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     print("|---|--:|--:|--:|--:|", flush=True)
     for kernels in args.kernels:
         environment = {"MLX_VLM_MOXIN_KERNELS": str(int(kernels == "on"))}
-        log = Path(f"/tmp/moxin-bench-serve-{kernels}.log")
-        with MoxinServer(args.checkpoint, log, **environment) as server:
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            MoxinServer(args.checkpoint, Path(folder) / "log.txt", **environment) as server,
+        ):
             # Compiles what the first requests of each batch size need.
             for clients in args.clients:
                 Load(server, clients, 1.0, 16).run()

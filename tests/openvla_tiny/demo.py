@@ -12,8 +12,7 @@ from pathlib import Path
 from server_process import Server
 
 from . import EPISODE
-from .environment import TableEnv
-from .episode import play, remote_policy, save_gif
+from .episode import run_episode
 from .tasks import KINDS
 
 SEED = 3
@@ -33,16 +32,12 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=SEED)
     parser.add_argument("--output", type=Path, default=EPISODE, help="GIF to write")
     args = parser.parse_args()
-    environment = TableEnv("test", args.kind)
     with (
         tempfile.TemporaryDirectory() as folder,
         ActionServer(args.model.resolve(), Path(folder) / "server.log") as server,
     ):
-        policy = remote_policy(server.url)
-        succeeded, instruction, pictures = play(environment, args.seed, policy)
-    save_gif(pictures, instruction, args.output)
-    outcome = "done" if succeeded else "not done"
-    print(f"{instruction}: {outcome} after {len(pictures) - 1} actions; see {args.output}")
+        succeeded, outcome = run_episode(server.url, args.kind, args.seed, args.output)
+    print(f"{outcome}; see {args.output}")
     return 0 if succeeded else 1
 
 

@@ -64,6 +64,19 @@ def save_gif(pictures: list[np.ndarray], instruction: str, path: Path) -> None:
     )
 
 
+def run_episode(url: str, kind: str, seed: int, output: Path) -> tuple[bool, str]:
+    """Play one episode through the server at ``url`` and write it as a GIF.
+
+    Returns:
+        Whether the task was done, and a sentence that says so.
+    """
+    environment = TableEnv("test", kind)
+    succeeded, instruction, pictures = play(environment, seed, remote_policy(url))
+    save_gif(pictures, instruction, output)
+    outcome = "done" if succeeded else "not done"
+    return succeeded, f"{instruction}: {outcome} after {len(pictures) - 1} actions"
+
+
 def main() -> int:
     """Play, print the outcome; 0 if the task was done."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -72,11 +85,8 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=EPISODE, help="GIF to write")
     args = parser.parse_args()
-    environment = TableEnv("test", args.kind)
-    succeeded, instruction, pictures = play(environment, args.seed, remote_policy(args.url))
-    save_gif(pictures, instruction, args.output)
-    outcome = "done" if succeeded else "not done"
-    print(f"{instruction}: {outcome} after {len(pictures) - 1} actions")
+    succeeded, outcome = run_episode(args.url, args.kind, args.seed, args.output)
+    print(outcome)
     return 0 if succeeded else 1
 
 

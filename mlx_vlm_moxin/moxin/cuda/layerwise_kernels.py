@@ -264,6 +264,18 @@ def add_norm(dtype: mx.Dtype, rows: int, width: int, eps: float, splits: int) ->
     )
 
 
+def rotation_constants(sizes: DecoderSizes, product: mx.Dtype) -> dict[str, object]:
+    """Constants of the kernels that rotate queries and keys of products of dtype ``product``."""
+    return {
+        "T": sizes.dtype,
+        "Product": product,
+        "HEADS": sizes.heads,
+        "KV_HEADS": sizes.kv_heads,
+        "HEAD_DIM": sizes.head_dim,
+        "LOG2_THETA": math.log2(sizes.theta),
+    }
+
+
 @functools.lru_cache
 def rotate(sizes: DecoderSizes, tokens: Tokens, product: mx.Dtype, splits: int) -> Kernel:
     """A kernel that rotates queries and keys.
@@ -282,15 +294,7 @@ def rotate(sizes: DecoderSizes, tokens: Tokens, product: mx.Dtype, splits: int) 
     units = tokens.rows * (sizes.attended + 2 * sizes.keys) // 16
     return kernel.build(
         "rotate",
-        {
-            "T": dtype,
-            "Product": product,
-            "HEADS": sizes.heads,
-            "KV_HEADS": sizes.kv_heads,
-            "HEAD_DIM": sizes.head_dim,
-            "LOG2_THETA": math.log2(sizes.theta),
-            "THREADS": ROTATE_THREADS,
-        },
+        {**rotation_constants(sizes, product), "THREADS": ROTATE_THREADS},
         [product, product, product, mx.int32, mx.int32],
         {
             "queries": ((tokens.batch, tokens.length, sizes.heads, sizes.head_dim), dtype),

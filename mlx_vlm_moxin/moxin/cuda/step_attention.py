@@ -36,12 +36,7 @@ def step_attention(
     attend = kernel.build(
         "step_attention",
         {
-            "T": dtype,
-            "Product": product,
-            "HEADS": sizes.heads,
-            "KV_HEADS": sizes.kv_heads,
-            "HEAD_DIM": sizes.head_dim,
-            "LOG2_THETA": math.log2(sizes.theta),
+            **tiling.rotation_constants(sizes, product),
             "WINDOW": sizes.window,
             "SCALE": sizes.head_dim**-0.5,
             "TILE_QUERIES": tiling.FEW_QUERIES,

@@ -85,30 +85,27 @@ def anthropic_stream(question: str) -> str:
         return stream.get_final_text()
 
 
+def litellm_completion(provider: str, base: str, question: str, **options: Any) -> Any:
+    return litellm.completion(
+        f"{provider}/{MODEL}",
+        messages=chat_messages(question),
+        api_base=base,
+        api_key=KEY,
+        max_tokens=MAX_TOKENS,
+        **options,
+    )
+
+
 def litellm_plain(provider: str, base: str) -> Callable[[str], str]:
     def ask(question: str) -> str:
-        answer = litellm.completion(
-            f"{provider}/{MODEL}",
-            messages=chat_messages(question),
-            api_base=base,
-            api_key=KEY,
-            max_tokens=MAX_TOKENS,
-        )
-        return answer.choices[0].message.content
+        return litellm_completion(provider, base, question).choices[0].message.content
 
     return ask
 
 
 def litellm_stream(provider: str, base: str) -> Callable[[str], str]:
     def ask(question: str) -> str:
-        stream = litellm.completion(
-            f"{provider}/{MODEL}",
-            messages=chat_messages(question),
-            api_base=base,
-            api_key=KEY,
-            max_tokens=MAX_TOKENS,
-            stream=True,
-        )
+        stream = litellm_completion(provider, base, question, stream=True)
         return "".join(chunk.choices[0].delta.content or "" for chunk in stream)
 
     return ask
