@@ -7,7 +7,8 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from . import device
-from .decoder_layers import TRAINING, DecoderSizes, read_layers, read_sizes
+from .decoder_layers import TRAINING, read_layers
+from .decoder_sizes import DecoderSizes, read_sizes
 from .engine_table import EngineTable
 from .errors import UnsupportedError, require
 from .fused_prompt import FusedPrompt

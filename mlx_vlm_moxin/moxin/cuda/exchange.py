@@ -7,7 +7,7 @@ import mlx.core as mx
 
 from . import device, kernel, peers
 from . import layerwise_kernels as kernels
-from .decoder_layers import DecoderSizes
+from .decoder_sizes import DecoderSizes
 from .kernel import Kernel
 
 THREADS = 256

@@ -8,8 +8,10 @@ from typing import Any
 import mlx.core as mx
 
 from . import kernel
-from .decoder_layers import DecoderLayer, DecoderSizes, Format
+from .decoder_layers import DecoderLayer
+from .decoder_sizes import DecoderSizes
 from .kernel import C_TYPES, Kernel
+from .projections import Format
 
 # A kernel has 4 KB of parameters, and a layer up to 25 arrays.
 LAYERS_AT_ONCE = 18

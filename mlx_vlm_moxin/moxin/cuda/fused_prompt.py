@@ -12,9 +12,10 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ...cache import KVCache
-from . import device, fused_layers, kernel, kv_cache, layerwise, turns
-from . import layerwise_kernels as tiling
-from .decoder_layers import DecoderSizes, caches_fit, read_layers
+from . import device, fused_layers, kernel, kv_cache, layerwise_graph, tiling, turns
+from .cache_checks import caches_fit
+from .decoder_layers import read_layers
+from .decoder_sizes import DecoderSizes
 
 
 class FusedPrompt:
@@ -80,7 +81,7 @@ class FusedPrompt:
                     caches = caches_of_window[2 * group.start : 2 * group.stop]
                     x = fused_layers.launch(fused, some, x, filled, caches)
                     mx.async_eval(x)
-            logits = layerwise.logits(self._head, decoder.norm(x[None, -logits_to_keep:]))
+            logits = layerwise_graph.logits(self._head, decoder.norm(x[None, -logits_to_keep:]))
             arrays = kv_cache.after(arrays, x)
             mx.async_eval(logits, arrays)  # as in fused_step
             launched(x)

@@ -16,7 +16,9 @@ import mlx.nn as nn
 
 from ...cache import KVCache
 from . import device, fused_layers, kernel, kv_cache, peers, turns
-from .decoder_layers import DecoderSizes, are_alike, caches_fit, read_layers
+from .cache_checks import are_alike, caches_fit
+from .decoder_layers import read_layers
+from .decoder_sizes import DecoderSizes
 from .errors import require
 from .graph import compile_graph
 

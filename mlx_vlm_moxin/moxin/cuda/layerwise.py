@@ -13,33 +13,17 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from ...activations import swiglu
 from ...cache import BatchKVCache, KVCache
-from . import device, exchange, kv_cache, turns
-from . import layerwise_kernels as kernels
-from .decoder_layers import (
-    DecoderLayer,
-    DecoderSizes,
-    Projection,
-    are_alike,
-    caches_fit,
-    read_layers,
-    read_projection,
-)
-from .errors import UnsupportedError, require
+from . import device, kv_cache, tiling, turns
+from .cache_checks import are_alike, caches_fit
+from .decoder_layers import read_layers
+from .decoder_sizes import DecoderSizes
+from .errors import require
 from .graph import compile_graph
 from .kernel import MIN_SIZE, count_array
-from .step_attention import step_attention
+from .layerwise_graph import Graphs, Places, hidden_states, logits
 
 MAX_TOKENS = 512
-# Layers that are submitted to the GPU at a time. Quantised ones may unpack their weights, into
-# 436 MB per layer of Moxin, so at most twice as many are submitted and not yet computed.
-LAYERS_AT_ONCE = 2
-
-Graphs = dict[tuple, Callable]
-# int32 arrays of the number of cached tokens (first element) and, for each sequence, of how many of
-# them are masked.
-Places = tuple[mx.array, mx.array]
 
 
 class Layerwise:
@@ -67,7 +51,7 @@ class Layerwise:
         sizes: DecoderSizes,
     ) -> bool:
         """Whether the caches are plain or a batch's and fit the new tokens ``[B, T]``."""
-        attention = kernels.attention_memory(kernels.FEW_QUERIES, sizes.head_dim)
+        attention = tiling.attention_memory(tiling.FEW_QUERIES, sizes.head_dim)
         return (
             inputs.shape[1] <= MAX_TOKENS
             and attention <= device.max_shared_memory()
@@ -116,7 +100,7 @@ class Layerwise:
         shape = None if cache[0].keys is None else cache[0].keys.shape
         graphs = self._layer_graphs(sizes, inputs.shape, shape)
         arrays, norm = kv_cache.held(cache), self._decoder.norm.weight
-        h, keys, values = _hidden(layers, norm, sizes, x, places, arrays, graphs, True)
+        h, keys, values = hidden_states(layers, norm, sizes, x, places, arrays, graphs, True)
         result = logits(self._head, h[:, -logits_to_keep:])
         if isinstance(cache[0], KVCache):
             kv_cache.extend(cache, keys, values)
@@ -163,145 +147,5 @@ def _step(
     """Logits, and ``arrays`` (keys and values of each layer) after the kernels wrote into them."""
     require(are_alike(arrays, len(inputs), sizes), "caches of other shapes or dtypes")
     layers, x, norm = read_layers(decoder, sizes), decoder.embed_tokens(inputs), decoder.norm.weight
-    h, keys, values = _hidden(layers, norm, sizes, x, places, arrays, {})
+    h, keys, values = hidden_states(layers, norm, sizes, x, places, arrays, {})
     return logits(head, h), [array for pair in zip(keys, values) for array in pair]
-
-
-def _hidden(
-    layers: Sequence[DecoderLayer],
-    last_norm: mx.array,
-    sizes: DecoderSizes,
-    x: mx.array,
-    places: Places,
-    arrays: Sequence[mx.array | None],
-    graphs: Graphs,
-    is_prompt: bool = False,
-) -> tuple[mx.array, list[mx.array], list[mx.array]]:
-    """Normed hidden states of ``x`` ``[B, T, hidden]``, and keys and values of each layer.
-
-    Args:
-        last_norm: weight of the norm after the last layer.
-        arrays: keys and values of each layer's cache in turn, ``[B, KV, capacity, head_dim]``.
-        graphs: of layers of these sizes, by format; missing ones are added.
-        is_prompt: give the keys and values of the new tokens alone, and submit layers to the GPU as
-            soon as they are recorded. Otherwise those of the one new token of each sequence are
-            appended to ``arrays``.
-    """
-    norms = [layer.input_norm for layer in layers[1:]] + [last_norm]
-    h = x.flatten(0, 1)
-    normed = mx.fast.rms_norm(h, layers[0].input_norm, sizes.eps)
-    all_keys, all_values, submitted = [], [], None
-    for index, (layer, norm) in enumerate(zip(layers, norms)):
-        cached = arrays[2 * index : 2 * index + 2]
-        if layer.formats not in graphs:
-            form = [projection._replace(arrays=None) for projection in layer.projections]
-            tokens = kernels.Tokens(*x.shape[:2]) if is_prompt else None
-            graphs[layer.formats] = mx.compile(functools.partial(_layer, sizes, tokens, form))
-        h, normed, keys, values = graphs[layer.formats](
-            h,
-            normed,
-            [projection.arrays for projection in layer.projections],
-            [layer.post_norm, norm],
-            [] if cached[0] is None else cached,
-            places,
-        )
-        all_keys.append(keys)
-        all_values.append(values)
-        if is_prompt and index % LAYERS_AT_ONCE == 0:
-            mx.async_eval(h, normed)
-            if submitted is not None and any(form.bits < 16 for form in layer.formats):
-                mx.eval(submitted)
-            submitted = h
-    return normed.reshape(x.shape), all_keys, all_values
-
-
-def logits(head: nn.Module, h: mx.array) -> mx.array:
-    """``head`` of hidden states ``h`` ``[B, T, hidden]``, by our kernel where it supports that."""
-    rows = h.flatten(0, 1)
-    try:
-        projection = read_projection(h.dtype, h.shape[-1], head)
-    except UnsupportedError:
-        return head(h)
-    found = kernels.multiply(h.dtype, projection.format, projection.rows, *rows.shape)
-    if found is None:
-        return head(h)
-    (product,) = found[0](rows, *projection.arrays)
-    return product.sum(axis=0).astype(h.dtype).reshape(*h.shape[:2], -1)
-
-
-def _layer(
-    sizes: DecoderSizes,
-    tokens: kernels.Tokens | None,
-    forms: Sequence[Projection],
-    h: mx.array,
-    normed: mx.array,
-    arrays: Sequence[list[mx.array]],
-    norms: Sequence[mx.array],
-    cached: Sequence[mx.array],
-    places: Places,
-) -> tuple[mx.array, mx.array, mx.array, mx.array]:
-    """One layer; a function of arrays alone, so that one graph serves all layers of its format.
-
-    Args:
-        tokens: of a prompt; None for a step.
-        forms: projections without their arrays.
-        h: hidden states ``[rows, hidden]``.
-        normed: their norm.
-        arrays: of the projections.
-        norms: weights of the norms after attention and after the MLP.
-        cached: keys and values of the cache; nothing if it is empty.
-
-    Returns:
-        Hidden states, their norm, keys and values (as ``_hidden``).
-    """
-    qkv, output, gate_up, down = (form._replace(arrays=found) for form, found in zip(forms, arrays))
-    products, splits = _multiply(sizes, qkv, normed)
-    if len(products) == 1:
-        products, splits = 3 * products, max(1, splits)
-    kind = products[0].dtype
-    if tokens is None:
-        attend = step_attention(sizes, len(h), cached[0].shape[2], kind, splits)
-        attended, keys, values = attend(*products, *places, *cached)
-    else:
-        rotate = kernels.rotate(sizes, tokens, kind, splits)
-        queries, keys, values = rotate(*products, *places)
-        attend = kernels.attend(sizes, tokens, (cached or (keys,))[0].shape[2])
-        (attended,) = attend(queries, *(cached or (keys, values)), keys, values, *places)
-    h, normed = _project(sizes, output, attended, h, norms[0])
-    products, splits = _multiply(sizes, gate_up, normed, is_gated=True)
-    if not splits:
-        halves = products if len(products) == 2 else mx.split(products[0], 2, axis=-1)
-        products = [swiglu(*halves)]
-    h, normed = _project(sizes, down, products[0], h, norms[1])
-    return h, normed, keys, values
-
-
-def _project(
-    sizes: DecoderSizes, projection: Projection, x: mx.array, residual: mx.array, norm: mx.array
-) -> list[mx.array]:
-    """``residual`` plus the product, and its norm."""
-    (product,), splits = _multiply(sizes, projection, x)
-    if sizes.group is not None:
-        return exchange.add_norm(sizes, product, splits, residual, norm)
-    add_norm = kernels.add_norm(sizes.dtype, *residual.shape, sizes.eps, splits)
-    return add_norm(product, residual, norm)
-
-
-def _multiply(
-    sizes: DecoderSizes, projection: Projection, x: mx.array, is_gated: bool = False
-) -> tuple[list[mx.array], int]:
-    """``x`` ``[rows, K]`` times all matrices, and the number of parts of the product.
-
-    If there is no kernel for it, MLX's products and 0 parts: one for each matrix, or one for all if
-    they are quantised, since they are unpacked into one matrix.
-    """
-    form = projection.format
-    found = kernels.multiply(sizes.dtype, form, projection.rows, *x.shape, is_gated)
-    if found is not None:
-        kernel, splits = found
-        return kernel(x, *projection.arrays), splits
-    matrices = projection.arrays
-    if form.bits < 16:
-        unpack = kernels.unpack_weights(sizes.dtype, form, projection.rows, x.shape[1])
-        matrices = unpack(*projection.arrays)
-    return [x @ matrix.T for matrix in matrices], 0

@@ -22,20 +22,17 @@ from . import (
     fused_prompt,
     fused_step,
     kv_cache,
+    matmul_kernels,
     peers,
+    tiling,
     tower_kernel,
     towers,
 )
 from . import layerwise_kernels as kernels
-from .decoder_layers import (
-    DecoderLayer,
-    DecoderSizes,
-    Projection,
-    read_layers,
-    read_projection,
-    read_sizes,
-)
+from .decoder_layers import DecoderLayer, read_layers
+from .decoder_sizes import DecoderSizes, read_sizes
 from .errors import UnsupportedError
+from .projections import Projection, read_projection
 from .step_attention import step_attention
 
 MAX_THREADS = 8
@@ -129,7 +126,8 @@ def _decoder_builds(decoder: nn.Module, head: nn.Module) -> Iterator[Build]:
 
     def multiply(projection: Projection, rows: int, width: int, is_gated: bool = False) -> Build:
         form = projection.format
-        return partial(kernels.multiply, sizes.dtype, form, projection.rows, rows, width, is_gated)
+        arguments = sizes.dtype, form, projection.rows, rows, width, is_gated
+        return partial(matmul_kernels.multiply, *arguments)
 
     def multiply_layers(rows: int) -> Iterator[Build]:
         for layer in alike:
@@ -152,7 +150,7 @@ def _decoder_builds(decoder: nn.Module, head: nn.Module) -> Iterator[Build]:
         arguments = sizes, some[0].formats, len(some), CAPACITY
         yield partial(fused_step.step_kernel, *arguments)
     yield from _caches(sizes, len(layers), CAPACITY, None)
-    for tokens in (QUESTION, *kernels.ROW_TILES) if sizes.group is None else ():
+    for tokens in (QUESTION, *tiling.ROW_TILES) if sizes.group is None else ():
         for window in fused_layers.prompt_windows(len(layers)):
             for group in fused_layers.groups(layers[window]):
                 some = layers[window][group]
@@ -177,7 +175,7 @@ def _unpacks(sizes: DecoderSizes, layers: Iterable[DecoderLayer]) -> Iterator[Bu
         for projection, width in zip(layer.projections, widths):
             if projection.format.bits < 16:
                 arguments = sizes.dtype, projection.format, projection.rows, width
-                yield partial(kernels.unpack_weights, *arguments)
+                yield partial(matmul_kernels.unpack_weights, *arguments)
 
 
 def _add_norms(sizes: DecoderSizes, rows: int) -> Iterator[Build]:

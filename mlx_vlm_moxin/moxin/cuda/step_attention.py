@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import mlx.core as mx
 
-from . import kernel, kv_cache
-from . import layerwise_kernels as tiling
-from .decoder_layers import DecoderSizes
+from . import kernel, kv_cache, tiling
+from .decoder_sizes import DecoderSizes
+from .layerwise_kernels import rotation_constants
 
 Attend = Callable[..., tuple[mx.array, mx.array, mx.array]]
 
@@ -36,7 +36,7 @@ def step_attention(
     attend = kernel.build(
         "step_attention",
         {
-            **tiling.rotation_constants(sizes, product),
+            **rotation_constants(sizes, product),
             "WINDOW": sizes.window,
             "SCALE": sizes.head_dim**-0.5,
             "TILE_QUERIES": tiling.FEW_QUERIES,

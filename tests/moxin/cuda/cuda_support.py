@@ -16,6 +16,7 @@ from mlx_vlm.models.moxin.cuda import (
     kernel,
     kv_cache,
     layerwise_kernels,
+    matmul_kernels,
     step_attention,
     tower_kernel,
 )
@@ -83,9 +84,9 @@ _KEEPING = (
     kv_cache.gather_caches,
     layerwise_kernels.add_norm,
     layerwise_kernels.attend,
-    layerwise_kernels.multiply,
     layerwise_kernels.rotate,
-    layerwise_kernels.unpack_weights,
+    matmul_kernels.multiply,
+    matmul_kernels.unpack_weights,
     step_attention.step_attention,
     tower_kernel.tower_layers,
 )

@@ -3,7 +3,13 @@
 import mlx.core as mx
 import mlx.nn as nn
 import pytest
-from mlx_vlm.models.moxin.cuda import decoder_layers, kv_cache, layerwise, layerwise_kernels
+from mlx_vlm.models.moxin.cuda import (
+    decoder_sizes,
+    kv_cache,
+    layerwise_graph,
+    layerwise_kernels,
+    matmul_kernels,
+)
 from mlx_vlm.models.moxin.cuda.layerwise_kernels import Tokens
 
 SPLITS = 2
@@ -11,11 +17,13 @@ SPLITS = 2
 
 def use(patch: pytest.MonkeyPatch) -> None:
     """Let layerwise passes run these functions, in float32 too, instead of kernels."""
-    for kernel in (multiply, unpack_weights, add_norm, rotate, attend):
+    for kernel in (multiply, unpack_weights):
+        patch.setattr(matmul_kernels, kernel.__name__, kernel)
+    for kernel in (add_norm, rotate, attend):
         patch.setattr(layerwise_kernels, kernel.__name__, kernel)
-    patch.setattr(layerwise, "step_attention", step_attention)
+    patch.setattr(layerwise_graph, "step_attention", step_attention)
     patch.setattr(kv_cache, "gather_caches", gather_caches)
-    patch.setattr(decoder_layers, "DTYPES", (mx.float32,))
+    patch.setattr(decoder_sizes, "DTYPES", (mx.float32,))
 
 
 def _weights(form, matrices, arrays):

@@ -19,11 +19,12 @@ from mlx_lm.tuner.lora import LoRALinear
 from mlx_vlm.models.cache import BatchKVCache, KVCache, RotatingKVCache
 from mlx_vlm.models.moxin.cuda import (
     decoder_layers,
+    decoder_sizes,
     device,
     fused_prompt,
     kernel,
     kv_cache,
-    layerwise,
+    layerwise_graph,
 )
 
 # A multiple of what a step of a product reads.
@@ -32,7 +33,7 @@ WIDE = {"intermediate_size": 640}
 
 def supports(model, inputs, inputs_embeds, cache):
     prompt = fused_prompt.FusedPrompt(model.model, model.lm_head)
-    return prompt.supports(inputs, inputs_embeds, cache, decoder_layers.read_sizes(model.model))
+    return prompt.supports(inputs, inputs_embeds, cache, decoder_sizes.read_sizes(model.model))
 
 
 @pytest.mark.parametrize(
@@ -69,7 +70,7 @@ def test_layers_that_are_packed_alike_are_one_kernel(length, kernels_everywhere,
     calls = []
     monkeypatch.setattr(kernel, "build", recording(calls))
     monkeypatch.setattr(kv_cache, "gather_caches", plain_kernels.gather_caches)
-    monkeypatch.setattr(layerwise, "logits", lambda head, h: head(h))
+    monkeypatch.setattr(layerwise_graph, "logits", lambda head, h: head(h))
     model = make_decoder(num_hidden_layers=21, **WIDE)
     mlp = model.layers[1].mlp
     mlp.down_proj = mlp.down_proj.to_quantized(64, 8)
@@ -88,7 +89,7 @@ def test_a_later_layer_that_is_not_supported_leaves_the_question_to_the_modules(
     calls = []
     monkeypatch.setattr(kernel, "build", recording(calls))
     monkeypatch.setattr(kv_cache, "gather_caches", plain_kernels.gather_caches)
-    monkeypatch.setattr(layerwise, "logits", lambda head, h: head(h))
+    monkeypatch.setattr(layerwise_graph, "logits", lambda head, h: head(h))
     model, ids = make_decoder(num_hidden_layers=21, **WIDE), mx.ones((1, 20), mx.int32)
     cache, modules = filled_cache(10, layers=21), filled_cache(10, layers=21)
     model(ids, cache=filled_cache(10, layers=21))
@@ -108,7 +109,7 @@ def test_the_kernel_has_one_block_on_each_multiprocessor(kernels_everywhere, mon
     monkeypatch.setattr(kernel, "build", lambda *arguments, **options: built.append(options))
     fused_prompt.prompt_kernel.cache_clear()
     model = make_decoder(head_dim=128, **WIDE)
-    sizes = decoder_layers.read_sizes(model.model)
+    sizes = decoder_sizes.read_sizes(model.model)
     formats = decoder_layers.read_layers(model.model, sizes)[0].formats
     fused_prompt.prompt_kernel(sizes, formats, 2, 30, 256)
     attributes = {device.MULTIPROCESSOR_COUNT: 128}

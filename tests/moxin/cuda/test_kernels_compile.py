@@ -14,13 +14,16 @@ from mlx_vlm.models.moxin.cuda import (
     fused_step,
     kernel,
     kv_cache,
+    matmul_kernels,
     nvrtc,
     peers,
     step_attention,
+    tiling,
     tower_kernel,
 )
 from mlx_vlm.models.moxin.cuda import layerwise_kernels as kernels
-from mlx_vlm.models.moxin.cuda.decoder_layers import DecoderSizes, Format
+from mlx_vlm.models.moxin.cuda.decoder_sizes import DecoderSizes
+from mlx_vlm.models.moxin.cuda.projections import Format
 from mlx_vlm.models.moxin.cuda.tower_kernel import OPTIONAL_PARAMETERS, PARAMETERS, Tower
 
 KILOBYTE = 1024
@@ -89,7 +92,7 @@ def decoder_builds(sizes, form, rows=64):
     gate_up = (sizes.intermediate, sizes.intermediate)
     wide = [96, 128] if form.bits < 16 else []
     products = [(sizes.dtype, 0), (sizes.dtype, 1), (mx.float32, 2)]
-    multiply = partial(kernels.multiply, sizes.dtype, form)
+    multiply = partial(matmul_kernels.multiply, sizes.dtype, form)
     old = (1, sizes.kv_heads, 256, sizes.head_dim)
     new = (1, sizes.kv_heads, rows, sizes.head_dim)
     return [
@@ -103,7 +106,10 @@ def decoder_builds(sizes, form, rows=64):
         partial(kernels.attend, sizes, tokens, 512),
         partial(kernels.attend, sizes, kernels.Tokens(1, 512), 512),
         *(partial(step_attention.step_attention, sizes, 8, 512, *product) for product in products),
-        *(partial(kernels.unpack_weights, sizes.dtype, form, qkv, sizes.hidden) for _ in wide[:1]),
+        *(
+            partial(matmul_kernels.unpack_weights, sizes.dtype, form, qkv, sizes.hidden)
+            for _ in wide[:1]
+        ),
         partial(kv_cache.gather_caches, sizes.dtype, 64, old, new, 512),
     ]
 
@@ -128,7 +134,7 @@ def build_all(builds):
 )
 def test_all_kernels_compile(architecture, on):
     on(architecture)
-    rows = kernels.ROW_TILES[-1 if architecture == "sm_90" else 0]
+    rows = tiling.ROW_TILES[-1 if architecture == "sm_90" else 0]
     build_all([tower_build(), *decoder_builds(MOXIN, FORMATS[architecture], rows)])
 
 

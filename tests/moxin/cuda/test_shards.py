@@ -13,7 +13,8 @@ import pytest
 from cuda_support import MAX_ERROR_RATIO, filled_cache, make_decoder, recording, uses_kernels
 from mlx_vlm.models.cache import KVCache
 from mlx_vlm.models.moxin.cuda import decoder_layers, kernel, kv_cache, peers, precompile
-from mlx_vlm.models.moxin.cuda.decoder_layers import read_layers, read_sizes
+from mlx_vlm.models.moxin.cuda.decoder_layers import read_layers
+from mlx_vlm.models.moxin.cuda.decoder_sizes import read_sizes
 from mlx_vlm.models.moxin.cuda.fused_prompt import FusedPrompt
 from server_process import free_port
 

@@ -5,8 +5,14 @@ import mlx.nn as nn
 import plain_kernels
 import pytest
 from cuda_support import empty, filled_cache, make_decoder
-from mlx_vlm.models.cache import BatchKVCache, KVCache
-from mlx_vlm.models.moxin.cuda import decoder_layers, device, kv_cache, layerwise, towers
+from mlx_vlm.models.moxin.cuda import (
+    decoder_layers,
+    decoder_sizes,
+    device,
+    kv_cache,
+    layerwise,
+    towers,
+)
 from test_towers import DINO, SIGLIP, make_model
 
 
@@ -92,55 +98,13 @@ def test_a_scaled_rope_gives_the_scaled_answer(kernels_everywhere):
     assert not decoder_layers.supports(make_decoder(**scaling).model)
 
 
-def only_the_second(array_name):
-    def change(cache):
-        setattr(cache[1], array_name, getattr(cache[1], array_name).astype(mx.float32))
-
-    return change
-
-
-def shorter(cache):
-    cache[1].offset -= 1
-
-
-def smaller(cache):
-    cache[1].keys = cache[1].keys[..., :128, :]
-
-
-CACHE_CHANGES = [only_the_second("keys"), only_the_second("values"), shorter, smaller]
-
-
-@pytest.mark.parametrize("change", CACHE_CHANGES, ids=["keys", "values", "offset", "capacity"])
-@pytest.mark.parametrize("length", [1, 5])
-def test_caches_that_are_not_alike(change, length, kernels_everywhere):
-    model, cache = make_decoder(), filled_cache(10)
-    sizes = decoder_layers.read_sizes(model.model)
-    inputs = mx.zeros((1, length), mx.int32)
-    assert decoder_layers.caches_fit(cache, (KVCache,), inputs, None, sizes)
-    change(cache)
-    arrays = [array for layer in cache for array in (layer.keys, layer.values)]
-    is_left = not decoder_layers.caches_fit(cache, (KVCache,), inputs, None, sizes)
-    # The arrays of a step are checked when its graph is traced.
-    assert is_left or (length == 1 and not decoder_layers.are_alike(arrays, 1, sizes))
-
-
-def test_caches_of_another_decoder(kernels_everywhere):
-    model = make_decoder(num_attention_heads=4, num_key_value_heads=4)
-    sizes = decoder_layers.read_sizes(model.model)
-    inputs = mx.zeros((1, 1), mx.int32)
-    assert not decoder_layers.caches_fit(filled_cache(10), (KVCache,), inputs, None, sizes)
-    assert not decoder_layers.caches_fit([], (KVCache,), inputs, None, sizes)
-    batch = empty(lambda: BatchKVCache([0]))
-    assert not decoder_layers.caches_fit(batch, (KVCache,), inputs, None, sizes)
-
-
 @pytest.mark.parametrize("kilobytes", [100, 64])
 def test_heads_that_need_more_shared_memory_than_there_is(
     kilobytes, kernels_everywhere, monkeypatch
 ):
     monkeypatch.setattr(device, "attribute", lambda number: kilobytes * 1024)
     model = make_decoder(head_dim=256)
-    sizes = decoder_layers.read_sizes(model.model)
+    sizes = decoder_sizes.read_sizes(model.model)
     run = layerwise.Layerwise(model.model, model.lm_head)
     assert not run.supports(mx.zeros((1, 100), mx.int32), None, empty(), sizes)
 

@@ -4,7 +4,7 @@
 // FLOPs per weight, in tensor cores. For gate_proj and up_proj of Moxin: 235 MB at 16 bits (60 us at
 // 3.9 TB/s) and 15 GFLOPs with 64 rows.
 //
-// Constants that layerwise_kernels.py defines in namespace config: T, BITS, GROUP, ROWS (of a tile),
+// Constants that matmul_kernels.py defines in namespace config: T, BITS, GROUP, ROWS (of a tile),
 // GATED, TILES, Output (T if GATED, otherwise float), MIN_BLOCKS (per multiprocessor), UNROLL (all
 // vectors of x for a lane's 16 bytes of weights in one piece of code); TILE_K, STAGES, PRODUCT_WARPS,
 // THREADS.

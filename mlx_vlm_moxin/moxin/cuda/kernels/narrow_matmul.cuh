@@ -15,8 +15,8 @@
 
 namespace moxin {
 
-// Tiling, defined by layerwise_kernels.py: values of K per step, stages of x in shared memory, and
-// warps of a thread block.
+// Tiling, defined by tiling.py: values of K per step, stages of x in shared memory, and warps of a
+// thread block.
 constexpr int TILE_K = config::TILE_K;
 constexpr int VECTORS = TILE_K / 8;
 constexpr int STAGES = config::STAGES;

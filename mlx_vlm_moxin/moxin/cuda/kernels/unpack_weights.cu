@@ -3,7 +3,7 @@
 // Cost: reads the packed weights and writes 2 bytes per weight. For gate_proj and up_proj of Moxin at
 // 8 bits: 125 MB and 235 MB (92 us at 3.9 TB/s).
 //
-// Constants that layerwise_kernels.py defines in namespace config: T, BITS (8 or 4), GROUP, WIDTH (a
+// Constants that matmul_kernels.py defines in namespace config: T, BITS (8 or 4), GROUP, WIDTH (a
 // multiple of 8), UNITS (eight weights each, per thread), THREADS.
 
 #include "weights.cuh"

@@ -1,0 +1,118 @@
+"""The kernels that multiply by plain or quantised matrices, and the one that unpacks these.
+
+All functions keep what they return, because building a kernel takes longer than launching it.
+A product of a kernel is float32 ``[splits, rows, N]``, the sum of which is the product.
+"""
+
+import functools
+import math
+
+import mlx.core as mx
+
+from . import device, kernel
+from .kernel import C_TYPES, Kernel
+from .projections import Format
+from .tiling import MAX_SPLITS, MULTIPLY_THREADS, PRODUCT_WARPS, TILING, find_tiling
+
+# Threads that unpack weights, and how many times eight weights each.
+UNPACK_THREADS, UNPACK_UNITS = 256, 4
+
+
+@functools.lru_cache
+def multiply(
+    dtype: mx.Dtype,
+    form: Format,
+    matrices: tuple[int, ...],
+    rows: int,
+    width: int,
+    is_gated: bool = False,
+) -> tuple[Kernel, int] | None:
+    """The product of ``x`` ``[rows, width]`` with up to three matrices, concatenated.
+
+    Args:
+        form: of the matrices.
+        matrices: number of rows of each.
+        is_gated: give ``silu`` of the first product times the second one, ``[rows, N]``.
+
+    Returns:
+        A kernel of ``x`` and of the matrices' arrays, and the number of parts of its result. None
+        if there is no kernel for so many rows, this width or these columns.
+    """
+    tiling = find_tiling(form, rows, width)
+    columns = matrices[0] if is_gated else sum(matrices)
+    if tiling is None or width % tiling.width or columns % 2:
+        return None
+    warp_columns = (4 if is_gated else 8) * tiling.tiles
+    blocks = math.ceil(columns / (PRODUCT_WARPS * warp_columns)) * math.ceil(rows / tiling.rows)
+    running = tiling.min_blocks * device.multiprocessors()
+    most_splits = min(MAX_SPLITS, width // tiling.width)
+    splits = 1 if is_gated else max(1, min(running // blocks, most_splits))
+    product = kernel.build(
+        "narrow_matmul",
+        {
+            "T": dtype,
+            "Output": dtype if is_gated else mx.float32,
+            "BITS": form.bits,
+            "GROUP": form.group_size,
+            "ROWS": tiling.rows,
+            "GATED": is_gated,
+            "TILES": tiling.tiles,
+            "MIN_BLOCKS": tiling.min_blocks,
+            "UNROLL": tiling.unrolls,
+            "THREADS": MULTIPLY_THREADS,
+            **TILING,
+            "TILE_K": tiling.width,
+        },
+        [dtype, *len(matrices) * form.dtypes(dtype)],
+        {"out": ((rows, columns), dtype) if is_gated else ((splits, rows, columns), mx.float32)},
+        {**_ends(matrices), "rows": rows, "width": width, "splits": splits},
+        macros=_matrix_macros(dtype, form, len(matrices)),
+        blocks=blocks * splits,
+        threads=MULTIPLY_THREADS,
+        shared_memory=tiling.shared_memory,
+    )
+    return product, splits
+
+
+def _ends(matrices: tuple[int, ...]) -> dict[str, int]:
+    """Total rows of the matrices up to each of three."""
+    return {f"end_{index}": sum(matrices[: index + 1]) for index in range(3)}
+
+
+def _matrix_macros(dtype: mx.Dtype, form: Format, count: int) -> dict[str, str]:
+    """Declarations of the arrays of ``count`` matrices, and the matrices as initialisers."""
+    names = [[f"{name}_{index}" for name in form.arrays] for index in range(count)]
+    parameters = [
+        f"const {C_TYPES[kind]}* {name}"
+        for matrix in names
+        for name, kind in zip(matrix, form.dtypes(dtype))
+    ]
+    return {
+        "MATRIX_PARAMETERS": ", ".join(parameters),
+        "MATRICES": ", ".join(f"{{{', '.join(matrix)}}}" for matrix in names),
+    }
+
+
+@functools.lru_cache
+def unpack_weights(dtype: mx.Dtype, form: Format, matrices: tuple[int, ...], width: int) -> Kernel:
+    """A kernel of the arrays of up to three quantised matrices with ``width`` columns, to all of
+    them as one plain matrix ``[sum(matrices), width]``.
+    """
+    rows = sum(matrices)
+    return kernel.build(
+        "unpack_weights",
+        {
+            "T": dtype,
+            "BITS": form.bits,
+            "GROUP": form.group_size,
+            "WIDTH": width,
+            "UNITS": UNPACK_UNITS,
+            "THREADS": UNPACK_THREADS,
+        },
+        [*len(matrices) * form.dtypes(dtype)],
+        {"out": ((rows, width), dtype)},
+        _ends(matrices),
+        macros=_matrix_macros(dtype, form, len(matrices)),
+        blocks=math.ceil(rows * width // 8 / (UNPACK_UNITS * UNPACK_THREADS)),
+        threads=UNPACK_THREADS,
+    )

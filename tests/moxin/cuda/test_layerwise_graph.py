@@ -1,0 +1,155 @@
+"""What the layers of prompts and batches compute."""
+
+from unittest import mock
+
+import mlx.core as mx
+import plain_kernels
+import pytest
+from cuda_support import (
+    batch_cache,
+    check,
+    empty,
+    filled,
+    filled_cache,
+    make_decoder,
+    needs_gpu,
+    relative_error,
+    run,
+    unpacked,
+    uses_kernels,
+)
+from mlx_vlm.models.cache import BatchKVCache
+from mlx_vlm.models.moxin.cuda import device, fused_prompt, fused_step
+
+
+@pytest.fixture
+def kernels_in_mlx(kernels_everywhere, monkeypatch):
+    """The kernels in MLX, in float32 too: so that everything around them can be compared."""
+    plain_kernels.use(monkeypatch)
+    for fused in (fused_step.FusedStep, fused_prompt.FusedPrompt):
+        monkeypatch.setattr(fused, "supports", lambda *arguments: False)
+    device = mx.default_device()
+    mx.set_default_device(mx.cpu)  # GPUs shorten float32 products
+    yield
+    mx.set_default_device(device)
+
+
+PASSES = {
+    "question": (lambda dtype: filled_cache(90, dtype), [(1, 30), (1, 1), (1, 1)]),
+    "long question": (lambda dtype: filled_cache(90, dtype), [(1, 100), (1, 5)]),
+    "first prompt": (lambda dtype: empty(), [(1, 300), (1, 20), (1, 1)]),
+    "rows": (lambda dtype: filled_cache(255, dtype, 3), 3 * [(3, 1)]),
+    "batch": (lambda dtype: batch_cache(254, [0, 7, 100], dtype), [(3, 1), (3, 1), (3, 4), (3, 1)]),
+    "beyond the window": (lambda dtype: filled_cache(1100, dtype), [(1, 30), (1, 1)]),
+}
+
+
+@pytest.mark.parametrize("intermediate_size", [640, 576])
+@pytest.mark.parametrize("bits", [16, 8])
+@pytest.mark.parametrize("name", PASSES)
+def test_around_the_kernels_everything_is_as_in_the_modules(
+    name, bits, intermediate_size, kernels_in_mlx, monkeypatch
+):
+    make_cache, shapes = PASSES[name]
+    model = make_decoder(mx.float32, bits, intermediate_size=intermediate_size)
+    ours, modules = make_cache(mx.float32), make_cache(mx.float32)
+    actual = run(model, ours, shapes)
+    assert uses_kernels(model)
+    monkeypatch.setattr(device, "enabled", lambda: False)
+    plain = unpacked(model)
+    expected = run(plain, modules, shapes)
+    assert relative_error(actual, expected) < 1e-5
+    for layer, other in zip(ours, modules):
+        for name in ("keys", "values"):
+            assert relative_error(filled(layer, name), filled(other, name)) < 1e-5
+
+
+def test_weights_may_change_between_passes(kernels_in_mlx):
+    model = make_decoder(mx.float32)
+    before = run(model, filled_cache(9, mx.float32), [(1, 5)])
+    layer = model.model.layers[1].mlp
+    layer.up_proj.weight = 2 * layer.up_proj.weight
+    after = run(model, filled_cache(9, mx.float32), [(1, 5)])
+    assert relative_error(after, before) > 0.1
+
+
+def test_logits_of_the_last_positions(kernels_in_mlx):
+    model = make_decoder(mx.float32)
+    every, last = (run(model, filled_cache(9, mx.float32), [(1, 6)], keep) for keep in (0, 2))
+    assert mx.allclose(every[-2:], last, atol=1e-5).item()
+
+
+def test_prompts_between_the_steps_of_a_batch_leave_its_graph(kernels_in_mlx, monkeypatch):
+    compile = mock.Mock(wraps=mx.compile)
+    monkeypatch.setattr(mx, "compile", compile)
+    model, cache = make_decoder(mx.float32), filled_cache(9, mx.float32, 3)
+    run(model, cache, [(3, 1)])
+    run(model, filled_cache(9, mx.float32), [(1, 5)])
+    assert compile.called
+    compile.reset_mock()
+    run(model, cache, [(3, 1)])
+    run(model, filled_cache(9, mx.float32), [(1, 5)])
+    assert not compile.called
+
+
+@needs_gpu
+@pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float16])
+@pytest.mark.parametrize(("bits", "group_size"), [(16, 64), (8, 64), (8, 32), (4, 64), (4, 128)])
+# A tile of each size; beyond what our products compute.
+@pytest.mark.parametrize("shape", [(2, 5), (2, 15), (2, 30), (1, 100), (1, 200)])
+def test_prompts_after_others_are_as_close_to_float32_as_the_modules(
+    dtype, bits, group_size, shape, monkeypatch
+):
+    def cache(dtype):
+        return filled_cache(90, dtype, shape[0])
+
+    config = {"intermediate_size": 640}
+    check(dtype, bits, group_size, cache, [shape, (shape[0], 1)], monkeypatch, **config)
+
+
+@needs_gpu
+@pytest.mark.parametrize("batch", [2, 8, 9, 20, 33])
+@pytest.mark.parametrize(("bits", "group_size"), [(16, 64), (8, 64), (4, 64)])
+def test_steps_of_a_batch_are_as_close_to_float32_as_the_modules(
+    bits, group_size, batch, monkeypatch
+):
+    padding = [7 * row % 50 for row in range(batch)]
+
+    def cache(dtype):
+        return batch_cache(255, padding, dtype)
+
+    config = {"intermediate_size": 640}
+    check(mx.bfloat16, bits, group_size, cache, 3 * [(batch, 1)], monkeypatch, **config)
+
+
+@needs_gpu
+@pytest.mark.parametrize("shape", [(2, 20), (3, 1)])
+def test_the_window_hides_older_keys(shape, monkeypatch):
+    def cache(dtype):
+        return filled_cache(300, dtype, shape[0])
+
+    check(mx.bfloat16, 16, 64, cache, [shape], monkeypatch, sliding_window=100)
+
+
+@needs_gpu
+def test_a_first_prompt_and_widths_that_our_products_do_not_take(monkeypatch):
+    def cache(dtype):
+        return empty()
+
+    check(mx.bfloat16, 16, 64, cache, [(1, 20), (1, 300)], monkeypatch, intermediate_size=576)
+
+
+@needs_gpu
+def test_padded_prompts_of_a_batch_are_the_prompts_alone():
+    model = make_decoder(intermediate_size=640)
+    prompts = [[5, 6, 7, 8, 9, 10, 11], [12, 13]]
+    padded = mx.array([prompts[0], [0] * 5 + prompts[1]])
+    cache = empty(lambda: BatchKVCache([0, 5]))
+    together = model(padded, cache=cache).logits[:, -1]
+    following = model(mx.array([[3], [4]]), cache=cache).logits[:, -1]
+    for row, (prompt, token) in enumerate(zip(prompts, (3, 4))):
+        cache_of_row = empty()
+        alone = model(mx.array([prompt]), cache=cache_of_row).logits[0, -1]
+        assert relative_error(together[row], alone.astype(mx.float32)) < 2**-6
+        alone = model(mx.array([[token]]), cache=cache_of_row).logits[0, -1]
+        assert relative_error(following[row], alone.astype(mx.float32)) < 2**-6
