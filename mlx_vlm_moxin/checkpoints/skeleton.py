@@ -81,7 +81,10 @@ def _quantize(model: Model, source: Source, options: QuantizeOptions) -> dict[st
                 model, {}, options.q_group_size, options.q_bits, options.q_mode, predicate
             )
         if not quantized_layers(model):
-            raise ValueError("No layer's input width is a multiple of the group size")
+            raise ValueError(
+                f"No layer's input width is a multiple of the group size ({options.q_group_size}): "
+                "choose a smaller --q-group-size, or do not quantise"
+            )
         return config["quantization"]
     packed = source.packed_layers
     if options.dequantize and not packed:

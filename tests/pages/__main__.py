@@ -1,0 +1,70 @@
+"""Run the commands of README and docs: ``make pages``, or ``python -m pages [PAGE ...]``.
+
+The commands of a page run one after the other in a folder of their own with small models and
+data, as a reader would type them. Names of large models become the small ones'; what needs a
+network, a GPU, a browser or minutes is left out with the reason. Status 1 if a command failed.
+"""
+
+import sys
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from pages.commands import PAGES, ROOT, commands
+from pages.materials import copy_folder, write_materials
+from pages.reader import FAILED, OUT, RAN, Outcome, Reader
+
+
+def run_page(page: Path, folder: Path) -> Iterable[Outcome]:
+    """Run the commands of ``page`` in ``folder``."""
+    reader = Reader(folder)
+    try:
+        for command in commands(page):
+            yield reader.run(command)
+    finally:
+        reader.close()
+
+
+def report(outcomes: list[Outcome]) -> int:
+    """Print what failed and what was left out, and why; returns the exit status."""
+    table = Table("page", "command", "left out since it")
+    for outcome in outcomes:
+        command = outcome.command
+        if outcome.state == OUT:
+            table.add_row(command.page, Text(command.title), outcome.reason)
+        if outcome.state == FAILED:
+            print(f"\n{command.page}: {command.title}\n{outcome.reason}")
+    Console().print(table)
+    states = [outcome.state for outcome in outcomes]
+    print(", ".join(f"{states.count(state)} {state}" for state in (RAN, FAILED, OUT)))
+    return 1 if FAILED in states else 0
+
+
+def main() -> int:
+    """Run the pages named, or all; returns the exit status."""
+    pages = [Path(name).resolve() for name in sys.argv[1:]] or PAGES
+    outcomes = []
+    with tempfile.TemporaryDirectory() as temporary:
+        start = Path(temporary) / "start"
+        start.mkdir()
+        write_materials(start)
+        convert = "python -m mlx_vlm convert --hf-path materials/hf --mlx-path moxin -q --q-bits 8"
+        reason = Reader(start).type(convert)
+        if reason:
+            raise SystemExit(f"error: the small model could not be made: {reason}")
+        for number, page in enumerate(pages):
+            folder = Path(temporary) / str(number)
+            copy_folder(start, folder, str(page.relative_to(ROOT)))
+            for outcome in run_page(page, folder):
+                outcomes.append(outcome)
+                command = outcome.command
+                print(f"{outcome.state:9}{command.page}: {command.title}", flush=True)
+    return report(outcomes)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
