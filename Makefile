@@ -16,7 +16,8 @@ JOBS ?= auto
 # tests/conftest.py puts the long files first, which xdist's own order would undo.
 PYTEST := -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: help demo demo-act test test-all test-ui coverage soak clients matrix lint format docs pages lock newest clean
+.PHONY: help demo demo-act test test-all test-ui coverage soak clients matrix lint format docs pages lock address \
+	newest clean
 
 help:
 	@echo "make demo    convert the bundled checkpoint to 8 bits in ./moxin and ask about a picture"
@@ -33,6 +34,7 @@ help:
 	@echo "make docs    the pages of docs/ as a site in ./site; a broken link is an error"
 	@echo "make pages   every command of README and docs that runs without a network"
 	@echo "make lock    pin the newest versions of everything in requirements.txt"
+	@echo "make address URL=https://...  set the repository's address in pyproject.toml and README"
 	@echo "make newest  run the tests on the newest mlx-vlm and other packages"
 	@echo "make demo BACKEND=cuda13 for an NVIDIA GPU, PYTHON=python3.12 for another Python:"
 	@echo "            .venv is made anew with it, and kept so by later commands"
@@ -45,7 +47,7 @@ moxin/config.json: | .venv/ready
 	$(BIN)/python -m mlx_vlm convert --hf-path $(CHECKPOINT) --mlx-path moxin -q --q-bits 8
 
 demo-act: .venv/ready openvla-tiny/config.json
-	cd tests && ../$(BIN)/python -m openvla_tiny.demo ../openvla-tiny --output ../episode.gif
+	cd tests && ../$(BIN)/python -m openvla_tiny.demo ../openvla-tiny --output $(CURDIR)/episode.gif
 
 openvla-tiny/config.json: | .venv/ready
 	$(BIN)/python -m mlx_vlm convert --hf-path $(ACTION_CHECKPOINT) --mlx-path openvla-tiny -q --q-bits 8
@@ -97,12 +99,15 @@ docs: .venv/ready
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build -q
 
 pages: .venv/ready
-	$(BIN)/python tests/run_pages.py
+	cd tests && PYTHONPATH=evals ../$(BIN)/python -m pages
 
 lock: .venv/ready
 	$(BIN)/python -m pip install -q uv
 	$(BIN)/uv pip compile -q --upgrade --universal --python-version 3.10 --extra cpu --extra test --extra docs \
 		--no-emit-index-url --no-header pyproject.toml -o requirements.txt
+
+address:
+	@$(PYTHON) tests/set_address.py $(URL)
 
 newest:
 	$(MAKE) .venv-newest/ready VENV=.venv-newest CONSTRAINTS=

@@ -3,9 +3,11 @@
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import set_address
 
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
@@ -23,15 +25,20 @@ def clone(tmp_path):
     return tmp_path
 
 
-def planned(clone: Path, *arguments: str) -> str:
-    """The commands that ``make`` would run."""
+def make(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
+    """Run ``make`` without what this run of it was given."""
     environment = {
         name: value
         for name, value in os.environ.items()
-        if name not in ("PYTHON", "BACKEND", "MAKEFLAGS", "MAKELEVEL")
+        if name not in ("PYTHON", "BACKEND", "URL", "MAKEFLAGS", "MAKELEVEL")
     }
-    command = ["make", "-n", "demo", *arguments]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=clone, env=environment)
+    command = ["make", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment)
+
+
+def planned(clone: Path, *arguments: str) -> str:
+    """The commands that ``make`` would run."""
+    result = make(clone, "-n", "demo", *arguments)
     assert result.returncode == 0, result.stderr
     return result.stdout
 
@@ -73,3 +80,42 @@ def test_what_it_is_made_with_is_written_down(clone):
 def test_on_this_system_the_default_backend_is_installed(clone):
     shutil.rmtree(clone / ".venv")
     assert "python3 -m venv --clear .venv" in planned(clone)
+
+
+URL = "https://example.org/owner/name"
+
+
+@pytest.fixture
+def sources(clone):
+    """What ``make address`` changes, with a placeholder for the address."""
+    (clone / "tests").mkdir()
+    shutil.copy(ROOT / "tests" / "set_address.py", clone / "tests")
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    if set_address.address(ROOT):
+        readme = readme.replace(set_address.address(ROOT), "ADDRESS")
+    (clone / "README.md").write_text(readme, encoding="utf-8")
+    return clone
+
+
+@pytest.mark.parametrize("urls", [[URL], ["https://example.org/old", URL]])
+def test_the_address_is_set_everywhere_by_one_command(sources, urls):
+    for url in urls:
+        result = make(sources, "address", f"URL={url}", f"PYTHON={sys.executable}")
+        assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+    assert set_address.address(sources) == URL
+    readme = (sources / "README.md").read_text(encoding="utf-8")
+    assert f"git clone {URL} mlx-vlm-moxin && cd mlx-vlm-moxin\n" in readme
+    assert "ADDRESS" not in readme
+    project = (sources / "pyproject.toml").read_text(encoding="utf-8")
+    assert project.count("Repository") == 1
+    section = project.partition("[project.urls]\n")[2].partition("\n[")[0]
+    assert f'Repository = "{URL}"\n' in section
+
+
+@pytest.mark.parametrize("url", ["", "nonsense", "http://example.org/x", "https://a/'b c\"'"])
+def test_what_is_no_address_changes_nothing(sources, url):
+    before = (sources / "pyproject.toml").read_text(encoding="utf-8")
+    result = make(sources, "address", f"URL={url}", f"PYTHON={sys.executable}")
+    assert result.returncode != 0
+    assert result.stderr.startswith("error: ")
+    assert (sources / "pyproject.toml").read_text(encoding="utf-8") == before

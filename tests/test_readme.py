@@ -4,8 +4,8 @@ import re
 from pathlib import Path
 
 import pytest
+from set_address import address
 
-from mlx_vlm_moxin.checkpoints import published
 from mlx_vlm_moxin.library.sizes import MOXIN_7B, cache_bytes, part_bytes
 
 ROOT = Path(__file__).parents[1]
@@ -25,16 +25,10 @@ def test_the_memory_that_a_width_needs_is_the_computed_one(width, bits):
 
 
 def test_it_is_cloned_from_the_projects_address():
-    assert published.clone_command() in README.splitlines()
-    explained = "`ADDRESS` is where you found this page" in README
-    assert explained == (published.PROJECT_URL is None)
-
-
-def test_a_new_address_has_to_be_written_into_the_clone_line(monkeypatch):
-    monkeypatch.setattr(published, "PROJECT_URL", "https://example.org/x")
-    line = "git clone https://example.org/x mlx-vlm-moxin && cd mlx-vlm-moxin"
-    assert published.clone_command() == line
-    assert line not in README
+    url = address(ROOT)
+    line = f"git clone {url or 'ADDRESS'} mlx-vlm-moxin && cd mlx-vlm-moxin"
+    assert line in README.splitlines()
+    assert ("`ADDRESS` is where you found this page" in README) == (url is None)
 
 
 def test_it_is_short():

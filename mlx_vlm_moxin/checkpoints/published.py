@@ -1,13 +1,11 @@
 """What is published: how to install this package, and the config of Moxin-7B VLM."""
 
+from importlib.metadata import PackageNotFoundError, metadata
+
 from mlx_vlm.models.moxin.config import ModelConfig
 from mlx_vlm.models.moxin.text_config import TextConfig
 
 PACKAGE = "mlx-vlm-moxin"
-# Where this package's repository can be cloned from. None until it has a public address. Model
-# cards name it; README's clone line and `Repository` in [project.urls] of pyproject.toml are
-# compared with it by tests, which fail with what to write there.
-PROJECT_URL: str | None = None
 # The package is not on an index, so `pip install NAME` could install somebody else's package.
 INSTALL_PATH = f"./{PACKAGE}"
 
@@ -16,14 +14,23 @@ MOXIN_7B_ID = "moxin-org/Moxin-7B-VLM"
 MOXIN_7B = ModelConfig(text_config=TextConfig(num_hidden_layers=36, vocab_size=32064))
 
 
-def clone_command() -> str:
-    """The line of README that gets the repository; without an address, with a word for it."""
-    return f"git clone {PROJECT_URL or 'ADDRESS'} {PACKAGE} && cd {PACKAGE}"
+def project_url() -> str | None:
+    """Where this package's repository can be cloned from: `Repository` in pyproject.toml.
+
+    Returns:
+        None if it has no public address, or if the package runs without being installed.
+    """
+    try:
+        urls = metadata(PACKAGE).get_all("Project-URL") or []
+    except PackageNotFoundError:
+        return None
+    return dict(entry.split(", ", 1) for entry in urls).get("Repository")
 
 
 def install_text() -> str:
     """Markdown on how to install this package."""
-    clone = "a clone of its repository" if PROJECT_URL is None else f"a clone of <{PROJECT_URL}>"
+    url = project_url()
+    clone = "a clone of its repository" if url is None else f"a clone of <{url}>"
     lines = {
         f"pip install {INSTALL_PATH}": "macOS",
         f'pip install "{INSTALL_PATH}[cpu]"': "Linux without a GPU",

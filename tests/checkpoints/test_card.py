@@ -151,8 +151,9 @@ class TestInstallation:
         assert all(shlex.split(line)[2].startswith("./") for line in lines)
 
     def test_an_address_is_named_once_there_is_one(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(published, "project_url", lambda: None)
         assert "a clone of its repository" in written(tmp_path).text
-        monkeypatch.setattr(published, "PROJECT_URL", "https://example.org/x")
+        monkeypatch.setattr(published, "project_url", lambda: "https://example.org/x")
         assert "a clone of <https://example.org/x>" in written(tmp_path).text
 
 
