@@ -43,7 +43,7 @@ def test_the_source_checkpoint_answers_before_any_conversion():
     assert output
 
 
-def test_text_alone_is_answered(fp32_checkpoint):
+def test_a_prompt_without_a_picture_is_answered(fp32_checkpoint):
     assert generate(fp32_checkpoint, "--prompt", MESSAGES[0])
 
 

@@ -174,7 +174,7 @@ def test_each_tower_has_questions_that_are_answered_wrongly_without_it(asked, to
     assert share_right(model, processor, groups, project(without)) < 0.5
 
 
-def test_one_model_for_all_turns_of_a_conversation(asked):
+def test_every_turn_of_a_conversation_is_answered_rightly(asked):
     model, processor, _, _ = asked
     scene = draw_scene("test", 5)
     asked_before = prompt("How many shapes are there?") + " one</s>"

@@ -74,7 +74,7 @@ def test_the_checkpoint_is_small_enough_for_the_repository():
     assert sum(file.stat().st_size for file in CHECKPOINT.iterdir()) <= 4 * 2**20
 
 
-def test_it_goes_where_another_instruction_says(policy):
+def test_another_instruction_moves_the_gripper_elsewhere(policy):
     """The same tables: an instruction about another item leads to that one, not to the first."""
     episodes, first_tasks = [], []
     for index in range(6):
@@ -104,7 +104,7 @@ def test_it_cannot_act_on_a_blank_picture(policy, states):
 
 
 @pytest.mark.parametrize("tower", ["dino", "siglip"])
-def test_each_tower_matters(policy, states, tower, monkeypatch):
+def test_actions_need_both_towers(policy, states, tower, monkeypatch):
     model, processor = policy
     tables, tasks, expected = states
     with_both = error(actions(model, processor, tables, tasks), expected)

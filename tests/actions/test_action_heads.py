@@ -94,13 +94,13 @@ def test_discrete_leaves_the_head_out(action_checkpoint):
     assert not any(name.startswith("action_head.") for name in source.tensors)
 
 
-def test_discrete_chunks_without_a_head_file(oft_copy):
+def test_discrete_chunks_need_no_head_file(oft_copy):
     (oft_copy / "action_head--150000_checkpoint.pt").unlink()
     config = config_of(oft_copy, preset="libero", discrete=True)
     assert (config.decoding, config.head, config.chunk_size) == ("parallel", None, 8)
 
 
-def test_the_last_steps_files_are_read(oft_copy):
+def test_the_files_of_the_last_step_are_read(oft_copy):
     zeros = {"module.fc1.weight": tensor(np.zeros((16, 8), np.float32))}
     zeros["module.fc2.weight"] = tensor(np.zeros((16, 16), np.float32))
     zeros |= {f"module.fc{i}.bias": tensor(np.zeros(16, np.float32)) for i in (1, 2)}

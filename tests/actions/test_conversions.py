@@ -118,7 +118,7 @@ def test_native_runs_give_the_actions_of_their_published_code(tmp_path):
             np.testing.assert_allclose(prediction.action, action, atol=1e-12)
 
 
-def test_the_command_takes_the_options_of_action_models(action_checkpoint, tmp_path, capsys):
+def test_the_command_accepts_the_options_of_action_models(action_checkpoint, tmp_path, capsys):
     arguments = ["--model", str(action_checkpoint("oft")), "--mlx-path", str(tmp_path / "model")]
     assert command_line.main([*arguments, "--no-verify"]) == 1
     assert "--action-preset libero|aloha|bridge" in capsys.readouterr().err

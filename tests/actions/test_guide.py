@@ -37,7 +37,7 @@ def test_the_options_that_are_named_exist():
     assert sorted(option for option in options if option not in shown) == []
 
 
-def test_the_row_of_data_is_one():
+def test_the_example_row_of_data_can_be_read():
     (row,) = map(json.loads, re.findall(r"```json\n(.*?)\n```", GUIDE, re.S))
     assert is_action_data([row])
     assert [*row] == ["image", INSTRUCTION, ACTION]

@@ -42,7 +42,7 @@ def test_a_chunk_is_actions_by_dimensions(oft, two):
     assert predict_action(*oft, two, INSTRUCTION, state=STATE).shape == (8, 7)
 
 
-def test_pictures_are_taken_in_any_form(openvla, tmp_path):
+def test_pictures_are_accepted_in_any_form(openvla, tmp_path):
     image = picture("photo")
     path = tmp_path / "photo.png"
     image.save(path)
@@ -94,7 +94,7 @@ def test_the_end_token_does_not_end_an_action(action_checkpoint, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["openvla", "oft"])
-def test_only_action_ids_may_compete(action_checkpoint, monkeypatch, name):
+def test_only_action_ids_can_be_chosen(action_checkpoint, monkeypatch, name):
     options = None if name == "openvla" else "libero"
     model, processor = load(action_checkpoint(name), actions=options)
     _prefer(model, monkeypatch, 5)

@@ -12,7 +12,7 @@ IMAGE = Image.new("RGB", (40, 30), (9, 99, 199))
 
 
 @pytest.mark.parametrize("batch", [1, 3])
-def test_tokens_one_after_another(action_checkpoint, batch):
+def test_bench_generates_openvla_tokens_one_after_another(action_checkpoint, batch):
     model, _ = load(str(action_checkpoint("openvla")))
     run = ActionRun(model, IMAGE, MoxinImageProcessor(28), batch)
     assert run().shape == (batch, 7)
@@ -21,7 +21,7 @@ def test_tokens_one_after_another(action_checkpoint, batch):
 
 
 @pytest.mark.parametrize(("discrete", "shape"), [(False, (2, 8, 7)), (True, (2, 56))])
-def test_a_chunk_in_one_pass(action_checkpoint, discrete, shape):
+def test_bench_computes_a_chunk_in_one_pass(action_checkpoint, discrete, shape):
     from mlx_vlm_moxin.checkpoints.action_options import ActionOptions
 
     options = ActionOptions(preset="libero", discrete=discrete)

@@ -182,7 +182,7 @@ class TestRepository:
         assert not any(tmp_path.iterdir())
 
 
-def test_the_cards_command_runs_the_model_it_lies_beside(fp32_checkpoint, tmp_path):
+def test_the_cards_command_runs_the_model_in_the_same_folder(fp32_checkpoint, tmp_path):
     model = tmp_path / "model"
     convert(str(fp32_checkpoint), str(model), quantize=True, q_bits=8, q_group_size=32)
     quantization = json.loads((model / "config.json").read_text())["quantization"]

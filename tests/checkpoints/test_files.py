@@ -32,7 +32,7 @@ def test_settings_may_have_four_mebibytes_and_no_byte_more(tmp_path):
 
 
 @pytest.mark.parametrize("text", ['{"a": NaN}', '{"a": Infinity}', "{", "\udcff"])
-def test_what_json_does_not_have_is_refused(tmp_path, text):
+def test_values_that_json_does_not_have_are_refused(tmp_path, text):
     path = tmp_path / "config.json"
     path.write_text(text, errors="surrogateescape")
     with pytest.raises(ValueError, match=r"config\.json is not valid JSON"):
@@ -109,7 +109,7 @@ def test_an_index_names_files_beside_it(tmp_path, name):
     ("name", "parts"),
     [("owner/name", ("owner/name", "")), ("owner/name/llama2+7b", ("owner/name", "llama2+7b"))],
 )
-def test_a_repository_and_a_folder_in_one(tmp_path, monkeypatch, name, parts):
+def test_a_source_may_be_a_folder_in_a_repository(tmp_path, monkeypatch, name, parts):
     monkeypatch.chdir(tmp_path)
     assert is_repository(name)
     assert split_repository(name) == parts
@@ -118,7 +118,7 @@ def test_a_repository_and_a_folder_in_one(tmp_path, monkeypatch, name, parts):
 
 
 @pytest.mark.parametrize("name", ["name", "a/b/c", "/a/b", "a/b/c/d+7b"])
-def test_what_is_nothing_on_disk_and_no_repository(name):
+def test_a_name_that_is_neither_a_path_nor_a_repository_is_refused(name):
     assert not is_repository(name)
     with pytest.raises(FileNotFoundError, match="neither a local directory nor a Hub repository"):
         fetch(name, [])
@@ -139,7 +139,7 @@ def test_a_local_directory_is_fetched_as_it_is_and_has_no_revisions(tmp_path):
         fetch(str(tmp_path), [], "v1")
 
 
-def test_files_of_a_local_directory(tmp_path):
+def test_files_of_a_local_directory_are_listed(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     for name in ("config.json", "checkpoints/x.pt"):
         (tmp_path / name).write_text("")
@@ -149,7 +149,7 @@ def test_files_of_a_local_directory(tmp_path):
         fetch_first(str(tmp_path), ["no", "neither"])
 
 
-def test_files_of_a_folder_in_a_repository(monkeypatch):
+def test_files_of_a_folder_in_a_repository_are_listed(monkeypatch):
     class Hub:
         def list_repo_files(self, repository, revision):
             assert (repository, revision) == ("owner/name", "v1")

@@ -121,7 +121,7 @@ def mutated(data: st.DataObject, content):
 @pytest.mark.parametrize("name", SETTINGS)
 @examples(40)
 @given(data=st.data())
-def test_settings(original, name, data):
+def test_random_settings_load_or_are_refused(original, name, data):
     content = mutated(data, json.loads((original / name).read_text()))
     with linked_copy(original) as directory:
         replace(directory / name, json.dumps(content).encode())
@@ -131,7 +131,7 @@ def test_settings(original, name, data):
 
 @examples(60)
 @given(data=st.data())
-def test_settings_in_stock_mlx_vlm(original, data):
+def test_random_settings_in_stock_mlx_vlm_load_or_are_refused(original, data):
     name = data.draw(st.sampled_from(SETTINGS[:3]))
     content = mutated(data, json.loads((original / name).read_text()))
     with linked_copy(original) as directory:
@@ -148,7 +148,7 @@ def test_settings_in_stock_mlx_vlm(original, data):
 
 @examples(40)
 @given(position=st.integers(0, 400), byte=st.integers(0, 255), cut=st.integers(0, 3))
-def test_bytes_of_a_safetensors_header(original, position, byte, cut):
+def test_random_bytes_in_a_safetensors_header_load_or_are_refused(original, position, byte, cut):
     shard = "model-00001-of-00003.safetensors"
     content = bytearray((original / shard).read_bytes())
     content[position : position + cut] = bytes([byte])
@@ -160,7 +160,7 @@ def test_bytes_of_a_safetensors_header(original, position, byte, cut):
 
 @examples(60)
 @given(data=st.data())
-def test_entries_of_a_safetensors_header(original, data):
+def test_random_entries_of_a_safetensors_header_load_or_are_refused(original, data):
     shard = "model-00003-of-00003.safetensors"
     content = (original / shard).read_bytes()
     size = int.from_bytes(content[:8], "little")
@@ -193,7 +193,7 @@ OPCODES = b"".join([b"}]()tauRQb.qrhjKMJX\x85\x86\x87\x88\x89\x8a\x94cN0125"])
         max_size=3,
     )
 )
-def test_bytes_of_a_pickle(tmp_path, edits):
+def test_random_bytes_in_a_pickle_load_or_are_refused(tmp_path, edits):
     data = bytearray(PICKLE)
     for position, removed, added in edits:
         data[position : position + removed] = added
@@ -206,7 +206,7 @@ def test_bytes_of_a_pickle(tmp_path, edits):
 
 @examples(60)
 @given(position=st.integers(0, 1000), byte=st.integers(0, 255))
-def test_bytes_of_an_archive(tmp_path, position, byte):
+def test_random_bytes_in_an_archive_load_or_are_refused(tmp_path, position, byte):
     path = write_pt(tmp_path / "file.pt", {"a": tensor(np.ones((2, 3), np.float32))})
     content = bytearray(path.read_bytes())
     content[position % len(content)] = byte

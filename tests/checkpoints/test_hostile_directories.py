@@ -20,7 +20,7 @@ def secret(tmp_path):
 @pytest.mark.parametrize(
     "name", ["tokenizer.json", "generation_config.json", "model-00001-of-00003.safetensors"]
 )
-def test_links_out_of_the_directory(tmp_path, secret, name):
+def test_links_out_of_the_directory_are_refused(tmp_path, secret, name):
     directory = copy_checkpoint(HF_CHECKPOINT, tmp_path / "x")
     (directory / name).unlink()
     (directory / name).symlink_to(secret)
@@ -28,13 +28,13 @@ def test_links_out_of_the_directory(tmp_path, secret, name):
     assert f"{name} is a link to {secret}, outside of its directory" in message
 
 
-def test_a_linked_checkpoint_folder(tmp_path):
+def test_a_linked_checkpoint_folder_is_refused(tmp_path):
     directory = copy_checkpoint(NATIVE, tmp_path / "x", skip=("checkpoints",))
     (directory / "checkpoints").symlink_to(NATIVE / "checkpoints")
     assert "outside of its directory" in refused(directory)
 
 
-def test_the_hubs_cache_is_made_of_links(tmp_path):
+def test_the_links_of_the_hubs_cache_are_followed(tmp_path):
     repository = tmp_path / "models--owner--name"
     blobs = copy_checkpoint(HF_CHECKPOINT, repository / "blobs")
     snapshot = repository / "snapshots" / "0123abc"
@@ -47,27 +47,27 @@ def test_the_hubs_cache_is_made_of_links(tmp_path):
 @pytest.mark.parametrize(
     "shard", ["../model.safetensors", "/etc/passwd", "a/b.safetensors", "..", "", 3, "a\\b"]
 )
-def test_shard_names_that_are_paths(tmp_path, shard):
+def test_shard_names_that_are_paths_are_refused(tmp_path, shard):
     directory = copy_checkpoint(HF_CHECKPOINT, tmp_path / "x")
     path = directory / "model.safetensors.index.json"
     path.write_text(json.dumps({"weight_map": {"a": shard}}))
     assert "which is not in its directory" in refused(directory)
 
 
-def test_an_index_that_names_a_missing_shard(tmp_path):
+def test_an_index_that_names_a_missing_shard_is_refused(tmp_path):
     directory = copy_checkpoint(HF_CHECKPOINT, tmp_path / "x")
     (directory / "model-00002-of-00003.safetensors").unlink()
     message = refused(directory, FileNotFoundError)
     assert "names model-00002-of-00003.safetensors, which is not there" in message
 
 
-def test_an_index_without_a_map(tmp_path):
+def test_an_index_without_a_map_is_refused(tmp_path):
     directory = copy_checkpoint(HF_CHECKPOINT, tmp_path / "x")
     (directory / "model.safetensors.index.json").write_text("{}")
     assert "has no weight_map" in refused(directory)
 
 
-def test_a_shard_that_is_cut_short(tmp_path):
+def test_a_shard_that_is_cut_short_is_refused(tmp_path):
     directory = copy_checkpoint(HF_CHECKPOINT, tmp_path / "x")
     path = directory / "model-00002-of-00003.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
@@ -77,7 +77,7 @@ def test_a_shard_that_is_cut_short(tmp_path):
 @pytest.mark.parametrize(
     "name", ["config.json", "model.safetensors.index.json", "model-00002-of-00003.safetensors"]
 )
-def test_files_that_never_end(tmp_path, name):
+def test_files_that_never_end_are_refused_at_once(tmp_path, name):
     directory = copy_checkpoint(HF_CHECKPOINT, tmp_path / "x")
     (directory / name).unlink()
     os.mkfifo(directory / name)
@@ -85,7 +85,7 @@ def test_files_that_never_end(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", ["dino", "siglip"])
-def test_a_tower_that_never_ends(tmp_path, name):
+def test_a_tower_file_that_never_ends_is_refused_at_once(tmp_path, name):
     fifo = tmp_path / f"{name}.safetensors"
     os.mkfifo(fifo)
     files = {"dino": NATIVE_FILES.dino, "siglip": NATIVE_FILES.siglip, name: str(fifo)}
@@ -95,7 +95,7 @@ def test_a_tower_that_never_ends(tmp_path, name):
 
 @pytest.mark.parametrize("content", ['{"a": NaN}', '{"a": -Infinity}', "[" * 100_000, "{", "[]"])
 @pytest.mark.parametrize("name", ["config.json", "generation_config.json"])
-def test_settings_that_are_no_json_object(tmp_path, name, content):
+def test_settings_that_are_no_json_object_are_refused(tmp_path, name, content):
     directory = copy_checkpoint(HF_CHECKPOINT, tmp_path / "x")
     (directory / name).write_text(content)
     message = refused(directory)
@@ -113,7 +113,7 @@ def header_file(path, header: bytes) -> None:
     path.write_bytes(len(header).to_bytes(8, "little") + header)
 
 
-def test_a_header_of_many_tensors(tmp_path):
+def test_a_header_of_many_tensors_is_refused(tmp_path):
     directory = copy_checkpoint(HF_CHECKPOINT, tmp_path / "x", skip=("model*",))
     path = directory / "model.safetensors"
     tensor = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}

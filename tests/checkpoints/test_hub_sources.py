@@ -124,7 +124,7 @@ def hub(tmp_path, monkeypatch):
     thread.join()
 
 
-def test_weights_and_settings_of_a_repository(hub):
+def test_weights_and_settings_of_a_repository_are_downloaded(hub):
     hub.add("owner/moxin", HF_CHECKPOINT)
     hub.files["owner/moxin"]["modeling.py"] = b"raise SystemExit"
     hub.files["owner/moxin"]["onnx/model.safetensors"] = b"large"
@@ -146,7 +146,7 @@ def test_the_card_of_a_repository_is_read(hub):
     assert files.provenance(files.open()).license == "mit"
 
 
-def test_an_ominix_repository(hub, tmp_path):
+def test_an_ominix_repository_is_downloaded(hub, tmp_path):
     hub.add("owner/8bit", write_ominix(tmp_path / "x"))
     assert open_source("owner/8bit").quantization["bits"] == 8
 
@@ -234,7 +234,7 @@ def test_what_is_in_the_cache_needs_no_network(hub, monkeypatch):
         ("owner/gated", None, "is gated; ask for access on its page"),
     ],
 )
-def test_repositories_that_cannot_be_read(hub, name, revision, message):
+def test_repositories_that_cannot_be_read_are_named(hub, name, revision, message):
     for repository in ("owner/moxin", "owner/gated"):
         hub.add(repository, HF_CHECKPOINT)
     hub.gated.add("owner/gated")
@@ -243,14 +243,14 @@ def test_repositories_that_cannot_be_read(hub, name, revision, message):
     assert "\n" not in str(error.value)
 
 
-def test_a_repository_without_a_tower(hub):
+def test_a_repository_without_a_tower_is_refused(hub):
     hub.add("owner/native", NATIVE)
     hub.files[DINO_REPOSITORY] = {"readme.md": b""}
     with pytest.raises(FileNotFoundError, match=r"has none of the files model\.safetensors"):
         open_source("owner/native")
 
 
-def test_no_network(hub, monkeypatch):
+def test_a_missing_network_is_named(hub, monkeypatch):
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr("huggingface_hub.hf_api.api.endpoint", "http://127.0.0.1:9")
     with pytest.raises(OSError, match=r"cannot be downloaded .* run the same command again"):

@@ -101,7 +101,7 @@ def test_native_names_can_be_undone(hf_names):
     assert [native_name(*name, TOWER_NAMES[:2]) for name in native] == ours
 
 
-def test_a_single_native_tower_has_no_name_of_its_own():
+def test_the_names_of_a_single_native_tower_have_no_prefix():
     name = "blocks.3.norm1.weight"
     ours = native_name("vision_backbone", f"featurizer.{name}", ["clip"])
     assert ours == f"vision_tower.clip.{name}"
@@ -151,7 +151,7 @@ def test_all_sources_give_the_same_parameters(tmp_path):
     assert {name: tensor.shape for name, tensor in native.tensors.items()} == shapes
 
 
-def test_only_what_lies_behind_the_features_is_lost():
+def test_only_layers_after_the_features_are_dropped():
     native = NATIVE_FILES.open()
     parts = read_pt(NATIVE / "checkpoints" / "latest-checkpoint.pt")["model"]
     towers = ("dino", "siglip")

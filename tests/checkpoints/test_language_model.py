@@ -71,7 +71,7 @@ def test_damaged_and_other_models_are_refused_in_one_line(sentencepiece, tmp_pat
         read_tokenizer(tmp_path, 2048, "pure")
 
 
-def test_an_unknown_language_model_needs_its_place():
+def test_an_unknown_language_model_must_be_given():
     with pytest.raises(ValueError, match=r"'llama3-8b-pure' is not known; give --llm"):
         fetch_language_model("llama3-8b-pure", None)
 
@@ -85,7 +85,7 @@ def test_every_published_model_but_phi_has_a_known_language_model():
     assert unknown == {"phi-2+3b"}
 
 
-def test_what_the_licence_of_the_language_model_wants():
+def test_the_licence_of_the_language_model_decides_the_notices():
     assert licence_note(None) == ""
     assert licence_note("moxin-7b-pure") == ""
     assert licence_note("llama2-7b-pure") == LLAMA_2.note
@@ -104,7 +104,9 @@ def test_what_the_licence_of_the_language_model_wants():
         ("moxin-7b-pure", 36, 4096, 14336, 32, 8),
     ],
 )
-def test_sizes_of_the_language_models(name, layers, width, mlp_width, heads, kv_heads):
+def test_the_language_models_have_their_published_sizes(
+    name, layers, width, mlp_width, heads, kv_heads
+):
     config = LANGUAGE_MODELS[name].text_config
     assert (config["num_hidden_layers"], config["hidden_size"]) == (layers, width)
     assert (config["intermediate_size"], config["vocab_size"]) == (mlp_width, 32064)

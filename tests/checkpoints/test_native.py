@@ -29,7 +29,7 @@ def open_run(directory, **files):
     return SourceFiles(str(directory), **{"llm": NATIVE_FILES.llm, **files}).open()
 
 
-def test_the_language_models_own_config_and_the_added_token():
+def test_the_config_is_the_language_models_with_the_added_token():
     source = NATIVE_FILES.open()
     text = source.config.text_config
     assert (text.rms_norm_eps, text.sliding_window, text.vocab_size) == (1e-5, 4096, 576)
@@ -58,7 +58,7 @@ def test_pixels_equal_the_reference_to_the_last_bit(tmp_path, strategy):
         np.testing.assert_array_equal(pixels, ARRAYS[prefix + name])
 
 
-def test_open_clip_names(tmp_path):
+def test_towers_with_open_clip_names_are_read(tmp_path):
     timm = mx.load(str(HUB / "siglip.safetensors"))
     weights = {f"visual.trunk.{name}": value for name, value in timm.items()}
     weights |= {"text.positional_embedding": mx.zeros((4, 4)), "logit_scale": mx.array(1.0)}
@@ -69,7 +69,7 @@ def test_open_clip_names(tmp_path):
     assert all(mx.array_equal(found[name].load(), value) for name, value in timm.items())
 
 
-def test_towers_in_pytorchs_format(tmp_path):
+def test_towers_in_pytorchs_format_are_read(tmp_path):
     timm = mx.load(str(HUB / "siglip.safetensors"))
     content = {n: tensor(np.array(v.astype(mx.float32))) for n, v in timm.items()}
     write_pt(tmp_path / "pytorch_model.bin", content)
@@ -79,7 +79,7 @@ def test_towers_in_pytorchs_format(tmp_path):
     assert mx.array_equal(source.tensors[name].load(), expected)
 
 
-def test_the_checkpoints_own_towers_win(tmp_path):
+def test_towers_in_the_checkpoint_win_over_given_ones(tmp_path):
     """A fully fine-tuned run; the towers given beside it are not even opened."""
     directory = copy_run(tmp_path)
     hf = load_weights(HF_CHECKPOINT)
@@ -106,12 +106,12 @@ def test_the_checkpoints_own_towers_win(tmp_path):
         assert mx.array_equal(found, 2 * ours[f"vision_tower.{name}"].load())
 
 
-def test_exchanged_towers():
+def test_exchanged_towers_are_refused():
     with pytest.raises(ValueError, match="given for --dino are not those of vit_large"):
         open_run(NATIVE, dino=NATIVE_FILES.siglip, siglip=NATIVE_FILES.dino)
 
 
-def test_a_tower_for_larger_pictures(monkeypatch):
+def test_a_tower_for_pictures_of_another_size_is_refused(monkeypatch):
     vision = NATIVE_FILES.open().config.vision_config
     for timm_id in (DINO_ID, SIGLIP_ID):
         model = TIMM_MODELS[timm_id]
@@ -121,7 +121,7 @@ def test_a_tower_for_larger_pictures(monkeypatch):
         NATIVE_FILES.open()
 
 
-def test_another_run(tmp_path):
+def test_a_run_with_other_towers_is_refused(tmp_path):
     directory = copy_run(tmp_path, vision_backbone_id="clip-vit-b")
     with pytest.raises(ValueError, match=r"not supported: .*clip-vit-b.* Supported: .*224px"):
         open_run(directory)
@@ -139,7 +139,7 @@ def test_settings_are_never_guessed(tmp_path):
         open_run(directory)
 
 
-def test_an_action_run_on_an_unknown_model_or_without_statistics(tmp_path):
+def test_an_action_run_on_an_unknown_model_or_without_statistics_is_refused(tmp_path):
     directory = copy_checkpoint(NATIVE, tmp_path / "run")
     run = {"vla": {"base_vlm": "runs/my-own-vlm"}}
     (directory / "config.json").write_text(json.dumps(run))
@@ -172,14 +172,14 @@ def test_an_action_run_has_the_settings_of_its_base_and_its_own_statistics(tmp_p
         ({"model": {"projector": {}, "llm_backbone": {}}}, "no fused-gelu-mlp projector"),
     ],
 )
-def test_other_content(tmp_path, content, message):
+def test_checkpoints_with_other_content_are_refused(tmp_path, content, message):
     directory = copy_run(tmp_path)
     write_pt(directory / "checkpoints" / "latest-checkpoint.pt", content)
     with pytest.raises(ValueError, match=message):
         open_run(directory)
 
 
-def test_missing_files(tmp_path):
+def test_missing_files_are_named(tmp_path):
     directory = copy_run(tmp_path)
     (directory / "checkpoints" / "latest-checkpoint.pt").unlink()
     with pytest.raises(FileNotFoundError, match=r"no checkpoints/latest-checkpoint\.pt"):
@@ -190,12 +190,12 @@ def test_missing_files(tmp_path):
         open_run(NATIVE, llm=str(tmp_path))
 
 
-def test_something_else_as_a_tower():
+def test_a_tower_file_with_other_content_is_refused():
     with pytest.raises(ValueError, match="does not contain a timm vision transformer"):
         open_run(NATIVE, dino=str(HF_CHECKPOINT / "model-00001-of-00003.safetensors"))
 
 
-def test_a_tokenizer_without_special_tokens(tmp_path):
+def test_a_tokenizer_without_special_tokens_is_refused(tmp_path):
     llm = copy_checkpoint(HUB / "llm", tmp_path / "llm", skip=("special_tokens_map.json",))
     edit_json(llm / "tokenizer_config.json", bos_token=None, eos_token=None)
     with pytest.raises(ValueError, match="has no bos_token or no eos_token"):

@@ -17,11 +17,11 @@ def with_card(directory, license="apache-2.0", base="a/b", more=""):
     return str(directory), directory
 
 
-def test_a_directory_without_a_card(tmp_path):
+def test_without_a_card_nothing_is_known(tmp_path):
     assert read_provenance(str(tmp_path), tmp_path) == Provenance()
 
 
-def test_a_directory_with_a_card(tmp_path):
+def test_base_model_and_license_are_read_from_the_card(tmp_path):
     found = read_provenance(*with_card(tmp_path))
     assert found == Provenance(base_model="a/b", license="apache-2.0")
 
@@ -47,13 +47,13 @@ def test_a_repository_is_the_base_of_its_conversions(tmp_path):
     assert found == Provenance(source="me/model", base_model="me/model", license="apache-2.0")
 
 
-def test_a_folder_of_a_repository(tmp_path):
+def test_a_folder_of_a_repository_names_both(tmp_path):
     found = read_provenance("TRI-ML/prismatic-vlms/llama2+7b", tmp_path)
     assert found.base_model == "TRI-ML/prismatic-vlms"
     assert found.source == "TRI-ML/prismatic-vlms/llama2+7b"
 
 
-def test_the_user_knows_better(tmp_path):
+def test_what_the_user_says_replaces_the_card(tmp_path):
     more = "license_name: x\nbase_model_relation: finetune\n"
     name, directory = with_card(tmp_path, "other", more=more)
     found = read_provenance(name, directory, base_model="c/d", license="mit")

@@ -45,7 +45,7 @@ def test_a_file_that_pytorch_wrote_is_read():
         (VALUES.astype(np.float64), mx.float32),
     ],
 )
-def test_dtypes(tmp_path, values, dtype):
+def test_every_dtype_is_read(tmp_path, values, dtype):
     found = read(tmp_path, tensor(values))
     assert found.dtype == found.load().dtype == dtype
     np.testing.assert_array_equal(np.array(found.load()), VALUES)
@@ -58,7 +58,7 @@ def test_bfloat16_is_read_bit_for_bit(tmp_path):
     assert mx.array_equal(found.view(mx.uint16), value.view(mx.uint16))
 
 
-def test_views_of_one_storage(tmp_path):
+def test_views_of_one_storage_are_read(tmp_path):
     storage = Storage(VALUES.ravel())
     content = {
         "transposed": Tensor(storage, 0, (6, 4), (1, 6)),
@@ -75,7 +75,7 @@ def test_views_of_one_storage(tmp_path):
     assert found["empty"].shape == (0, 3)
 
 
-def test_containers_parameters_and_metadata_of_a_state_dict(tmp_path):
+def test_containers_parameters_and_metadata_of_a_state_dict_are_read(tmp_path):
     state = OrderedDict(weight=Parameter(tensor(VALUES)))
     state._metadata = {"version": 2}
     content = read(tmp_path, {"model": state, "epoch": 3, "lr": [1e-3, None, (True, "a")]})
@@ -110,20 +110,20 @@ class TestHostileFiles:
         yield
         assert not self.marker.exists()
 
-    def test_a_call_of_os_system(self, tmp_path):
+    def test_a_call_of_os_system_is_refused(self, tmp_path):
         message = refused(tmp_path, Call(os.system, f"touch {self.marker}"))
         assert "the global posix.system" in message
         assert "was not read further" in message
 
-    def test_a_pickle_in_a_pickle(self, tmp_path):
+    def test_a_pickle_in_a_pickle_is_refused(self, tmp_path):
         inner = pickle.dumps(Call(os.system, f"touch {self.marker}"))
         assert "pickle.loads" in refused(tmp_path, [Call(pickle.loads, inner)])
 
     @pytest.mark.parametrize("function", [eval, exec, getattr, __import__, open, bytearray])
-    def test_builtins(self, tmp_path, function):
+    def test_calls_of_builtins_are_refused(self, tmp_path, function):
         assert "the global" in refused(tmp_path, {"model": [Call(function, "1")]})
 
-    def test_a_call_hidden_behind_a_good_tensor(self, tmp_path):
+    def test_a_call_after_a_good_tensor_is_refused(self, tmp_path):
         content = {"good": tensor(VALUES), "bad": Call(os.system, f"touch {self.marker}")}
         assert "posix.system" in refused(tmp_path, content)
 
@@ -137,7 +137,7 @@ class TestHostileFiles:
         ],
         ids=["GLOBAL", "STACK_GLOBAL", "INST", "dotted name"],
     )
-    def test_every_opcode_that_names_a_global(self, tmp_path, data):
+    def test_every_opcode_that_names_a_global_is_refused(self, tmp_path, data):
         assert "which no state dict needs" in refused(tmp_path, None, data=data)
 
     @pytest.mark.parametrize("name", ["_rebuild_tensor_v2", "_rebuild_parameter"])
@@ -158,19 +158,19 @@ class TestHostileFiles:
         data = b"ccollections\nOrderedDict\n)R}X\x05\0\0\0itemsK\x01sb."
         assert list(read(tmp_path, None, data=data).items()) == []
 
-    def test_extension_codes(self, tmp_path):
+    def test_extension_codes_are_refused(self, tmp_path):
         refused(tmp_path, None, data=b"\x80\x02\x82\x01.")
 
-    def test_deep_nesting(self, tmp_path):
+    def test_deep_nesting_is_refused(self, tmp_path):
         refused(tmp_path, None, data=b"(" * 10 + b"]" * 50_000 + b"a" * 60_000 + b".")
 
-    def test_garbage(self, tmp_path):
+    def test_garbage_is_refused(self, tmp_path):
         refused(tmp_path, None, data=b"\x00\xff garbage")
 
-    def test_an_empty_pickle(self, tmp_path):
+    def test_an_empty_pickle_is_refused(self, tmp_path):
         refused(tmp_path, None, data=b"")
 
-    def test_an_oversized_pickle(self, tmp_path, monkeypatch):
+    def test_an_oversized_pickle_is_refused(self, tmp_path, monkeypatch):
         monkeypatch.setattr("mlx_vlm_moxin.checkpoints.pt_file._MAX_PICKLE_BYTES", 10)
         assert "a data.pkl of" in refused(tmp_path, {"model": tensor(VALUES)})
 
@@ -186,36 +186,38 @@ class TestHostileFiles:
             ((4.0, 6), (6, 1), 0),
         ],
     )
-    def test_tensors_that_reach_outside_of_their_storage(self, tmp_path, shape, strides, offset):
+    def test_tensors_that_reach_outside_of_their_storage_are_refused(
+        self, tmp_path, shape, strides, offset
+    ):
         content = Tensor(Storage(VALUES.ravel()), offset, shape, strides)
         assert "a tensor" in refused(tmp_path, content)
 
-    def test_a_storage_larger_than_its_bytes(self, tmp_path):
+    def test_a_storage_larger_than_its_bytes_is_refused(self, tmp_path):
         path = write_pt(tmp_path / "file.pt", tensor(VALUES))
         with zipfile.ZipFile(path) as archive:
             data = archive.read("archive/data.pkl")
         small = tensor(VALUES[:1])
         assert "of 24 bytes, not 96" in refused(tmp_path, small, data=data)
 
-    def test_a_storage_that_is_missing(self, tmp_path):
+    def test_a_missing_storage_is_refused(self, tmp_path):
         path = write_pt(tmp_path / "file.pt", tensor(VALUES))
         with zipfile.ZipFile(path) as archive:
             data = archive.read("archive/data.pkl")
         assert "archive/data/0" in refused(tmp_path, None, data=data)
 
 
-def test_an_unknown_dtype(tmp_path):
+def test_an_unknown_dtype_is_named(tmp_path):
     message = refused(tmp_path, tensor(VALUES.astype(np.complex64)))
     assert "unknown dtype (torch.ComplexFloatStorage)" in message
 
 
-def test_compressed_members(tmp_path):
+def test_compressed_members_are_refused(tmp_path):
     message = refused(tmp_path, tensor(VALUES), compression=zipfile.ZIP_DEFLATED)
     assert "a compressed or encrypted member archive/byteorder" in message
     assert "save it again with torch.save" in message
 
 
-def test_a_compressed_storage(tmp_path):
+def test_a_compressed_storage_is_refused(tmp_path):
     path, small = tmp_path / "file.pt", tmp_path / "small.pt"
     with zipfile.ZipFile(write_pt(path, tensor(VALUES))) as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
@@ -227,19 +229,19 @@ def test_a_compressed_storage(tmp_path):
         read_pt(small)
 
 
-def test_big_endian_values(tmp_path):
+def test_big_endian_values_are_refused(tmp_path):
     assert "big-endian" in refused(tmp_path, tensor(VALUES), byteorder="big")
 
 
 @pytest.mark.parametrize("kept", [0.2, 0.9, 0.999])
-def test_a_file_that_is_cut_short(tmp_path, kept):
+def test_a_file_that_is_cut_short_is_refused(tmp_path, kept):
     path = write_pt(tmp_path / "file.pt", tensor(VALUES))
     os.truncate(path, int(path.stat().st_size * kept))
     with pytest.raises(ValueError, match="cut short or damaged; download it again"):
         read_pt(path)
 
 
-def test_a_zip_that_pytorch_did_not_write(tmp_path):
+def test_a_zip_that_pytorch_did_not_write_is_refused(tmp_path):
     path = tmp_path / "file.pt"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("readme.txt", "hello")
@@ -257,7 +259,7 @@ def test_a_zip_that_pytorch_did_not_write(tmp_path):
     ],
     ids=["empty", "before 1.6", "tar", "LFS pointer"],
 )
-def test_other_formats(tmp_path, content):
+def test_other_formats_are_refused(tmp_path, content):
     path = tmp_path / "file.pt"
     path.write_bytes(content)
     with pytest.raises(ValueError, match="not in PyTorch's zip format"):

@@ -63,7 +63,7 @@ def test_the_builders_of_this_file_make_a_tensor(tmp_path):
     ],
     ids=["bomb", "bomb in SETITEMS", "deep", "dict", "float", "long", "bool", "odd"],
 )
-def test_keys_that_are_no_strings(tmp_path, data):
+def test_keys_that_are_no_strings_are_refused(tmp_path, data):
     refused(tmp_path, data)
 
 
@@ -80,7 +80,7 @@ def test_keys_that_are_no_strings(tmp_path, data):
     ],
     ids=["tuples", "lists", "dicts", "late", "cycle"],
 )
-def test_nesting(tmp_path, data):
+def test_nested_containers_are_refused_at_once(tmp_path, data):
     refused(tmp_path, data)
 
 
@@ -99,7 +99,7 @@ def test_nesting(tmp_path, data):
         b"(" + text("storage") + FLOAT_STORAGE + text("0") + text("cpu") + b"tQ",
     ],
 )
-def test_persistent_ids_that_are_no_storage(tmp_path, data):
+def test_persistent_ids_that_are_no_storage_are_refused(tmp_path, data):
     refused(tmp_path, data)
 
 
@@ -116,11 +116,11 @@ def test_persistent_ids_that_are_no_storage(tmp_path, data):
         b"ctorch._utils\n_rebuild_parameter\n(NNNtR",
     ],
 )
-def test_tensors_that_make_no_sense(tmp_path, data):
+def test_tensors_that_make_no_sense_are_refused(tmp_path, data):
     refused(tmp_path, data)
 
 
-def test_an_ordered_dict_takes_no_arguments(tmp_path):
+def test_an_ordered_dict_with_arguments_is_refused(tmp_path):
     assert "an OrderedDict with arguments" in refused(tmp_path, ORDERED_DICT + b"]\x85R")
 
 
@@ -128,29 +128,29 @@ def test_an_ordered_dict_takes_no_arguments(tmp_path):
     "data",
     [b"N0", b"N2", b"I1\n", b"L1L\n", b"S'a'\n", b"C\x01a", b"c__main__\nx\n", b"\x8b\x01\0\0\0\1"],
 )
-def test_opcodes_that_torch_save_does_not_write(tmp_path, data):
+def test_opcodes_that_torch_save_does_not_write_are_refused(tmp_path, data):
     assert "which no state dict needs" in refused(tmp_path, data)
 
 
 @pytest.mark.parametrize(
     "data", [b"a", b"u", b"t", b"R", b"q\x01", b"h\x01", b"Q", b"b", b"(s", b"\x85", b"\x87", b""]
 )
-def test_opcodes_without_their_operands(tmp_path, data):
+def test_opcodes_without_their_operands_are_refused(tmp_path, data):
     refused(tmp_path, data)
 
 
-def test_a_memo_index_costs_nothing(tmp_path):
+def test_a_large_memo_index_needs_no_memory(tmp_path):
     data = PROTOCOL + b"Nr" + struct.pack("<I", 100_000_000) + STOP
     assert read_pt(write_pt(tmp_path / "file.pt", None, data=data)) is None
 
 
-def test_many_objects(tmp_path, monkeypatch):
+def test_too_many_objects_are_refused(tmp_path, monkeypatch):
     assert "more than 100000 objects" in refused(tmp_path, b"}" * 100_001)
     monkeypatch.setattr(pt_pickle, "_MAX_OPCODES", 1000)
     assert "more than 1000 opcodes" in refused(tmp_path, b"N" * 1001)
 
 
-def test_many_members(tmp_path, monkeypatch):
+def test_too_many_members_are_refused(tmp_path, monkeypatch):
     path = write_pt(tmp_path / "file.pt", None)
     with zipfile.ZipFile(path, "a") as archive:
         for key in range(500):
@@ -169,7 +169,7 @@ def test_a_compressed_pickle_is_not_decompressed(tmp_path):
         read_pt(path)
 
 
-def test_a_file_that_never_ends(tmp_path):
+def test_a_file_that_never_ends_is_refused(tmp_path):
     path = tmp_path / "file.pt"
     os.mkfifo(path)
     with pytest.raises(ValueError, match=r"file\.pt is not a regular file"):

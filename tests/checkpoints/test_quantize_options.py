@@ -21,7 +21,7 @@ def test_every_option_of_mlx_vlm_convert_has_its_name_here():
 
 @pytest.mark.parametrize("group_size", AFFINE_GROUP_SIZES)
 @pytest.mark.parametrize("bits", AFFINE_BITS)
-def test_what_mlx_has(group_size, bits):
+def test_settings_that_mlx_supports_are_accepted(group_size, bits):
     QuantizeOptions(quantize=True, q_group_size=group_size, q_bits=bits).check()
 
 
@@ -49,7 +49,7 @@ def test_what_mlx_has(group_size, bits):
         ),
     ],
 )
-def test_what_mlx_does_not_have(settings, message):
+def test_settings_that_mlx_does_not_support_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         QuantizeOptions(quantize=True, **settings).check()
 

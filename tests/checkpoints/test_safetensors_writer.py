@@ -77,7 +77,7 @@ def test_only_one_tensor_is_in_memory_at_a_time(tmp_path):
     assert mx.get_peak_memory() - before < 3 * 4 * size
 
 
-def test_a_value_that_is_not_the_announced_one(tmp_path):
+def test_a_value_that_is_not_the_announced_one_is_refused(tmp_path):
     with pytest.raises(RuntimeError, match="was computed where x with shape"):
         write_weights(tmp_path, {"x": mx.zeros((2,))}, [("x", mx.zeros((3,)))])
 

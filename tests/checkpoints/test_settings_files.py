@@ -22,7 +22,7 @@ FILES = {
 }
 
 
-def test_exactly_what_the_model_needs(tmp_path):
+def test_a_conversion_holds_exactly_what_the_model_needs(tmp_path):
     source = copy_checkpoint(HF_CHECKPOINT, tmp_path / "source")
     (source / "modeling_prismatic.py").write_text("raise SystemExit")
     (source / ".cache").mkdir()
@@ -34,7 +34,7 @@ def test_exactly_what_the_model_needs(tmp_path):
     assert not any(path.is_dir() or path.is_symlink() for path in result.iterdir())
 
 
-def test_config_is_complete_and_speaks_of_nothing_else(tmp_path):
+def test_config_is_complete_and_has_nothing_else(tmp_path):
     config = json.loads((converted(HF_CHECKPOINT, tmp_path / "x") / "config.json").read_text())
     assert config["model_type"] == "moxin"
     assert (config["pad_token_id"], config["image_token_index"]) == (512, 513)
@@ -60,7 +60,7 @@ def test_a_decoder_without_a_window_keeps_none(tmp_path):
     assert model.config.text_config.sliding_window is None
 
 
-def test_both_spellings_of_the_rope_base(tmp_path):
+def test_both_spellings_of_the_rope_base_are_read(tmp_path):
     source = copy_checkpoint(HF_CHECKPOINT, tmp_path / "source")
     text = json.loads((source / "config.json").read_text())["text_config"]
     rope = {"rope_type": "default", "rope_theta": 5e5}
@@ -97,7 +97,7 @@ def test_sampling_defaults_of_the_source_are_kept(tmp_path):
     }
 
 
-def test_the_model_card_of_a_local_source(tmp_path):
+def test_the_model_card_of_a_local_source_names_no_path(tmp_path):
     card = (converted(HF_CHECKPOINT, tmp_path / "x") / "README.md").read_text()
     assert "from a local directory with" in card
     assert "base_model" not in card
@@ -105,7 +105,7 @@ def test_the_model_card_of_a_local_source(tmp_path):
     assert str(tmp_path) not in card
 
 
-def test_stock_mlx_vlm_runs_it(tmp_path):
+def test_stock_mlx_vlm_runs_a_conversion(tmp_path):
     options = QuantizeOptions(quantize=True, q_bits=8)
     result = converted(NATIVE_FILES, tmp_path / "x", options)
     arguments = ["--model", result, "--image", image_path("photo"), "--max-tokens", 3]

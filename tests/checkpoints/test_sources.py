@@ -27,23 +27,23 @@ from mlx_vlm_moxin.conversion.source_files import SourceFiles
 
 
 class TestRecognition:
-    def test_hf_converted(self):
+    def test_an_hf_converted_checkpoint_is_recognised(self):
         source = open_source(str(HF_CHECKPOINT))
         assert (source.kind, source.is_loadable) == ("an HF-converted Prismatic checkpoint", True)
         assert (source.dtype, source.quantization) == ("bfloat16", None)
 
-    def test_native(self):
+    def test_a_native_run_is_recognised(self):
         source = NATIVE_FILES.open()
         assert (source.kind, source.is_loadable) == ("a native Prismatic run directory", False)
         assert (source.dtype, source.quantization) == ("bfloat16", None)
 
-    def test_ominix(self, tmp_path):
+    def test_an_ominix_export_is_recognised(self, tmp_path):
         source = open_source(str(write_ominix(tmp_path / "x", bits=6, group_size=32)))
         assert (source.kind, source.is_loadable) == ("an OminiX export", False)
         assert source.quantization == {"group_size": 32, "bits": 6, "mode": "affine"}
 
     @pytest.mark.parametrize("quantize", [False, True])
-    def test_conversions_by_stock_mlx_vlm(self, tmp_path, quantize):
+    def test_conversions_by_stock_mlx_vlm_are_recognised(self, tmp_path, quantize):
         upstream_convert(str(HF_CHECKPOINT), str(tmp_path / "x"), quantize, trust_remote_code=False)
         source = open_source(str(tmp_path / "x"))
         assert (source.kind, source.is_loadable) == ("an MLX conversion", True)
@@ -65,30 +65,30 @@ class TestRecognition:
             ({"config.json": "{}"}, "no safetensors, only config.json"),
         ],
     )
-    def test_other_directories(self, tmp_path, files, found):
+    def test_other_directories_are_refused(self, tmp_path, files, found):
         for name, content in files.items():
             (tmp_path / name).write_text(content)
         message = refused(tmp_path)
         assert f"found {found}. Supported: a native Prismatic run directory" in message
         assert "OminiX export" in message
 
-    def test_another_model(self, tmp_path):
+    def test_another_model_is_refused(self, tmp_path):
         (tmp_path / "config.json").write_text('{"model_type": "llava"}')
         mx.save_safetensors(str(tmp_path / "model.safetensors"), {"a.weight": mx.zeros((1,))})
         assert "model_type 'llava' with tensors such as a.weight" in refused(tmp_path)
 
-    def test_another_prismatic_model(self, tmp_path):
+    def test_another_prismatic_model_is_refused(self, tmp_path):
         directory = copy_checkpoint(HF_CHECKPOINT, tmp_path / "x")
         edit_json(directory / "config.json", llm_backbone_id="llama2-7b-pure", text_config={})
         assert "This Prismatic checkpoint is not supported" in refused(directory)
 
-    def test_a_file(self):
+    def test_a_file_is_refused(self):
         assert "give the directory" in refused(HF_CHECKPOINT / "config.json")
 
-    def test_nothing(self):
+    def test_a_path_that_does_not_exist_is_refused(self):
         assert "neither a local directory nor a Hub" in refused("no/such/place", FileNotFoundError)
 
-    def test_towers_for_a_source_that_has_its_own(self):
+    def test_towers_for_a_source_that_has_its_own_are_refused(self):
         with pytest.raises(ValueError, match="--clip, --in1k and --llm are for native"):
             SourceFiles(str(HF_CHECKPOINT), dino="x").open()
 
@@ -150,7 +150,7 @@ class TestOminiX:
             if name.endswith((".inner.weight", ".scales", ".biases")):
                 assert mx.array_equal(ours[name.replace(".inner.", ".")].load(), value)
 
-    def test_a_missing_part_of_attention(self, tmp_path):
+    def test_a_missing_part_of_attention_is_named(self, tmp_path):
         directory = write_ominix(tmp_path / "x")
         name = "vision_backbone.featurizer.blocks.0.attn.k_proj.weight"
         broken = with_weights(tmp_path / "y", lambda weights: weights.pop(name), directory)
@@ -168,14 +168,14 @@ class TestOminiX:
             ),
         ],
     )
-    def test_one_tensor_under_two_names(self, tmp_path, name, again):
+    def test_one_tensor_under_two_names_is_refused(self, tmp_path, name, again):
         directory = write_ominix(tmp_path / "x")
         broken = with_weights(
             tmp_path / "y", lambda weights: weights.update({again: weights[name]}), directory
         )
         assert "twice, the second time as" in refused(broken)
 
-    def test_no_settings_for_packed_tensors(self, tmp_path):
+    def test_an_ominix_export_without_quantization_settings_is_refused(self, tmp_path):
         directory = write_ominix(tmp_path / "x")
         (directory / "quantize_config.json").unlink()
         assert "quantize_config.json" in refused(directory, FileNotFoundError)
@@ -184,7 +184,7 @@ class TestOminiX:
 
 
 class TestSaved:
-    def test_packed_tensors_without_settings(self, tmp_path):
+    def test_a_conversion_without_quantization_settings_is_refused(self, tmp_path):
         upstream_convert(str(HF_CHECKPOINT), str(tmp_path / "q"), True, trust_remote_code=False)
         edit_json(tmp_path / "q" / "config.json", quantization=None)
         assert "lacks `quantization` for packed tensors" in refused(tmp_path / "q")
@@ -205,7 +205,7 @@ class TestSaved:
     def test_the_dtype_is_read_at_the_top_then_for_the_decoder(self, config, dtype):
         assert config_dtype(config) == dtype
 
-    def test_one_tensor_under_two_names(self, tmp_path):
+    def test_one_tensor_under_two_names_is_refused(self, tmp_path):
         name = "vision_backbone.featurizer.blocks.0.ls1."
 
         def change(weights):
@@ -217,7 +217,7 @@ class TestSaved:
     @pytest.mark.parametrize(
         "name", ["vision_backbone.featurizer.patch_embed.proj.weight", "projector.fc1.weight"]
     )
-    def test_a_tensor_that_sizes_are_read_from(self, tmp_path, name):
+    def test_a_missing_tensor_that_sizes_are_read_from_is_named(self, tmp_path, name):
         message = refused(with_weights(tmp_path / "x", lambda weights: weights.pop(name)))
         assert "no tensor" in message or "no fused-gelu-mlp projector" in message
 
@@ -229,7 +229,7 @@ class TestSaved:
             {"pad_token_id": "x"},
         ],
     )
-    def test_a_malformed_config(self, tmp_path, changes):
+    def test_a_malformed_config_is_refused(self, tmp_path, changes):
         directory = copy_checkpoint(HF_CHECKPOINT, tmp_path / "x")
         edit_json(directory / "config.json", **changes)
         refused(directory)
@@ -238,12 +238,12 @@ class TestSaved:
         "name", ["config.json", "preprocessor_config.json", "generation_config.json"]
     )
     @pytest.mark.parametrize("content", ["{", "[]", "\\xff", "[" * 100_000])
-    def test_json_that_is_none(self, tmp_path, name, content):
+    def test_malformed_json_is_refused(self, tmp_path, name, content):
         directory = copy_checkpoint(HF_CHECKPOINT, tmp_path / "x")
         (directory / name).write_text(content)
         refused(directory)
 
-    def test_a_broken_tokenizer(self, tmp_path):
+    def test_a_broken_tokenizer_is_refused(self, tmp_path):
         directory = copy_checkpoint(HF_CHECKPOINT, tmp_path / "x")
         (directory / "tokenizer.json").write_text('{"version": "1.0"}')
         assert "tokenizer" in refused(directory)

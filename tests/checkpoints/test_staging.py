@@ -131,7 +131,7 @@ def test_a_process_killed_between_the_renames_loses_nothing(target):
     assert names(target) == ["model"]
 
 
-def test_a_process_killed_while_it_removes_the_old_one(old):
+def test_a_process_killed_while_it_removes_the_old_one_leaves_the_new_one(old):
     previous = old.with_name(".model.previous")
     previous.mkdir()
     fill(previous, "older")

@@ -64,7 +64,7 @@ def assert_same(ours: dict[str, mx.array], theirs: dict[str, mx.array]) -> None:
     ],
     ids=lambda settings: "-".join(map(str, settings.values())) or "as it is",
 )
-def test_equals_stock_mlx_vlm(tmp_path, source, settings):
+def test_every_tensor_equals_that_of_stock_mlx_vlm(tmp_path, source, settings):
     arguments = {k: v for k, v in settings.items() if k != "q_mode"}
     mode = settings.get("q_mode", "affine")
     sizes = {"q_group_size": None, "q_bits": None} if mode != "affine" else {}
@@ -98,7 +98,7 @@ def test_decoder_and_head_are_quantised_to_every_width(source, bits, group_size)
 
 
 @pytest.mark.parametrize("recipe", QUANT_RECIPES)
-def test_every_recipe(source, recipe):
+def test_every_recipe_uses_its_two_widths(source, recipe):
     skeleton = build_skeleton(source, QuantizeOptions(quantize=True, quant_predicate=recipe))
     low, high = map(int, recipe.split("_")[1:])
     layers = [value for value in skeleton.quantization.values() if isinstance(value, dict)]
@@ -158,7 +158,7 @@ class TestPackedSources:
                 name = f"{path}.{part}"
                 assert mx.array_equal(values[name], packed.tensors[name].load())
 
-    def test_other_settings_pack_anew(self, packed):
+    def test_other_settings_quantise_again(self, packed):
         options = QuantizeOptions(quantize=True, q_bits=4, q_group_size=32)
         skeleton = build_skeleton(packed, options)
         assert skeleton.requantizes(packed)
@@ -168,7 +168,7 @@ class TestPackedSources:
         for part, value in zip(("weight", "scales", "biases"), expected):
             assert mx.array_equal(values[f"{PATHS[0]}.{part}"], value)
 
-    def test_unpacking(self, packed):
+    def test_dequantising_gives_bfloat16_weights(self, packed):
         options = QuantizeOptions(dequantize=True)
         assert build_skeleton(packed, options).quantization is None
         values = computed(packed, options)
@@ -185,7 +185,7 @@ class TestPackedSources:
         )
 
     @pytest.mark.parametrize("mode", ["mxfp4", "nvfp4", "mxfp8"])
-    def test_formats_with_bytes_as_scales(self, tmp_path, mode):
+    def test_formats_with_bytes_as_scales_are_dequantised(self, tmp_path, mode):
         upstream_convert(
             str(HF_CHECKPOINT), str(tmp_path / "x"), True, None, None, mode, trust_remote_code=False
         )
@@ -198,7 +198,7 @@ class TestPackedSources:
         assert error.item() < 0.2
 
 
-def test_there_is_nothing_to_dequantise(source):
+def test_dequantising_an_unquantised_source_is_refused(source):
     with pytest.raises(ValueError, match="nothing to dequantise"):
         build_skeleton(source, QuantizeOptions(dequantize=True))
 
@@ -209,7 +209,7 @@ class TestBrokenTensors:
         return computed(source, QuantizeOptions(**settings))
 
     @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-    def test_values_that_are_not_finite(self, tmp_path, value):
+    def test_values_that_are_not_finite_are_refused(self, tmp_path, value):
         name = "language_model.model.layers.2.self_attn.q_proj.weight"
 
         def change(weights):
@@ -218,14 +218,14 @@ class TestBrokenTensors:
         with pytest.raises(ValueError, match=f"{name} has values that are not finite"):
             self.converted(tmp_path, change, quantize=True)
 
-    def test_large_values_are_finite(self, tmp_path):
+    def test_large_finite_values_are_accepted(self, tmp_path):
         name = "language_model.model.norm.weight"
         values = {name: mx.full((128,), 3e38)}
         assert (
             self.converted(tmp_path, lambda weights: weights.update(values))[name][0].item() > 2e38
         )
 
-    def test_values_beyond_float16(self, tmp_path):
+    def test_values_beyond_float16_are_refused(self, tmp_path):
         name = "language_model.model.norm.weight"
         values = {name: mx.full((128,), 1e6)}
         with pytest.raises(ValueError, match="beyond the range of float16; use --dtype bfloat16"):
@@ -240,7 +240,7 @@ class TestBrokenTensors:
             ("projector.fc3.bias", mx.zeros((128,), mx.int8), "expected floating-point values"),
         ],
     )
-    def test_tensors_that_do_not_fit(self, tmp_path, name, value, message):
+    def test_tensors_that_do_not_fit_are_named(self, tmp_path, name, value, message):
         def change(weights):
             del weights[name]
             weights.update({name: value} if value is not None else {})
@@ -251,14 +251,14 @@ class TestBrokenTensors:
         with pytest.raises(ValueError, match=message):
             self.converted(tmp_path, add if "extra" in name else change)
 
-    def test_a_projector_of_another_model(self, tmp_path):
+    def test_a_projector_of_another_model_is_refused(self, tmp_path):
         def change(weights):
             weights["projector.fc1.weight"] = mx.zeros((512, 64))
 
         with pytest.raises(ValueError, match="projector maps width 64 to 128, but"):
             self.converted(tmp_path, change)
 
-    def test_packed_tensors_of_another_width(self, tmp_path):
+    def test_packed_tensors_of_another_width_are_refused(self, tmp_path):
         directory = write_ominix(tmp_path / "x")
         (directory / "quantize_config.json").write_text(
             '{"quantization": {"group_size": 64, "bits": 4}}'
@@ -269,7 +269,7 @@ class TestBrokenTensors:
             build_skeleton(open_source(str(directory)), QuantizeOptions())
 
     @pytest.mark.parametrize(("part", "dtype"), [("scales", mx.int8), ("weight", mx.int32)])
-    def test_packed_tensors_of_another_kind(self, tmp_path, part, dtype):
+    def test_packed_tensors_of_another_kind_are_refused(self, tmp_path, part, dtype):
         def change(weights):
             (name,) = (n for n in weights if "lm_head." in n and n.endswith(f".{part}"))
             weights[name] = weights[name].astype(dtype)
@@ -287,7 +287,9 @@ class TestBrokenTensors:
             {"bits": 7, "group_size": 64},
         ],
     )
-    def test_unusable_settings(self, tmp_path, quantization):
+    def test_quantization_settings_that_mlx_does_not_support_are_refused(
+        self, tmp_path, quantization
+    ):
         directory = write_ominix(tmp_path / "x")
         edit_json(directory / "quantize_config.json", quantization=quantization)
         with pytest.raises(ValueError, match=r"`quantization` of .* does not exist in MLX"):

@@ -31,7 +31,7 @@ def test_values_are_those_that_mlx_reads(tmp_path, dtype):
         assert found[name].nbytes == value.nbytes
 
 
-def test_all_shards_of_a_checkpoint():
+def test_all_shards_of_a_checkpoint_are_read():
     weights = {}
     for file in HF_CHECKPOINT.glob("*.safetensors"):
         weights.update(mx.load(str(file)))
@@ -40,7 +40,7 @@ def test_all_shards_of_a_checkpoint():
     assert all(mx.array_equal(found[name].load(), weights[name]) for name in weights)
 
 
-def test_transposing_and_joining_wait():
+def test_transposing_and_joining_happen_at_loading():
     def fail() -> mx.array:
         raise AssertionError("loaded too early")
 
@@ -59,7 +59,7 @@ def test_tensors_of_different_kinds_are_not_joined():
         concatenate(tensors)
 
 
-def test_a_tensor_in_two_files(tmp_path):
+def test_a_tensor_in_two_files_is_refused(tmp_path):
     for name in ("a", "b"):
         mx.save_safetensors(str(tmp_path / f"{name}.safetensors"), {"x": mx.zeros((1,))})
     with pytest.raises(ValueError, match="has tensor x in two files"):
@@ -81,7 +81,7 @@ def _write(path, header: dict, data: bytes) -> None:
         ({"dtype": "WHAT", "shape": [4], "data_offsets": [0, 4]}, bytes(4), "is damaged"),
     ],
 )
-def test_headers_that_do_not_fit_their_file(tmp_path, entry, data, message):
+def test_headers_that_do_not_fit_their_file_are_refused(tmp_path, entry, data, message):
     path = tmp_path / "a.safetensors"
     _write(path, {"x": entry}, data)
     with pytest.raises(ValueError, match=message):
@@ -89,7 +89,7 @@ def test_headers_that_do_not_fit_their_file(tmp_path, entry, data, message):
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff" * 9, b"<html>"], ids=["empty", "huge", "HTML"])
-def test_files_that_are_no_safetensors(tmp_path, content):
+def test_files_that_are_no_safetensors_are_refused(tmp_path, content):
     path = tmp_path / "a.safetensors"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"a\.safetensors is damaged"):

@@ -10,7 +10,7 @@ from mlx_vlm_moxin.checkpoints.sources.towers import resample, resample_pos_embe
 from mlx_vlm_moxin.checkpoints.tensors import LazyTensor, read_safetensors
 
 
-def test_equals_the_reference():
+def test_resampled_positions_equal_the_reference():
     source = np.array(read_safetensors(HUB / "dino.safetensors")["pos_embed"].load())
     reference = ARRAYS["native/dino_pos_embed"]
     grid = int(reference.shape[1] ** 0.5)
@@ -37,7 +37,7 @@ def test_the_same_grid_changes_nothing():
     assert resample_pos_embed(values, 4) is values
 
 
-def test_a_grid_that_is_no_square():
+def test_a_grid_that_is_no_square_is_refused():
     with pytest.raises(ValueError, match="257 patches do not form a square"):
         resample_pos_embed(np.zeros((1, 257, 2), np.float32), 4)
 

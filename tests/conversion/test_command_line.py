@@ -41,7 +41,7 @@ def error_of(capsys, target, *arguments) -> str:
 
 
 class TestRuns:
-    def test_what_it_says(self, capsys, target):
+    def test_source_progress_and_bits_per_weight_are_shown(self, capsys, target):
         status, out, err = run(capsys, *NATIVE_ARGUMENTS, "--mlx-path", target, "-q")
         assert status == 0
         assert "Converted a native Prismatic run directory to" in out
@@ -66,7 +66,7 @@ class TestRuns:
         assert "Top-1 agreement" in (target / "README.md").read_text()
         assert [path.name for path in target.parent.iterdir()] == ["model"]
 
-    def test_no_verify(self, capsys, target):
+    def test_no_verify_skips_verification(self, capsys, target):
         status, out, _ = run(capsys, *HF_ARGUMENTS, "--mlx-path", target, "-q", "--no-verify")
         assert status == 0
         assert "top-1" not in out
@@ -94,9 +94,7 @@ class TestRuns:
         assert err == "warning: not verified: no memory\n"
         assert (target / "config.json").exists()
 
-    def test_a_verification_that_is_asked_for_and_fails_is_an_error(
-        self, capsys, target, monkeypatch
-    ):
+    def test_a_requested_verification_that_fails_is_an_error(self, capsys, target, monkeypatch):
         def fail(*arguments):
             raise MemoryError("no memory")
 
@@ -106,9 +104,7 @@ class TestRuns:
         assert err == f"error: --verify failed: no memory. The model is whole in {target}\n"
         assert (target / "config.json").exists()
 
-    def test_a_verification_that_is_asked_for_and_finds_damage_is_an_error(
-        self, capsys, target, tmp_path
-    ):
+    def test_a_requested_verification_that_finds_damage_is_an_error(self, capsys, target, tmp_path):
         shutil.copy(IMAGES / "photo.png", tmp_path)
         arguments = ["-q", "--q-bits", 2, "--verify", "--verify-images", tmp_path, "--quiet"]
         status, _, err = run(capsys, *HF_ARGUMENTS, "--mlx-path", target, *arguments)
@@ -139,16 +135,16 @@ class TestErrors:
             ([*HF_ARGUMENTS, "--upload-repo", "a/b/c"], "a/b/c"),
         ],
     )
-    def test_one_line_and_nothing_left(self, capsys, target, arguments, message):
+    def test_bad_input_is_one_line_and_leaves_nothing(self, capsys, target, arguments, message):
         assert message in error_of(capsys, target, *arguments)
 
-    def test_a_damaged_source(self, capsys, tmp_path, target):
+    def test_a_damaged_source_is_named(self, capsys, tmp_path, target):
         source = copy_checkpoint(HF_CHECKPOINT, tmp_path / "source")
         (source / "model-00003-of-00003.safetensors").write_bytes(b"<html>")
         message = error_of(capsys, target, "--model", source)
         assert "model-00003-of-00003.safetensors is damaged" in message
 
-    def test_nan_in_the_source(self, capsys, tmp_path, target):
+    def test_nan_in_the_source_is_named(self, capsys, tmp_path, target):
         def change(weights):
             weights["projector.fc2.bias"][0] = float("nan")
 
@@ -156,18 +152,18 @@ class TestErrors:
         message = error_of(capsys, target, "--model", source)
         assert "multi_modal_projector.fc2.bias has values that are not finite" in message
 
-    def test_an_existing_target(self, capsys, target):
+    def test_an_existing_target_is_kept(self, capsys, target):
         target.mkdir()
         (target / "config.json").write_text("{}")
         assert "give --overwrite" in error_of(capsys, target, *HF_ARGUMENTS)
         assert (target / "config.json").read_text() == "{}"
 
-    def test_no_token_is_found_out_first(self, capsys, target, monkeypatch):
+    def test_a_missing_token_is_found_before_converting(self, capsys, target, monkeypatch):
         monkeypatch.setattr("mlx_vlm_moxin.conversion.command_line.get_token", lambda: None)
         message = error_of(capsys, target, *HF_ARGUMENTS, "--upload-repo", "me/model")
         assert "no Hugging Face token" in message
 
-    def test_a_place_that_may_not_be_written(self, capsys, target, monkeypatch):
+    def test_a_target_without_write_permission_is_named(self, capsys, target, monkeypatch):
         def refuse(*arguments, **kwargs):
             raise PermissionError(13, "Permission denied", str(target))
 
@@ -211,7 +207,7 @@ class TestStopped:
         )
 
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-    def test_by_a_signal(self, target, number):
+    def test_a_signal_leaves_nothing(self, target, number):
         process = self.start(target)
         assert process.stdout.readline() == "waiting\n"
         assert (target.parent / ".model.partial" / "model.safetensors").exists()
@@ -239,7 +235,7 @@ class TestStopped:
         assert [path.name for path in target.parent.iterdir()] == ["model"]
         assert {str(v.dtype) for v in load_weights(target).values()} == {"mlx.core.float16"}
 
-    def test_during_verification_the_model_stays(self, target):
+    def test_a_signal_during_verification_keeps_the_model(self, target):
         code = """
 import sys, time
 from mlx_vlm_moxin.conversion.verify import cost
@@ -258,7 +254,7 @@ sys.exit(main(sys.argv[1:]))
         assert err == f"error: stopped; the model is whole in {target}; see --no-verify\n"
         assert (target / "config.json").exists()
 
-    def test_by_a_full_disk(self, target):
+    def test_a_full_disk_leaves_nothing(self, target):
         """A limit on the size of files stands for the disk: writing fails the same way."""
 
         def limit():

@@ -54,21 +54,21 @@ def same_weights(first, second) -> bool:
 
 
 class TestReference:
-    def test_native(self, tmp_path):
+    def test_a_native_run_gives_the_reference_outputs(self, tmp_path):
         check_run(converted(NATIVE_FILES, tmp_path / "x"), "native")
 
-    def test_hf_converted(self, tmp_path):
+    def test_an_hf_converted_checkpoint_gives_the_reference_outputs(self, tmp_path):
         check_run(converted(HF_CHECKPOINT, tmp_path / "x"), "hf")
 
-    def test_ominix(self, tmp_path):
+    def test_an_ominix_export_gives_the_reference_outputs(self, tmp_path):
         source = write_ominix(tmp_path / "source", bits=None)
         check_run(converted(source, tmp_path / "x"), "hf")
 
-    def test_converted_by_stock_mlx_vlm(self, tmp_path):
+    def test_a_stock_conversion_gives_the_reference_outputs(self, tmp_path):
         upstream_convert(str(HF_CHECKPOINT), str(tmp_path / "stock"), trust_remote_code=False)
         check_run(converted(tmp_path / "stock", tmp_path / "x"), "hf")
 
-    def test_own_output(self, tmp_path):
+    def test_a_conversion_converted_again_gives_the_reference_outputs(self, tmp_path):
         first = converted(HF_CHECKPOINT, tmp_path / "first", QuantizeOptions())
         check_run(converted(first, tmp_path / "x"), "hf")
 
@@ -122,7 +122,7 @@ class TestOwnOutputAgain:
         options = QuantizeOptions(quantize=True, q_bits=8)
         return converted(HF_CHECKPOINT, tmp_path / "8bit", options)
 
-    def test_dequantised(self, tmp_path, eight_bits):
+    def test_a_quantised_conversion_can_be_dequantised(self, tmp_path, eight_bits):
         result = converted(eight_bits, tmp_path / "x", QuantizeOptions(dequantize=True))
         config = json.loads((result / "config.json").read_text())
         assert not config.keys() & {"quantization", "quantization_config"}
@@ -133,7 +133,7 @@ class TestOwnOutputAgain:
         assert not any(name.endswith(".scales") for name in ours)
         load(str(result))
 
-    def test_quantised_anew(self, tmp_path, eight_bits, capsys):
+    def test_a_quantised_conversion_can_be_quantised_again(self, tmp_path, eight_bits, capsys):
         options = QuantizeOptions(quantize=True, q_bits=4, q_group_size=32)
         directory = convert(SourceFiles(str(eight_bits)), tmp_path / "x", options).directory
         config = json.loads((directory / "config.json").read_text())
@@ -141,7 +141,7 @@ class TestOwnOutputAgain:
         assert "the accuracy lost by that is not recovered" in capsys.readouterr().out
         load(str(directory))
 
-    def test_a_quantised_stock_conversion(self, tmp_path):
+    def test_a_quantised_stock_conversion_stays_quantised(self, tmp_path):
         upstream_convert(str(HF_CHECKPOINT), str(tmp_path / "s"), True, trust_remote_code=False)
         result = converted(tmp_path / "s", tmp_path / "x", QuantizeOptions())
         assert same_weights(tmp_path / "s", result)

@@ -72,7 +72,7 @@ def test_a_native_source_is_compared_through_a_conversion_that_does_not_stay(swe
     assert names == ["8bit-g32", "sweep.json", "sweep.png"]
 
 
-def test_a_stopped_sweep_goes_on_where_it_was(sweep, monkeypatch, capsys):
+def test_a_stopped_sweep_continues(sweep, monkeypatch, capsys):
     measured = []
     original = sweep_module._measure
 
@@ -160,7 +160,7 @@ def test_a_directory_without_pictures_is_found_before_anything_is_converted(
 
 
 @pytest.mark.parametrize(("option", "value"), [("--bits", 7), ("--group-size", 256)])
-def test_settings_that_mlx_does_not_have_are_answered_with_those_it_has(
+def test_the_message_about_unsupported_settings_lists_the_supported_ones(
     sweep, capsys, option, value
 ):
     with pytest.raises(SystemExit) as error:

@@ -16,7 +16,7 @@ def place(tmp_path):
     return place
 
 
-def test_an_existing_target(place):
+def test_an_existing_target_is_kept_unless_overwritten(place):
     target = converted(HF_CHECKPOINT, place / "x", QuantizeOptions())
     before = (target / "config.json").stat()
     with pytest.raises(ValueError, match="exists; choose another --mlx-path or give --over"):
@@ -48,7 +48,7 @@ def test_the_source_is_never_replaced(place):
     assert load_weights(source)
 
 
-def test_too_little_space(place, monkeypatch):
+def test_too_little_space_is_found_first(place, monkeypatch):
     usage = type("usage", (), {"free": 10_000_000})
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
     with pytest.raises(OSError, match=r"needs \d\d\.\d\d MB, but .* has 10\.00 MB left; free"):
@@ -56,7 +56,7 @@ def test_too_little_space(place, monkeypatch):
     assert not any(place.iterdir())
 
 
-def test_a_failing_read_in_the_middle(tmp_path, place, monkeypatch):
+def test_a_failing_read_in_the_middle_leaves_nothing(tmp_path, place, monkeypatch):
     directory = copy_checkpoint(HF_CHECKPOINT, tmp_path / "source")
     compute = tensor_values.compute_layer
 

@@ -202,7 +202,7 @@ def test_shards_of_an_earlier_upload_go_and_other_files_stay(hub, model, run_upl
     assert hub.files[REPO] == uploaded_files(model) | other
 
 
-def test_without_a_token_nothing_is_asked_of_the_hub(hub, model, run_upload):
+def test_without_a_token_nothing_is_requested_from_the_hub(hub, model, run_upload):
     line = error_line(run_upload(model, REPO, token=None))
     assert "hf auth login" in line
     assert not hub.requests
@@ -237,7 +237,7 @@ def test_debug_output_of_the_client_does_not_hold_the_token(hub, model, run_uplo
     assert run_upload(model, REPO, HF_DEBUG="1", HF_HUB_VERBOSITY="debug").returncode == 0
 
 
-def test_an_unreachable_hub_is_named_with_the_way_on(hub, model, run_upload):
+def test_an_unreachable_hub_is_named_with_the_next_step(hub, model, run_upload):
     hub.__exit__()
     line = error_line(run_upload(model, REPO))
     assert hub.url in line

@@ -24,7 +24,7 @@ NAMES = [
 ]
 
 
-def test_a_whole_installation_is_well():
+def test_a_complete_installation_has_no_faults():
     result = run_module("mlx_vlm_moxin", "doctor", "--json")
     report = json.loads(result.stdout)
     assert result.returncode == 0, report
@@ -96,7 +96,7 @@ def test_a_start_up_file_that_is_not_read_fails(monkeypatch):
     assert "python -m mlx_vlm_moxin generate" in check.advice
 
 
-def test_without_the_model_nothing_else_is_tried(monkeypatch):
+def test_without_the_model_nothing_else_is_checked(monkeypatch):
     def broken():
         raise RuntimeError("mlx-vlm has no\nload_model")
 
@@ -134,7 +134,7 @@ def test_the_width_that_fits_the_disk_is_named(monkeypatch, free, status, text):
     assert text in check.found
 
 
-def test_kernels_are_off_for_a_reason(monkeypatch):
+def test_the_reason_is_named_where_kernels_are_off(monkeypatch):
     assert machine.kernels().found == "off: MLX computes on the CPU"
     monkeypatch.setattr(mx.cuda, "is_available", lambda: True)
     monkeypatch.setattr(device, "reason_off", lambda: "MLX_VLM_MOXIN_KERNELS=0 is set")

@@ -17,7 +17,7 @@ LINES = [
 ]
 
 
-def test_pictures_questions_and_commands_typed_in(fp32_checkpoint, model, processor):
+def test_pictures_questions_and_commands_can_be_typed_in(fp32_checkpoint, model, processor):
     options = ["--model", fp32_checkpoint, "--temperature", "0"]
     options += ["--max-tokens", str(GOLDENS["new_tokens"])]
     result = run_module("mlx_vlm.chat", *options, input="\n".join(LINES) + "\n")

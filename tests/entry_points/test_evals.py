@@ -48,7 +48,7 @@ def answer(model, processor):
     return ask
 
 
-def test_mmstar(fp32_checkpoint, answer, tmp_path):
+def test_mmstar_scores_answers(fp32_checkpoint, answer, tmp_path):
     folder = tmp_path / "MMStar"
     names = ("question", "answer", "category", "l2_category", "meta_info")
     question = "Which? Options: A: dog, B: cat"
@@ -64,7 +64,7 @@ def test_mmstar(fp32_checkpoint, answer, tmp_path):
     assert f"Final Score: {correct}/2" in output
 
 
-def test_math_vista(fp32_checkpoint, answer, tmp_path):
+def test_math_vista_scores_answers(fp32_checkpoint, answer, tmp_path):
     folder = tmp_path / "MathVista"
     names = ("pid", "question", "query", "question_type", "answer_type", "answer", "unit")
     query = "How many?\nHint: answer with a number."
@@ -84,7 +84,7 @@ def test_math_vista(fp32_checkpoint, answer, tmp_path):
 
 
 @pytest.mark.parametrize("batch_size", ["1", "2"])
-def test_ocrbench(fp32_checkpoint, answer, tmp_path, batch_size):
+def test_ocrbench_scores_answers(fp32_checkpoint, answer, tmp_path, batch_size):
     folder = tmp_path / "OCRBench"
     question = "What is written?"
     right = answer(question, "photo")
@@ -122,7 +122,7 @@ def test_mmmu_counts_questions_with_two_pictures_as_wrong(fp32_checkpoint, answe
     assert scores["total_questions"] == 2
 
 
-def test_verbose(model, processor):
+def test_verbose_inference_gives_the_same_answer(model, processor):
     """mlx-vlm alone raises a TypeError here, for any model."""
     arguments = model, processor, "What is shown?", PILImage.open(image_path("photo"))
     quiet = inference(*arguments, max_tokens=2)

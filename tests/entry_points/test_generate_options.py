@@ -160,7 +160,7 @@ def test_a_quantised_key_value_cache_answers_about_the_picture(wide_checkpoint):
     assert {(type(layer), layer.bits) for layer in cache} == {(QuantizedKVCache, 4)}
 
 
-def test_a_quantised_cache_with_a_window_is_not_there_yet(wide_checkpoint):
+def test_a_quantised_cache_with_a_window_is_refused(wide_checkpoint):
     model, processor = load(str(wide_checkpoint))
     options = {"kv_bits": 8, "quantized_kv_start": 0, "max_kv_size": 100, "max_tokens": 2}
     with pytest.raises(NotImplementedError, match="RotatingKVCache Quantization NYI"):

@@ -141,7 +141,7 @@ def test_both_formats_give_the_same_questions(own_files, hub_dataset, tmp_path, 
     assert len(list(load_questions(str(hub_dataset), max_samples=3))) == 3
 
 
-def test_one_question_file_and_a_folder_of_pictures(own_files):
+def test_one_question_file_and_a_folder_of_pictures_are_read(own_files):
     file = str(own_files / "coco_pope_popular.json")
     (own_files / "tall.png").unlink()
     with pytest.raises(FileNotFoundError, match=r"line 1, asks about .*tall.png.*--image-folder"):

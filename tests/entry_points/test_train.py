@@ -51,7 +51,7 @@ def parquet(tmp_path_factory) -> Path:
     return folder
 
 
-def test_lora(fp32_checkpoint, jsonl, tmp_path):
+def test_lora_learns_fuses_and_converts(fp32_checkpoint, jsonl, tmp_path):
     learned = losses(train(fp32_checkpoint, tmp_path / "adapter", "--data", jsonl, *SETTINGS))
     assert learned[-1] < learned[0] / 20
     options = ["--model", fp32_checkpoint, "--adapter-path", tmp_path / "adapter"]
@@ -68,7 +68,7 @@ def test_lora(fp32_checkpoint, jsonl, tmp_path):
     assert answers(*load(str(tmp_path / "moxin"))) == LEARNED
 
 
-def test_qlora(fp32_checkpoint, parquet, tmp_path):
+def test_qlora_learns_and_fuses(fp32_checkpoint, parquet, tmp_path):
     base, adapter = tmp_path / "base", tmp_path / "adapter"
     options = {"quantize": True, "q_bits": 4, "q_group_size": 32, "trust_remote_code": False}
     convert(str(fp32_checkpoint), str(base), **options)
@@ -112,7 +112,7 @@ def test_fusing_says_what_quantising_again_does_to_the_adapter(fp32_checkpoint, 
     assert "--dequantize" in result.stderr
 
 
-def test_fusing_refuses_what_is_there_and_what_is_not(fp32_checkpoint, tmp_path):
+def test_fusing_refuses_an_existing_target_and_a_missing_adapter(fp32_checkpoint, tmp_path):
     for target, part in ((tmp_path, "exists"), (tmp_path / "new", "does not exist")):
         options = ["--adapter-path", tmp_path / "none", "--save-path", target]
         result = run_module("mlx_vlm_moxin.fuse", "--model", fp32_checkpoint, *options)

@@ -36,7 +36,7 @@ def adapted(checkpoint, adapter):
     return load(str(checkpoint), adapter_path=str(adapter))
 
 
-def test_dora(fp32_checkpoint, data, tmp_path):
+def test_dora_learns_and_fuses(fp32_checkpoint, data, tmp_path):
     options = ["--train-type", "dora", "--data", data, *SUPERVISED, "0.05"]
     learned = losses(train(fp32_checkpoint, tmp_path / "adapter", *options))
     assert learned[-1] < learned[0] / 20
@@ -64,7 +64,7 @@ def test_dora(fp32_checkpoint, data, tmp_path):
         for bits in (8, 6, 4, 3)
     ],
 )
-def test_dora_on_a_quantised_model(bits):
+def test_a_new_dora_adapter_on_a_quantised_model_changes_nothing(bits):
     model, _ = load(str(HF_CHECKPOINT))
     model.set_dtype(mx.float32)
     model.quantize(group_size=32, bits=bits)
@@ -83,7 +83,7 @@ def changed_parts(checkpoint, trained: dict[str, mx.array]) -> set[str]:
     return {name.split(".")[0] for name in names if not mx.array_equal(trained[name], stored[name])}
 
 
-def test_full_fine_tuning(fp32_checkpoint, data, tmp_path):
+def test_full_fine_tuning_learns_and_fuses(fp32_checkpoint, data, tmp_path):
     options = ["--full-finetune", "--data", data, *SUPERVISED, "0.003"]
     learned = losses(train(fp32_checkpoint, tmp_path / "weights", *options))
     assert learned[-1] < learned[0] / 20
@@ -97,7 +97,7 @@ def test_full_fine_tuning(fp32_checkpoint, data, tmp_path):
     assert answers(*load(str(tmp_path / "whole"))) == LEARNED
 
 
-def test_an_adapter_with_the_towers_and_the_projector(fp32_checkpoint, data, tmp_path):
+def test_an_adapter_can_train_the_towers_and_the_projector(fp32_checkpoint, data, tmp_path):
     options = ["--train-vision", "--data", data, *SUPERVISED, "0.02"]
     learned = losses(train(fp32_checkpoint, tmp_path / "adapter", *options))
     assert learned[-1] < learned[0] / 20
@@ -124,7 +124,9 @@ def margins(model, processor) -> list[float]:
 
 
 @pytest.mark.parametrize("algorithm", ["orpo", "dpo"])
-def test_preferences(fp32_checkpoint, model, processor, tmp_path, algorithm):
+def test_preference_training_prefers_the_chosen_answers(
+    fp32_checkpoint, model, processor, tmp_path, algorithm
+):
     rows = [
         {
             "images": [image_path(name)],
@@ -143,7 +145,7 @@ def test_preferences(fp32_checkpoint, model, processor, tmp_path, algorithm):
     assert min(margins(*adapted(fp32_checkpoint, tmp_path / "adapter"))) > 3
 
 
-def test_grpo(fp32_checkpoint, data, tmp_path):
+def test_grpo_makes_the_right_answers_likelier(fp32_checkpoint, data, tmp_path):
     # What is never answered gets no reward: the right answers are made likely, not sure, first.
     supervised = ["--data", data, *SUPERVISED, "0.05", "--iters", "7"]
     train(fp32_checkpoint, tmp_path / "first", *supervised)

@@ -42,7 +42,7 @@ def test_a_box_is_a_list_of_four_numbers_and_nothing_else(text, box):
 
 
 @given(st.text())
-def test_any_text_is_a_box_or_none(text):
+def test_any_text_is_read_as_a_box_or_none(text):
     box = parse_box(text)
     assert box is None or (box[0] < box[2] and box[1] < box[3])
 

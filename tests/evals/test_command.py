@@ -30,7 +30,7 @@ def run(capsys, *arguments: object) -> tuple[int, str, str]:
     return status, captured.out, captured.err
 
 
-def test_the_whole_table_on_data_sets_in_their_published_forms(
+def test_the_whole_table_is_computed_from_data_sets_in_their_published_forms(
     words_checkpoint, data, tmp_path, capsys
 ):
     answers, scores = tmp_path / "answers.jsonl", tmp_path / "scores.json"
@@ -64,7 +64,7 @@ def test_the_whole_table_on_data_sets_in_their_published_forms(
     assert found["refcoco+"]["numbers"]["no box"] == 1
 
 
-def test_a_killed_run_goes_on(words_checkpoint, data, tmp_path, capsys):
+def test_a_killed_run_continues(words_checkpoint, data, tmp_path, capsys):
     answers = tmp_path / "answers.jsonl"
     options = ["--model", words_checkpoint, "--tasks", "pope", "gqa", "--data", data]
     options += ["--limit", 3, "--output", answers]

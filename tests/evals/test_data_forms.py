@@ -98,7 +98,7 @@ def test_expressions_are_those_of_the_split_sentence_by_sentence(data):
         (20, "maximum"),
     ],
 )
-def test_clutter_by_the_number_of_the_picture(take, group):
+def test_clutter_follows_from_the_number_of_the_picture(take, group):
     assert ocid_ref.clutter(take) == f"{group} clutter"
 
 
@@ -136,7 +136,7 @@ def test_pictures_may_be_in_another_folder(copy, tmp_path):
     assert len(read("vqav2", folder, image_folders=(tmp_path / "coco",))) == COUNT
 
 
-def test_refcoco_lies_in_the_harness_folders_too(copy):
+def test_refcoco_is_also_found_in_the_harness_folders(copy):
     folder = copy("refcoco+")
     (folder / "refcoco+/train2014").mkdir()
     for picture in (folder / "train2014").iterdir():
@@ -224,7 +224,7 @@ REF = {"ref_id": 1, "ann_id": 7, "image_id": 100, "split": "val", "sentences": [
         ),
     ],
 )
-def test_what_is_wrong_with_a_copy_is_said_in_one_line(copy, task, damage, reason):
+def test_damage_in_a_copy_is_named_in_one_line(copy, task, damage, reason):
     folder = copy(task)
     damage(folder)
     with pytest.raises((OSError, ValueError), match=reason) as error:
@@ -282,7 +282,7 @@ def pope_hub(data, tmp_path):
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_pope_on_the_hub(data, pope_hub, streaming):
+def test_pope_on_the_hub_has_the_same_questions(data, pope_hub, streaming):
     own, hub = read("pope", data / "pope"), read("pope", pope_hub, streaming=streaming)
     assert without_places(own) == without_places(hub)
     assert pictures_of(own) == pictures_of(hub)
@@ -335,7 +335,7 @@ def test_gqa_on_the_hub_joins_questions_and_pictures(data, tmp_path):
     assert [example.id for example in hub] == [example.id for example in own]
 
 
-def test_vizwiz_on_the_hub(data, tmp_path):
+def test_vizwiz_on_the_hub_has_the_same_questions(data, tmp_path):
     own = read("vizwiz", data / "vizwiz")
     rows = [{"question": e.text, "answers": e.answer, "image": str(e.picture)} for e in own]
     features = {"question": TEXT, "answers": List(TEXT), "image": Image()}

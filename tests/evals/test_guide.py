@@ -15,7 +15,7 @@ TABLE = re.search(r"## Tasks\n(.*?)\n## ", TEXT, re.DOTALL)[1]
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_the_table_of_tasks(task):
+def test_the_table_of_tasks_is_the_codes(task):
     (row,) = re.findall(rf"^\| `{re.escape(task)}` \|(.*)\|$", TABLE, re.MULTILINE)
     published, examples, _, hub = (cell.strip() for cell in row.split("|"))
     known = PUBLISHED[MOXIN].get(task)

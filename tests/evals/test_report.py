@@ -31,7 +31,7 @@ def test_accuracy_and_its_error_worked_out_by_hand():
     assert row.published is None
 
 
-def test_each_models_own_numbers_stand_beside():
+def test_published_numbers_of_the_same_model_are_shown():
     assert [row.published for row in rows("moxin-7b-vlm", gqa="f", vizwiz="f")] == [64.88, 54.08]
     assert [row.published for row in rows("llama2+7b", gqa="f", vqav2="f")] == [62.44, None]
     shares = report.rows(

@@ -172,7 +172,7 @@ def pope(data):
     return read_examples(TASKS["pope"], Source(str(data / "pope")), None)
 
 
-def test_a_stopped_run_goes_on_where_it_was(tmp_path, pope):
+def test_a_stopped_run_continues(tmp_path, pope):
     path = tmp_path / "answers.jsonl"
     with pytest.raises(KeyboardInterrupt):
         work(path, Model(breaks_at=5), pope)

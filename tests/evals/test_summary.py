@@ -64,13 +64,13 @@ def test_pope_is_the_plain_mean_of_its_parts():
     assert numbers["ROC-AUC"] == pytest.approx(11 / 12)
 
 
-def test_parts_of_pope_that_were_not_asked_do_not_count():
+def test_parts_of_pope_without_answers_do_not_count():
     numbers = summary.pope("popular", "random")([answer(1, "popular", "yes", "Yes")])
     assert (numbers["accuracy"], numbers["random"]) == (1, None)
     assert "ROC-AUC" not in numbers
 
 
-def test_pooled_groups():
+def test_pooled_groups_have_one_accuracy_and_one_each():
     answers = [answer(1, "simple")] * 3 + [answer(0, "complex")]
     numbers = summary.pooled("simple", "complex")(answers)
     assert numbers == {"accuracy": 3 / 4, "simple": 1, "complex": 0}

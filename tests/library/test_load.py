@@ -145,7 +145,7 @@ def test_a_tilde_is_the_home_directory(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["./nowhere", "../nowhere", "a/b/c", "nowhere"])
-def test_a_path_is_not_taken_for_a_repository(name, monkeypatch, tmp_path):
+def test_a_path_is_never_used_as_a_repository_name(name, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(FileNotFoundError, match=f"{name} is neither a local directory nor a Hub"):
         load(name)

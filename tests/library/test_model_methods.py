@@ -33,7 +33,7 @@ def test_a_loop_of_full_forward_and_decode_token_gives_the_references_tokens(mod
     assert decoded == golden
 
 
-def test_decode_token_takes_a_column_as_well(model, processor):
+def test_decode_token_accepts_a_column_as_well(model, processor):
     inputs = processor(PROMPTS[0]["prompt"], [image_path("photo")])
 
     def decode(token: mx.array) -> mx.array:

@@ -66,7 +66,7 @@ def test_qwen3_asrs_audio_encoder_keeps_its_full_precision_weights(qwen3_asr):
         assert mx.array_equal(saved[name], value)
 
 
-def test_the_guides_predicate_keeps_the_audio_encoder_out_where_stock_takes_it(
+def test_the_guides_predicate_leaves_out_the_audio_encoder_that_stock_quantises(
     qwen3_asr, monkeypatch, capsys
 ):
     from mlx_audio.stt import load

@@ -49,7 +49,7 @@ def test_a_model_is_saved_after_its_source_has_moved(tmp_path, loads):
     assert stock_model.config.temperature == model.config.temperature == 0.25
 
 
-def test_layers_with_settings_of_their_own_keep_them(tmp_path):
+def test_layers_with_other_settings_keep_them(tmp_path):
     model, processor = load(HF_CHECKPOINT)
     nn.quantize(model.layers[0].self_attn, 32, 8)
     for layer in model.layers[1:]:

@@ -38,7 +38,7 @@ def test_eight_bits_with_group_size_64_store_eight_and_a_half_bits_per_weight():
     assert sizes.part_bytes(bits=8)[head] * 8 == sizes.part_parameters()[head] * 8.5
 
 
-def test_the_cache_takes_two_bytes_per_key_and_value():
+def test_the_cache_needs_two_bytes_per_key_and_value():
     # 36 layers, 8 heads of 128 numbers, keys and values.
     assert sizes.cache_bytes() == 36 * 8 * 128 * 2 * 2
 

@@ -138,7 +138,7 @@ class TestSizes:
         config = vision_sizes(shapes, models, image_size, is_converted=False)
         assert (config.image_size, config.patch_size, config.num_patches) == (42, 14, 9)
 
-    def test_a_picture_whose_side_is_no_multiple_of_the_patch(self, shapes, models):
+    def test_a_picture_side_may_be_no_multiple_of_the_patch(self, shapes, models):
         assert vision_sizes(shapes, models, 50, is_converted=False).image_size == 50
 
     def test_the_patch_size_is_the_last_towers(self, shapes, models):
@@ -146,7 +146,7 @@ class TestSizes:
         shapes[name] = (*shapes[name][:2], 7, 7)
         assert vision_sizes(shapes, models, None, is_converted=False).patch_size == 14
 
-    def test_the_published_size_goes_before_the_least(self, shapes, models):
+    def test_the_published_size_is_chosen_before_the_smallest(self, shapes, models):
         positions = "vision_tower.siglip.pos_embed"
         size, patch = models[-1].image_size, models[-1].patch_size
         shapes[positions] = (1, (size // patch) ** 2, shapes[positions][2])

@@ -88,7 +88,7 @@ def test_logits_to_keep_are_the_last_ones():
         np.testing.assert_allclose(kept, full[:, -keep:], **CLOSE)
 
 
-def test_embeddings_take_the_place_of_ids():
+def test_embeddings_replace_ids():
     model = decoder()
     ids = tokens(1, 5)
     embeddings = model.model.embed_tokens(ids)

@@ -52,7 +52,7 @@ def test_quantised_activations_stay_mlxs():
     assert isinstance(linear.to_quantized(mode="nvfp4", quantize_input=True), nn.QQLinear)
 
 
-def test_all_of_the_decoder_and_nothing_else_has_these_layers(fp32_checkpoint):
+def test_the_decoder_and_nothing_else_has_these_layers(fp32_checkpoint):
     from mlx_vlm import load
 
     model, _ = load(str(fp32_checkpoint))

@@ -173,7 +173,7 @@ def test_a_stream_that_cannot_be_rewound_is_read_once():
     [GREY, GREY[:, :, None], GREY[None], np.dstack([GREY, GREY]), GREY / 255, mx.array(GREY)],
     ids=["[H, W]", "[H, W, 1]", "[1, H, W]", "[H, W, 2]", "floats", "mx.array"],
 )
-def test_grey_arrays(grey):
+def test_grey_arrays_are_converted_to_rgb(grey):
     expected = np.asarray(Image.fromarray(GREY).convert("RGB"))
     np.testing.assert_array_equal(np.asarray(read_picture(grey)), expected)
 
@@ -183,7 +183,7 @@ def test_floats_beyond_white_or_black_are_refused(low, high):
     assert f"got values from {low:g} to {high:g}" in refusal(np.array([[low, high]]))
 
 
-def test_bfloat16_has_eight_bits_of_a_float():
+def test_bfloat16_arrays_round_to_the_nearest_level():
     half = mx.full((4, 5, 3), 0.5, mx.bfloat16)
     assert np.asarray(read_picture(half)).tolist() == np.full((4, 5, 3), 128).tolist()
 
@@ -301,7 +301,7 @@ def test_pipes_devices_and_directories_are_refused_without_waiting(tmp_path):
         assert "directory" in message or "a device or a pipe" in message
 
 
-def test_limits_on_pixels_and_bytes():
+def test_limits_on_pixels_and_bytes_are_exact():
     height, width = GREY.shape
     sized = PictureLimits(max_pixels=height * width, max_bytes=len(DATA))
     for source in (PHOTO, DATA, Image.open(PHOTO), PIXELS, FORMS["data URI"]):
@@ -357,7 +357,7 @@ def test_a_name_in_other_letters_and_a_password_reach_the_server(web):
         ("/to//to//to/ftp://example.org/", "ftp"),
     ],
 )
-def test_a_download_that_does_not_end_well(web, path, part):
+def test_a_failed_download_is_refused_with_its_cause(web, path, part):
     assert part in refusal(web.url + path, max_bytes=10**6, timeout_s=0.5)
 
 
@@ -376,7 +376,7 @@ def test_no_thread_is_left_of_a_download(web):
 PRIVATE = {"private_addresses": False}
 
 
-def test_private_addresses_are_refused_if_asked_whatever_answers_there(web):
+def test_private_addresses_are_refused_before_connecting(web):
     port = web.server_port
     hosts = ("127.0.0.1", "localhost", "0.0.0.0", "[::1]", "[::ffff:127.0.0.1]", "2130706433")
     sentences = {
@@ -428,11 +428,11 @@ def test_a_proxy_is_used_only_where_private_addresses_are_allowed(web, monkeypat
         ("2002:7f00:1::", False),
     ],
 )
-def test_public_addresses(address, public):
+def test_only_public_addresses_are_public(address, public):
     assert picture_download.is_public(address) == public
 
 
-def test_local_files_are_refused_if_asked_whether_they_exist_or_not(tmp_path):
+def test_local_files_are_refused_whether_they_exist_or_not(tmp_path):
     limits = {"local_files": False}
     sources = (PHOTO, str(PHOTO), PHOTO.as_uri(), "/no/such.png", tmp_path, {"path": str(PHOTO)})
     assert len({refusal(source, **limits) for source in sources}) == 1

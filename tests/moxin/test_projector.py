@@ -33,7 +33,7 @@ def gelu(x):
 
 
 @pytest.mark.parametrize("kind", PROJECTOR_LAYERS)
-def test_linear_layers_with_the_exact_gelu_between_them(kind):
+def test_outputs_equal_linear_layers_with_the_exact_gelu_between_them(kind):
     rng = np.random.default_rng(0)
     module = projector(kind)
     module.update(

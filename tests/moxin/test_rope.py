@@ -137,7 +137,7 @@ def test_a_default_length_of_ours_does_not_reach_the_rope():
         ({k: v for k, v in LLAMA3.items() if k != "low_freq_factor"}, "lacks low_freq_factor"),
     ],
 )
-def test_settings_that_mlx_does_not_compute(settings, message):
+def test_settings_that_mlx_does_not_compute_are_refused(settings, message):
     with pytest.raises(ValueError, match=r"^config\.json: text_config\.rope_parameters") as error:
         complete_rope(settings, 2048)
     assert message in str(error.value)

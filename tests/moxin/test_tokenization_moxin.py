@@ -52,7 +52,7 @@ def test_a_conversation_that_ends_with_an_answer_is_complete():
     assert text == "In: a\nOut: b</s>"
 
 
-def test_a_system_message_goes_on_a_line_in_front_of_the_next_user_message():
+def test_a_system_message_is_a_line_before_the_next_user_message():
     text = prompt(("system", "Be brief. "), ("user", "a"), ("assistant", "b"), ("user", "c"))
     assert text == "In: Be brief.\na\nOut: b</s>In: c\nOut:"
 

@@ -35,7 +35,7 @@ NAN, INFINITE = float("nan"), float("inf")
         (dict[str, int] | None, {"a": 1}),
     ],
 )
-def test_values_that_are_allowed(hint, value):
+def test_allowed_values_are_accepted(hint, value):
     check_setting("x.json", "x", value, hint)
 
 
@@ -63,14 +63,14 @@ def test_values_that_are_allowed(hint, value):
         (dict, [], "an object"),
     ],
 )
-def test_values_that_are_not(hint, value, allowed):
+def test_other_values_are_refused(hint, value, allowed):
     with pytest.raises(ValueError, match=r"^x\.json: a\.b is .*; allowed: ") as error:
         check_setting("x.json", "a.b", value, hint)
     assert allowed in str(error.value)
     assert len(str(error.value)) < 200
 
 
-def test_bounds_and_choices_of_a_field():
+def test_bounds_and_choices_of_a_field_are_checked():
     check_setting("x.json", "x", 0, int, low=0)
     check_setting("x.json", "x", 0, float, low=0)
     check_setting("x.json", "x", "a", str, choices=["a", "b"])
@@ -106,7 +106,7 @@ def test_large_values_are_not_repeated_in_full(value):
         ({"tie_word_embeddings": True}, "text_config.tie_word_embeddings is True"),
     ],
 )
-def test_text_settings(settings, name):
+def test_wrong_text_settings_are_named(settings, name):
     with pytest.raises(ValueError, match=r"^config\.json: ") as error:
         TextConfig.from_dict(settings)
     assert name in str(error.value)
@@ -125,7 +125,7 @@ def test_text_settings(settings, name):
         ({"dino": 3}, "vision_config.dino is 3"),
     ],
 )
-def test_vision_settings(settings, name):
+def test_wrong_vision_settings_are_named(settings, name):
     with pytest.raises(ValueError, match=r"^config\.json: ") as error:
         VisionConfig.from_dict(settings)
     assert name in str(error.value)
@@ -156,7 +156,7 @@ def test_vision_settings(settings, name):
         ),
     ],
 )
-def test_settings_of_the_whole_model(settings, name):
+def test_wrong_settings_of_the_whole_model_are_named(settings, name):
     with pytest.raises(ValueError, match=r"^(generation_)?config\.json: ") as error:
         ModelConfig.from_dict({**MOXIN, **settings})
     assert name in str(error.value)
@@ -189,7 +189,7 @@ def test_several_end_tokens_and_settings_of_single_layers_are_allowed():
         ({"tvf_normalize_params": [1]}, "tvf_normalize_params"),
     ],
 )
-def test_image_settings(settings, name):
+def test_wrong_image_settings_are_named(settings, name):
     with pytest.raises(ValueError, match=r"^preprocessor_config\.json: ") as error:
         MoxinImageProcessor.from_dict(settings)
     assert name in str(error.value)
@@ -210,7 +210,7 @@ def test_image_settings(settings, name):
         {"tvf_letterbox_fill": [1]},
     ],
 )
-def test_image_settings_of_an_hf_converted_checkpoint(settings):
+def test_wrong_image_settings_of_an_hf_converted_checkpoint_are_refused(settings):
     written = json.loads((HF_CHECKPOINT / "preprocessor_config.json").read_text())
     with pytest.raises(ValueError, match=r"^preprocessor_config\.json: ") as error:
         MoxinImageProcessor.from_dict({**written, **settings})
@@ -225,7 +225,7 @@ def test_image_settings_of_an_hf_converted_checkpoint(settings):
         ({"image_token_index": 514, "pad_token_id": 513}, "pad_token_id is 513"),
     ],
 )
-def test_a_tokenizer_with_other_ids_than_the_model(tmp_path, changes, message):
+def test_a_tokenizer_with_other_ids_than_the_model_is_refused(tmp_path, changes, message):
     directory = copy_checkpoint(HF_CHECKPOINT, tmp_path / "x", skip=("*.safetensors",))
     edit_json(directory / "config.json", **changes)
     with pytest.raises(ValueError, match=r"^config\.json: ") as error:
@@ -243,7 +243,7 @@ def test_a_tokenizer_with_other_ids_than_the_model(tmp_path, changes, message):
     ],
     ids=["panic", "html", "nested", "string"],
 )
-def test_a_tokenizer_that_cannot_be_read(tmp_path, change):
+def test_an_unreadable_tokenizer_is_refused(tmp_path, change):
     directory = copy_checkpoint(HF_CHECKPOINT, tmp_path / "x", skip=("*.safetensors",))
     change(directory)
     with pytest.raises(ValueError, match=r"^The tokenizer in .* cannot be read") as error:
@@ -254,7 +254,7 @@ def test_a_tokenizer_that_cannot_be_read(tmp_path, change):
 
 @pytest.mark.parametrize("text", ["", "[]", "3", "{", "[" * 100_000, "\x00"])
 @pytest.mark.parametrize("name", ["config.json", "preprocessor_config.json"])
-def test_files_that_hold_no_object(tmp_path, name, text):
+def test_files_that_hold_no_object_are_refused(tmp_path, name, text):
     (tmp_path / name).write_text(text)
     with pytest.raises(ValueError, match=name):
         read_object(tmp_path / name)
@@ -273,7 +273,7 @@ def test_files_that_hold_no_object(tmp_path, name, text):
         ("pad_token_id", (0,), (-1,)),
     ],
 )
-def test_generation_settings_up_to_the_ends_of_their_ranges(name, ends, beyond):
+def test_generation_settings_are_accepted_up_to_the_ends_of_their_ranges(name, ends, beyond):
     for value in ends:
         check_settings(GenerationDefaults, {name: value}, file="generation_config.json")
     for value in beyond:

@@ -37,7 +37,7 @@ def test_features_are_the_same_compiled_and_not(towers, pixel_values):
     np.testing.assert_allclose(compiled, towers(pixel_values), **CLOSE)
 
 
-def test_any_number_of_pictures_follows_the_first_call(towers, pixel_values):
+def test_any_number_of_pictures_may_follow_the_first_call(towers, pixel_values):
     towers(pixel_values)
     first = towers(pixel_values[:1])
     np.testing.assert_allclose(first, towers(pixel_values)[:1], **CLOSE)
@@ -70,7 +70,7 @@ def test_gradients_are_the_same_compiled_and_not(towers, pixel_values):
         np.testing.assert_allclose(value, expected, rtol=1e-3, atol=1e-3, err_msg=name)
 
 
-def test_a_copy_of_a_model_that_has_run_is_a_model_of_its_own(towers, pixel_values):
+def test_a_copy_of_a_model_that_has_run_is_independent(towers, pixel_values):
     before = towers(pixel_values)
     other = copy.deepcopy(towers)
     other.update(tree_map(mx.zeros_like, other.parameters()))

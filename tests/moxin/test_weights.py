@@ -28,7 +28,7 @@ def test_every_parameter_comes_from_exactly_one_source_tensor(source, bf16_model
     assert sorted(used) == sorted(parameters)
 
 
-def test_only_what_lies_behind_the_features_is_dropped(source, bf16_model):
+def test_only_layers_after_the_features_are_dropped(source, bf16_model):
     config = bf16_model.config.vision_config
     dropped = {
         name.removeprefix("vision_backbone.")

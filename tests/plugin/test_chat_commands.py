@@ -30,7 +30,7 @@ def user(*parts) -> dict:
         ([["question", "answer"]], None),
     ],
 )
-def test_the_last_picture_of_a_conversation(history, expected):
+def test_the_last_picture_of_a_conversation_is_found(history, expected):
     assert last_picture(history) == expected
 
 

@@ -49,7 +49,7 @@ def test_a_missing_shard_is_named(checkpoint):
     assert_one_line(result, f"names {SHARD}, which is not there", "download")
 
 
-def test_a_shard_cut_short_is_refused_by_mlx_before_this_package_is_asked(checkpoint):
+def test_a_shard_cut_short_is_refused_by_mlx_before_this_package_reads_it(checkpoint):
     data = (checkpoint / SHARD).read_bytes()
     (checkpoint / SHARD).write_bytes(data[: len(data) // 2])
     result = ask(checkpoint, "--image", image_path("photo"))
@@ -131,7 +131,7 @@ def test_a_picture_given_as_an_array_of_a_wrong_kind_is_refused_in_the_api(proce
         processor("In: a\nOut:", [np.zeros((4, 4, 3), np.int64)])
 
 
-def test_the_traceback_can_be_had():
+def test_a_variable_shows_the_traceback():
     result = ask(HF_CHECKPOINT, "--image", "no.png", env={"MLX_VLM_MOXIN_TRACEBACK": "1"})
     assert result.returncode == 1
     assert "Traceback" in result.stderr

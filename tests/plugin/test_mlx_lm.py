@@ -186,7 +186,7 @@ def test_perplexity_is_that_of_mlx_vlms_logits(fp32_checkpoint, model, processor
     assert printed == pytest.approx(math.exp(loss), abs=2e-3)
 
 
-def test_benchmark_runs(fp32_checkpoint):
+def test_the_benchmark_command_runs(fp32_checkpoint):
     options = ["--prompt-tokens", "8", "--generation-tokens", "4", "--num-trials", "1"]
     result = run_module("mlx_lm", "benchmark", "--model", fp32_checkpoint, *options)
     assert result.returncode == 0, result.stderr

@@ -17,7 +17,7 @@ def other_model(tmp_path):
 
 
 @pytest.mark.parametrize("command", [["mlx_vlm", "convert"], ["mlx_vlm.convert"]], ids=" ".join)
-def test_the_card_of_a_converted_model(tmp_path, command):
+def test_the_card_of_a_converted_model_is_ours(tmp_path, command):
     target = tmp_path / "x"
     arguments = ["--hf-path", str(HF_CHECKPOINT), "--mlx-path", str(target), "-q", "--q-bits", "8"]
     result = run_module(*command, *arguments)

@@ -44,7 +44,7 @@ def test_a_model_compared_with_itself_costs_nothing(action_checkpoint):
     assert cost.largest.tolist() == [0] * 7
 
 
-def test_damage_shows_in_actions(action_checkpoint, tmp_path):
+def test_damaged_weights_change_actions(action_checkpoint, tmp_path):
     def damage(weights):
         name = "language_model.model.layers.0.mlp.down_proj.weight"
         weights[name] = weights[name] * 0

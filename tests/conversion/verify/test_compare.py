@@ -69,7 +69,7 @@ def test_a_model_equals_itself_on_every_bundled_picture(itself):
     assert len(itself.samples) == len(list(BUNDLED_PICTURES.glob("*.png"))) * len(PROMPTS)
 
 
-def test_fewer_bits_cost_more_and_take_less(source, quantized, one_picture):
+def test_fewer_bits_cost_more_accuracy_and_less_space(source, quantized, one_picture):
     eight, three = (verify(source, quantized(bits), one_picture, quiet=True) for bits in (8, 3))
     assert 0 < eight.total.kl_mean < three.total.kl_mean
     assert eight.total.top1_agreement > three.total.top1_agreement

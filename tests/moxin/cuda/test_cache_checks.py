@@ -27,7 +27,7 @@ CACHE_CHANGES = [only_the_second("keys"), only_the_second("values"), shorter, sm
 
 @pytest.mark.parametrize("change", CACHE_CHANGES, ids=["keys", "values", "offset", "capacity"])
 @pytest.mark.parametrize("length", [1, 5])
-def test_caches_that_are_not_alike(change, length, kernels_everywhere):
+def test_caches_that_are_not_alike_are_left_to_the_modules(change, length, kernels_everywhere):
     model, cache = make_decoder(), filled_cache(10)
     sizes = decoder_sizes.read_sizes(model.model)
     inputs = mx.zeros((1, length), mx.int32)
@@ -39,7 +39,7 @@ def test_caches_that_are_not_alike(change, length, kernels_everywhere):
     assert is_left or (length == 1 and not cache_checks.are_alike(arrays, 1, sizes))
 
 
-def test_caches_of_another_decoder(kernels_everywhere):
+def test_caches_of_another_decoder_are_left_to_the_modules(kernels_everywhere):
     model = make_decoder(num_attention_heads=4, num_key_value_heads=4)
     sizes = decoder_sizes.read_sizes(model.model)
     inputs = mx.zeros((1, 1), mx.int32)

@@ -23,7 +23,7 @@ def test_other_devices_use_the_modules():
 
 @pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float16])
 @pytest.mark.parametrize(("bits", "group_size"), [(16, 64), (8, 32), (8, 64), (4, 64), (4, 128)])
-def test_supported_formats(dtype, bits, group_size, kernels_everywhere):
+def test_every_format_is_supported(dtype, bits, group_size, kernels_everywhere):
     model = make_decoder(dtype, bits, group_size, intermediate_size=640)
     assert decoder_layers.supports(model.model)
 

@@ -59,7 +59,7 @@ def test_the_cpu_as_default_device_switches_them_off(gpu, monkeypatch):
 
 
 @pytest.mark.parametrize("version", ["0.31.9", "0.33.0", "1.0.0"])
-def test_versions_of_mlx_that_are_not_tested(version, gpu, monkeypatch, caplog):
+def test_untested_versions_of_mlx_switch_the_kernels_off(version, gpu, monkeypatch, caplog):
     caplog.set_level(logging.DEBUG, device.logger.name)
     monkeypatch.setattr(device, "version", lambda name: version)
     assert not device.enabled()
@@ -69,7 +69,7 @@ def test_versions_of_mlx_that_are_not_tested(version, gpu, monkeypatch, caplog):
     assert f"MLX {version}" in record.getMessage()
 
 
-def test_old_gpus_shared_gpus_and_a_missing_compiler(gpu, monkeypatch):
+def test_old_gpus_shared_gpus_and_a_missing_compiler_switch_the_kernels_off(gpu, monkeypatch):
     info, attributes = gpu
     info["compute_capability_major"] = 7
     assert not device.enabled()
@@ -111,7 +111,7 @@ def test_after_a_failure_mlx_computes_the_same_with_one_warning(
     assert "no kernel image is available" in record.getMessage()
 
 
-def test_towers_go_on_after_a_failure(kernels_everywhere, monkeypatch, caplog):
+def test_towers_are_computed_by_mlx_after_a_failure(kernels_everywhere, monkeypatch, caplog):
     monkeypatch.setattr(device, "_failures", [])
     monkeypatch.setattr(device, "enabled", lambda: not device._failures)
     monkeypatch.setattr(kernel, "build", fail)

@@ -57,7 +57,7 @@ def test_few_tokens_of_one_sequence_and_plain_caches_are_supported(
     assert supports(model, mx.ones(shape, mx.int32), None, cache()) is is_supported
 
 
-def test_widths_and_embeddings_that_the_kernel_does_not_read(kernels_everywhere):
+def test_widths_and_embeddings_that_the_kernel_does_not_read_are_refused(kernels_everywhere):
     inputs, embeddings = mx.ones((1, 5), mx.int32), mx.zeros((1, 5, CONFIG["hidden_size"]))
     assert not supports(make_decoder(intermediate_size=576), inputs, None, empty())
     model = make_decoder(**WIDE)
@@ -121,7 +121,7 @@ def test_the_kernel_has_one_block_on_each_multiprocessor(kernels_everywhere, mon
     assert supports(model, mx.ones((1, 5), mx.int32), None, empty())
 
 
-def test_a_gpu_without_enough_shared_memory(kernels_everywhere, monkeypatch):
+def test_a_gpu_without_enough_shared_memory_is_not_used(kernels_everywhere, monkeypatch):
     monkeypatch.setattr(device, "attribute", lambda number: 64 * 1024)
     model = make_decoder(head_dim=128, **WIDE)
     assert not supports(model, mx.ones((1, 5), mx.int32), None, empty())
@@ -143,7 +143,7 @@ def test_a_question_after_others_is_as_close_to_float32_as_the_modules(
 
 
 @needs_gpu
-def test_a_first_prompt(monkeypatch):
+def test_a_first_prompt_is_as_close_to_float32_as_the_modules(monkeypatch):
     check(mx.bfloat16, 16, 64, lambda dtype: empty(), [(1, 20), (1, 1)], monkeypatch, **WIDE)
 
 
@@ -156,14 +156,14 @@ def test_the_window_hides_older_keys(monkeypatch):
 
 
 @needs_gpu
-def test_logits_of_the_last_positions_only():
+def test_logits_to_keep_are_the_last_ones():
     model, shapes = make_decoder(**WIDE), [(1, 30)]
     every, last = (run(model, filled_cache(90), shapes, keep) for keep in (0, 2))
     assert mx.array_equal(every[-2:], last).item()
 
 
 @needs_gpu
-def test_a_prompt_in_parts_fills_the_cache_as_a_whole_one_does():
+def test_a_prompt_in_parts_fills_the_cache_like_a_whole_one():
     model = make_decoder(**WIDE)
     whole, parts = filled_cache(250), filled_cache(250)
     ids = mx.arange(40)[None]

@@ -37,7 +37,7 @@ def are_same(arrays, others):
 
 @pytest.mark.parametrize(("length", "count"), [(0, 5), (10, 3), (250, 6), (250, 7), (256, 300)])
 @pytest.mark.parametrize("batch", [1, 2])
-def test_new_tokens_stand_behind_the_cached_ones(length, count, batch, plain_gather):
+def test_new_tokens_follow_the_cached_ones(length, count, batch, plain_gather):
     def fresh():
         return filled_cache(length, batch=batch) if length else [KVCache() for _ in range(LAYERS)]
 
@@ -89,7 +89,7 @@ def replace_one(cache):
 
 
 @pytest.mark.parametrize("change", [trim, update, copy.deepcopy, replace_one])
-def test_whoever_may_share_the_memory_gets_arrays_of_their_own(change, plain_gather):
+def test_caches_that_may_share_memory_get_new_arrays(change, plain_gather):
     cache = filled_cache(10)
     first = append(cache)
     changed = change(cache)
@@ -115,7 +115,7 @@ def write_into(cache):
 
 
 @pytest.mark.parametrize("change", [update_last, update_each, write_into])
-def test_a_kernel_reads_what_the_cache_holds_whoever_wrote_it(change, plain_gather):
+def test_a_kernel_reads_values_that_others_wrote_into_the_cache(change, plain_gather):
     cache = filled_cache(10)
     append(cache)
     kept = [layer.keys[..., :11, :] for layer in cache]
@@ -190,7 +190,7 @@ def update_last_of_batch(cache):
     "change",
     [leave, leave_and_shift, join, trim, copy.deepcopy, update_batch, update_last_of_batch],
 )
-def test_a_batch_that_changes_between_tokens_goes_on_with_what_it_holds(change):
+def test_a_batch_that_changes_between_tokens_keeps_its_contents(change):
     cache = batch_cache(10, [0, 7, 4])
     append(cache)
     kept = [layer.keys[..., :11, :] for layer in cache]
@@ -224,7 +224,7 @@ def test_the_kernel_gives_what_mlx_gives(length, batch):
 
 
 @needs_gpu
-def test_copies_of_a_cache_go_on_by_themselves():
+def test_copies_of_a_cache_are_independent():
     model = make_decoder()
 
     def answer(cache, ids):

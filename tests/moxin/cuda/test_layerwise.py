@@ -106,7 +106,7 @@ def test_a_decoder_that_was_changed_leaves_the_next_prompt_to_the_modules(
     assert mx.array_equal(filled(cache[1], "keys"), filled(modules[1], "keys")).item()
 
 
-def test_caches_of_other_kinds_are_not_looked_into(kernels_everywhere):
+def test_caches_of_other_kinds_are_not_supported(kernels_everywhere):
     model, ids = make_decoder(), mx.ones((1, 5), mx.int32)
     sizes = decoder_sizes.read_sizes(model.model)
     run = layerwise.Layerwise(model.model, model.lm_head)

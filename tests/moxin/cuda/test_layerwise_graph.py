@@ -47,7 +47,7 @@ PASSES = {
 @pytest.mark.parametrize("intermediate_size", [640, 576])
 @pytest.mark.parametrize("bits", [16, 8])
 @pytest.mark.parametrize("name", PASSES)
-def test_around_the_kernels_everything_is_as_in_the_modules(
+def test_everything_around_the_kernels_equals_the_modules(
     name, bits, intermediate_size, kernels_in_mlx, monkeypatch
 ):
     make_cache, shapes = PASSES[name]
@@ -73,13 +73,13 @@ def test_weights_may_change_between_passes(kernels_in_mlx):
     assert relative_error(after, before) > 0.1
 
 
-def test_logits_of_the_last_positions(kernels_in_mlx):
+def test_logits_to_keep_are_the_last_ones(kernels_in_mlx):
     model = make_decoder(mx.float32)
     every, last = (run(model, filled_cache(9, mx.float32), [(1, 6)], keep) for keep in (0, 2))
     assert mx.allclose(every[-2:], last, atol=1e-5).item()
 
 
-def test_prompts_between_the_steps_of_a_batch_leave_its_graph(kernels_in_mlx, monkeypatch):
+def test_prompts_between_the_steps_of_a_batch_keep_its_graph(kernels_in_mlx, monkeypatch):
     compile = mock.Mock(wraps=mx.compile)
     monkeypatch.setattr(mx, "compile", compile)
     model, cache = make_decoder(mx.float32), filled_cache(9, mx.float32, 3)
@@ -132,7 +132,7 @@ def test_the_window_hides_older_keys(shape, monkeypatch):
 
 
 @needs_gpu
-def test_a_first_prompt_and_widths_that_our_products_do_not_take(monkeypatch):
+def test_a_first_prompt_and_widths_without_a_kernel_are_as_close_to_float32(monkeypatch):
     def cache(dtype):
         return empty()
 
@@ -140,7 +140,7 @@ def test_a_first_prompt_and_widths_that_our_products_do_not_take(monkeypatch):
 
 
 @needs_gpu
-def test_padded_prompts_of_a_batch_are_the_prompts_alone():
+def test_padded_prompts_of_a_batch_give_what_each_gives_alone():
     model = make_decoder(intermediate_size=640)
     prompts = [[5, 6, 7, 8, 9, 10, 11], [12, 13]]
     padded = mx.array([prompts[0], [0] * 5 + prompts[1]])

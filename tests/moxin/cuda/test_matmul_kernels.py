@@ -8,7 +8,7 @@ from mlx_vlm.models.moxin.cuda.projections import Format
 
 
 @pytest.mark.parametrize(("rows", "width", "columns"), [(65, 256, 64), (8, 192, 64), (8, 256, 333)])
-def test_products_without_a_kernel(rows, width, columns, kernels_everywhere):
+def test_some_sizes_have_no_kernel(rows, width, columns, kernels_everywhere):
     form = Format(16, 0)
     assert matmul_kernels.multiply(mx.bfloat16, form, (columns,), rows, width) is None
 

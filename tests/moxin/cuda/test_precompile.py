@@ -50,7 +50,7 @@ def use(model):
 
 
 @pytest.mark.parametrize("bits", [16, 8])
-def test_what_is_used_was_compiled(bits, built):
+def test_every_kernel_that_is_used_was_compiled(bits, built):
     model = make(bits)
     for build in precompile.builds(model):
         build()
@@ -70,7 +70,7 @@ def test_a_model_that_is_not_supported_compiles_nothing(built):
     assert not list(precompile.builds(SimpleNamespace(vision_tower=None)))
 
 
-def test_a_failure_waits_until_the_kernel_is_used():
+def test_a_failure_is_reported_when_the_kernel_is_used():
     done = threading.Event()
 
     def fail():
@@ -80,7 +80,7 @@ def test_a_failure_waits_until_the_kernel_is_used():
     assert done.wait(10)
 
 
-def test_a_process_that_ends_waits_for_what_has_begun_and_drops_the_rest(monkeypatch):
+def test_a_process_that_ends_waits_for_builds_that_run_and_drops_the_rest(monkeypatch):
     monkeypatch.setattr(precompile, "MAX_THREADS", 1)
     begun, may_end, results = threading.Event(), threading.Event(), []
 

@@ -244,11 +244,11 @@ def test_all_processes_share_memory_or_none(
         assert (found.rank, found.size) == (0, 2)
 
 
-def test_a_part_of_all_processes_shares_no_memory(monkeypatch):
+def test_a_group_of_some_processes_shares_no_memory(monkeypatch):
     monkeypatch.setattr(peers._Offer, "exchange", lambda *arguments: pytest.fail("waits"))
     peers.connect(Group())  # of two processes, and here is one
 
 
-def test_without_a_gpu_there_is_nothing_to_offer():
+def test_without_a_gpu_no_memory_is_offered():
     if not mx.cuda.is_available():
         assert peers._prepare() == (0, peers._Offer(False))

@@ -68,7 +68,7 @@ DECODER_CHANGES = {
 
 
 @pytest.mark.parametrize("change", DECODER_CHANGES.values(), ids=DECODER_CHANGES.keys())
-def test_decoders_that_differ_in_one_thing(change, kernels_everywhere):
+def test_decoders_that_differ_in_one_thing_are_not_supported(change, kernels_everywhere):
     model = make_decoder()
     assert decoder_layers.supports(model.model)
     change(model)
@@ -86,20 +86,20 @@ QUANTISED_CHANGES = {
 
 
 @pytest.mark.parametrize("change", QUANTISED_CHANGES.values(), ids=QUANTISED_CHANGES.keys())
-def test_quantised_decoders_that_differ_in_one_thing(change, kernels_everywhere):
+def test_quantised_decoders_that_differ_in_one_thing_are_not_supported(change, kernels_everywhere):
     model = make_decoder(bits=8, intermediate_size=640)
     assert decoder_layers.supports(model.model)
     change(model)
     assert not decoder_layers.supports(model.model)
 
 
-def test_a_scaled_rope_gives_the_scaled_answer(kernels_everywhere):
+def test_a_scaled_rope_is_not_supported(kernels_everywhere):
     scaling = {"rope_scaling": {"type": "linear", "factor": 4.0}}
     assert not decoder_layers.supports(make_decoder(**scaling).model)
 
 
 @pytest.mark.parametrize("kilobytes", [100, 64])
-def test_heads_that_need_more_shared_memory_than_there_is(
+def test_heads_that_need_too_much_shared_memory_are_not_supported(
     kilobytes, kernels_everywhere, monkeypatch
 ):
     monkeypatch.setattr(device, "attribute", lambda number: kilobytes * 1024)
@@ -109,7 +109,9 @@ def test_heads_that_need_more_shared_memory_than_there_is(
     assert not run.supports(mx.zeros((1, 100), mx.int32), None, empty(), sizes)
 
 
-def test_a_step_that_needs_more_shared_memory_than_there_is(kernels_everywhere, monkeypatch):
+def test_a_step_that_needs_too_much_shared_memory_is_left_to_the_modules(
+    kernels_everywhere, monkeypatch
+):
     monkeypatch.setattr(device, "attribute", lambda number: 8 * 1024)
     monkeypatch.setattr(kv_cache, "gather_caches", plain_kernels.gather_caches)
     model, cache = make_decoder(), filled_cache(10)
@@ -141,7 +143,7 @@ TOWER_CHANGES = {
 
 
 @pytest.mark.parametrize("change", TOWER_CHANGES.values(), ids=TOWER_CHANGES.keys())
-def test_towers_that_differ_in_one_thing(change, kernels_everywhere):
+def test_towers_that_differ_in_one_thing_are_not_supported(change, kernels_everywhere):
     model = make_model()
     assert towers.supports(towers.make_pairs(model.towers))
     change(model)
@@ -158,7 +160,9 @@ def test_towers_that_differ_in_one_thing(change, kernels_everywhere):
     ],
     ids=["head width", "width", "tokens", "eps"],
 )
-def test_towers_of_other_sizes(dino, siglip, supported, kernels_everywhere):
+def test_widths_and_eps_decide_which_towers_are_supported(
+    dino, siglip, supported, kernels_everywhere
+):
     model = make_model(dino=dino, siglip=siglip)
     assert towers.supports(towers.make_pairs(model.towers)) is supported
 

@@ -48,7 +48,7 @@ def test_other_devices_use_the_modules():
 
 
 @pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float16])
-def test_supported_dtypes(dtype, kernels_everywhere):
+def test_half_precision_is_supported(dtype, kernels_everywhere):
     assert is_supported(make_model(dtype))
 
 
@@ -56,7 +56,7 @@ def test_supported_dtypes(dtype, kernels_everywhere):
     ("kilobytes", "tiles"),
     [(227, tower_kernel.TILES[0]), (99, tower_kernel.TILES[1]), (64, None)],
 )
-def test_gpus_with_less_shared_memory(kilobytes, tiles, kernels_everywhere, monkeypatch):
+def test_tiles_fit_the_shared_memory(kilobytes, tiles, kernels_everywhere, monkeypatch):
     monkeypatch.setattr(device, "attribute", lambda number: 1024 * kilobytes)
     assert tower_kernel.find_tiles() == tiles
     assert is_supported(make_model()) is (tiles is not None)
@@ -125,7 +125,7 @@ def plain_layers(dtype, towers, count, eps, tiles):
 @pytest.mark.parametrize(
     ("first", "at_once", "expected"), [(1, 1, [1, 1, 1, 1]), (1, 2, [1, 2, 1]), (4, 11, [4])]
 )
-def test_around_the_kernel_everything_is_as_in_the_modules(
+def test_everything_around_the_kernel_equals_the_modules(
     first, at_once, expected, kernels_everywhere, monkeypatch
 ):
     monkeypatch.setattr(towers, "DTYPES", (mx.float32,))

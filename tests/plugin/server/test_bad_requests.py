@@ -45,7 +45,7 @@ def assert_goes_on(server, endpoint: str = CHAT) -> None:
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("endpoint", ENDPOINTS)
-def test_a_picture_that_is_none(server, endpoint, stream):
+def test_data_that_is_no_picture_is_refused(server, endpoint, stream):
     request = body(endpoint, server.model, QUESTION, NO_PICTURE * 500, stream=stream)
     assert_refused(server, endpoint, request, "Failed to load image from a data URI", "identify")
     assert_goes_on(server, endpoint)
@@ -53,27 +53,27 @@ def test_a_picture_that_is_none(server, endpoint, stream):
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("endpoint", ENDPOINTS)
-def test_two_pictures(server, endpoint, stream):
+def test_two_pictures_are_refused(server, endpoint, stream):
     pictures = picture_data("photo"), picture_data("tall")
     request = body(endpoint, server.model, QUESTION, *pictures, stream=stream)
     assert_refused(server, endpoint, request, "only use 1 image")
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:9/x.png", "/no/such.png"])
-def test_a_picture_that_is_not_there(server, url):
+def test_a_missing_picture_is_refused(server, url):
     request = body(CHAT, server.model, QUESTION)
     request["messages"][0]["content"].append({"type": "image_url", "image_url": {"url": url}})
     assert_refused(server, CHAT, request, "Failed to load image", url)
 
 
 @pytest.mark.parametrize("endpoint", ENDPOINTS)
-def test_an_unknown_model(server, endpoint):
+def test_an_unknown_model_is_a_404(server, endpoint):
     request = body(endpoint, "no/such-model", QUESTION)
     assert_refused(server, endpoint, request, "no/such-model", server.model, status=404)
     assert_goes_on(server, endpoint)
 
 
-def test_an_unknown_model_takes_the_loaded_one_from_nobody(server):
+def test_a_request_for_an_unknown_model_leaves_running_ones_alone(server):
     long = body(CHAT, server.model, QUESTION, picture_data("photo"), max_tokens=200)
     expected = server.post(CHAT, long)[1]["choices"]
     with ThreadPoolExecutor(4) as pool:
@@ -82,14 +82,14 @@ def test_an_unknown_model_takes_the_loaded_one_from_nobody(server):
     assert [future.result()[1]["choices"] for future in running] == [expected] * 3
 
 
-def test_an_unknown_adapter(server):
+def test_an_unknown_adapter_is_a_404(server):
     request = body(CHAT, server.model, QUESTION, adapter_path="/no/such/adapter")
     assert_refused(server, CHAT, request, "/no/such/adapter", status=404)
 
 
 @pytest.mark.parametrize("data", [b"hello", b"", b"[1]", b"\xff\xfe", b'{"model": '])
 @pytest.mark.parametrize("endpoint", ENDPOINTS)
-def test_a_body_that_is_no_json_object(server, endpoint, data):
+def test_a_body_that_is_no_json_object_is_refused(server, endpoint, data):
     status = server.post(endpoint, data)[0]
     assert 400 <= status < 500
     assert_refused(server, endpoint, data, status=status)
@@ -126,7 +126,7 @@ def test_a_body_that_is_no_json_object(server, endpoint, data):
     ],
     ids=str,
 )
-def test_a_parameter_that_cannot_be_used(server, parameters, part):
+def test_a_parameter_that_cannot_be_used_is_refused(server, parameters, part):
     request = body(CHAT, server.model, QUESTION, picture_data("photo"))
     assert_refused(server, CHAT, {**request, **parameters}, part)
 
@@ -146,12 +146,14 @@ def test_a_parameter_that_cannot_be_used(server, parameters, part):
     ids=str,
 )
 @pytest.mark.parametrize("endpoint", ENDPOINTS)
-def test_a_parameter_that_no_endpoint_can_use(server, endpoint, parameters, part):
+def test_a_parameter_that_cannot_be_used_is_refused_by_every_endpoint(
+    server, endpoint, parameters, part
+):
     request = body(endpoint, server.model, QUESTION, picture_data("photo"))
     assert_refused(server, endpoint, {**request, **parameters}, part)
 
 
-def test_parameters_at_the_ends_of_their_ranges_are_taken(server):
+def test_parameters_at_the_ends_of_their_ranges_are_accepted(server):
     request = body(CHAT, server.model, QUESTION, max_tokens=1, top_k=575, temperature=2, n=1)
     request.update(logit_bias={"575": -5, "0": 1.5}, stop=[], tools=[], repetition_penalty=0.5)
     request.update(top_p=1, min_p=1, modalities=["text"])
@@ -161,7 +163,7 @@ def test_parameters_at_the_ends_of_their_ranges_are_taken(server):
 @pytest.mark.parametrize(
     ("endpoint", "status"), [(CHAT, 422), (RESPONSES, 422), (MESSAGES_API, 400)]
 )
-def test_a_parameter_of_a_wrong_type(server, endpoint, status):
+def test_a_parameter_of_a_wrong_type_is_refused(server, endpoint, status):
     request = body(endpoint, server.model, QUESTION, top_p="much")
     assert_refused(server, endpoint, request, "top_p: Input should be", status=status)
 
@@ -181,7 +183,7 @@ def test_tools_that_must_not_be_called_are_no_obstacle(server):
     ],
 )
 @pytest.mark.parametrize("stream", [False, True])
-def test_audio_and_video(server, content, stream):
+def test_audio_and_video_are_refused(server, content, stream):
     request = body(CHAT, server.model, QUESTION, stream=stream)
     request["messages"][0]["content"].append(content)
     assert_refused(server, CHAT, request)

@@ -38,7 +38,7 @@ def test_a_streamed_answer_is_the_same(openai_client, server, expected):
     assert chunks[-1].usage.completion_tokens == 16
 
 
-def test_stop_and_seed(openai_client, server, expected):
+def test_stop_ends_the_text_and_a_seed_repeats_it(openai_client, server, expected):
     ask = openai_client.completions.create
     stop = " Y"
     cut = ask(model=server.model, prompt=PROMPT, temperature=0, stop=stop).choices[0]
@@ -74,6 +74,6 @@ def test_what_cannot_be_done_is_refused(openai_client, server, parameters, part,
         openai_client.completions.create(**request)
 
 
-def test_an_unknown_model(openai_client):
+def test_an_unknown_model_is_a_404(openai_client):
     with pytest.raises(openai.NotFoundError, match="no/such"):
         openai_client.completions.create(model="no/such", prompt=PROMPT)

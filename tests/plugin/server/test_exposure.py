@@ -92,7 +92,7 @@ def test_a_pinned_model_is_the_only_one(strict, tmp_path):
     test_a_picture_in_the_request_is_answered(strict)
 
 
-def test_our_command_lets_scripts_of_no_web_page_in(fp32_checkpoint, tmp_path):
+def test_only_allowed_origins_get_cors_headers(fp32_checkpoint, tmp_path):
     allowed = ("--allow-origin", "http://a.example", "--allow-local-files")
     with OurServer(fp32_checkpoint, tmp_path / "log.txt", *allowed) as server:
         origins = {}
@@ -116,7 +116,7 @@ def clean(monkeypatch):
     return monkeypatch
 
 
-def test_options_and_variables(clean):
+def test_options_set_their_variables(clean):
     variables, stock = split(["--model", "a"])
     assert stock == ["--host", "127.0.0.1", "--model", "a"]
     assert variables[settings.LOCAL_FILES] == variables[settings.PRIVATE_ADDRESSES] == "0"

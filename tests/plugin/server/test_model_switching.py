@@ -121,7 +121,7 @@ def registry(monkeypatch, processor):
     return made
 
 
-def test_the_served_model_is_there_for_others_while_another_one_is_loaded(registry):
+def test_the_served_model_answers_while_another_one_is_loaded(registry):
     old = registry.for_kind()["response_generator"]
     loading, go_on = threading.Event(), threading.Event()
 

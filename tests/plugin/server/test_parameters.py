@@ -101,7 +101,7 @@ def test_values_beyond_them_are_refused_by_name(values):
     [{"min_p": True}, {"min_p": "1"}, {"seed": 0.5}, {"top_logprobs": "2"}, {"top_logprobs": 0.5}],
     ids=str,
 )
-def test_fields_that_the_request_model_does_not_check(values):
+def test_fields_that_the_request_model_does_not_check_are_checked_here(values):
     message = refusal(AnthropicRequest(**CHAT, max_tokens=1, **values))
     assert message.startswith(f"{next(iter(values))}=")
 
@@ -120,7 +120,9 @@ def test_the_refusal_of_a_bias_names_the_largest_id():
         (20, 21, "it must be from 0 to 20"),
     ],
 )
-def test_as_many_log_probabilities_as_the_server_has(monkeypatch, server_has, wanted, part):
+def test_log_probabilities_are_limited_to_what_the_server_computes(
+    monkeypatch, server_has, wanted, part
+):
     monkeypatch.setenv("TOP_LOGPROBS_K", str(server_has))
     # mlx-vlm's own field goes up to 20.
     request = ChatRequest.model_construct(**CHAT, top_logprobs=wanted, logprobs=True)
@@ -139,7 +141,7 @@ def test_top_logprobs_need_logprobs(monkeypatch):
 @pytest.mark.parametrize(
     "values", [{"top_logprobs": 1}, {"include": ["message.output_text.logprobs"]}], ids=str
 )
-def test_log_probabilities_of_an_endpoint_that_returns_none(monkeypatch, values):
+def test_log_probabilities_are_refused_by_an_endpoint_that_returns_none(monkeypatch, values):
     monkeypatch.setenv("TOP_LOGPROBS_K", "5")
     request = OpenAIRequest(model="m", input="hi", **values)
     assert "/v1/chat/completions only" in refusal(request)
@@ -149,17 +151,17 @@ def test_log_probabilities_of_an_endpoint_that_returns_none(monkeypatch, values)
 @pytest.mark.parametrize(
     ("stop", "stops"), [("a", ["a"]), (["a", "b"], ["a", "b"]), (None, []), ([], [])]
 )
-def test_stop_strings_as_text_or_list(stop, stops):
+def test_stop_strings_may_be_text_or_a_list(stop, stops):
     assert stop_strings(chat(stop=stop)) == stops
 
 
-def test_anthropics_stop_sequences_go_before_an_extra_stop():
+def test_anthropics_stop_sequences_replace_an_extra_stop():
     request = AnthropicRequest(**CHAT, max_tokens=1, stop_sequences=["a"], stop="b")
     assert stop_strings(request) == ["a"]
 
 
 @pytest.mark.parametrize("stop", [5, "", [""], ["a", 5], {"a": 1}], ids=str)
-def test_anything_else_is_no_stop_string(stop):
+def test_other_values_of_stop_are_refused(stop):
     with pytest.raises(BadRequestError, match="stop="):
         stop_strings(chat(stop=stop))
 
@@ -193,7 +195,7 @@ class TestArguments:
         assert all(0 <= seed < 2**32 for seed in seeds)
         assert self.arguments(chat(seed=5), processor).seed is None  # as mlx-vlm has read it
 
-    def test_a_length_in_openais_newer_name(self, processor):
+    def test_max_completion_tokens_is_used_unless_max_tokens_is_given(self, processor):
         assert self.arguments(chat(), processor).max_tokens == 7
         assert self.arguments(chat(max_completion_tokens=3), processor).max_tokens == 3
         request = chat(max_completion_tokens=3, max_tokens=2)

@@ -82,5 +82,5 @@ def test_memory_is_bounded_by_the_pictures_size_and_returns(tiny, size, mode):
     ],
     ids=str,
 )
-def test_memory_of_the_largest_pictures(tiny, size, mode, format):
+def test_memory_of_the_largest_pictures_is_bounded_too(tiny, size, mode, format):
     check(tiny, size, mode, format, KEPT_OF_LARGEST)

@@ -106,7 +106,7 @@ def test_a_damaged_picture_is_the_clients_error(server, endpoint, name):
 
 
 @pytest.mark.parametrize("endpoint", ENDPOINTS)
-def test_base64_that_has_lost_a_character_or_its_padding(server, endpoint):
+def test_base64_that_has_lost_a_character_or_its_padding_is_refused(server, endpoint):
     for data in (picture_data("photo")[1:], picture_data("photo")[:-1]):
         request = asking(server, endpoint, part(endpoint, data))
         assert "no multiple of 4" in refusal(server, endpoint, request)
@@ -120,7 +120,7 @@ def test_a_large_bad_picture_makes_no_large_error(server, endpoint):
 
 @pytest.mark.parametrize("path", ["/half/photo.png", "/plain/no.png", "/to/file:///etc/passwd"])
 @pytest.mark.parametrize("endpoint", ENDPOINTS)
-def test_an_address_that_gives_no_picture(server, web, endpoint, path):
+def test_an_address_that_gives_no_picture_is_refused(server, web, endpoint, path):
     request = asking(server, endpoint, url_part(endpoint, web.url + path))
     assert "Failed to load image from http" in refusal(server, endpoint, request)
 
@@ -130,7 +130,7 @@ def test_an_address_that_gives_no_picture(server, web, endpoint, path):
     ["data:;base64,{}", "data:application/octet-stream;base64,{}", "DATA:image/png;base64,{}"],
 )
 @pytest.mark.parametrize("endpoint", ENDPOINTS)
-def test_every_form_of_a_data_uri(server, endpoint, uri):
+def test_every_form_of_a_data_uri_is_read(server, endpoint, uri):
     picture = url_part(endpoint, uri.format(picture_data("photo")))
     status, answer = server.post(endpoint, asking(server, endpoint, picture))
     assert (status, answer_text(endpoint, answer)) == (200, GOLDEN)
@@ -184,12 +184,12 @@ def test_a_picture_without_a_user_is_refused(server, endpoint):
     ("resize_shape", "part"),
     [([10**9], "makes a picture of"), ([1], "makes a picture of 1 x 0"), ([10**30], "64 bits")],
 )
-def test_a_size_that_no_picture_can_have(server, resize_shape, part):
+def test_a_size_that_no_picture_can_have_is_refused(server, resize_shape, part):
     request = body(CHAT, server.model, QUESTION, picture_data("photo"), resize_shape=resize_shape)
     assert part in refusal(server, CHAT, request)
 
 
-def test_slow_pictures_stop_nobody(server, web):
+def test_slow_pictures_delay_no_other_request(server, web):
     endpoints = ENDPOINTS * 4
     with ThreadPoolExecutor(len(endpoints)) as pool:
         waiting = []

@@ -356,7 +356,7 @@ def test_a_refused_request_is_one_line_in_the_log(server, server_log):
             assert all(len(line) < 1100 for line in text.splitlines())
 
 
-def test_a_model_is_shown_by_its_name(server):
+def test_one_model_can_be_requested_by_its_name(server):
     (model,) = [m for m in get(server, "/v1/models")["data"] if m["loaded"]]
     assert get(server, f"/v1/models/{server.model}") == model
     assert get(server, f"/models/{server.model.lstrip('/')}") == model

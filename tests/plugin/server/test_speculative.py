@@ -116,7 +116,7 @@ def test_a_batch_with_a_drafter_changes_no_answer(model, processor, drafter):
     assert [text.strip() for text in response.texts] == expected
 
 
-def test_the_command_takes_a_drafter(fp32_checkpoint, drafter_path):
+def test_the_command_accepts_a_drafter(fp32_checkpoint, drafter_path):
     result = run_module(
         *("mlx_vlm.generate", "--model", fp32_checkpoint, "--draft-model", drafter_path),
         *("--image", image_path("photo"), "--prompt", MESSAGES[0], "--max-tokens", TOKENS),
@@ -125,7 +125,7 @@ def test_the_command_takes_a_drafter(fp32_checkpoint, drafter_path):
     assert GOLDEN["photo"][0]["text"] in result.stdout
 
 
-def test_the_server_takes_a_drafter(fp32_checkpoint, drafter_path, tmp_path):
+def test_the_server_accepts_a_drafter(fp32_checkpoint, drafter_path, tmp_path):
     options = ("--draft-model", str(drafter_path))
     with Server(fp32_checkpoint, tmp_path / "log.txt", *options) as server:
         assert "Drafter ready" in (tmp_path / "log.txt").read_text()

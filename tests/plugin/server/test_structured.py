@@ -28,7 +28,7 @@ SCHEMA = {
 
 @given(data=st.data())
 @settings(max_examples=50, deadline=None)
-def test_a_mask_forbids_the_tokens_without_a_bit_and_those_behind_it(data):
+def test_a_mask_forbids_the_tokens_without_a_bit_and_those_after_it(data):
     words = data.draw(st.integers(1, 3))
     width = data.draw(st.integers(1, 32 * words + 40))
     rows = data.draw(st.integers(1, 3))
