@@ -45,7 +45,7 @@ def weights(name: str) -> dict[str, mx.array]:
 
 
 def fill_vocabulary(path: Path) -> None:
-    """Give every id below ``<PAD>`` a piece, as tokenizers have; no text contains them."""
+    """Give every id below ``<PAD>`` a piece, as tokenizers do; no text contains these."""
     content = json.loads(path.read_text(encoding="utf-8"))
     vocabulary = content["model"]["vocab"]
     missing = sorted({*range(PAD_ID)} - {*vocabulary.values()})

@@ -9,7 +9,7 @@ from mlx_vlm import convert, load
 from mlx_vlm.models.moxin.cuda import device
 from support import HF_CHECKPOINT
 
-# The files that take longest, first: a process that begins one at the end keeps the others waiting.
+# The slowest files run first: one that starts last would keep the other processes waiting.
 LONG_FILES = (
     "plugin/server/test_requests.py",
     "moxin/cuda/test_kernels_compile.py",
@@ -33,13 +33,13 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session")
 def bf16_model():
-    """Model as stored (bfloat16). Tests must leave it as it is."""
+    """Model as stored (bfloat16). Tests must not change it."""
     return load(str(HF_CHECKPOINT))[0]
 
 
 @pytest.fixture(scope="session")
 def loaded():
-    """(model in float32, processor). Tests must leave both as they are."""
+    """(model in float32, processor). Tests must not change either."""
     model, processor = load(str(HF_CHECKPOINT))
     model.set_dtype(mx.float32)
     return model, processor
@@ -65,14 +65,14 @@ def fp32_checkpoint(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def action_checkpoint(tmp_path_factory):
-    """By name (openvla, oft, moxin): the HF checkpoint. Tests must leave it as it is."""
+    """By name (openvla, oft, moxin): the HF checkpoint. Tests must not change it."""
     place = tmp_path_factory.mktemp("action_models")
     return functools.cache(lambda name: write_checkpoint(name, place / name))
 
 
 @pytest.fixture
 def kernels_everywhere(monkeypatch):
-    """As if this were an NVIDIA GPU, for what does not run a kernel."""
+    """Pretend that this is an NVIDIA GPU, for tests that run no kernel."""
     attributes = {
         device.MULTIPROCESSOR_COUNT: 132,
         device.MAX_SHARED_MEMORY_PER_BLOCK: 227 * 1024,

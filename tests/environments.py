@@ -31,10 +31,10 @@ def site_packages(python: Path) -> Path:
 
 
 def share_dependencies(python: Path) -> None:
-    """Let an environment import the packages of this one, after those that it has itself.
+    """Let an environment import this one's packages, with lower priority than its installed ones.
 
-    A path line does not read the start-up files there: this package, which the tests use
-    from its source tree, stays out, and so does its finder.
+    A path line does not read the start-up files there, so this package, which the tests use from
+    its source tree, and its finder are not included.
     """
     folders = [path for path in sys.path if Path(path).name == "site-packages"]
     lines = "".join(f"{folder}\n" for folder in folders)

@@ -1,4 +1,4 @@
-"""Small members of the Prismatic family and comparisons with their PyTorch reference."""
+"""Small members of the Prismatic family, and comparisons with their PyTorch reference."""
 
 import json
 from functools import cached_property
@@ -42,7 +42,7 @@ def converted(
 
 
 class Reference:
-    """What PyTorch computed for a member in one of its forms."""
+    """PyTorch's outputs for a member in one of its forms."""
 
     def __init__(self, member: str, form: str):
         self.directory, self.form = FAMILY / member, form
@@ -111,7 +111,7 @@ class Reference:
             assert len(ids) - len(is_text) == config.vision_config.num_patches
 
     def check_answers(self, model, processor) -> None:
-        """Greedy tokens through mlx-vlm's own loop."""
+        """Greedy tokens through mlx-vlm's loop."""
         for answer in self.goldens["generate"][self.form]:
             prompt = self.goldens["prompts"][answer["prompt"]]["prompt"]
             result = generate(

@@ -1,8 +1,8 @@
-"""A Hugging Face Hub on the loopback: the endpoints that an upload uses, and their failures.
+"""A local Hugging Face Hub: the endpoints that an upload uses, and their failures.
 
-It keeps what a client commits, checks what it is sent (token, LFS size and hash, that a
-commit names only objects that arrived) and can be told to fail in the middle. Large files
-come by LFS, or by Xet as far as a file that fits one block needs it.
+It stores what a client commits, checks requests (token, LFS size and hash, that a commit names
+only objects that arrived) and can fail in the middle of a request. Large files arrive by LFS, or
+by Xet as far as a file of one block needs it.
 """
 
 import base64
@@ -27,7 +27,7 @@ class Hub:
         files: repository id -> path -> content, as committed.
         objects: LFS objects by SHA-256 that have arrived whole.
         commits: repository id -> number of commits.
-        requests: how often each ``(method, kind)`` was asked for.
+        requests: number of requests of each ``(method, kind)``.
         fail: called with ``(method, kind, count)`` before an answer; what it returns is
             an HTTP status to answer with, ``"drop"`` to break the connection in the
             middle of the body, ``"stall"`` to set ``stalled`` and read no further, or None.
@@ -246,7 +246,7 @@ def _is_lfs(path: str) -> bool:
 
 
 def _oid(path: str, content: bytes) -> str:
-    """What git calls the file: SHA-256 of an LFS file, SHA-1 of any other's blob."""
+    """Git's name of the file: SHA-256 of an LFS file, SHA-1 of the blob of any other."""
     if _is_lfs(path):
         return hashlib.sha256(content).hexdigest()
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()

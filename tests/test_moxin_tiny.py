@@ -81,7 +81,7 @@ def ask_command(checkpoint, image, question: str) -> str:
 
 @pytest.fixture(scope="module")
 def tiny():
-    """(model as stored, processor). Tests must leave both as they are."""
+    """(model as stored, processor). Tests must not change either."""
     return load(str(CHECKPOINT))
 
 

@@ -42,7 +42,7 @@ def converted(request, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def policy():
-    """(model in float32, processor). Tests must leave both as they are."""
+    """(model in float32, processor). Tests must not change either."""
     model, processor = load(str(CHECKPOINT))
     model.set_dtype(mx.float32)
     return model, processor

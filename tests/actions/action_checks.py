@@ -1,4 +1,4 @@
-"""Comparisons with the published code's outputs; the tests of mutations run them too."""
+"""Comparisons with the published code's outputs, also used by the mutation tests."""
 
 from typing import Any
 
@@ -64,7 +64,7 @@ def check_chunk(model: Any, processor: Any, name: str, case: dict[str, Any]) -> 
 
 
 def check_hidden_states(model: Any, processor: Any, name: str, case: dict[str, Any]) -> None:
-    """What the decoder reads and says in a parallel pass."""
+    """The decoder's inputs and outputs in a parallel pass."""
     known, config = goldens(name), model.config.action_config
     text = known["instructions"][case["instruction"]]
     prompt = prompt_ids(processor.tokenizer, model.config, text)

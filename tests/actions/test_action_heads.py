@@ -1,4 +1,4 @@
-"""OpenVLA-OFT's files beside a checkpoint, and what a user has to say about them."""
+"""OpenVLA-OFT's files next to a checkpoint, and the options that they need."""
 
 import shutil
 

@@ -1,4 +1,4 @@
-"""Action models converted: everything they need goes along, and actions stay what they are."""
+"""Converted action models keep everything they need, and their actions do not change."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""What docs/actions.md shows is there."""
+"""The presets, options and code in docs/actions.md exist."""
 
 import json
 import re

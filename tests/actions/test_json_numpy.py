@@ -1,4 +1,4 @@
-"""Arrays in JSON, against the package that robots' clients use."""
+"""Arrays in JSON, compared with the package that robots' clients use."""
 
 import json
 

@@ -23,7 +23,7 @@ def _case(name: str, head: bool = True) -> dict:
 
 @pytest.fixture
 def fresh(action_checkpoint):
-    """By name: a model and processor of one's own, in float32."""
+    """By name: a private copy of a model and its processor, in float32."""
 
     def loaded(name: str):
         options = None if name == "openvla" else "libero"

@@ -1,4 +1,4 @@
-"""Pictures against the PNGs that TensorFlow made in the published evaluation code."""
+"""Pictures, compared with PNGs made by TensorFlow in the published evaluation code."""
 
 import numpy as np
 import pytest
@@ -29,7 +29,7 @@ def test_center_crop_equals_tensorflow(name):
 @pytest.mark.parametrize("name", ["photo", "gray"])
 def test_resizing_for_the_policy_equals_tensorflow(name):
     difference = _difference(resize_for_policy(_picture(name)), f"{name}.policy224")
-    # Sums that end at a half may be rounded the other way where a sine differs in its last bit.
+    # Sums that end in .5 may be rounded the other way where a sine differs in its last bit.
     assert difference.max() <= 1
     assert np.count_nonzero(difference) <= 10
 

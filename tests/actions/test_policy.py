@@ -1,4 +1,4 @@
-"""What predict_action takes, gives and refuses."""
+"""predict_action: its inputs, its results and its errors."""
 
 import json
 import shutil
@@ -76,7 +76,7 @@ def test_pictures_of_another_size_are_resized_as_openvla_oft_does(oft, two):
 
 
 def _prefer(model, monkeypatch, token):
-    """Let ``token`` have the largest logit everywhere."""
+    """Make ``token`` the largest logit at every position."""
     original = model.language_model.lm_head
 
     def lm_head(h):

@@ -1,4 +1,4 @@
-"""Scaling of actions and states, and the choice of the data set whose statistics count."""
+"""Scaling of actions and states, and the choice of the data set whose statistics are used."""
 
 import numpy as np
 import pytest

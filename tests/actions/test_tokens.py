@@ -1,4 +1,4 @@
-"""Action tokens: the numbers that OpenVLA's own tokenizer gives, and its edges."""
+"""Action tokens: the values of OpenVLA's tokenizer, including its edge cases."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ TOKENIZER = ActionTokenizer(32000)
         (31998, -252 / 255),
         (31872, 0.0),
         (31745, 254 / 255),
-        # 256 points make 255 intervals: the lowest id is the last interval too.
+        # 256 points make 255 intervals, so the lowest id also means the last interval.
         (31744, 254 / 255),
     ],
 )

@@ -1,4 +1,4 @@
-"""Action data: encoded as OpenVLA's own training does, learned, kept with its statistics."""
+"""Action data is encoded as in OpenVLA's training, can be learned, and keeps its statistics."""
 
 import json
 
@@ -30,7 +30,7 @@ SETTINGS += ["--lora-rank", "16", "--lora-alpha", "16", "--iters", "60"]
 
 @pytest.fixture
 def data(tmp_path):
-    """A folder in the documented form."""
+    """A folder of action data in the documented form."""
     folder = tmp_path / "my_robot"
     folder.mkdir()
     rows = []
@@ -84,7 +84,7 @@ def test_a_row_is_the_prompt_the_actions_ids_and_the_end(fp32, data):
     assert is_action.tolist() == [0] * (len(ids) - 8) + [1] * 7 + [0]
     scale = scale_of(model.config.norm_stats, "my_robot")
     decoded = scale.unnormalize(ActionTokenizer.of(model.config).decode(ids[is_action == 1]))
-    # A bin is 1/127.5 of the range between the quantiles, which cut off a hundredth at both ends.
+    # A bin is 1/127.5 of the range between the 1 % and 99 % quantiles.
     np.testing.assert_allclose(decoded, ROWS[0][2], atol=0.015)
     assert row["pixel_values"].shape == (1, 6, 28, 28)
 

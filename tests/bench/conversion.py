@@ -1,4 +1,4 @@
-"""``python -m bench.conversion FOLDER``, run in ``tests``: conversion beside reading its source.
+"""``python -m bench.conversion FOLDER``, run in ``tests``: conversion compared with reading.
 
 Writes a native fp32 checkpoint with Moxin's towers and projector and some of its decoder's
 layers, with random weights, and converts it in new processes. Each conversion follows a reading
@@ -28,7 +28,7 @@ from mlx_vlm_moxin import register
 from .peers.sizes import SMALL, Sizes
 
 CHECKPOINT = "checkpoints/latest-checkpoint.pt"
-# Of what a checkpoint of the tests has: its tokenizer.
+# Copied from a checkpoint of the tests: its tokenizer.
 PAD_TOKEN_ID, VOCAB_SIZE = 512, 576
 PROJECTOR = {"fc1": "projector.0", "fc2": "projector.2", "fc3": "projector.4"}
 BLOCK = 16 << 20
@@ -64,7 +64,7 @@ def write_source(folder: Path, sizes: Sizes, layers: int) -> None:
 
 
 def _native_name(name: str) -> tuple[str, str]:
-    """Part of a native checkpoint and name in it of a tensor of ours."""
+    """Part of a native checkpoint, and the name within it, for one of our tensor names."""
     head, rest = name.split(".", 1)
     if head == "language_model":
         return "llm_backbone", f"llm.{rest}"
@@ -76,14 +76,14 @@ def _native_name(name: str) -> tuple[str, str]:
 
 
 def forget(path: Path) -> None:
-    """Take a file out of the page cache."""
+    """Remove a file from the page cache."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def read_seconds(path: Path) -> float:
-    """Seconds that reading a file takes, from the disk."""
+    """Seconds needed to read a file from the disk."""
     forget(path)
     buffer = bytearray(BLOCK)
     start = time.perf_counter()
@@ -94,7 +94,7 @@ def read_seconds(path: Path) -> float:
 
 
 def convert(folder: Path, options: Sequence[str]) -> dict[str, float]:
-    """Seconds and peak memory in GB of a conversion, start of Python included."""
+    """Seconds and peak memory in GB of a conversion, including the start of Python."""
     forget(folder / "native" / CHECKPOINT)
     target = folder / "converted"
     shutil.rmtree(target, ignore_errors=True)
@@ -116,14 +116,14 @@ def convert(folder: Path, options: Sequence[str]) -> dict[str, float]:
 
 
 def _peak_gb(pid: int) -> float:
-    """The most memory that a process had, in GB; 0 if it has just ended."""
+    """Peak memory of a process in GB; 0 if it has just ended."""
     status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
     kilobytes = [line.split()[1] for line in status.splitlines() if line.startswith("VmHWM:")]
     return 1024 * int(kilobytes[0]) / 1e9 if kilobytes else 0.0
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command; ``--json`` holds what was measured so far."""
+    """The command; the file of ``--json`` always holds the results so far."""
     parser = argparse.ArgumentParser("python -m bench.conversion", description=__doc__)
     parser.add_argument("folder", type=Path, help="gets the checkpoint, which is kept")
     parser.add_argument("--layers", type=int, default=6, help="of the decoder (default: 6)")

@@ -1,6 +1,6 @@
 """``python -m bench.full_size FOLDER``, run in ``tests``: random weights as checkpoints.
 
-In Moxin's sizes, for measuring what needs a checkpoint on a disk: start times, a server. A
+Has Moxin's sizes, for measurements that need a checkpoint on a disk: start times, a server. A
 token is a word.
 """
 
@@ -62,7 +62,7 @@ def write_checkpoint(folder: Path, bits: int, sizes: Sizes) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command; a checkpoint that is there already is kept."""
+    """The command; an existing checkpoint is kept."""
     parser = argparse.ArgumentParser("python -m bench.full_size", description=__doc__)
     parser.add_argument("folder", type=Path, help="gets a folder for each width: 16, 8, 4")
     parser.add_argument("--bits", type=int, nargs="+", default=[16, 8, 4], choices=models.BITS)

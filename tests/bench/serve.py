@@ -28,13 +28,13 @@ WIDTH, HEIGHT = 640, 480
 
 
 class MoxinServer(Server):
-    """Our server, with its safe defaults."""
+    """This package's server with its default restrictions."""
 
     command = ("mlx_vlm_moxin", "server")
 
 
 def picture(seed: int) -> str:
-    """A JPEG that is as much work to decode as a photograph, as a data URI."""
+    """A JPEG that takes as long to decode as a photograph, as a data URI."""
     values = np.random.default_rng(seed).integers(0, 256, (48, 64, 3), dtype=np.uint8)
     file = io.BytesIO()
     Image.fromarray(values).resize((WIDTH, HEIGHT)).save(file, "JPEG", quality=90)
@@ -47,7 +47,7 @@ class Load:
     Attributes:
         first_token: seconds of each request that began to be answered in time.
         tokens: number of tokens that arrived in time.
-        errors: what went wrong.
+        errors: messages of failed requests.
     """
 
     def __init__(self, server: Server, clients: int, seconds: float, max_tokens: int):
@@ -89,7 +89,7 @@ class Load:
 
         Args:
             uri: the picture.
-            begin: when the load began; what arrives too long after it does not count.
+            begin: when the load began; tokens that arrive too long after it do not count.
 
         Raises:
             RuntimeError: if the server refused the request.
@@ -130,7 +130,7 @@ class Load:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command; ``--json`` holds what was measured so far."""
+    """The command; the file of ``--json`` always holds the results so far."""
     parser = argparse.ArgumentParser("python -m bench.serve", description=__doc__)
     parser.add_argument("checkpoint", type=Path, help="see python -m bench.full_size")
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, 32, 64])

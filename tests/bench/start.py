@@ -29,7 +29,7 @@ PROMPT = "What is shown in the picture, and where is it?"
 
 
 def child(arguments: list[str]) -> None:
-    """``mlx_vlm generate`` that says on standard error when it got how far."""
+    """``mlx_vlm generate`` that prints the time of each stage to standard error."""
     times = {"start": float(os.environ[STARTED])}
     from mlx_vlm.generate import dispatch
 
@@ -102,7 +102,7 @@ def measure(checkpoint: Path, kernels: bool, warm: int) -> dict[str, dict[str, f
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command; ``--json`` holds what was measured so far."""
+    """The command; the file of ``--json`` always holds the results so far."""
     argv = sys.argv[1:] if argv is None else list(argv)
     if argv[:1] == ["--child"]:
         return child(argv[1:])

@@ -1,4 +1,4 @@
-"""The robot's action that bench measures is that of the model, whatever its kind."""
+"""The benchmark measures the robot's action in the form that the model has."""
 
 import pytest
 from mlx_vlm import load

@@ -25,7 +25,7 @@ MLX_MEASURES += ("act", "act-chunk", "decode-8bit", "decode-long-4bit", "prompt"
 
 @pytest.fixture
 def log(monkeypatch):
-    """Sides that write down their rounds; ``fails`` and ``missing`` raise."""
+    """Sides that record their rounds; ``fails`` and ``missing`` raise."""
     calls = []
 
     def prepare(side, models):
@@ -105,7 +105,7 @@ def test_ratios_are_our_medians_over_a_peers():
 
 
 def _share(name: str) -> float:
-    """A model's memory, as a share of one in bfloat16."""
+    """A model's memory, relative to one in bfloat16."""
     if name == "torch towers":
         return 0.0
     return {"8 bits": 10.3, "4 bits": 6.3}.get(name[-6:], 17.75) / 17.75
@@ -160,7 +160,7 @@ def test_a_small_run_gives_a_value_for_every_side_of_mlx(tmp_path):
 
 
 def test_no_token_ends_a_row_of_a_batch():
-    """mlx-vlm's criteria stop at the tokenizer's own end token, whatever list they are given."""
+    """mlx-vlm's criteria stop at the tokenizer's end token, whatever list they receive."""
     processor = questions.processor(Models(SMALL))
     end = processor.tokenizer.eos_token_id
     assert end is not None

@@ -1,4 +1,4 @@
-"""Checkpoints of random weights, and what is measured with them, in small sizes."""
+"""Checkpoints of random weights and the measurements with them, in small sizes."""
 
 import json
 import time

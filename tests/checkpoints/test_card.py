@@ -1,4 +1,4 @@
-"""The model card says what is known of the model, wherever its source was, and how to run it."""
+"""The model card says what is known about the model and how to run it, for any kind of source."""
 
 import json
 import shlex
@@ -138,7 +138,7 @@ def test_benchmarks_are_a_part_only_if_they_were_measured(tmp_path):
 
 
 class TestInstallation:
-    """The package is on no index: its name there could become somebody else's."""
+    """The package is on no index, where its name could be registered by somebody else."""
 
     def test_the_card_says_what_a_reader_with_mlx_vlm_alone_needs(self, tmp_path):
         text = written(tmp_path).text

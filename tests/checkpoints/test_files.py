@@ -1,4 +1,4 @@
-"""Files of a source: bounds of its JSON, links that leave it, and what a directory offers."""
+"""Files of a source: limits on its JSON, links out of it, and listing a directory."""
 
 import json
 import os

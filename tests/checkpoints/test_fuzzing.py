@@ -1,4 +1,4 @@
-"""Random changes of what a checkpoint holds: it loads, or is refused in one line of our own.
+"""A randomly changed checkpoint either loads or is refused in one line by this package.
 
 Each test draws the same examples in every run. A hang or a crash ends the test run.
 """
@@ -44,7 +44,7 @@ def examples(count: int):
         derandomize=True,
         deadline=None,
         database=None,
-        # An example that fails is shown as it was drawn: making it smaller takes minutes.
+        # A failing example is shown as it was drawn, because shrinking it takes minutes.
         phases=[Phase.generate],
         suppress_health_check=[HealthCheck.function_scoped_fixture],
     )
@@ -52,7 +52,7 @@ def examples(count: int):
 
 @contextmanager
 def refusal_is_one_line() -> Iterator[None]:
-    """Lets errors about the input pass, if each is one bounded line."""
+    """Suppresses an error about the input after checking that it is one bounded line."""
     try:
         yield
     except (ValueError, OSError) as error:
@@ -74,7 +74,7 @@ def original(tmp_path_factory) -> Path:
 
 @contextmanager
 def linked_copy(original: Path) -> Iterator[Path]:
-    """A copy that shares the bytes of the files that stay."""
+    """A copy with hard links to the files that do not change."""
     with tempfile.TemporaryDirectory(dir=original.parent) as place:
         directory = Path(place) / "model"
         shutil.copytree(original, directory, copy_function=os.link)
@@ -87,7 +87,7 @@ def replace(path: Path, content: bytes) -> None:
 
 
 def paths(value, path=()) -> list[tuple]:
-    """Every place in nested containers."""
+    """The path of keys to every value in nested containers."""
     items = value.items() if isinstance(value, dict) else enumerate(value)
     found = []
     for key, inner in items:

@@ -1,4 +1,4 @@
-"""Directories that reach for what is not theirs, or that lack what they name."""
+"""Directories with links to the outside, or without the files that they name."""
 
 import json
 import os

@@ -29,7 +29,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 class Hub:
-    """The endpoints of a Hub that a download uses, on the loopback.
+    """A local server with the Hub's endpoints that a download uses.
 
     Attributes:
         files: repository -> path -> content.
@@ -116,7 +116,7 @@ def hub(tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    # A module that has taken the default with it when it was imported.
+    # This module copied the default when it was imported.
     monkeypatch.setattr("huggingface_hub.hf_api.api.endpoint", endpoint)
     yield hub
     server.shutdown()

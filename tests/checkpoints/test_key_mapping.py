@@ -1,4 +1,4 @@
-"""Every source name has one name here, nothing is lost, and each rule can be undone."""
+"""Each source name has exactly one name here, none is lost, and each rule is reversible."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""Config and tokenizer of a native checkpoint's language model, wherever they are."""
+"""Config and tokenizer of a native checkpoint's language model."""
 
 import pytest
 from sentencepiece import SentencePieceProcessor, SentencePieceTrainer

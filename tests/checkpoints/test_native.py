@@ -1,4 +1,4 @@
-"""Native run directories: towers, tokenizer and settings from where they belong."""
+"""Native run directories: towers, tokenizer and settings are read from the right files."""
 
 import json
 from dataclasses import replace
@@ -80,7 +80,7 @@ def test_towers_in_pytorchs_format_are_read(tmp_path):
 
 
 def test_towers_in_the_checkpoint_win_over_given_ones(tmp_path):
-    """A fully fine-tuned run; the towers given beside it are not even opened."""
+    """For a fully fine-tuned run, the tower files given as options are not even opened."""
     directory = copy_run(tmp_path)
     hf = load_weights(HF_CHECKPOINT)
     content = read_pt(NATIVE / "checkpoints" / "latest-checkpoint.pt")["model"]

@@ -1,4 +1,4 @@
-"""A panic of the tokenizers library does not reach the screen; what others write does."""
+"""Output of a panic in the tokenizers library is hidden; all other output is shown."""
 
 import os
 import subprocess

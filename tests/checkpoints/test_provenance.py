@@ -1,4 +1,4 @@
-"""Where a model comes from is what the source's files and the user say, and no more."""
+"""A model's provenance is what the source's files and the user say, and nothing else."""
 
 import pytest
 

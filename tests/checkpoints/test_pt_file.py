@@ -1,4 +1,4 @@
-"""PyTorch's files: values come out right, and nothing that is in them runs."""
+"""PyTorch's files: values are read correctly, and no code in them runs."""
 
 import os
 import pickle
@@ -21,7 +21,7 @@ def read(path, *arguments, **kwargs):
 
 
 def refused(path, *arguments, **kwargs) -> str:
-    """The one line with which such a file is refused."""
+    """The one-line error for such a file."""
     with pytest.raises(ValueError, match=r"file\.pt") as error:
         read(path, *arguments, **kwargs)
     assert "\n" not in str(error.value)
@@ -143,7 +143,7 @@ class TestHostileFiles:
     @pytest.mark.parametrize("name", ["_rebuild_tensor_v2", "_rebuild_parameter"])
     @pytest.mark.parametrize("attribute", ["_path", "__call__", "__class__"])
     def test_the_stand_ins_cannot_be_changed(self, tmp_path, name, attribute):
-        """Another ``_path``, say, would let tensors come from any file of the machine."""
+        """With another ``_path``, for example, tensors could come from any file of the machine."""
         stand_in = f"ctorch._utils\n{name}\n"
         state = f"}}S'{attribute}'\nS'/etc/passwd'\ns"
         for build in (f"{state}b.", f"(N{state}tb."):

@@ -75,7 +75,7 @@ def test_keys_that_are_no_strings_are_refused(tmp_path, data):
         b"}" + b"".join([text("a") + b"}"] * 50) + b"s" * 50,
         # A list that grows after it was put into another one.
         b"]q\x01]q\x02ah\x02]a",
-        # A list in itself.
+        # A list that contains itself.
         b"]q\x01h\x01a",
     ],
     ids=["tuples", "lists", "dicts", "late", "cycle"],

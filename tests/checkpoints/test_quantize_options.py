@@ -1,4 +1,4 @@
-"""What may be asked for, and what is said about the rest."""
+"""Which quantisation settings are accepted, and the messages for the others."""
 
 import pytest
 from mlx_vlm.convert import configure_parser as upstream_parser

@@ -1,4 +1,4 @@
-"""Shards as mlx-vlm writes them, without a shard in memory."""
+"""Shards equal those of mlx-vlm, without holding a shard in memory."""
 
 import json
 from functools import partial

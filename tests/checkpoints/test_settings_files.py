@@ -1,4 +1,4 @@
-"""A conversion holds exactly what the model needs, and its settings are complete."""
+"""A conversion has exactly the files that the model needs, and complete settings."""
 
 import json
 

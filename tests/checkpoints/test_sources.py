@@ -1,4 +1,4 @@
-"""Sources are recognised by what their files hold, or refused in one line."""
+"""Sources are recognised by the contents of their files, or refused in one line."""
 
 import json
 
@@ -93,7 +93,7 @@ class TestRecognition:
             SourceFiles(str(HF_CHECKPOINT), dino="x").open()
 
 
-# The config.json that this package wrote before it had other towers and prompts.
+# The config.json that this package wrote before it supported other towers and prompts.
 EARLIER_TOWER = (
     "hidden_size",
     "num_hidden_layers",

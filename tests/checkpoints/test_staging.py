@@ -1,4 +1,4 @@
-"""A directory appears whole or not at all."""
+"""An output directory appears complete or not at all."""
 
 import multiprocessing
 import os
@@ -27,7 +27,7 @@ def old(target):
 
 
 class BrokenError(Exception):
-    """What goes wrong in the middle."""
+    """Raised while the output is being written."""
 
 
 def fail(directory: Path, error: type[BaseException] = BrokenError) -> None:

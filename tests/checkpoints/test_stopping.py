@@ -1,4 +1,4 @@
-"""Signals that end a command become an exception, once, and only within the block."""
+"""Within the block, the first signal that ends a command becomes an exception."""
 
 import signal
 
@@ -9,7 +9,7 @@ from mlx_vlm_moxin.checkpoints.stopping import STOP_SIGNALS, Stopped, stoppable
 
 @pytest.fixture(autouse=True)
 def handlers():
-    """The test process keeps its handlers, whatever a test leaves."""
+    """Restore the test process's signal handlers after each test."""
     before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     yield before
     for number, handler in before.items():

@@ -1,4 +1,4 @@
-"""What is written is what stock mlx-vlm would write, tensor for tensor, bit for bit."""
+"""Every tensor is what stock mlx-vlm would write, bit for bit."""
 
 import threading
 
@@ -137,7 +137,7 @@ def test_an_error_in_a_thread_reaches_the_caller(source, monkeypatch):
 
 
 class TestPackedSources:
-    """A source that is quantised already: kept, unpacked or packed anew."""
+    """A source that is already quantised: kept, dequantised or quantised again."""
 
     def dequantised(self, packed, path):
         parts = [packed.tensors[f"{path}.{part}"].load() for part in ("weight", "scales", "biases")]

@@ -1,4 +1,4 @@
-"""Tensors that stay in their files until they are loaded."""
+"""Tensors are read from their files only when they are loaded."""
 
 import json
 

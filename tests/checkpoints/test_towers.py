@@ -1,4 +1,4 @@
-"""Position embeddings resampled as timm does it."""
+"""Position embeddings are resampled as in timm."""
 
 import mlx.core as mx
 import numpy as np

@@ -1,4 +1,4 @@
-"""The command line: one line of error, exit statuses, and what is left when it is stopped."""
+"""The command line: one-line errors, exit statuses, and what remains when it is stopped."""
 
 import os
 import re
@@ -31,7 +31,7 @@ def run(capsys, *arguments) -> tuple[int, str, str]:
 
 
 def error_of(capsys, target, *arguments) -> str:
-    """The only line of output of a command that fails and leaves nothing behind."""
+    """The one line that a failing command prints; checks that it leaves no files."""
     before = sorted(path.name for path in target.parent.iterdir())
     status, out, err = run(capsys, *arguments, "--mlx-path", target, "--quiet")
     assert (status, out) == (1, "")
@@ -178,7 +178,7 @@ class TestErrors:
         assert "Traceback" not in capsys.readouterr().err
 
 
-# Makes the conversion wait in the middle of its second shard, and say so.
+# Makes the conversion print a line and wait in the middle of its second shard.
 WAIT = """
 import sys, time
 from mlx_vlm_moxin.conversion.command_line import main
@@ -255,7 +255,7 @@ sys.exit(main(sys.argv[1:]))
         assert (target / "config.json").exists()
 
     def test_a_full_disk_leaves_nothing(self, target):
-        """A limit on the size of files stands for the disk: writing fails the same way."""
+        """A limit on file size replaces the full disk: writing fails in the same way."""
 
         def limit():
             resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))

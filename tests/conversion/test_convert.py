@@ -1,4 +1,4 @@
-"""The reference's logits and tokens from every source, and every source again."""
+"""Conversions of every source give the reference's logits and tokens."""
 
 import json
 
@@ -25,7 +25,7 @@ from mlx_vlm_moxin.conversion.source_files import SourceFiles
 
 
 def check_run(directory, run: str) -> None:
-    """Logits, greedy tokens and text of a float32 conversion against the reference's."""
+    """Compare logits, greedy tokens and text of a float32 conversion with the reference's."""
     model, processor = load(str(directory))
     for name, answers in GOLDENS["generate"][run].items():
         for index, prompt in enumerate(PROMPTS):

@@ -1,4 +1,4 @@
-"""``convert --evaluate``: what quantising costs on benchmarks, and where it is written."""
+"""``convert --evaluate``: the cost of quantisation on benchmarks, and where it is written."""
 
 import json
 import re

@@ -35,13 +35,13 @@ def reference(form):
 
 @pytest.fixture(scope="module")
 def plain(form, tmp_path_factory):
-    """The form as it is stored, converted."""
+    """The stored form, converted."""
     return converted(*form, tmp_path_factory.mktemp("plain") / "model")
 
 
 @pytest.fixture(scope="module")
 def float32(form, tmp_path_factory):
-    """The form in float32, converted and loaded; tests leave both as they are."""
+    """The form in float32, converted and loaded; tests must not change either."""
     options = QuantizeOptions(dtype="float32")
     path = converted(*form, tmp_path_factory.mktemp("float32") / "model", options)
     return path, *mlx_vlm.load(str(path))

@@ -80,7 +80,7 @@ def test_a_stopped_sweep_continues(sweep, monkeypatch, capsys):
         measured.append(bits)
         row = original(args, files, asked, bits, group_size)
         if measured == [3, 8]:
-            # The second conversion is there, its row is not.
+            # The second conversion exists, but its row does not.
             raise KeyboardInterrupt
         return row
 
@@ -95,7 +95,7 @@ def test_a_stopped_sweep_continues(sweep, monkeypatch, capsys):
 
 
 def refused(capsys, status) -> str:
-    """The one line that a refused sweep prints."""
+    """The one-line error of a refused sweep."""
     error = capsys.readouterr().err
     assert status == 1
     assert error.startswith("error: ")

@@ -1,4 +1,4 @@
-"""Whatever goes wrong, what was there before is there afterwards, and nothing else."""
+"""After any failure the target is exactly as it was before."""
 
 import mlx.core as mx
 import pytest

@@ -1,4 +1,4 @@
-"""Uploads to a Hub on the loopback, through the real client in a process of its own."""
+"""Uploads to a local Hub server, through the real client in a separate process."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 from mlx_vlm_moxin.conversion.upload import UploadError, upload
 
 REPO = f"{USER}/Moxin-7B-VLM-4bit"
-# The client waits seconds between its retries; the tests do not.
+# The client waits seconds between retries; in the tests it does not.
 CLIENT = (
     "import sys, time; time.sleep = lambda s: None; "
     "from mlx_vlm_moxin.conversion.upload import main; "
@@ -29,7 +29,7 @@ def hub():
 
 @pytest.fixture
 def model(tmp_path):
-    """A directory as a conversion leaves it, with something in it that is not the model's."""
+    """A directory as a conversion writes it, with one extra file that is not the model's."""
     directory = tmp_path / "my model"
     directory.mkdir()
     generator = np.random.default_rng(0)
@@ -67,7 +67,7 @@ def client(hub, home, *arguments, token=TOKEN, **environment) -> dict:
 
 @pytest.fixture
 def run_upload(hub, tmp_path):
-    """Run an upload to its end; its output must not hold the token."""
+    """Run an upload to its end and check that its output does not contain the token."""
 
     def run(*arguments, **keywords) -> subprocess.CompletedProcess:
         command = client(hub, tmp_path / "home", *arguments, **keywords)
@@ -79,7 +79,7 @@ def run_upload(hub, tmp_path):
 
 
 def error_line(result: subprocess.CompletedProcess) -> str:
-    """The last line of a failed run, which must be its only error and no traceback."""
+    """The last line of a failed run, which must be its only error, without a traceback."""
     assert result.returncode == 1
     assert "Traceback" not in result.stderr
     lines = result.stderr.strip().splitlines()

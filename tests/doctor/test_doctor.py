@@ -1,4 +1,4 @@
-"""The doctor: what a whole installation gives, and each fault with its advice."""
+"""The doctor: its report for a complete installation, and each fault with its advice."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""Long-running commands as processes of their own, until the test is done with them."""
+"""Long-running commands in separate processes, which end with the test."""
 
 import os
 import subprocess

@@ -41,7 +41,7 @@ def page(request, tmp_path):
     with running(*command, url=url, log=tmp_path / "log.txt", **environment):
         options = webdriver.ChromeOptions()
         options.binary_location = CHROMIUM
-        # Complete loading would wait for fonts from the internet.
+        # Waiting for the complete page would mean waiting for fonts from the internet.
         options.page_load_strategy = "none"
         for option in OPTIONS:
             options.add_argument(option)
@@ -59,7 +59,7 @@ def moxin_tiny():
 
 
 def find(page, selector: str):
-    """The first visible or hidden element that ``selector`` names, once it is there."""
+    """Wait for the first element, visible or hidden, that matches ``selector``."""
     return WebDriverWait(page, TIMEOUT_S).until(
         lambda page: page.find_elements("css selector", selector)
     )[0]
@@ -79,7 +79,7 @@ def show(page, picture: str) -> None:
 
 
 def ask(page, question: str) -> str:
-    """The answer with its statistics, which stand below it when it is complete."""
+    """The answer with its statistics, which appear below it when it is complete."""
     answers = len(page.find_elements("css selector", "[data-testid=bot] sub"))
     find(page, "textarea.no-label:not([disabled])").send_keys(question)
     find(page, "button[data-testid=submit-button]").click()

@@ -1,4 +1,4 @@
-"""mlx-vlm's own benchmarks run on local data sets of their format."""
+"""mlx-vlm's benchmarks run on local data sets in their formats."""
 
 import csv
 import json
@@ -39,7 +39,7 @@ def results(folder: Path) -> tuple[list[dict], dict]:
 
 @pytest.fixture
 def answer(model, processor):
-    """What the model answers to a question about pictures, by mlx-vlm's own function."""
+    """The model's answer to a question about pictures, by mlx-vlm's function."""
 
     def ask(question: str, *names: str) -> str:
         pictures = [PILImage.open(image_path(name)).convert("RGB") for name in names]

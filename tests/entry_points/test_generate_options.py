@@ -1,4 +1,4 @@
-"""``mlx_vlm generate``: each option's effect on what is printed, and nothing else printed."""
+"""``mlx_vlm generate``: each option has its effect, and only the answer is printed."""
 
 import shutil
 import threading
@@ -33,7 +33,7 @@ def run(model, *arguments: str, image: str | None = PHOTO):
 
 
 def printed(model, *arguments: str, **kwargs) -> str:
-    """Standard output, which is the answer and one line end, and nothing else."""
+    """Standard output, which must be the answer and one line end."""
     result = run(model, *arguments, **kwargs)
     assert result.returncode == 0, result.stderr
     assert result.stdout.endswith("\n")
@@ -93,7 +93,7 @@ def test_a_system_message_comes_first_with_and_without_a_picture(fp32_checkpoint
 
 def test_a_seed_gives_the_same_sample_again(fp32_checkpoint):
     def sample(seed: int) -> str:
-        # As the command does: seeded first, since making the model draws numbers too.
+        # The command seeds first too: making the model draws random numbers.
         mx.random.seed(seed)
         options = {"max_tokens": TOKENS, "temperature": 0.8, "top_p": 0.9}
         return generate(*load(str(fp32_checkpoint)), PROMPT, [PHOTO], **options).text
@@ -126,7 +126,7 @@ def test_a_resize_shape_of_three_numbers_is_refused(fp32_checkpoint):
 
 @pytest.fixture(scope="module")
 def wide_checkpoint(fp32_checkpoint, tmp_path_factory) -> Path:
-    """The checkpoint with heads of 64 channels: MLX quantises groups of 32 at the least."""
+    """The checkpoint with heads of 64 channels, since MLX quantises groups of at least 32."""
     path = shutil.copytree(fp32_checkpoint, tmp_path_factory.mktemp("wide") / "checkpoint")
     config = (path / "config.json").read_text(encoding="utf-8")
     for name, old, new in (

@@ -1,4 +1,4 @@
-"""POPE: scores worked out by hand, questions in both formats, one run of the command."""
+"""POPE: scores computed by hand, questions in both formats, one run of the command."""
 
 import csv
 import json
@@ -88,7 +88,7 @@ def test_a_prediction_that_cannot_be_scored_is_named():
 
 @pytest.fixture
 def own_files(tmp_path):
-    """POPE's own format: a file of JSON lines per category beside the pictures."""
+    """POPE's format: a file of JSON lines per category, next to the pictures."""
     folder = tmp_path / "coco"
     folder.mkdir()
     for category, questions in QUESTIONS.items():

@@ -1,4 +1,4 @@
-"""Two processes, each with half of the decoder, say what one process says."""
+"""Two processes, each with half of the decoder, give the tokens of one process."""
 
 import json
 import os
@@ -18,7 +18,7 @@ TOKENS = GOLDENS["new_tokens"]
 
 
 def launch(processes: int, *checkpoints: Path) -> subprocess.CompletedProcess:
-    """Stock ``mlx.launch`` with the ring backend over this machine's loopback."""
+    """Stock ``mlx.launch`` with the ring backend on this machine."""
     command = [Path(sysconfig.get_path("scripts")) / "mlx.launch", "-n", processes]
     command += ["--backend", "ring", "--starting-port", free_port(), "--", sys.executable, SCRIPT]
     command += [PROMPT, TOKENS, image_path("photo"), *checkpoints]

@@ -1,4 +1,4 @@
-"""What ``mlx_vlm.train`` offers beside LoRA: each method teaches Moxin something."""
+"""Each training method of ``mlx_vlm.train`` besides LoRA teaches Moxin something."""
 
 import json
 
@@ -76,7 +76,7 @@ def test_a_new_dora_adapter_on_a_quantised_model_changes_nothing(bits):
 
 
 def changed_parts(checkpoint, trained: dict[str, mx.array]) -> set[str]:
-    """The model's parts of which a weight in ``trained`` is not the checkpoint's."""
+    """The model's parts with a weight in ``trained`` that differs from the checkpoint's."""
     (file,) = checkpoint.glob("*.safetensors")
     stored = mx.load(str(file))
     names = [name for name in trained if name in stored]
@@ -115,7 +115,7 @@ def test_gradient_checkpointing_changes_no_loss(fp32_checkpoint, data, tmp_path)
 
 
 def margins(model, processor) -> list[float]:
-    """How much likelier the chosen answer is than the other one, for each picture."""
+    """Log-probability of the chosen answer less that of the rejected one, for each picture."""
     return [
         log_probability(model, processor, name, LEARNED[name])
         - log_probability(model, processor, name, OTHER[name])
@@ -146,7 +146,7 @@ def test_preference_training_prefers_the_chosen_answers(
 
 
 def test_grpo_makes_the_right_answers_likelier(fp32_checkpoint, data, tmp_path):
-    # What is never answered gets no reward: the right answers are made likely, not sure, first.
+    # An answer that never occurs gets no reward, so the right answers are first made likely.
     supervised = ["--data", data, *SUPERVISED, "0.05", "--iters", "7"]
     train(fp32_checkpoint, tmp_path / "first", *supervised)
     rows = [

@@ -1,4 +1,4 @@
-"""``make matrix``: which versions it takes, and what its table and exit status say."""
+"""``make matrix``: which versions it tests, its table and its exit status."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""``mlx_vlm.train`` as a process on a few pictures, and what a model says after it."""
+"""``mlx_vlm.train`` as a process on a few pictures, and a model's answers after it."""
 
 import json
 import re
@@ -29,7 +29,7 @@ def conversations() -> list[dict[str, Any]]:
 
 
 def turns(name: str, answer: str | None = None) -> list[dict[str, str]]:
-    """The question about a picture and ``answer``, which is the one to learn by default."""
+    """The question about a picture and ``answer``, by default the one to be learned."""
     answer = LEARNED[name] if answer is None else answer
     return [
         {"role": "user", "content": PROMPT["message"]},
@@ -40,7 +40,7 @@ def turns(name: str, answer: str | None = None) -> list[dict[str, str]]:
 def train(model: Path, output: Path, *options: str | Path) -> list[dict[str, float]]:
     """The numbers that ``python -m mlx_vlm.train`` reports, by name, every ten steps."""
     environment = {"HF_DATASETS_CACHE": str(output.parent / "cache")}
-    # Adam's steps grow as the losses of two rows vanish, and undo what was learned; SGD's shrink.
+    # As the loss of two rows vanishes, Adam's steps grow and undo what was learned; SGD's shrink.
     settings = ["--optimizer", "sgd", "--batch-size", "2", "--steps-per-report", REPORT_STEPS]
     if "--full-finetune" not in options:
         settings += ["--lora-rank", "8", "--lora-alpha", "8"]
@@ -58,7 +58,7 @@ def losses(reports: list[dict[str, float]]) -> list[float]:
 
 
 def answers(model: nn.Module, processor: Any) -> dict[str, str]:
-    """What is answered about each picture of ``LEARNED``."""
+    """The answer about each picture of ``LEARNED``."""
     return {
         name: generate(model, processor, PROMPT["prompt"], [image_path(name)], max_tokens=8).text
         for name in LEARNED
@@ -66,7 +66,7 @@ def answers(model: nn.Module, processor: Any) -> dict[str, str]:
 
 
 def log_probability(model: nn.Module, processor: Any, name: str, answer: str) -> float:
-    """Of ``answer`` and its end token, after the question about a picture."""
+    """Log-probability of ``answer`` and its end token after the question about a picture."""
     question, conversation = turns(name)[:1], turns(name, answer)
     inputs = [
         processor(

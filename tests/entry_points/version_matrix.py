@@ -1,4 +1,4 @@
-"""The core tests on the oldest and the newest mlx-vlm allowed, in throw-away environments.
+"""The core tests with the oldest and the newest allowed mlx-vlm, in temporary environments.
 
     python tests/entry_points/version_matrix.py [VERSION ...]
 
@@ -36,7 +36,7 @@ OUTCOMES = ("passed", "failed", "skipped")
 def oldest() -> str:
     """The lowest mlx-vlm that this package's metadata allows."""
     needed = map(Requirement, requires("mlx-vlm-moxin"))
-    # Those with a marker belong to extras.
+    # Requirements with a marker belong to extras.
     (requirement,) = (r for r in needed if r.name == "mlx-vlm" and r.marker is None)
     (specifier,) = (s for s in requirement.specifier if s.operator == ">=")
     return specifier.version

@@ -1,4 +1,4 @@
-"""A model that answers the tasks, and small data sets in each published form."""
+"""A model that can answer the tasks, and small data sets in each published form."""
 
 import pytest
 from small_data import write_all
@@ -15,11 +15,11 @@ def words_checkpoint(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def words_model(words_checkpoint):
-    """(model, processor) of it. Tests must leave both as they are."""
+    """(model, processor) of it. Tests must not change either."""
     return load(words_checkpoint)
 
 
 @pytest.fixture(scope="session")
 def data(tmp_path_factory):
-    """A folder with a folder for each task. Tests must leave it as it is."""
+    """A folder with a folder for each task. Tests must not change it."""
     return write_all(tmp_path_factory.mktemp("data"))

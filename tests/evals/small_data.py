@@ -26,7 +26,7 @@ def picture(index: int) -> Image.Image:
 
 
 def save_picture(path: Path, index: int) -> None:
-    """Draw a picture unless it is there."""
+    """Draw a picture unless it exists."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists():
         picture(index).save(path, quality=95)
@@ -208,7 +208,7 @@ WRITERS = {
 
 
 def write_all(root: Path) -> Path:
-    """A folder for each task that has a form of its own."""
+    """A folder for each task that has its own form."""
     for task, write in WRITERS.items():
         write(root / task)
     return root

@@ -1,4 +1,4 @@
-"""Answers in batches are those one by one, and those of mlx-vlm's own generation."""
+"""Answers in batches equal those one by one and those of mlx-vlm's generation."""
 
 import mlx.core as mx
 import numpy as np
@@ -134,7 +134,7 @@ def test_a_long_prompt_loses_its_end(words_model, questions, monkeypatch):
     cut = probabilities(words_model, [long, short], 2)
     assert abs(cut[0] - whole[0]).max() > 1e-3
     np.testing.assert_allclose(cut[1], whole[1], atol=1e-5)
-    # What is left is the start of the prompt, its "Out:" gone with the rest.
+    # Only the start of the prompt remains; its "Out:" is cut off too.
     prompt = apply_chat_template(processor, model.config, long.prompt, num_images=1)
     ids = processor(text=[prompt], images=[question.image])
     kept = ids["input_ids"][:, : processor.num_image_tokens + limit - 2]

@@ -1,4 +1,4 @@
-"""Boxes: what counts as one, and how well two cover each other, worked out by hand."""
+"""Boxes: what counts as one, and their overlap, computed by hand."""
 
 import pytest
 from hypothesis import given

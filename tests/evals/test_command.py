@@ -84,7 +84,7 @@ def test_a_killed_run_continues(words_checkpoint, data, tmp_path, capsys):
         process.communicate()
     before = answers.read_bytes()
     assert 2 <= before.count(b"\n") < 12
-    # As if the kill had come in the middle of a line.
+    # As if the process had been killed in the middle of a line.
     answers.write_bytes(before[: before.rfind(b"\n") + 1] + b'{"model": "x", "ta')
     status, output, errors = run(capsys, *options)
     assert status == 0, errors
@@ -177,7 +177,7 @@ def test_a_model_without_the_tasks_words_is_refused_in_one_line(data, tmp_path, 
     status, output, errors = run(capsys, *options, "--output", tmp_path / "answers.jsonl")
     assert status == 1
     assert "error: The probability of 'True' is needed" in errors.splitlines()[-1]
-    # What was done before is not lost.
+    # Earlier answers are kept.
     assert "GQA" in output
     assert len(lines(tmp_path / "answers.jsonl")) == 2
 

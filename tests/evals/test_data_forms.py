@@ -1,4 +1,4 @@
-"""Each data set in its published form, what is wrong with one, and copies on the Hub."""
+"""Each data set in its published form, damaged copies, and copies on the Hub."""
 
 import json
 import pickle

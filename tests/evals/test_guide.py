@@ -1,4 +1,4 @@
-"""What docs/evaluations.md says of the tasks is what the tasks are."""
+"""docs/evaluations.md describes the tasks as they are in the code."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""RefCOCO's pickles are read without running anything in them."""
+"""RefCOCO's pickles are read without running code in them."""
 
 import contextlib
 import os
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from mlx_vlm_moxin.evals.data import plain_pickle
 from mlx_vlm_moxin.evals.data.plain_pickle import read_plain_pickle
 
-# What RefCOCO's files hold, and what else is plain.
+# The values in RefCOCO's files, and other plain values.
 LEAVES = st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.text()
 LEAVES |= st.floats(allow_nan=False)
 VALUES = st.recursive(

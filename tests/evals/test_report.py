@@ -1,4 +1,4 @@
-"""The table: accuracy, its error, the published number and what differs, by hand."""
+"""The table: accuracy, its error, the published number and the differences, computed by hand."""
 
 import json
 

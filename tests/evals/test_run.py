@@ -1,4 +1,4 @@
-"""Choosing examples, going on where a run was stopped, and what is counted."""
+"""Choosing examples, continuing a stopped run, and counting."""
 
 import json
 
@@ -137,7 +137,7 @@ def test_a_whole_line_that_is_no_answer_is_named(tmp_path, line):
 
 
 class Model:
-    """Answers "Yes" or "red" to everything; notes what it was asked, and may break down."""
+    """Answers "Yes" or "red" to everything; records its questions, and can be made to fail."""
 
     def __init__(self, breaks_at: int = 10**9):
         self.batches, self._breaks_at = [], breaks_at

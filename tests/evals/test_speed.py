@@ -1,4 +1,4 @@
-"""The speed command runs the tasks' own code; figures themselves are not looked at."""
+"""The speed command runs the tasks' code; its figures are not checked."""
 
 import json
 
@@ -53,7 +53,7 @@ def test_random_weights_need_no_tokenizer(words_model, monkeypatch):
     ids = processor(text=["In: 1234567\nOut:"], images=[question.image])["input_ids"]
     assert ids.shape == (1, 1 + processor.num_image_tokens + 4)
     assert len(answering.probabilities([question], ["Yes", "No"])[0]) == 2
-    # No end among them: as many tokens as were asked for.
+    # No token ends an answer, so each has the requested number of tokens.
     monkeypatch.setattr(processor.tokenizer, "decode", lambda ids, **_: str(len(ids)))
     assert answering.texts([question, question], 5) == ["5", "5"]
 

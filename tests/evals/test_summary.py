@@ -1,4 +1,4 @@
-"""Numbers of a task from its answers, worked out by hand."""
+"""Numbers of a task from its answers, computed by hand."""
 
 import pytest
 from hypothesis import given
@@ -90,7 +90,7 @@ def test_vizwiz_separates_what_can_be_answered():
     assert numbers["accuracy"] == pytest.approx(0.55)
     assert numbers["answerable"] == pytest.approx(0.45)
     assert numbers["unanswerable"] == pytest.approx(0.65)
-    # Two are called unanswerable, one of them rightly, of two that are.
+    # Two are classified as unanswerable, one of them rightly; two are unanswerable.
     assert numbers["unanswerable, F1"] == pytest.approx(1 / 2)
     assert numbers["unanswerable, average precision"] == pytest.approx(1 / 2)
 

@@ -1,4 +1,4 @@
-"""Answers in words: each evaluation's form, and agreement with people, worked out by hand."""
+"""Answers in words: each evaluation's normal form, and agreement with people, by hand."""
 
 import pytest
 from hypothesis import given
@@ -43,14 +43,14 @@ def test_gqa_leaves_the_right_answer_as_it_is():
         ("Unanswerable", "unanswerable"),
         ("The red car.", "red car"),
         ("a\tdog\n", "dog"),
-        # A space next to a mark of a kind: it goes. No space: it becomes one.
+        # A mark with a space next to it is removed; otherwise it becomes a space.
         ("yes, no", "yes no"),
         ("yes,no", "yes no"),
         ("x-ray", "x ray"),
         ("x- ray-gun", "x raygun"),
-        # A comma between digits lets all marks go.
+        # A comma between digits removes all marks.
         ("1,000 t-shirts", "1000 tshirts"),
-        # Periods go unless a digit follows.
+        # Periods are removed unless a digit follows.
         ("3.5 oz.", "3.5 oz"),
         ("e.g. this", "eg this"),
         (".5", ".5"),
@@ -88,7 +88,7 @@ def test_vqav2_writes_apostrophes(text, form):
         ("1,000?", "1000"),
         ("bob's", "bob 's"),
         ("The One", "1"),
-        # Commas are gone before the marks are looked at.
+        # Commas are removed before the marks are handled.
         ("a,b", "ab"),
     ],
 )

@@ -18,7 +18,7 @@ from moxin_tiny.questions import NUMBERS
 from mlx_vlm_moxin.evals.tasks import CHOICE, REFERRING, SHORT, TRUE_FALSE, UNCERTAIN
 
 SPACE = "\u2581"
-# New word -> the word whose weights it takes.
+# New word -> the word whose weights it copies.
 MEANINGS = {"Yes": "yes", "No": "no", "True": "yes", "False": "no"}
 MEANINGS |= dict(zip("ABCDE", NUMBERS)) | dict.fromkeys("FGHIJKLMNOP", "shapes")
 _MATRICES = ("language_model.model.embed_tokens.weight", "language_model.lm_head.weight")
@@ -69,7 +69,7 @@ def write_checkpoint(directory: Path, dtype: mx.Dtype = mx.float32) -> Path:
     weights = mx.load(str(directory / "model.safetensors"))
     for name in _MATRICES:
         for word, row in ids.items():
-            # A little less: answers that are generated are still in the model's own words.
+            # A little less, so that generated answers still use the model's original words.
             weights[name][row] = 0.99 * weights[name][sources[word]]
     weights = {name: value.astype(dtype) for name, value in weights.items()}
     mx.save_safetensors(str(directory / "model.safetensors"), weights, {"format": "pt"})

@@ -1,4 +1,4 @@
-"""What the library's tests ask of two models."""
+"""Comparisons of two models for the library's tests."""
 
 import mlx.core as mx
 import mlx.nn as nn

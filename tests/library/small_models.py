@@ -1,4 +1,4 @@
-"""Random checkpoints of other models, in the layouts in which their makers publish them."""
+"""Random checkpoints of other models, in their published layouts."""
 
 import json
 import wave
@@ -27,7 +27,7 @@ def save_tokenizer(directory: Path, special_tokens: list[str]) -> PreTrainedToke
 
 
 def letters_only(weight: mx.array) -> mx.array:
-    """An output head ``[V, D]`` that can say a to z: so an answer is text and has no end."""
+    """An output head ``[V, D]`` that generates a to z only, so answers are text without an end."""
     is_letter = [int("a" <= byte <= "z") for byte in BYTES] + [0] * (weight.shape[0] - len(BYTES))
     return weight * mx.array(is_letter)[:, None]
 

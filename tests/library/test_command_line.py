@@ -25,14 +25,14 @@ def run(*arguments: object) -> subprocess.CompletedProcess:
 
 
 def generate(model, *options: str) -> str:
-    """What ``python -m mlx_vlm_moxin generate`` prints, which must succeed."""
+    """Output of ``python -m mlx_vlm_moxin generate``, which must succeed."""
     result = run("generate", "--model", model, *options, *QUESTION)
     assert result.returncode == 0, result.stderr
     return result.stdout.strip()
 
 
 def stock_answer(path) -> str:
-    """What stock mlx-vlm answers from the checkpoint as it is stored."""
+    """Stock mlx-vlm's answer with the stored checkpoint."""
     return answer(*mlx_vlm.load(str(path)), max_tokens=MAX_TOKENS).text
 
 

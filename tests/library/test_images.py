@@ -1,4 +1,4 @@
-"""The picture helpers against the reference's pixels, and what they refuse."""
+"""The picture helpers give the reference's pixels, and refuse what is no picture."""
 
 import base64
 import functools

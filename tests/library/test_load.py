@@ -1,4 +1,4 @@
-"""``load``: what mlx-vlm's own gives, quantised as its converter would."""
+"""``load`` equals mlx-vlm's, quantised as by its converter."""
 
 import json
 import logging

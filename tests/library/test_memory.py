@@ -1,4 +1,4 @@
-"""What fits into a machine's memory, and the warning before a load that does not."""
+"""What fits into a machine's memory, and the warning before loading more than that."""
 
 import logging
 

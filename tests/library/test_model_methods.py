@@ -61,7 +61,7 @@ def test_quantising_in_place_holds_at_most_a_layer_twice():
     before = active_memory()
     model.quantize(64, 8)
     assert mx.get_peak_memory() - before < layer
-    # Freed, but for what the allocator rounds up.
+    # Freed, except for what the allocator rounds up.
     assert before - mx.get_active_memory() > 0.9 * (whole - size(model)) > 0
 
 

@@ -1,4 +1,4 @@
-"""The list of supported models: complete, and with the sizes that models have."""
+"""The list of supported models is complete and has their real sizes."""
 
 import json
 import math

@@ -38,7 +38,7 @@ def packed_layers(directory: Path) -> set[str]:
 
 @pytest.fixture(scope="module")
 def qwen3_asr(tmp_path_factory):
-    """Folder with the checkpoint in ``source`` and what the guide's commands make of it."""
+    """Folder with the checkpoint in ``source`` and the results of the guide's commands."""
     folder = tmp_path_factory.mktemp("qwen3_asr")
     write_qwen3_asr(folder / "source")
     write_sound(folder / "speech.wav")

@@ -1,4 +1,4 @@
-"""``save_quantized``: what is saved is what stock mlx-vlm loads."""
+"""``save_quantized``: stock mlx-vlm loads what it saves."""
 
 import json
 import shutil

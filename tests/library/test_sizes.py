@@ -1,4 +1,4 @@
-"""The guide's memory tables: computed from the shapes, and the same in the guide."""
+"""The guide's memory tables are those computed from the shapes."""
 
 from pathlib import Path
 

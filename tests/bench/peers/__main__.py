@@ -42,13 +42,13 @@ def parser() -> argparse.ArgumentParser:
 
 
 def decode_limit(measure: Measure, models: Models, machine: Machine) -> float | None:
-    """Tokens per second if reading weights and key-values were all that takes time."""
+    """Tokens per second if only reading weights and key-values took time."""
     if measure.decode is None:
         return None
     batch, name, context = measure.decode
     language_model = models[name].language_model
     text = models.sizes.config.text_config
-    # A token's embedding is one row; everything else of the decoder is read for every step.
+    # An embedding is one row; the rest of the decoder is read in every step.
     weights = bytes_of(language_model) - bytes_of(language_model.model.embed_tokens)
     row = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim * 2
     return batch * machine.bandwidth / (weights + batch * context * row)
@@ -57,13 +57,13 @@ def decode_limit(measure: Measure, models: Models, machine: Machine) -> float | 
 def run(
     measures: Sequence[Measure], sizes: Sizes, rounds: int, path: Path | None, done: dict[str, Any]
 ) -> None:
-    """Measure and print one after another; ``path`` always holds what is done so far.
+    """Measure and print one after another; ``path`` always holds the results so far.
 
     Args:
         done: what an earlier run of the same kind measured; the new results are added to it.
     """
     machine = probe()
-    # PyTorch allocates from the same memory: MLX may not keep what it has freed.
+    # PyTorch allocates from the same memory, so MLX may not cache what it has freed.
     mx.set_cache_limit(CACHE_LIMIT)
     print(
         f"{machine.name}: {machine.bandwidth / 1e9:.0f} GB/s read, "
@@ -98,7 +98,7 @@ def run(
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command; what was measured stays on the screen and in the file after Ctrl-C."""
+    """The command; after Ctrl-C, results so far remain on the screen and in the file."""
     options = parser()
     args = options.parse_args(argv)
     register()

@@ -1,4 +1,4 @@
-"""A robot's action, from the PIL image to its ids or hidden states; functions for milliseconds."""
+"""A robot's action, from the PIL image to its ids or hidden states; functions give milliseconds."""
 
 import mlx.core as mx
 import numpy as np
@@ -28,7 +28,7 @@ def tokens(models: Models, model: str = "ours", batch: int = 1) -> Run:
 
 
 def chunk(models: Models, model: str = "ours") -> Run:
-    """OpenVLA-OFT: one pass with attention in both directions, to what its head reads."""
+    """OpenVLA-OFT: one pass with bidirectional attention, up to the input of its head."""
     moxin, image_processor = models[model], _image_processor(models)
     images = [picture(models, seed) for seed in range(CAMERAS)]
     ids = np.random.default_rng(0).integers(3, moxin.config.pad_token_id, PROMPT_TOKENS)

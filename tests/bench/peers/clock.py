@@ -1,4 +1,4 @@
-"""Wall time of work that either framework does."""
+"""Wall time of work in MLX or PyTorch."""
 
 import sys
 import time
@@ -20,7 +20,7 @@ def synchronize() -> None:
 
 
 def seconds(work: Callable[[], object]) -> float:
-    """Seconds from a still device to the end of what ``work`` started."""
+    """Seconds from an idle device to the end of the work that ``work`` submits."""
     synchronize()
     start = time.perf_counter()
     work()

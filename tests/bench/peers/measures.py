@@ -1,7 +1,7 @@
 """Everything that is compared, in the order in which it is measured.
 
-Measures that share models follow each other, bfloat16 before 8 and 4 bits: the memory of at
-most three models of 8 billion parameters in bfloat16 is needed at a time.
+Measures that share models follow each other, bfloat16 before 8 and 4 bits, so that at most three
+models of 8 billion parameters in bfloat16 are in memory at a time.
 """
 
 from .rounds import Measure, Side

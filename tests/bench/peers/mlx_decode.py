@@ -45,7 +45,7 @@ def _filled_cache(models: Models, decoder: object, batch: int, context: int) -> 
 
 
 def _cut(cache: list, length: int) -> None:
-    """Take back what was decoded, once it is computed."""
+    """Remove the decoded tokens from the cache, after they are computed."""
     mx.eval([layer.state for layer in cache])
     for layer in cache:
         layer.trim(layer.offset - length)
@@ -62,7 +62,7 @@ def _rate(steps: Iterator, count: int) -> float:
 
 
 def loop(models: Models, model: str, batch: int = 1, context: int | None = None) -> Run:
-    """The benchmark's greedy loop, which works ahead by one token."""
+    """The benchmark's greedy loop, which submits one token ahead."""
     decoder, forward = _forward(models[model])
     context = context or models.sizes.context
     cache = _filled_cache(models, decoder, batch, context)
@@ -106,7 +106,7 @@ def prompt(models: Models, model: str) -> Run:
 
 
 def mlx_vlm_step(models: Models, model: str) -> Run:
-    """``mlx_vlm.generate.generate_step``, the loop under every mlx-vlm command."""
+    """``mlx_vlm.generate.generate_step``, the loop of every mlx-vlm command."""
     from mlx_vlm.generate import generate_step
 
     moxin = models[model]
@@ -118,7 +118,7 @@ def mlx_vlm_step(models: Models, model: str) -> Run:
 
 
 def mlx_lm_step(models: Models, model: str) -> Run:
-    """``mlx_lm.generate.generate_step``, the loop under every mlx-lm command."""
+    """``mlx_lm.generate.generate_step``, the loop of every mlx-lm command."""
     from mlx_lm.generate import generate_step
 
     decoder = models[model]
@@ -184,7 +184,7 @@ def _batch(models: Models, batch: int, start: Callable[..., Any]) -> Run:
 
     def steps() -> Iterator[list]:
         generator = start(_ids(models, batch, context).tolist(), [tokens + 8] * batch)
-        # Before all rows are in the batch there is a call for each chunk of a prompt at most.
+        # Until all rows are in the batch, there is at most one call per chunk of a prompt.
         calls_left = batch * context
         is_complete = False
         try:

@@ -18,13 +18,13 @@ GROUP_SIZE = 64
 
 
 def ours(sizes: Sizes, bits: int = 16) -> nn.Module:
-    """Moxin with random weights, the benchmark's own."""
+    """The benchmark's Moxin with random weights."""
     with mock.patch.object(bench_models, "real_config", return_value=sizes.config):
         return bench_models.random_model(bits, GROUP_SIZE)
 
 
 def mlx_lm_decoder(sizes: Sizes, bits: int = 16) -> nn.Module:
-    """mlx-lm's own class for Mistral, in the decoder's sizes, with random weights.
+    """mlx-lm's Mistral in the decoder's sizes, with random weights.
 
     At 8 bits everything that mlx-lm's converter would quantise is quantised.
     """
@@ -93,7 +93,7 @@ class Models:
             del self._built[name]
         torch = sys.modules.get("torch")
         if torch is not None:
-            torch._dynamo.reset()  # compiled functions hold on to their models
+            torch._dynamo.reset()  # compiled functions keep references to their models
         gc.collect()
         mx.clear_cache()
         if torch is not None and torch.cuda.is_available():

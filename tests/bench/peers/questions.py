@@ -30,7 +30,7 @@ def picture(models: Models, seed: int = 0) -> Image.Image:
 
 
 class NeverStop(StoppingCriteria):
-    """No token ends an answer; mlx-vlm's own adds the tokenizer's end token to any list."""
+    """No token ends an answer; mlx-vlm's class adds the tokenizer's end token to any list."""
 
     def reset(self, eos_token_ids: list[int] | None = None) -> None:
         self.eos_token_ids: list[int] = []
@@ -71,7 +71,7 @@ def encode(models: Models) -> Run:
 
 
 def first_token(models: Models, model: str = "ours") -> Run:
-    """The benchmark's: preprocessing, towers, prefill, without mlx-vlm's loop."""
+    """The benchmark's way: preprocessing, towers, prefill, without mlx-vlm's loop."""
     from mlx_vlm.models.moxin.image_processing_moxin import MoxinImageProcessor
 
     moxin = models[model]
@@ -83,18 +83,18 @@ def first_token(models: Models, model: str = "ours") -> Run:
 
 
 def ask(models: Models, reuse: str | None = None) -> Run:
-    """``mlx_vlm.stream_generate`` with a picture that it has or has not seen.
+    """``mlx_vlm.stream_generate`` with a new picture or a known one.
 
     Args:
-        reuse: what is kept from the question before, which was another one about the same
-            picture: None, ``"features"`` (mlx-vlm's vision cache) or ``"prefix"`` (its
-            prompt cache state: the key-values of everything in front of the question).
+        reuse: what is kept from the previous question, another one about the same picture:
+            None, ``"features"`` (mlx-vlm's vision cache) or ``"prefix"`` (its prompt cache
+            state: the key-values of everything before the question).
 
     Raises:
         RuntimeError: if mlx-vlm did not reuse the picture's key-values.
     """
     model, moxin = models["ours"], processor(models)
-    # A first question is about another picture than the question before it.
+    # A first question is about another picture than the previous question.
     images = [picture(models, seed) for seed in ((0, 0) if reuse else (0, 1))]
     length = models.sizes.text_tokens
     questions = [_question(moxin.tokenizer, word, length) for word in "ab"]

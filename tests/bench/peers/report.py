@@ -59,7 +59,7 @@ def _amount(value: float, unit: str) -> str:
 
 
 def markdown(measures: dict[str, Any]) -> str:
-    """A table of a run: our best side of a measure beside each other one, and the ratio."""
+    """A table of a run: our best side of a measure, each other side, and the ratio."""
     lines = ["| | here | other side | ratio |", "|---|--:|--:|--:|"]
     for measure in measures.values():
         unit, title = measure["unit"], measure["title"]
@@ -82,7 +82,7 @@ def markdown(measures: dict[str, Any]) -> str:
 
 
 def complete(path: Path) -> dict[str, Any]:
-    """The measures that an earlier run finished; none if there is no such file."""
+    """The measures that an earlier run finished; empty if there is no such file."""
     if not path.is_file():
         return {}
     measures = json.loads(path.read_text(encoding="utf-8"))["measures"]

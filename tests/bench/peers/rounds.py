@@ -14,7 +14,7 @@ from unittest import mock
 from .models import Models
 
 Run = Callable[[], float]
-# Of a round of one side, compiling included.
+# Seconds of a round of one side, including compiling.
 ROUND_LIMIT = 150.0
 KERNELS_SWITCH = "MLX_VLM_MOXIN_KERNELS"
 
@@ -28,7 +28,7 @@ def kernels(are_on: bool) -> Iterator[None]:
 
 @contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """Raise TimeoutError in work that is still in Python after so many seconds."""
+    """Raise TimeoutError if work is still in Python after this many seconds."""
 
     def stop(*_: object) -> None:
         raise TimeoutError(f"stopped after {seconds:.0f} s")
@@ -51,7 +51,7 @@ class Side:
         entry: ``module:function`` of this package. ``function(models, **options)`` prepares
             the work and returns a function that does one round and returns its value. It is
             imported when the side's turn comes, so that its packages may be missing.
-        needs: models that it uses, by their names in ``models``.
+        needs: names, in ``models``, of the models that it uses.
         options: keyword arguments of the function.
         kernels: False to run without this package's CUDA kernels.
     """
@@ -85,7 +85,7 @@ class Measure:
     """A quantity and the sides that are compared by it.
 
     Attributes:
-        name: as ``--only`` takes it.
+        name: as given to ``--only``.
         title: as the table shows it.
         unit: ``tokens/s`` or ``ms``.
         sides: in the order of a round.
@@ -127,7 +127,7 @@ class Result:
 
 
 def _reason(error: Exception) -> str:
-    """One line; a missing package is no failure."""
+    """The result in one line; a missing package is not a failure."""
     if isinstance(error, ImportError):
         return f"skipped: {error}"
     text = " ".join(str(error).split())
@@ -142,14 +142,14 @@ def measure_rounds(
     note: Callable[[str], None] = lambda line: None,
     each: Callable[[list["Result"]], None] = lambda results: None,
 ) -> list[Result]:
-    """Time all sides of ``measure``: one round that warms up, then ``rounds`` that count.
+    """Time all sides of ``measure``: one warm-up round, then ``rounds`` measured ones.
 
     A side that raises, or whose round exceeds ``ROUND_LIMIT``, is left out from then on; the
-    rest goes on without it.
+    others continue.
 
     Args:
         tick: called after every round of a side.
-        note: receives a line after every round of a side, so that it shows which one takes long.
+        note: receives a line after every round of a side, which shows the slow ones.
         each: receives all results after every round of a side.
     """
     results = [Result(side.name, side.is_ours) for side in measure.sides]

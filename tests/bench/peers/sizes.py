@@ -1,4 +1,4 @@
-"""What is compared: Moxin-7B VLM in its real sizes, or a small one that shows it all runs."""
+"""Sizes of a comparison: Moxin-7B VLM's real sizes, or small ones that only test that it runs."""
 
 from dataclasses import dataclass
 

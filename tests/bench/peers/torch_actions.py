@@ -28,7 +28,7 @@ def _inputs(models: Models, images: list) -> torch.Tensor:
 
 
 def tokens(models: Models) -> Run:
-    """OpenVLA's published way: eager, a growing cache."""
+    """OpenVLA as published: eager, with a growing cache."""
     decoder, image = models["torch decoder"], picture(models)
 
     @torch.no_grad()
@@ -76,7 +76,7 @@ def static(models: Models) -> Run:
 
 
 def chunk(models: Models) -> Run:
-    """OpenVLA-OFT's published way: one eager pass with a mask that hides nothing."""
+    """OpenVLA-OFT as published: one eager pass with a mask that hides nothing."""
     decoder = models["torch decoder"]
     images = [picture(models, seed) for seed in range(CAMERAS)]
 

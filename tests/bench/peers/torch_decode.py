@@ -15,7 +15,7 @@ def _ids(models: Models, batch: int, length: int) -> torch.Tensor:
 
 @torch.no_grad()
 def generate(models: Models) -> Run:
-    """``model.generate``, eager, on a cache that holds the context already; tokens/s."""
+    """``model.generate``, eager, on a cache that already holds the context; tokens/s."""
     model = models["torch decoder"]
     context, tokens = models.sizes.context, models.sizes.tokens
     ids = _ids(models, 1, context + 1)

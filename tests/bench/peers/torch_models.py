@@ -1,4 +1,4 @@
-"""The PyTorch side's models: what the reference is made of, in bfloat16, on the GPU if any."""
+"""The PyTorch side's models: the reference's parts in bfloat16, on the GPU if there is one."""
 
 import torch
 from reference.generate.model import DINO, SIGLIP, Projector, create_tower
@@ -24,7 +24,7 @@ def decoder(sizes: Sizes) -> MistralForCausalLM:
         vocab_size=text.vocab_size,
         rms_norm_eps=text.rms_norm_eps,
         max_position_embeddings=text.max_position_embeddings,
-        # Contexts stay below the window: without it PyTorch takes its simplest path.
+        # Contexts stay below the window: without it PyTorch uses its simplest path.
         sliding_window=None,
         tie_word_embeddings=False,
         eos_token_id=None,

@@ -1,4 +1,4 @@
-"""What quantising costs in actions, measured and on the model card."""
+"""The cost of quantisation in actions, measured and on the model card."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Source against result on the reference checkpoint and on copies with something wrong."""
+"""Comparison of source and result, for the reference checkpoint and for damaged copies."""
 
 import json
 import shutil
@@ -20,7 +20,7 @@ from mlx_vlm_moxin.conversion.verify.teacher_forcing import loaded
 
 @pytest.fixture(scope="module")
 def one_picture(tmp_path_factory):
-    """A directory of one picture, for tests that need no more."""
+    """A directory with one picture, for tests that need only one."""
     directory = tmp_path_factory.mktemp("pictures")
     shutil.copy(IMAGES / "photo.png", directory / "holiday.png")
     return directory
@@ -28,7 +28,7 @@ def one_picture(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def quantized(source, tmp_path_factory):
-    """The source at a width, as stock mlx-vlm converts it."""
+    """The source quantised to a number of bits by stock mlx-vlm."""
 
     def make(bits):
         path = tmp_path_factory.mktemp("quantized") / f"{bits}bit"
@@ -40,19 +40,19 @@ def quantized(source, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def source(fp32_checkpoint):
-    """In float32: several times faster on a CPU, and one pass rounds like step by step."""
+    """In float32: several times faster on a CPU, and one pass rounds as single steps do."""
     return fp32_checkpoint
 
 
 @pytest.fixture(scope="module")
 def itself():
-    """The checkpoint as it is stored, against itself on the bundled pictures."""
+    """The stored checkpoint compared with itself on the bundled pictures."""
     return verify(HF_CHECKPOINT, HF_CHECKPOINT, quiet=True)
 
 
 @pytest.fixture
 def copy(source, tmp_path):
-    """Of the source, to damage."""
+    """A copy of the source, to be damaged."""
     return copy_checkpoint(source, tmp_path / "copy")
 
 
@@ -90,7 +90,7 @@ def test_sizes_are_those_of_the_files(source, quantized, one_picture):
 
 
 def test_the_answer_is_what_the_source_says_and_its_positions_predict_it(source):
-    """In the source's own distributions, each position's first choice is the answer's token."""
+    """In the source's distributions, the likeliest token at each position is the answer's."""
     with loaded(source) as forcing:
         for sample in find_samples()[:3]:
             inputs = forcing.inputs(sample)
@@ -131,7 +131,7 @@ def test_positions_are_computed_as_in_generation(source, monkeypatch):
 
 
 def test_answers_with_ids_of_visual_placeholders_are_compared_as_text(source):
-    """The random weights say such ids; the picture must not be put in their places."""
+    """The random weights generate such ids, and the picture must not replace them."""
     with loaded(source) as forcing:
         inputs = forcing.inputs(find_samples()[0])
         log_probs = forcing.log_probs(inputs, [513, 540, 575] * 16)

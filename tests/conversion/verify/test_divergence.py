@@ -1,4 +1,4 @@
-"""The measures, on distributions small enough to work out by hand."""
+"""The measures, on distributions whose values were computed by hand."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""NVIDIA's compiler without a GPU; kernels that a test has replaced are not kept for the next."""
+"""NVIDIA's compiler without a GPU, and cached kernels that are dropped after each test."""
 
 import ctypes
 from importlib.util import find_spec

@@ -1,4 +1,4 @@
-"""What the tests of the CUDA kernels share."""
+"""Helpers of the tests of the CUDA kernels."""
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -25,7 +25,7 @@ from mlx_vlm.models.moxin.text_config import TextConfig
 needs_gpu = pytest.mark.skipif(
     not mx.cuda.is_available(), reason="the kernels run on NVIDIA GPUs only"
 )
-# The kernels round less often than the modules do; the modules' own error is the measure.
+# The kernels round less often than the modules, so the modules' error is the measure.
 MAX_ERROR_RATIO = 1.5
 
 
@@ -62,7 +62,7 @@ def in_float32(cache: list) -> list:
 
 
 def recording(calls: list[str]):
-    """Instead of ``kernel.build``: kernels that give zeros and note their names."""
+    """A replacement for ``kernel.build``: kernels that return zeros and record their names."""
 
     def build(entry, constants, inputs, outputs, scalars, **options):
         def kernel(*arrays):
@@ -75,7 +75,7 @@ def recording(calls: list[str]):
     return build
 
 
-# Found when the tests start, since tests replace some of them.
+# Collected when the tests start, because tests replace some of them.
 _KEEPING = (
     exchange.exchange_norm,
     fused_prompt.prompt_kernel,

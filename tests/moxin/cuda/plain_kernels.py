@@ -1,4 +1,4 @@
-"""What the kernels of a layerwise pass compute, in MLX: tests of all that is around them."""
+"""The kernels of a layerwise pass in MLX, for tests of the code around them."""
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -92,7 +92,7 @@ def attend(sizes, tokens, capacity):
     def kernel(queries, keys, values, new_keys, new_values, filled, padding):
         filled, padding = filled[0], padding[: tokens.batch, None, None, None]
         cached, new = mx.arange(capacity), mx.arange(tokens.length)
-        # Positions of the keys in the sequence; those of empty places in the cache are after all.
+        # Positions of the keys in the sequence; empty cache entries come after all others.
         place = mx.concatenate([mx.where(cached < filled, cached, 2**30), filled + new])
         position = (filled + new)[:, None]
         mask = (place <= position) & (place >= padding)

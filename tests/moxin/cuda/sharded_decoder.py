@@ -1,8 +1,8 @@
-"""Run by ``mlx.launch``: a decoder over several processes, compared with a whole one in each.
+"""Run by ``mlx.launch``: a decoder sharded over processes, compared with a whole one.
 
-Without a GPU the kernels are stand-ins in MLX, in float32. Prints a line of JSON per decoder: how
-far its logits are from float32, how far those of MLX's modules are for the whole decoder, whether
-the kernels were used, and whether they add up over GPUs without MLX.
+Without a GPU the kernels are replaced by MLX in float32. Prints a line of JSON per decoder: the
+error of its logits compared with float32, that of MLX's modules for the whole decoder, whether the
+kernels were used, and whether they add up over GPUs without MLX.
 """
 
 import json
@@ -16,7 +16,7 @@ from mlx_vlm.models.moxin.cuda import (
     peers,
 )
 
-# A prompt, whose products are MLX's, and tokens; a short one; prompts and tokens of a batch.
+# A prompt with MLX's products, and tokens; a short prompt; prompts and tokens of a batch.
 PASSES = [
     [(1, 100), (1, 1), (1, 1), (1, 1)],
     [(1, 20), (1, 130), (1, 1)],

@@ -1,4 +1,4 @@
-"""Caches that the kernels cannot append to are left to the modules."""
+"""Which caches the kernels can append to."""
 
 import mlx.core as mx
 import pytest

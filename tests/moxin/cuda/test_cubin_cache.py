@@ -1,4 +1,4 @@
-"""Compiled kernels on the disk: when they are used, and what happens to damaged ones."""
+"""Compiled kernels on disk: when they are reused, and how damaged ones are handled."""
 
 import os
 import subprocess
@@ -13,7 +13,7 @@ SOURCE = 'extern "C" __global__ void k(int* x) { *x = 1; }'
 
 @pytest.fixture
 def compiled(monkeypatch, tmp_path):
-    """Sources that were compiled; the machine code is the source's own bytes."""
+    """Sources that were compiled; the bytes of the source replace the machine code."""
     calls = []
 
     def compile_source(source, architecture):

@@ -1,4 +1,4 @@
-"""When the kernels are switched off, and what happens if they fail."""
+"""When the kernels are switched off, and how their failures are handled."""
 
 import ctypes
 import logging
@@ -20,7 +20,7 @@ H200 = {
 
 @pytest.fixture
 def gpu(monkeypatch):
-    """As if MLX computed on an H200, but for the kernels themselves."""
+    """Pretend that MLX runs on an H200, without running kernels."""
     info = dict(H200)
     attributes = {
         device.MULTIPROCESSOR_COUNT: 132,
@@ -133,7 +133,7 @@ def test_memory_that_runs_out_is_no_failure_of_the_kernels(kernels_everywhere, m
 
 
 def test_a_grid_that_does_not_fit_at_once_is_not_launched(kernels_everywhere, monkeypatch):
-    """Its barrier would wait for ever."""
+    """Its barrier would wait forever."""
     monkeypatch.setattr(device, "architecture", lambda: "sm_90")
     monkeypatch.setattr(device, "resident_blocks", lambda *arguments: 131)
     monkeypatch.setattr(cubin_cache, "load", lambda source, architecture: b"cubin")
@@ -145,7 +145,7 @@ def test_a_grid_that_does_not_fit_at_once_is_not_launched(kernels_everywhere, mo
 
 
 class Driver:
-    """A driver all calls of which fail."""
+    """A driver whose calls all fail."""
 
     def __getattr__(self, name):
         if name == "cuGetErrorString":

@@ -1,4 +1,4 @@
-"""Engines are outside of the modules: a copy has its own, and a deleted model leaves nothing."""
+"""Engines are kept outside the modules: a copy gets a new one, a deleted model frees its own."""
 
 import copy
 import gc

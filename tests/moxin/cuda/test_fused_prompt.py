@@ -1,4 +1,4 @@
-"""Short prompts in one CUDA kernel: which are supported, and what it computes on a GPU."""
+"""Short prompts in one CUDA kernel: which are supported, and its results on a GPU."""
 
 import mlx.core as mx
 import plain_kernels
@@ -27,7 +27,7 @@ from mlx_vlm.models.moxin.cuda import (
     layerwise_graph,
 )
 
-# A multiple of what a step of a product reads.
+# A multiple of the values of K that one step of a product reads.
 WIDE = {"intermediate_size": 640}
 
 

@@ -1,4 +1,4 @@
-"""The decoding step in CUDA kernels: when it is used, and what it computes on a GPU."""
+"""The decoding step in CUDA kernels: when it is used, and its results on a GPU."""
 
 import mlx.core as mx
 import plain_kernels
@@ -21,7 +21,7 @@ from mlx_vlm.models.moxin.cuda import device, fused_step, kernel, kv_cache, laye
 
 @pytest.fixture
 def steps(kernels_everywhere, monkeypatch):
-    """Calls of the step, which gives no logits."""
+    """Records calls of the step, which returns no logits."""
     calls = []
     monkeypatch.setattr(
         fused_step.FusedStep, "__call__", lambda self, inputs, *rest: calls.append(inputs.shape)

@@ -27,7 +27,7 @@ from mlx_vlm.models.moxin.cuda.projections import Format
 from mlx_vlm.models.moxin.cuda.tower_kernel import OPTIONAL_PARAMETERS, PARAMETERS, Tower
 
 KILOBYTE = 1024
-# Multiprocessors and shared memory of a thread block.
+# Number of multiprocessors, and bytes of shared memory per thread block.
 ARCHITECTURES = {
     "sm_80": (108, 163 * KILOBYTE),
     "sm_86": (84, 99 * KILOBYTE),
@@ -66,7 +66,7 @@ SIGLIP = Tower(
 
 @pytest.fixture
 def on(compiler, kernels_everywhere, monkeypatch, tmp_path):
-    """Makes the kernels' host code believe that it is on a GPU of an architecture."""
+    """Makes the kernels' host code see a GPU of an architecture."""
 
     def set_architecture(name):
         multiprocessors, memory = ARCHITECTURES[name]

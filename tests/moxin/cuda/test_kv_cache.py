@@ -1,4 +1,4 @@
-"""Caches that kernels append to: when they do so in place, and that nothing else changes."""
+"""Caches that kernels append to: when that happens in place, and that nothing else changes."""
 
 import copy
 
@@ -25,7 +25,7 @@ def tokens(count, batch=1, seed=0):
 
 
 def append(cache):
-    """As a decoding step does, but for what its kernel writes."""
+    """Append like a decoding step, without running its kernel."""
     arrays = kv_cache.reserve(cache)
     kv_cache.append(cache, arrays, 1)
     return arrays

@@ -30,7 +30,7 @@ from mlx_vlm.models.moxin.cuda import (
 
 @pytest.fixture
 def passes(kernels_everywhere, monkeypatch):
-    """Passes that the kernels computed; they give no logits."""
+    """Records the shapes of passes by kernels, which return no logits."""
     calls = []
 
     def call(self, inputs, inputs_embeds, cache, logits_to_keep, sizes):

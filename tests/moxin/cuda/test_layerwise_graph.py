@@ -1,4 +1,4 @@
-"""What the layers of prompts and batches compute."""
+"""Results of prompts and batches that are computed layer by layer."""
 
 from unittest import mock
 
@@ -24,12 +24,12 @@ from mlx_vlm.models.moxin.cuda import device, fused_prompt, fused_step
 
 @pytest.fixture
 def kernels_in_mlx(kernels_everywhere, monkeypatch):
-    """The kernels in MLX, in float32 too: so that everything around them can be compared."""
+    """The kernels in MLX, also in float32, so that the code around them can be compared."""
     plain_kernels.use(monkeypatch)
     for fused in (fused_step.FusedStep, fused_prompt.FusedPrompt):
         monkeypatch.setattr(fused, "supports", lambda *arguments: False)
     device = mx.default_device()
-    mx.set_default_device(mx.cpu)  # GPUs shorten float32 products
+    mx.set_default_device(mx.cpu)  # GPUs multiply float32 with reduced precision
     yield
     mx.set_default_device(device)
 
@@ -95,7 +95,7 @@ def test_prompts_between_the_steps_of_a_batch_keep_its_graph(kernels_in_mlx, mon
 @needs_gpu
 @pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float16])
 @pytest.mark.parametrize(("bits", "group_size"), [(16, 64), (8, 64), (8, 32), (4, 64), (4, 128)])
-# A tile of each size; beyond what our products compute.
+# One for each tile height, and one with more rows than our kernel computes.
 @pytest.mark.parametrize("shape", [(2, 5), (2, 15), (2, 30), (1, 100), (1, 200)])
 def test_prompts_after_others_are_as_close_to_float32_as_the_modules(
     dtype, bits, group_size, shape, monkeypatch

@@ -1,4 +1,4 @@
-"""Products that the kernels leave to MLX, and the weights that they unpack for it."""
+"""Products without a kernel, and weights that are unpacked for MLX."""
 
 import mlx.core as mx
 import pytest

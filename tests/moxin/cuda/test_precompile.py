@@ -1,4 +1,4 @@
-"""Kernels that are compiled while weights are read are the ones that are used afterwards."""
+"""The kernels compiled while weights are read are those used afterwards."""
 
 import threading
 from types import SimpleNamespace
@@ -17,7 +17,7 @@ LAYERS = 20
 
 @pytest.fixture
 def built(kernels_everywhere, monkeypatch):
-    """What kernels were compiled for: files and constants. Sizes of a launch are left out."""
+    """Files and constants of the compiled kernels, without the sizes of a launch."""
     found, build = set(), recording([])
 
     def record(entry, constants, inputs, outputs, scalars, **options):

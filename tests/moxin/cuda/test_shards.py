@@ -23,7 +23,7 @@ TESTS = Path(__file__).parents[2]
 
 
 def launch(backend: str, **environment: str) -> list[dict]:
-    """What two processes of ``sharded_decoder.py`` say, started as mlx.launch does."""
+    """Output of two processes of ``sharded_decoder.py``, started as by mlx.launch."""
     command = [sys.executable, "-c", "from mlx._distributed_utils.launch import main; main()"]
     command += ["-n", "2"]
     command += ["--backend", backend, "--starting-port", str(free_port())]
@@ -63,7 +63,7 @@ def test_two_gpus_compute_what_one_computes():
 
 
 class Group:
-    """One of two processes, without the other one."""
+    """Rank 0 of a group of two processes, of which the other does not exist."""
 
     def size(self):
         return 2
@@ -100,7 +100,7 @@ def test_a_whole_decoder_has_no_group():
 
 
 def plain(layer):
-    """A whole matrix with the shard's numbers."""
+    """A whole matrix with the shard's values."""
     linear = nn.Linear(*reversed(layer.weight.shape), bias=False)
     linear.weight = layer.weight
     return linear
@@ -234,7 +234,7 @@ def test_all_processes_share_memory_or_none(
     monkeypatch.setattr(peers._Offer, "exchange", exchange)
     monkeypatch.setattr(peers, "_map", map_memory)
     peers.connect(group)
-    # Each process says twice what it can, or the others would wait.
+    # Each process sends its state twice, since otherwise the others would wait.
     assert len(said) == 2
     assert said[1] == (mine is OFFER and theirs is OFFER and is_mapped)
     found = peers.of(group)

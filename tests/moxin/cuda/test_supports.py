@@ -1,4 +1,4 @@
-"""Whatever the kernels would compute differently is left to the modules, item by item."""
+"""Each property that the kernels would compute differently is left to the modules."""
 
 import mlx.core as mx
 import mlx.nn as nn

@@ -1,4 +1,4 @@
-"""For which products there is a kernel."""
+"""Which products have a kernel."""
 
 import pytest
 from mlx_vlm.models.moxin.cuda import device, tiling

@@ -1,4 +1,4 @@
-"""The towers' CUDA kernel: which towers it supports, and what it computes where there is a GPU."""
+"""The towers' CUDA kernel: which towers it supports, and its results on a GPU."""
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -29,7 +29,7 @@ SIGLIP = {
 }
 
 
-# Of the real towers, with fewer blocks.
+# Sizes of the real towers, with fewer blocks.
 REAL_DINO = DINO | {"hidden_size": 1024, "num_attention_heads": 16, "intermediate_size": 4096}
 REAL_SIGLIP = SIGLIP | {"hidden_size": 1152, "num_attention_heads": 16, "intermediate_size": 4304}
 
@@ -89,7 +89,7 @@ def test_what_the_kernels_do_not_compute_goes_through_the_modules(model, kernels
 
 
 def plain_layers(dtype, towers, count, eps, tiles):
-    """What the kernel computes, in MLX."""
+    """The kernel in MLX."""
 
     def linear(x, block, *path):
         return x @ block[(*path, "weight")].T + block[(*path, "bias")]
@@ -138,7 +138,7 @@ def test_everything_around_the_kernel_equals_the_modules(
         lambda *arguments: launches.append(arguments[2]) or plain_layers(*arguments),
     )
     model, pixels = make_model(mx.float32), mx.random.normal((2, 6, 140, 140))
-    with mx.stream(mx.cpu):  # GPUs shorten float32 products
+    with mx.stream(mx.cpu):  # GPUs multiply float32 with reduced precision
         actual = model(pixels)
         # SigLIP has four blocks up to its second-to-last one.
         assert launches == expected

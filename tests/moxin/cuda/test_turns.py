@@ -1,4 +1,4 @@
-"""Two kernels with a grid barrier are never under way in two streams at once."""
+"""Kernels with a grid barrier never run in two streams at once."""
 
 import threading
 

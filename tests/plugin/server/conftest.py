@@ -20,7 +20,7 @@ def server_log(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def server(fp32_checkpoint, server_log):
-    """The server as users start it. Tests must leave it as it is."""
+    """The server as users start it. Tests must not change it."""
     with Server(fp32_checkpoint, server_log) as server:
         yield server
 
