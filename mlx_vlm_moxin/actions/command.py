@@ -12,7 +12,8 @@ import numpy as np
 from mlx_vlm.models.moxin.quantization import AFFINE_BITS, AFFINE_GROUP_SIZES
 from mlx_vlm.utils import MODEL_CONVERSION_DTYPES
 
-from mlx_vlm_moxin.actions.policy import Prediction, action_config, predict
+from mlx_vlm_moxin.actions.inputs import action_config
+from mlx_vlm_moxin.actions.policy import Prediction, predict
 from mlx_vlm_moxin.checkpoints.action_options import PRESETS, action_options, add_action_options
 from mlx_vlm_moxin.library.load import load
 

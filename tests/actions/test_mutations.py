@@ -10,7 +10,7 @@ from action_checks import check_chunk, check_hidden_states, check_token_action
 from action_models import goldens
 
 from mlx_vlm_moxin import load
-from mlx_vlm_moxin.actions import parallel, policy, prompt
+from mlx_vlm_moxin.actions import inputs, parallel, prompt
 from mlx_vlm_moxin.actions.statistics import Scale
 from mlx_vlm_moxin.actions.tokens import ActionTokenizer
 
@@ -143,7 +143,7 @@ def test_the_stop_token_has_no_effect_under_causal_attention(fresh, monkeypatch)
 def test_a_state_that_is_left_out_is_caught(fresh, monkeypatch, name):
     case = next(case for case in goldens(name)["cases"] if case["state"] is not None)
     with is_caught(check_chunk, *fresh(name), name, case):
-        monkeypatch.setattr(policy, "_states", lambda *arguments: None)
+        monkeypatch.setattr(inputs, "_states", lambda *arguments: None)
 
 
 @pytest.mark.parametrize("name", ["oft", "moxin"])

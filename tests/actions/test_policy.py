@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import threading
 
 import mlx.core as mx
 import numpy as np
@@ -9,7 +10,8 @@ import pytest
 from action_models import goldens, picture
 
 from mlx_vlm_moxin import load, predict_action
-from mlx_vlm_moxin.actions.policy import predict
+from mlx_vlm_moxin.actions.inputs import prepare
+from mlx_vlm_moxin.actions.policy import infer, predict
 from mlx_vlm_moxin.actions.statistics import choose_data_set
 
 INSTRUCTION = "pick up the red cup"
@@ -158,3 +160,15 @@ def test_states_that_do_not_fit_are_refused(oft, two, state, message):
 def test_a_model_without_actions_says_so(loaded):
     with pytest.raises(ValueError, match="gives no actions"):
         predict_action(*loaded, picture("photo"), INSTRUCTION)
+
+
+def test_inputs_are_prepared_without_mlx_so_that_any_thread_can(action_model):
+    model, processor = action_model("oft", 2)
+    state = goldens("oft")["states"][0]
+    pictures = [picture("photo.policy224"), picture("tall.policy224")]
+    lock = threading.Lock()
+    inputs = prepare(model, processor, pictures, "open it", state=state, tokenizer_lock=lock)
+    assert type(inputs.pixel_values) is type(inputs.states) is np.ndarray
+    assert not lock.locked()
+    expected = predict(model, processor, pictures, "open it", state=state)
+    np.testing.assert_array_equal(infer(model, inputs).action, expected.action)

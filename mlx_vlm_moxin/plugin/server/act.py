@@ -19,7 +19,8 @@ from mlx_vlm.server import _require_management_api_key
 from mlx_vlm.server.runtime import runtime
 
 from mlx_vlm_moxin.actions import json_numpy
-from mlx_vlm_moxin.actions.policy import Prediction, action_config, predict
+from mlx_vlm_moxin.actions.inputs import ActionInputs, action_config, prepare
+from mlx_vlm_moxin.actions.policy import Prediction, infer
 from mlx_vlm_moxin.actions.serving import defaults
 from mlx_vlm_moxin.plugin.server.between_steps import StoppingError
 from mlx_vlm_moxin.plugin.server.errors import serves_moxin
@@ -85,9 +86,14 @@ def _pictures(payload: dict[str, Any], count: int) -> list[np.ndarray]:
     return [payload[name] for name in names]
 
 
-def _predict(generator: Any, payload: dict[str, Any]) -> Prediction:
-    """Compute in the generation thread, between two steps of the answers under way."""
-    config = action_config(generator.model)
+def _prepare(generator: Any, payload: dict[str, Any]) -> ActionInputs:
+    """Read the pictures and texts of a request, which does not need the generation thread.
+
+    Raises:
+        HTTPException: 400, saying what cannot be used.
+    """
+    model, processor = generator.model, generator.processor
+    config = action_config(model)
     instruction = payload.get("instruction")
     if not isinstance(instruction, str):
         raise _refused(400, "The request has no instruction (a text)")
@@ -95,28 +101,25 @@ def _predict(generator: Any, payload: dict[str, Any]) -> Prediction:
     if key is not None and not isinstance(key, str):
         raise _refused(400, "unnorm_key must be a text")
     pictures = _pictures(payload, config.num_images)
+    image = pictures if config.num_images > 1 else pictures[0]
     # OpenVLA-OFT's clients send the state to every model.
     state = payload.get("state") if config.proprio_dim is not None else None
-
-    def compute() -> Prediction:
-        model, processor = generator.model, generator.processor
-        image = pictures if config.num_images > 1 else pictures[0]
-        return predict(
-            model, processor, image, instruction, key, state=state, discrete=defaults.discrete
-        )
-
+    options = {"discrete": defaults.discrete, "tokenizer_lock": generator._tokenizer_lock}
     try:
-        return generator.between_steps(compute)
-    except StoppingError as error:
-        raise _refused(503, str(error)) from error
+        return prepare(model, processor, image, instruction, key, state=state, **options)
     except ValueError as error:
         raise _refused(400, str(error)) from error
 
 
-def _answer(body: bytes) -> Response:
+def _read(body: bytes) -> tuple[Any, ActionInputs, bool]:
+    """The generator for a request, its prepared inputs, and whether it was text within JSON."""
     generator = _loaded()
     payload, is_encoded = _parse(body)
-    action = _predict(generator, payload).action
+    return generator, _prepare(generator, payload), is_encoded
+
+
+def _answer(prediction: Prediction, is_encoded: bool) -> Response:
+    action = prediction.action
     text = json_numpy.dumps(list(action) if action.ndim > 1 else action)
     return Response(json.dumps(text) if is_encoded else text, media_type="application/json")
 
@@ -131,8 +134,21 @@ async def _body(request: Request) -> bytes:
 
 
 async def act(request: Request) -> Response:
-    """The action for a picture and an instruction."""
-    return await run_in_threadpool(_answer, await _body(request))
+    """The action for a picture and an instruction.
+
+    Computed by the generation thread between two steps of the answers under way.
+    """
+    generator, inputs, is_encoded = await run_in_threadpool(_read, await _body(request))
+    try:
+        prediction = await generator.between_steps(
+            lambda: infer(generator.model, inputs), request.is_disconnected
+        )
+    except StoppingError as error:
+        raise _refused(503, str(error)) from error
+    except ValueError as error:
+        raise _refused(400, str(error)) from error
+    # Without a prediction nobody receives the answer.
+    return Response(status_code=499) if prediction is None else _answer(prediction, is_encoded)
 
 
 def describe() -> dict[str, Any]:

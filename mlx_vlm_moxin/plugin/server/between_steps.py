@@ -4,17 +4,18 @@ Only the generation thread may use the model. It looks for new requests before e
 the answers under way; one piece of work has its turn there.
 """
 
+import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
-from concurrent.futures import TimeoutError as NotYet
 from typing import Any, TypeVar
 
 from mlx_vlm.server.generation import ResponseGenerator
 
 Result = TypeVar("Result")
-# How often a caller looks whether the generation thread is still there, in seconds.
-WATCH_INTERVAL = 1.0
+# How often a waiting request looks whether the generation thread and its client are still there,
+# in seconds.
+WATCH_INTERVAL = 0.5
 
 
 class StoppingError(RuntimeError):
@@ -31,11 +32,21 @@ class WorkBetweenSteps(ResponseGenerator):
         """To be called once the running generator has this class. Idempotent."""
         self.__dict__.setdefault("_work", deque())
 
-    def between_steps(self, work: Callable[[], Result]) -> Result:
-        """Run ``work`` in the generation thread and wait for it.
+    async def between_steps(
+        self, work: Callable[[], Result], is_gone: Callable[[], Awaitable[bool]]
+    ) -> Result | None:
+        """Run ``work`` in the generation thread, and wait for it without holding a thread.
 
         One piece of work runs after each step of the answers under way, in the order in which
         they came, so neither waits for the other to be finished.
+
+        Args:
+            work: what to compute.
+            is_gone: whether nobody waits for the result any more. Work that has not begun by then
+                is dropped.
+
+        Returns:
+            The result; None if nobody waits for it.
 
         Raises:
             StoppingError: if the thread ends before it gets there.
@@ -43,24 +54,32 @@ class WorkBetweenSteps(ResponseGenerator):
         future: Future[Result] = Future()
         self._work.append((work, future))
         self.requests.put(None)  # wakes a thread that waits for requests
-        while True:
-            try:
-                return future.result(timeout=WATCH_INTERVAL)
-            except NotYet:
-                if future.done():
-                    raise  # the work's own
+        result = asyncio.wrap_future(future)
+        try:
+            while not (await asyncio.wait({result}, timeout=WATCH_INTERVAL))[0]:
                 if not self._thread.is_alive():
-                    message = "The model is being unloaded; send the request again"
-                    raise StoppingError(message) from None
+                    raise StoppingError("The model is being unloaded; send the request again")
+                if await is_gone():
+                    return None
+            return result.result()
+        finally:
+            result.cancel()  # and with it the work, unless it runs or is done
 
     def _collect_pending_requests(self, *, active: bool, **kwargs: Any) -> tuple[list[Any], bool]:
         """New requests for the batch; called by the generation thread before each step."""
         # With work to do, the thread does not wait for requests.
         pending = super()._collect_pending_requests(active=active or bool(self._work), **kwargs)
-        if self._work:
+        self._do_next()
+        return pending
+
+    def _do_next(self) -> None:
+        """Do the first piece of work that somebody waits for, if there is one."""
+        while self._work:
             work, future = self._work.popleft()
+            if not future.set_running_or_notify_cancel():
+                continue
             try:
                 future.set_result(work())
             except Exception as error:
                 future.set_exception(error)
-        return pending
+            return

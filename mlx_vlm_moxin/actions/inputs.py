@@ -1,0 +1,172 @@
+"""Pictures, instructions and states as an action model reads them, prepared without the model.
+
+Nothing here computes with MLX, so a server prepares requests in threads of their own while the
+model is busy with others.
+"""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import mlx.nn as nn
+import numpy as np
+from mlx_vlm.models.moxin.action_config import ActionConfig
+from mlx_vlm.models.moxin.picture import PictureSource, read_picture
+from mlx_vlm.models.moxin.processing_moxin import MoxinProcessor
+from PIL import Image
+
+from mlx_vlm_moxin.actions.pictures import POLICY_SIZE, center_crop, resize_for_policy
+from mlx_vlm_moxin.actions.prompt import prompt_ids
+from mlx_vlm_moxin.actions.statistics import EPSILON, Scale, choose_data_set, scale_of
+from mlx_vlm_moxin.checkpoints.sources.action_heads import part_files
+
+Pictures = PictureSource | Sequence[PictureSource]
+
+
+@dataclass(frozen=True)
+class ActionInputs:
+    """What a model reads for ``B`` robots.
+
+    Attributes:
+        config: the model's, with the changes that the caller wants.
+        prompts: ids of each prompt, without ``<s>``.
+        pixel_values: float32 ``[B * num_images, channels, side, side]``.
+        states: float32 ``[B, proprio_dim]``, normalised; None if the model reads none.
+        data_set: name of the statistics that scale the action.
+        scale: these statistics.
+        is_batch: whether the caller gave lists.
+    """
+
+    config: ActionConfig
+    prompts: list[list[int]]
+    pixel_values: np.ndarray
+    states: np.ndarray | None
+    data_set: str
+    scale: Scale
+    is_batch: bool
+
+
+def action_config(model: nn.Module) -> ActionConfig:
+    """How ``model`` gives actions.
+
+    Raises:
+        ValueError: if it gives none, or if stock mlx-vlm has loaded it without its head.
+    """
+    config = getattr(model.config, "action_config", None)
+    if config is None:
+        raise ValueError(
+            f"This model gives no actions: its config.json (model_type "
+            f"{model.config.model_type!r}) has neither norm_stats nor action_config. Action models "
+            "are OpenVLA, OpenVLA-OFT, Moxin-VLA and models trained on action data"
+        )
+    path = model.config.model_path
+    if config.decoding == "autoregressive" and path is not None and part_files(Path(path)):
+        raise ValueError(
+            f"{path} is an OpenVLA-OFT checkpoint, whose parts in .pt files stock mlx-vlm does not "
+            "load: convert it, or load it with this package (load(..., actions='libero'), "
+            "python -m mlx_vlm_moxin act or server)"
+        )
+    return config
+
+
+def prepare(
+    model: nn.Module,
+    processor: MoxinProcessor,
+    image: Pictures | Sequence[Pictures],
+    instruction: str | Sequence[str],
+    unnorm_key: str | None = None,
+    center_crop: bool | None = None,
+    *,
+    state: np.ndarray | Sequence[float] | Sequence[Sequence[float]] | None = None,
+    leave_state_out: bool = False,
+    discrete: bool = False,
+    tokenizer_lock: AbstractContextManager | None = None,
+) -> ActionInputs:
+    """Read pictures and texts for ``policy.infer``; of ``model`` only the config is used.
+
+    Args:
+        tokenizer_lock: held while the tokenizer is used, if other threads use it too.
+
+    The other arguments and the errors are those of ``policy.predict``.
+    """
+    config = action_config(model)
+    if discrete and config.head is not None:
+        config = replace(config, head=None, head_hidden_size=None)
+    if leave_state_out:
+        config = replace(config, proprio_dim=None)
+    is_batch = not isinstance(instruction, str)
+    instructions = list(instruction) if is_batch else [instruction]
+    if not instructions or not all(isinstance(text, str) for text in instructions):
+        raise ValueError("instruction must be a text, or a list of texts that is not empty")
+    rows = list(image) if is_batch else [image]
+    if len(rows) != len(instructions):
+        raise ValueError(f"There are {len(rows)} pictures for {len(instructions)} instructions")
+    if center_crop is not None:
+        config = replace(config, center_crop=center_crop)
+    norm_stats = model.config.norm_stats
+    data_set = choose_data_set(norm_stats, unnorm_key)
+    # OpenVLA-OFT adds EPSILON to the ranges, OpenVLA does not.
+    epsilon = EPSILON if config.decoding == "parallel" else 0.0
+    scaling = {"normalization": config.normalization, "epsilon": epsilon}
+    scale = scale_of(norm_stats, data_set, "action", **scaling)
+    with tokenizer_lock or nullcontext():
+        prompts = [prompt_ids(processor.tokenizer, model.config, text) for text in instructions]
+    pictures = [picture for row in rows for picture in _pictures(row, config)]
+    states = _states(norm_stats, config, state, is_batch, len(rows), data_set, scaling)
+    pixel_values = processor.image_processor(pictures)
+    return ActionInputs(config, prompts, pixel_values, states, data_set, scale, is_batch)
+
+
+def _pictures(row: Pictures, config: ActionConfig) -> list[Image.Image]:
+    """The prepared pictures of one robot's cameras."""
+    sources = list(row) if isinstance(row, (list, tuple)) else [row]
+    if len(sources) != config.num_images:
+        raise ValueError(
+            f"The model sees {config.num_images} picture"
+            f"{'s' if config.num_images > 1 else ''} at a time, {len(sources)} given"
+        )
+    images = [read_picture(source) for source in sources]
+    if config.policy_resize:
+        side = (POLICY_SIZE, POLICY_SIZE)
+        images = [image if image.size == side else resize_for_policy(image) for image in images]
+    return [center_crop(image) for image in images] if config.center_crop else images
+
+
+def _states(
+    norm_stats: dict[str, Any],
+    config: ActionConfig,
+    state: Any,
+    is_batch: bool,
+    rows: int,
+    data_set: str,
+    scaling: dict[str, Any],
+) -> np.ndarray | None:
+    """Normalised states, float32 ``[B, proprio_dim]``; None if the model reads none."""
+    if config.proprio_dim is None:
+        if state is not None:
+            raise ValueError("The model does not read the robot's state; leave state out")
+        return None
+    if state is None:
+        raise ValueError(
+            f"The model reads the robot's state: give state with {config.proprio_dim} values"
+        )
+    try:
+        values = np.asarray(state, np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"state must be numbers ({error})") from error
+    values = values if is_batch else values[None]
+    if values.shape != (rows, config.proprio_dim):
+        expected = [rows, config.proprio_dim] if is_batch else [config.proprio_dim]
+        shape = list(values.shape if is_batch else values.shape[1:])
+        raise ValueError(f"state must have shape {expected}, got {shape}")
+    if not np.isfinite(values).all():
+        raise ValueError("state has values that are not finite")
+    scale = scale_of(norm_stats, data_set, "proprio", **scaling)
+    if scale.dimensions != config.proprio_dim:
+        raise ValueError(
+            f"The statistics of {data_set!r} are for states of {scale.dimensions} values, the "
+            f"model reads {config.proprio_dim}"
+        )
+    return scale.normalize(values).astype(np.float32)
