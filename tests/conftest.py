@@ -4,6 +4,7 @@ import functools
 
 import mlx.core as mx
 import pytest
+import warm_processes
 from action_models import write_checkpoint
 from mlx_vlm import convert, load
 from mlx_vlm.models.moxin.cuda import device
@@ -29,6 +30,14 @@ def _rank(item: pytest.Item) -> int:
 
 def pytest_collection_modifyitems(items):
     items.sort(key=_rank)
+
+
+def pytest_sessionstart():
+    warm_processes.enable()
+
+
+def pytest_sessionfinish():
+    warm_processes.stop()
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,9 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+from warm_processes import command as warm_command
+from warm_processes import offline
+
 START_TIMEOUT_S = 120
 
 
@@ -40,15 +43,20 @@ class Server:
 
     # What follows ``python -m``.
     command = ("mlx_vlm.server",)
+    # Whether it starts anew, rather than warm, so that `process.pid` is the server's.
+    is_new_process = False
 
     def __init__(self, model: Path, log: Path, *options: str, **environment: str):
         self.model, self.port = str(model), free_port()
-        command = [sys.executable, "-m", *self.command, "--model", self.model]
-        command += ["--host", "127.0.0.1", "--port", str(self.port), *options]
+        arguments = ["-m", *self.command, "--model", self.model]
+        arguments += ["--host", "127.0.0.1", "--port", str(self.port), *options]
         self._log = log.open("wb")
-        environment = {**os.environ, "HF_HUB_OFFLINE": "1", **environment}
+        variables = {**offline(os.environ), **environment}
+        command = [sys.executable, *arguments]
+        if not self.is_new_process:
+            command = warm_command(*arguments, environment=variables)
         self.process = subprocess.Popen(
-            command, stdout=self._log, stderr=subprocess.STDOUT, env=environment
+            command, stdout=self._log, stderr=subprocess.STDOUT, env=variables
         )
 
     @property
@@ -92,3 +100,9 @@ class Server:
     def answer(self, *messages: dict[str, Any], **parameters: Any) -> str:
         """Text of that answer."""
         return self.chat(*messages, **parameters)["choices"][0]["message"]["content"]
+
+
+class MeasuredServer(Server):
+    """A server whose memory can be read by its process id."""
+
+    is_new_process = True

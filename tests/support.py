@@ -11,6 +11,8 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
+from warm_processes import command as warm_command
+from warm_processes import offline
 
 REFERENCE = Path(__file__).parent / "reference"
 IMAGES = REFERENCE / "images"
@@ -48,13 +50,19 @@ def preprocessor_config(image_size: int) -> dict[str, Any]:
     return config
 
 
-def run_module(
-    *arguments: str, python: str = sys.executable, **kwargs
-) -> subprocess.CompletedProcess:
-    """``python -m ...`` in a clean process, offline, with its output captured as text."""
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", **kwargs.pop("env", {})}
+def run_module(*arguments: str, python: str | None = None, **kwargs) -> subprocess.CompletedProcess:
+    """``python -m ...`` in a process of its own, offline, with its output captured as text.
+
+    Args:
+        python: the interpreter, started anew; None is this one, started warm (``warm_processes``).
+    """
+    environment = {**offline(os.environ), **kwargs.pop("env", {})}
+    if python is None:
+        command = warm_command("-m", *arguments, environment=environment)
+    else:
+        command = [python, "-m", *map(str, arguments)]
     return subprocess.run(
-        [python, "-m", *map(str, arguments)],
+        command,
         capture_output=True,
         text=True,
         env=environment,

@@ -1,5 +1,6 @@
 """``fuse``: adapters that cannot be read end it in one line, and a signal leaves nothing behind."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from huggingface_hub import ModelCard
 from mlx_vlm.trainer.peft import get_peft_model
 from mlx_vlm.trainer.peft.utils import save_adapter
 from support import HF_CHECKPOINT
+from warm_processes import command as warm_command
 
 from mlx_vlm_moxin.fuse import main
 
@@ -115,7 +117,7 @@ sys.exit(fuse.main())
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_leaves_nothing_half_written(adapter, number):
     process = subprocess.Popen(
-        [sys.executable, "-c", WAIT, *arguments(adapter)[1:]],
+        warm_command("-c", WAIT, *arguments(adapter)[1:], environment=os.environ),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

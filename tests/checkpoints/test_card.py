@@ -2,8 +2,6 @@
 
 import json
 import shlex
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
@@ -13,7 +11,7 @@ from mlx_vlm.models.moxin.config import ModelConfig
 from mlx_vlm.models.moxin.text_config import TextConfig
 from mlx_vlm.models.moxin.towers import SIGLIP_ID, TIMM_MODELS
 from mlx_vlm.models.moxin.vision_config import VisionConfig
-from support import HF_CHECKPOINT, IMAGES, image_path
+from support import HF_CHECKPOINT, IMAGES, image_path, run_module
 
 from mlx_vlm_moxin.checkpoints import published
 from mlx_vlm_moxin.checkpoints.card import Card, name_repository
@@ -195,8 +193,7 @@ def test_the_cards_command_runs_the_model_in_the_same_folder(fp32_checkpoint, tm
     lines = "".join(blocks).replace("\\\n", "").splitlines()
     command = next(line for line in lines if line.startswith("python "))
     words = shlex.split(command.replace("photo.jpg", image_path("photo")))
-    result = subprocess.run(
-        [sys.executable, *words[1:]], cwd=model, capture_output=True, text=True, timeout=300
-    )
+    assert words[:2] == ["python", "-m"]
+    result = run_module(*words[2:], cwd=model)
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip()

@@ -1,12 +1,10 @@
 """Output of a panic in the tokenizers library is hidden; all other output is shown."""
 
 import os
-import subprocess
-import sys
 
 import pytest
 from source_checkpoints import break_tokenizer, copy_checkpoint
-from support import HF_CHECKPOINT
+from support import HF_CHECKPOINT, run_module
 
 from mlx_vlm_moxin.checkpoints.native_output import native_errors_dropped
 
@@ -41,13 +39,8 @@ def test_what_is_written_before_an_error_is_dropped(capfd):
 def test_a_panic_is_one_line(tmp_path, arguments):
     directory = copy_checkpoint(HF_CHECKPOINT, tmp_path / "x")
     break_tokenizer(directory)
-    result = subprocess.run(
-        [sys.executable, "-m", *arguments, "--model", str(directory)],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "RUST_BACKTRACE": "1"},
-    )
+    environment = {"RUST_BACKTRACE": "1"}
+    result = run_module(*arguments, "--model", directory, cwd=tmp_path, env=environment)
     assert result.returncode == 1
     errors = [
         line for line in result.stderr.splitlines() if "mlx_vlm.generate` directly" not in line

@@ -11,6 +11,8 @@ import sys
 import pytest
 from source_checkpoints import NATIVE_ARGUMENTS, copy_checkpoint, load_weights, with_weights
 from support import HF_CHECKPOINT, IMAGES
+from warm_processes import command as warm_command
+from warm_processes import offline
 
 from mlx_vlm_moxin.conversion.command_line import main
 
@@ -197,12 +199,16 @@ sys.exit(main(sys.argv[1:]))
 
 class TestStopped:
     def start(self, target, *arguments, code=WAIT, **kwargs):
+        arguments = ["-c", code, *HF_ARGUMENTS, "--mlx-path", str(target), *arguments]
+        environment = offline(os.environ)
+        # What preexec_fn sets reaches new processes only.
+        warm = [] if "preexec_fn" in kwargs else warm_command(*arguments, environment=environment)
         return subprocess.Popen(
-            [sys.executable, "-c", code, *HF_ARGUMENTS, "--mlx-path", str(target), *arguments],
+            warm or [sys.executable, *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env={**os.environ, "HF_HUB_OFFLINE": "1"},
+            env=environment,
             **kwargs,
         )
 

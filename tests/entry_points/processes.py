@@ -2,12 +2,14 @@
 
 import os
 import subprocess
-import sys
 import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from warm_processes import command as warm_command
+from warm_processes import offline
 
 START_TIMEOUT_S = 180
 
@@ -15,8 +17,8 @@ START_TIMEOUT_S = 180
 @contextmanager
 def running(*arguments: str, url: str, log: Path, **environment: str) -> Iterator[None]:
     """``python -m ...`` in the background; entered once ``url`` answers, ended afterwards."""
-    command = [sys.executable, "-m", *map(str, arguments)]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", **environment}
+    environment = {**offline(os.environ), **environment}
+    command = warm_command("-m", *arguments, environment=environment)
     with log.open("wb") as output:
         process = subprocess.Popen(
             command, stdout=output, stderr=subprocess.STDOUT, env=environment

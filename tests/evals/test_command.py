@@ -4,12 +4,13 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 
 import pytest
 from moxin_tiny import CHECKPOINT
 from support import run_module
+from warm_processes import command as warm_command
+from warm_processes import offline
 
 from mlx_vlm_moxin.evals import __main__ as command
 from mlx_vlm_moxin.evals.published import PUBLISHED, match
@@ -68,11 +69,12 @@ def test_a_killed_run_continues(words_checkpoint, data, tmp_path, capsys):
     answers = tmp_path / "answers.jsonl"
     options = ["--model", words_checkpoint, "--tasks", "pope", "gqa", "--data", data]
     options += ["--limit", 3, "--output", answers]
+    environment = offline(os.environ)
     process = subprocess.Popen(
-        [sys.executable, "-m", "mlx_vlm_moxin", "eval", *map(str, options)],
+        warm_command("-m", "mlx_vlm_moxin", "eval", *options, environment=environment),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        env=environment,
     )
     try:
         while not answers.exists() or answers.read_bytes().count(b"\n") < 2:

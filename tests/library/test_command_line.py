@@ -2,7 +2,6 @@
 
 import importlib
 import json
-import os
 import subprocess
 import sys
 
@@ -11,7 +10,7 @@ import pytest
 from comparing import answer
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from server_process import Server, free_port, user_message
+from server_process import Server, user_message
 from support import HF_CHECKPOINT, MESSAGES, image_path, run_module
 
 from mlx_vlm_moxin.__main__ import COMMANDS, main, split_arguments
@@ -146,15 +145,7 @@ def test_a_damaged_export_is_named_in_one_line(tmp_path, ominix):
 class MoxinServer(Server):
     """``python -m mlx_vlm_moxin server`` instead of the stock command."""
 
-    def __init__(self, model, log, *options: str):
-        self.model, self.port = str(model), free_port()
-        command = [sys.executable, "-m", "mlx_vlm_moxin", "server", "--model", self.model]
-        command += ["--host", "127.0.0.1", "--port", str(self.port), *options]
-        self._log = log.open("wb")
-        environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-        self.process = subprocess.Popen(
-            command, stdout=self._log, stderr=subprocess.STDOUT, env=environment
-        )
+    command = ("mlx_vlm_moxin", "server")
 
 
 def test_the_server_serves_what_it_quantised_on_the_fly(converted, tmp_path):

@@ -25,7 +25,7 @@ sys.path[:0] = [str(Path(__file__).parents[2] / folder) for folder in ("", "moxi
 
 from bodies import CHAT, answer_text, body, get, picture_data  # noqa: E402
 from picture_server import PictureServer, picture_server  # noqa: E402
-from server_process import Server  # noqa: E402
+from server_process import MeasuredServer  # noqa: E402
 from soak_requests import Request, bad_requests, good_requests, stream_text  # noqa: E402
 from support import HF_CHECKPOINT, MESSAGES  # noqa: E402
 
@@ -177,7 +177,7 @@ class Soak:
 
     web: PictureServer
 
-    def __init__(self, server: Server, seconds: float, clients: int):
+    def __init__(self, server: MeasuredServer, seconds: float, clients: int):
         self.server = server
         self.good = good_requests(server.model)
         self.bad = bad_requests(server.model)
@@ -252,7 +252,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         checkpoint, log = Path(directory) / "checkpoint", Path(directory) / "log.txt"
         convert(str(HF_CHECKPOINT), str(checkpoint), dtype="float32", trust_remote_code=False)
-        with Server(checkpoint, log, **ENVIRONMENT) as server:
+        with MeasuredServer(checkpoint, log, **ENVIRONMENT) as server:
             report = Soak(server, arguments.seconds, arguments.clients).run()
     print(*report.lines(), sep="\n")
     sys.exit(not report.is_good)

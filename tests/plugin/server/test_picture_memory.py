@@ -8,7 +8,7 @@ import pytest
 from bodies import CHAT, answer_text, body
 from moxin_tiny import CHECKPOINT, DEMO
 from PIL import Image
-from server_process import Server
+from server_process import MeasuredServer
 
 PROC = Path("/proc/self/clear_refs")
 pytestmark = pytest.mark.skipif(not PROC.exists(), reason="needs Linux's /proc")
@@ -24,28 +24,28 @@ KEPT_OF_LARGEST = KEPT + 64 * MB
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
-    with Server(CHECKPOINT, tmp_path_factory.mktemp("memory") / "log.txt") as server:
+    with MeasuredServer(CHECKPOINT, tmp_path_factory.mktemp("memory") / "log.txt") as server:
         small = base64.b64encode(DEMO.read_bytes()).decode()
         for _ in range(3):
             ask(server, small)
         yield server
 
 
-def ask(server: Server, data: str) -> None:
+def ask(server: MeasuredServer, data: str) -> None:
     request = body(CHAT, server.model, "How many shapes are there?", data)
     status, answer = server.post(CHAT, request)
     assert status == 200, answer
     assert answer_text(CHAT, answer)
 
 
-def resident(server: Server, field: str) -> int:
+def resident(server: MeasuredServer, field: str) -> int:
     """Bytes of memory of the server now (``VmRSS``) or at most (``VmHWM``)."""
     lines = Path(f"/proc/{server.process.pid}/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
 
 
 def check(
-    server: Server, size: tuple[int, int], mode: str, format: str = "PNG", kept: int = KEPT
+    server: MeasuredServer, size: tuple[int, int], mode: str, format: str = "PNG", kept: int = KEPT
 ) -> None:
     """Send a picture twice. It is larger than those that the processor keeps to compare with."""
     file = io.BytesIO()
