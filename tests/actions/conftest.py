@@ -11,7 +11,7 @@ from mlx_vlm_moxin.checkpoints.action_options import ActionOptions
 
 @pytest.fixture(scope="session")
 def action_model(action_checkpoint):
-    """By name and number of cameras: (model in float32, processor). Leave both as they are."""
+    """(model in float32, processor) by name and number of cameras. Tests must not change them."""
 
     @functools.cache
     def loaded(name: str, num_images: int = 1):

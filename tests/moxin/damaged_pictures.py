@@ -1,4 +1,4 @@
-"""Files that cannot be used as a picture, made from a good one; name -> bytes."""
+"""Damaged picture files, made from a good one; name -> bytes."""
 
 import io
 import struct

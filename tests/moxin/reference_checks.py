@@ -96,9 +96,9 @@ def check_answers(model, processor) -> None:
 
 
 def check_bf16(model, processor) -> None:
-    """In bfloat16, as close to the float32 reference as PyTorch is in bfloat16.
+    """Outputs in bfloat16 are as close to the float32 reference as PyTorch's in bfloat16.
 
-    PyTorch's own deviation is stored beside the goldens. The factors allow for a
+    PyTorch's deviation is stored next to the goldens. The factors allow for a
     different order of roundings: they are above the largest ratios measured on three
     sets of random weights (1.29 for the rms, 1.48 for the maximum) and far below what
     a defect costs.

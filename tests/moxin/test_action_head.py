@@ -1,4 +1,4 @@
-"""The action head and the state's projector, against the same arithmetic in NumPy."""
+"""The action head and the state's projector, compared with NumPy."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""A new picture never meets an old picture's cache; the same picture does."""
+"""A cache is reused for the same picture only."""
 
 import pytest
 from mlx_vlm import PromptCacheState, apply_chat_template, generate, load, stream_generate
@@ -39,7 +39,7 @@ def test_a_follow_up_on_the_same_picture_reuses_the_cache(model, processor):
     conversation = [{"role": role, "content": content} for role, content in turns]
     prompt = apply_chat_template(processor, model.config, conversation, num_images=1)
     second = ask(model, processor, state, "photo", prompt)
-    # <s>, the picture and the first question at the least.
+    # At least <s>, the picture and the first question.
     assert second.cached_tokens >= 1 + GOLDENS["num_patches"] + 10
     fresh = generate(model, processor, prompt, [image_path("photo")], max_tokens=TOKENS)
     assert second.token_ids == fresh.token_ids

@@ -119,7 +119,7 @@ def test_a_picture_size_that_the_position_embedding_is_not_for_is_refused(checkp
 
 
 class TestSizes:
-    """Patch and picture sizes are those of the last tower, whose patches the other one's fit."""
+    """Patch and picture sizes are those of the last tower; the other tower's patches match them."""
 
     @pytest.fixture
     def shapes(self):

@@ -1,4 +1,4 @@
-"""config.json: what it may leave out, and what is refused with which words."""
+"""config.json: which settings are optional, and the messages for wrong ones."""
 
 import json
 

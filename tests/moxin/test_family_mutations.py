@@ -24,7 +24,7 @@ def dinoclip():
 
 
 def fresh(name):
-    """Model and processor of one's own, in float32, and their reference."""
+    """A private copy of model and processor in float32, and their reference."""
     model, processor = load(str(FAMILY / name / "hf"))
     model.set_dtype(mx.float32)
     return model, processor, Reference(name, "hf")

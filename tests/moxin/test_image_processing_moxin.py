@@ -1,4 +1,4 @@
-"""Pictures to pixels: pictures of every kind, constants, geometry, refusals."""
+"""Pictures to pixels: every kind of picture, constants, geometry, errors."""
 
 import io
 import json

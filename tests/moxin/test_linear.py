@@ -1,4 +1,4 @@
-"""The decoder's quantised layers: MLX's results, from one product per layer and batch."""
+"""The decoder's quantised layers give MLX's results with one product per layer and batch."""
 
 import mlx.core as mx
 import mlx.nn as nn

@@ -1,4 +1,4 @@
-"""The whole model: merging, feature caches, batches, quantisation, memory of its config."""
+"""The whole model: merging, feature caches, batches, quantisation, settings on its config."""
 
 import copy
 

@@ -25,7 +25,7 @@ def source_tensors(prefix: str) -> dict[str, mx.array]:
 
 @pytest.fixture
 def fresh():
-    """A model and processor of one's own, in float32."""
+    """A private copy of model and processor in float32."""
     model, processor = load(str(HF_CHECKPOINT))
     model.set_dtype(mx.float32)
     return model, processor
@@ -49,7 +49,7 @@ def test_tanh_gelu_is_caught(fresh, monkeypatch):
 
 
 def change_dino_output(model, monkeypatch, change) -> None:
-    """Apply ``change`` to what the DINOv2 tower returns."""
+    """Apply ``change`` to the outputs of the DINOv2 tower."""
     original = vision.VisionTransformer.patches
 
     def patches(tower, tokens):

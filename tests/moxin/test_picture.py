@@ -1,4 +1,4 @@
-"""Reading a picture: every form of a good one gives the same pixels, every bad one a sentence."""
+"""Reading a picture: all forms give the same pixels, and bad input gives one sentence."""
 
 import base64
 import io
@@ -36,7 +36,7 @@ def web():
 
 
 def refusal(source, **limits) -> str:
-    """The sentence with which ``source`` is refused."""
+    """The message of the error for ``source``."""
     with pytest.raises(PictureError) as caught:
         read_picture(source, PictureLimits(**limits))
     message = str(caught.value)
@@ -101,7 +101,7 @@ def test_every_form_of_a_picture_gives_the_same_pixels(form):
         (6, Image.Transpose.ROTATE_90),
         (7, Image.Transpose.TRANSVERSE),
         (8, Image.Transpose.ROTATE_270),
-        (9, None),  # no orientation: left as it is
+        (9, None),  # no orientation: not turned
     ],
 )
 def test_every_orientation_is_turned_upright(orientation, stored_as, kind, tmp_path):
@@ -154,7 +154,7 @@ def test_a_file_object_is_read_from_its_beginning_as_often_as_it_is_given():
 
 
 class OnlyRead:
-    """A stream that cannot be rewound, as of a socket."""
+    """A stream that cannot be rewound, such as a socket's."""
 
     def __init__(self, data: bytes):
         self._file = io.BytesIO(data)
@@ -277,7 +277,7 @@ def test_a_file_cut_short_is_refused(length, kind):
         (Image.new("I", (4, 4)), "32-bit integers"),
         (Image.new("RGB", (0, 4)), "0x4"),
     ],
-    # Their own texts are not the same in every process.
+    # Their text differs between processes.
     ids=lambda value: value[:40] if isinstance(value, str) and value.isprintable() else "",
 )
 def test_what_is_no_picture_is_named(source, part):

@@ -1,4 +1,4 @@
-"""Placeholders: a code of the picture in the ids that text never has."""
+"""Placeholders encode the picture in ids that never occur in text."""
 
 import numpy as np
 from mlx_vlm.models.moxin.prepared_picture import image_placeholders
@@ -23,7 +23,7 @@ def test_placeholders_are_drawn_from_the_whole_range_and_nothing_else():
     drawn = [image_placeholders(each, 256, 32001, 32064) for each in pixels]
     assert {token for ids in drawn for token in ids[:-1]} == set(range(32002, 32064))
     assert {ids[-1] for ids in drawn} == {32001}
-    # The least range that a config may have: one id besides the last one.
+    # The smallest range that a config allows: one id besides the last one.
     assert image_placeholders(np.zeros((6, 4, 4), np.float32), 4, 10, 12) == [11, 11, 11, 10]
 
 

@@ -1,4 +1,4 @@
-"""Model inputs: one <s>, placeholders, padding, and what the processor refuses."""
+"""Model inputs: one <s>, placeholders, padding, and the processor's errors."""
 
 import json
 import shutil

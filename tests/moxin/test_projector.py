@@ -1,4 +1,4 @@
-"""The three kinds of projectors, against the same arithmetic in NumPy."""
+"""The three kinds of projectors, compared with NumPy."""
 
 import math
 

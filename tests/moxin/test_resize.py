@@ -1,4 +1,4 @@
-"""Resizing: the reference's pixels in threads too, and little memory for every shape."""
+"""Resizing: the reference's pixels also with threads, and little memory for every shape."""
 
 import resource
 
@@ -56,7 +56,7 @@ NOISE = np.random.default_rng(1)
 @pytest.mark.parametrize("strategy", RESIZE_STRATEGIES)
 @pytest.mark.parametrize("size", [(5, 900), (900, 5), (40, 3000), (3000, 40)])
 def test_in_little_memory_the_pixels_are_the_same_up_to_one_level(strategy, size, monkeypatch):
-    # So far from black and white that the filter stays between them.
+    # Far enough from black and white that the filter does not exceed them.
     noise = NOISE.integers(64, 192, (*size[::-1], 3), dtype=np.uint8)
     processor = MoxinImageProcessor(28, strategy, image_mean=[[0, 0, 0]], image_std=[[1, 1, 1]])
     usual = processor(noise)

@@ -1,4 +1,4 @@
-"""RoPE settings: what MLX computes from them is what transformers computes, or they are refused."""
+"""RoPE settings for which MLX computes the same as transformers; others are refused."""
 
 import math
 
@@ -21,7 +21,7 @@ LLAMA3 = {
 
 
 def yarn_of_transformers(settings: dict, max_positions: int) -> tuple[np.ndarray, float]:
-    """Inverse frequencies and attention factor: ``_compute_yarn_parameters``, written anew."""
+    """Inverse frequencies and attention factor: ``_compute_yarn_parameters``, reimplemented."""
     factor = settings["factor"]
     original = settings.get("original_max_position_embeddings") or max_positions
 

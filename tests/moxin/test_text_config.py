@@ -1,4 +1,4 @@
-"""The decoder's part of config.json: defaults of both libraries, and what is refused."""
+"""The decoder's part of config.json: defaults of both libraries, and errors."""
 
 import pytest
 from mlx_vlm.models.moxin.text_config import TextConfig

@@ -1,4 +1,4 @@
-"""The towers' graph is compiled outside training; nothing else about them may change."""
+"""Outside training the towers' graph is compiled; their behaviour stays the same."""
 
 import copy
 import gc

@@ -1,4 +1,4 @@
-"""Weight names, layouts and what is dropped."""
+"""Weight names, layouts, and dropped tensors."""
 
 import mlx.core as mx
 import pytest
@@ -99,7 +99,7 @@ def test_scales_of_a_layer_that_does_not_exist_are_unknown(source, bf16_model):
 def test_a_checkpoint_without_a_part_of_the_model_is_refused(source, bf16_model):
     model = Model(bf16_model.config)
     weights = {n: v for n, v in model.sanitize(source).items() if "vision_tower" not in n}
-    # What mlx-vlm does to a part that neither the files nor their index name.
+    # mlx-vlm does this to a part that neither the files nor their index name.
     model.vision_tower = None
     with pytest.raises(ValueError, match="tensors missing") as error:
         model.load_weights(list(weights.items()))

@@ -66,8 +66,8 @@ def make_groups(asked: list[tuple[int, Question]], encoder: TextEncoder, first: 
     """Questions by prompt length, at most ``BATCH`` to a group.
 
     Args:
-        asked: questions with their pictures' rows.
-        first: the id that stands for visual tokens in ``prompts``.
+        asked: questions with the rows of their pictures.
+        first: the placeholder id of visual tokens in ``prompts``.
     """
     by_length: dict[int, list[tuple[int, Question]]] = defaultdict(list)
     for row, question in asked:
@@ -93,7 +93,7 @@ def make_groups(asked: list[tuple[int, Question]], encoder: TextEncoder, first: 
 
 
 def answer_group(model: Model, group: Group, features: mx.array) -> tuple[mx.array, np.ndarray]:
-    """Log-probabilities along the expected answers, and what greedy decoding says instead.
+    """Log-probabilities along the expected answers, and the tokens of greedy decoding.
 
     Returns:
         Float32 ``[B, A, V]``, and token ids ``[B, <= MAX_TOKENS]``.

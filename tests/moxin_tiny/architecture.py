@@ -27,7 +27,7 @@ def padded_vocab(pad_token_id: int) -> int:
 
 
 def text_config(pad_token_id: int) -> dict[str, Any]:
-    """The decoder's ``text_config``; what it leaves out is the library's default."""
+    """The decoder's ``text_config``; missing settings have the library's defaults."""
     return {
         "head_dim": 32,
         "hidden_size": HIDDEN,
@@ -43,7 +43,7 @@ def text_config(pad_token_id: int) -> dict[str, Any]:
 
 
 def model_config(pad_token_id: int) -> ModelConfig:
-    """The model as it is built for training, before there is a checkpoint to read."""
+    """The model built for training, without a checkpoint."""
     tower = {"hidden_size": WIDTH, "num_hidden_layers": DEPTH, "num_attention_heads": 16}
     dino = {
         "intermediate_size": 4 * WIDTH,

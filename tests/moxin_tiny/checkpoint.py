@@ -60,7 +60,7 @@ def write_checkpoint(
     """Write a checkpoint of any model with these towers into ``folder``.
 
     Args:
-        settings: contents of config.json, and of other JSON files that only this model has.
+        settings: contents of config.json and of JSON files that only this model has.
     """
     pad = tokenizer.token_to_id(PAD)
     files = {

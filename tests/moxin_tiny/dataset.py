@@ -27,7 +27,7 @@ from .scenes import COLOURS, SHAPES, Scene, Thing, draw_scene
 from .texts import BOS_ID, EOS_ID
 
 PROCESSOR = MoxinImageProcessor.from_dict(preprocessor_config(IMAGE_SIZE))
-# Rows are padded to a multiple of it: a GPU is set up anew for every new length.
+# Rows are padded to a multiple of this, because every new length compiles kernels on a GPU.
 LENGTH_MULTIPLE = 32
 # The same resizing without normalisation.
 _SQUARES = MoxinImageProcessor(IMAGE_SIZE, image_mean=[[0] * 3] * 2, image_std=[[1] * 3] * 2)
@@ -51,15 +51,15 @@ class Batch(NamedTuple):
 
 
 def square_bytes(image: Image.Image) -> np.ndarray:
-    """``[S, S, 3]`` uint8: what the image processor normalises, as small as it can be sent.
+    """``[S, S, 3]`` uint8: the pixels before normalisation, in their smallest form.
 
-    ``normalise`` makes the processor's pixels of it.
+    ``normalise`` computes the processor's pixels from it.
     """
     return np.rint(_SQUARES(image)[0, :3].transpose(1, 2, 0) * 255).astype(np.uint8)
 
 
 def patch_labels(things: Iterable[Thing], width: int, height: int) -> np.ndarray:
-    """``[N, 4]`` int32, 0 for background: what lies at each patch's centre.
+    """``[N, 4]`` int32, 0 for background: the thing at each patch's centre.
 
     Its shape, its colour, and in sixteenths of the picture the column and the row of
     its own centre, all counted from 1.
@@ -153,7 +153,7 @@ _worker: dict = {}
 
 
 def start_worker(tokenizer: str, placeholder: int, pad: int, forbidden: frozenset[bytes]) -> None:
-    """Prepare a process: its tokenizer, and the hashes of pictures it must not make."""
+    """Prepare a process: its tokenizer, and the hashes of pictures that it must not draw."""
     _worker["encoder"] = TextEncoder(Tokenizer.from_str(tokenizer), placeholder, pad)
     _worker["forbidden"] = forbidden
 
@@ -191,14 +191,14 @@ def batches(
     start: Callable[..., None] = start_worker,
     method: str = "spawn",
 ) -> Iterator[Any]:
-    """Results of ``make`` in the order of ``tasks``, made a little ahead of time.
+    """Results of ``make`` in the order of ``tasks``, computed ahead of their use.
 
     Args:
         tasks: arguments of ``make``.
         workers: number of processes.
         setup: arguments of ``start``, which each process calls first.
-        method: how processes start. With "fork" they need no imports, which take a process more
-            than ten seconds where transformers imports torch; nothing may have used a GPU before.
+        method: how processes start. With "fork" they need no imports, which take more than ten
+            seconds where transformers imports torch; no GPU may have been used before.
     """
     context = get_context(method)
     with ProcessPoolExecutor(workers, context, start, setup) as pool:

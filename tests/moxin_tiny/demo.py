@@ -16,7 +16,7 @@ SCENE = Scene(
         Thing("triangle", "green", "large", x=0.55, y=0.72, radius=41, mix=0.3, angle=-4),
     ),
 )
-# What one can ask about it, and the right answers.
+# Questions about it, and the right answers.
 QUESTIONS = (
     ("What colour is the circle?", "red"),
     ("Which shape is blue?", "star"),

@@ -2,8 +2,8 @@
 
 Stock mlx-vlm converts the checkpoint to every format, and every format answers the test
 set by greedy decoding in batches. An answer is right if it equals the expected one
-letter for letter. The formats differ in their weights alone: each is unpacked and
-computed in float32, since MLX multiplies packed bfloat16 weights slowly on CPUs.
+exactly. The formats differ only in their weights: each is dequantised and computed in
+float32, because MLX multiplies packed bfloat16 weights slowly on CPUs.
 """
 
 import argparse
@@ -28,13 +28,13 @@ from .plots import plot_formats
 from .questions import KINDS
 from .train import TEST_PER_KIND
 
-# Pictures of the training kind that were not trained on: their seeds lie far above.
+# Pictures of the training kind that were not trained on; their seeds are far higher.
 UNUSED_TRAIN = 10**9
 
 
 @dataclass(frozen=True)
 class Format:
-    """A way to store the decoder's weights, in the words of ``mlx_vlm.convert``."""
+    """A way to store the decoder's weights, as arguments of ``mlx_vlm.convert``."""
 
     name: str
     bits: int = 16
@@ -42,7 +42,7 @@ class Format:
     mode: str = "affine"
 
     def convert(self, source: Path, target: Path) -> None:
-        """Convert ``source`` with stock mlx-vlm, its messages unseen."""
+        """Convert ``source`` with stock mlx-vlm, without showing its messages."""
         options: dict[str, Any] = {"dtype": "bfloat16"}
         if self.group_size:
             options = {"quantize": True, "q_bits": self.bits, "q_mode": self.mode}

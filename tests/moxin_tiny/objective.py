@@ -1,9 +1,9 @@
-"""What training minimises: the answers' cross entropy, and a lesson for the towers.
+"""The training loss: the answers' cross entropy, and an auxiliary loss of the towers.
 
-The published towers come pretrained; these start from nothing, and questions alone
-teach them shapes slowly. So each tower also learns, through a linear layer that is
-thrown away afterwards, to tell which shape and colour lie under every patch, and where
-that shape's centre is.
+The published towers are pretrained; these start from random weights, and learn shapes
+slowly from questions alone. So each tower also learns, through a linear layer that is
+discarded afterwards, to predict the shape and colour at every patch and the position of
+that shape's centre.
 """
 
 import mlx.core as mx
@@ -15,12 +15,12 @@ from .dataset import Batch, normalise
 
 PATCH_WEIGHT = 0.25
 _LABELS = 4
-# More than any label needs: a round number.
+# Larger than any label.
 _CLASSES = 32
 
 
 def _start(path: str, value: mx.array) -> mx.array:
-    """Random values for what a new model has as zeros, and smaller token embeddings."""
+    """Random values instead of a new model's zeros, and smaller token embeddings."""
     if path.endswith(("pos_embed", "cls_token", "reg_token")):
         return 0.2 * mx.random.normal(value.shape)
     if path.endswith("embed_tokens.weight"):
@@ -31,7 +31,7 @@ def _start(path: str, value: mx.array) -> mx.array:
 def answer_losses(
     model: Model, visual_tokens: mx.array, batch: Batch
 ) -> tuple[mx.array, mx.array, mx.array]:
-    """What the model makes of the token after each position of ``batch``.
+    """The model's prediction of the token after each position of ``batch``.
 
     Args:
         visual_tokens: the pictures' ``[P, N, D]``.
@@ -49,7 +49,7 @@ def answer_losses(
 
 
 class Learner(nn.Module):
-    """A model with random weights, and the linear layers of the towers' lesson."""
+    """A model with random weights, and the linear layers of the towers' auxiliary loss."""
 
     def __init__(self, model: Model):
         super().__init__()

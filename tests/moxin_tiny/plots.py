@@ -1,4 +1,4 @@
-"""The figures beside training.json and results.json; they need matplotlib."""
+"""The figures for training.json and results.json; they need matplotlib."""
 
 from pathlib import Path
 from typing import Any
@@ -7,12 +7,12 @@ DPI = 110
 
 
 def save_figure(figure: Any, path: Path) -> None:
-    """Write a figure as a PNG that depends on its content alone."""
+    """Write a figure as a PNG, without matplotlib's version, so that equal figures are equal files."""
     figure.savefig(path, dpi=DPI, metadata={"Software": None})
 
 
 def plot_training(log: dict[str, Any], path: Path) -> None:
-    """The loss of the answers' tokens over the steps, and validation answers that are right."""
+    """The loss of the answers' tokens and the share of right validation answers, by step."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4), layout="constrained")

@@ -1,8 +1,8 @@
 """Questions about a scene that have exactly one right answer, and that answer.
 
-A question is asked only if its words pick out one shape (a "the" never fits two), if
-no position or order that it asks for is a close call and, in training, if its
-text names no held-out combination.
+A question is generated only if its words identify one shape (a "the" never fits two), if
+no position or order in it is a close call and, in training, if its text names no held-out
+combination.
 """
 
 import random
@@ -25,7 +25,7 @@ from .scenes import (
 KINDS = ("colour", "shape", "count", "exists", "relation", "place", "size", "describe")
 NUMBERS = ("zero", "one", "two", "three", "four")
 RELATIONS = ("left of", "right of", "above", "below")
-# Fractions of the picture's side: closer calls than these are not asked about.
+# Fractions of the picture's side: differences below these are close calls.
 RELATION_MARGIN = 0.08
 PLACE_MARGIN = 0.07
 MAX_DESCRIBED = 3
@@ -66,7 +66,7 @@ def _references(scene: Scene, *attributes: str) -> list[tuple[str, Thing]]:
 
 
 def _matching(scene: Scene) -> list[tuple[str, int, bool]]:
-    """Every noun phrase one can ask about, how many things it fits, and if it is near.
+    """Every noun phrase, the number of things that it fits, and whether it is near.
 
     A phrase is near if it shares a word with the scene: a "no" or "zero" then needs a
     closer look.
@@ -192,7 +192,7 @@ _ASK = {
 
 
 def possible_answers(scene: Scene, kind: str, split: str) -> Answers:
-    """The questions of one kind that may be asked about a scene, by their answer."""
+    """The possible questions of one kind about a scene, by their answer."""
     answers = _ASK[kind](scene)
     if split not in HELD_OUT_SPLITS:
         answers = {a: [t for t in texts if not names_held_out(t)] for a, texts in answers.items()}
@@ -202,7 +202,7 @@ def possible_answers(scene: Scene, kind: str, split: str) -> Answers:
 def ask(scene: Scene, kind: str, split: str, rng: random.Random) -> Question | None:
     """A random question of one kind, or None where the scene allows none.
 
-    The answer is drawn first, so that common answers are not asked for more often.
+    The answer is drawn first, so that common answers do not occur more often.
     """
     answers = possible_answers(scene, kind, split)
     if not answers:

@@ -1,10 +1,9 @@
-"""What a picture can show, drawn at random from a seed, and how the splits differ.
+"""The contents of pictures, drawn at random from a seed, and how the splits differ.
 
-Training never sees what the two other splits ask about: each of their pictures has a
-background tint and colour mixes that no training picture has, and shows at least one
-combination of colour and shape that is in no training picture and in no training text.
-``validation`` and ``test`` differ in their seeds: the first was looked at while sizes
-and settings were chosen, the second gives the figures.
+Every picture of the two other splits has a background tint and colour mixes that no
+training picture has, and at least one combination of colour and shape that is in no
+training picture and in no training text. ``validation`` and ``test`` differ in their
+seeds: the first was used to choose sizes and settings, the second gives the figures.
 """
 
 import random
@@ -54,7 +53,7 @@ HELD_OUT_COMBINATIONS = frozenset(
         ("yellow", "heart"),
     }
 )
-# Mixes in [0, 1]: training takes the ends of a colour's range, the rest its middle. The
+# Mixes in [0, 1]: training has the ends of a colour's range, the other splits its middle. The
 # gap between them is wide enough that no two of them round to the same RGB bytes.
 TRAIN_MIXES = ((0.0, 0.35), (0.65, 1.0))
 HELD_OUT_MIXES = ((0.4, 0.6),)
@@ -85,7 +84,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """Everything that a picture shows; width and height in pixels."""
+    """The contents of a picture; width and height in pixels."""
 
     width: int
     height: int

@@ -12,8 +12,7 @@ from .scenes import draw_scene
 SPACE = "\u2581"
 SPECIALS = UNKNOWN, BOS, EOS, PAD = "<unk>", "<s>", "</s>", "<PAD>"
 BOS_ID, EOS_ID = 1, 2
-# Characters that are tokens of their own besides those of the task's words; all others
-# become bytes.
+# Single-character tokens besides those of the task's words; all other characters become bytes.
 _CHARACTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.,:?'"
 _CORPUS_PICTURES = 2000
 
@@ -66,7 +65,7 @@ def build_tokenizer(words: Iterable[str], multiple: int = 1, bytes_last: bool = 
 
     Args:
         words: each becomes one token.
-        multiple: the vocabulary before ``<PAD>`` is filled up to a multiple of it.
+        multiple: the vocabulary before ``<PAD>`` is padded to a multiple of it.
         bytes_last: bytes come after the words, not before them.
     """
     tokenizer = Tokenizer(_bpe(words, multiple, bytes_last))

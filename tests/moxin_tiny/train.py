@@ -1,9 +1,9 @@
 """Train moxin-tiny: ``python -m moxin_tiny.train``, run in the folder ``tests``.
 
-Everything is trained at once, on pictures drawn as they are needed. Weights stay float32
-while they are trained and are rounded to bfloat16 in the checkpoint, which is written
-at every validation. On an NVIDIA GPU set ``MLX_USE_CUDA_GRAPHS=0``: with CUDA graphs,
-MLX 0.32.4 stopped with an illegal memory access after some hundred steps.
+Everything is trained at once, on pictures drawn as needed. Weights are float32 during
+training and rounded to bfloat16 in the checkpoint, which is written at every validation. On
+an NVIDIA GPU set ``MLX_USE_CUDA_GRAPHS=0``: with CUDA graphs, MLX 0.32.4 stopped with an
+illegal memory access after some hundred steps.
 """
 
 import argparse
@@ -43,8 +43,8 @@ ALIGN = 32
 class FlatWeights:
     """A module's weights as one vector.
 
-    An optimizer step is then a few large operations and not thousands of small ones,
-    which take most of a step's time on a GPU.
+    An optimizer step is then a few large operations instead of thousands of small ones,
+    which would take most of a step's time on a GPU.
     """
 
     def __init__(self, module: nn.Module):
@@ -73,13 +73,13 @@ class FlatWeights:
 
 
 def forbidden_hashes() -> frozenset[bytes]:
-    """Hashes of the test set's pictures, which training must not draw."""
+    """Hashes of the test set's pictures, which training must not contain."""
     indices = {index for index, _ in balanced_questions("test", TEST_PER_KIND)}
     return frozenset(picture_hash(draw(draw_scene("test", index))) for index in indices)
 
 
 def save_state(file: Path, weights: FlatWeights, state: dict[str, Any], log: dict) -> None:
-    """Write what ``load_state`` needs to go on from here."""
+    """Write what ``load_state`` needs to continue from here."""
     arrays = {"vector": weights.vector, **dict(tree_flatten(state))}
     part = file.with_suffix(".part.safetensors")
     mx.save_safetensors(str(part), arrays, metadata={"log": json.dumps(log)})
@@ -94,7 +94,7 @@ def load_state(file: Path, weights: FlatWeights) -> tuple[dict[str, Any], dict]:
 
 
 def train(args: argparse.Namespace) -> dict[str, Any]:
-    """Train, save the checkpoint and return what was measured on the way."""
+    """Train, save the checkpoint and return the log of measurements."""
     mx.random.seed(args.seed)
     tokenizer = train_tokenizer()
     config = model_config(tokenizer.token_to_id(PAD))

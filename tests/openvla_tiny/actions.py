@@ -1,4 +1,4 @@
-"""The statistics that the checkpoint carries, and actions as its tokens."""
+"""The checkpoint's action statistics, and actions as its tokens."""
 
 from functools import lru_cache
 
@@ -9,7 +9,7 @@ from mlx_vlm_moxin.actions.tokens import ActionTokenizer
 
 from .table import STEP, STEP_Z
 
-# What instructions are about; a checkpoint's statistics have it as their key.
+# Name of the data set, the key of a checkpoint's statistics.
 DATASET = "tabletop"
 # Turns and gripper are not normalised: turns are not used, and the gripper is 0 or 1 already.
 MASK = [True, True, True, False, False, False, False]
@@ -27,13 +27,13 @@ class ActionEncoder:
     """Actions to token ids.
 
     Args:
-        vocab_size: number of tokens before ``<PAD>``; the last 256 of them stand for actions.
+        vocab_size: number of tokens before ``<PAD>``; the last 256 of them mean actions.
     """
 
     def __init__(self, vocab_size: int):
         self._tokens = ActionTokenizer(vocab_size)
         self._scale = scale_of(statistics(), DATASET)
-        # The expert's actions are few.
+        # The expert has few different actions.
         self._ids = lru_cache(maxsize=1 << 14)(self._encode)
 
     def _encode(self, *action: float) -> list[int]:

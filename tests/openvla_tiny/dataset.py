@@ -23,7 +23,7 @@ from .table import ACTION_DIM, Table
 from .tasks import KINDS, Task, make_task
 from .texts import PROMPT_START, prompt
 
-# What comes after the prompts' common start: instruction, action, ``</s>``, padding.
+# Tokens after the prompts' common start: instruction, action, ``</s>``, padding.
 ROW_TOKENS = 25
 # An action's tokens and ``</s>``.
 ANSWER_TOKENS = ACTION_DIM + 1
@@ -34,7 +34,7 @@ class Batch(NamedTuple):
 
     Attributes:
         pixels: ``[P, S, S, 3]`` uint8, resized and not yet normalised.
-        patches: ``[P, N, LABELS]`` int32: what the towers are to see (``lesson``).
+        patches: ``[P, N, LABELS]`` int32: labels of the towers' auxiliary loss (``lesson``).
         ids: ``[B, T]`` int32: instruction, action, ``</s>``, padding; the prompts' common start
             comes before.
         starts: ``[B]`` int32: where in its row each action starts.
@@ -47,12 +47,12 @@ class Batch(NamedTuple):
 
 
 def square_bytes(picture: Image.Image) -> np.ndarray:
-    """``[S, S, 3]`` uint8: what the image processor makes of a square picture, before it scales."""
+    """``[S, S, 3]`` uint8: the image processor's pixels of a square picture before scaling."""
     return np.asarray(picture.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BICUBIC))
 
 
 def _tasks(table: Table, first: Task, count: int, rng: random.Random) -> list[Task]:
-    """``first`` and other tasks for the same table, that a picture of it can belong to.
+    """``first`` and other tasks that a picture of the same table can belong to.
 
     Many are about the same item: the gripper is near it more often than near others.
     """
@@ -72,7 +72,7 @@ class Encoder:
     """Instructions and actions to token ids.
 
     Args:
-        placeholder: id that stands for a visual token.
+        placeholder: id in the place of a visual token.
         pad: id of ``<PAD>``, the first one after the vocabulary proper.
     """
 
@@ -81,7 +81,7 @@ class Encoder:
         self._encode_action = ActionEncoder(pad)
         self._space = tokenizer.token_to_id(SPACE)
         common = tokenizer.encode(PROMPT_START, add_special_tokens=False).ids
-        # What every row starts with: ``<s>``, the picture, the prompts' first words.
+        # The start of every row: ``<s>``, the picture, the prompts' first words.
         self.start = [BOS_ID] + [placeholder] * NUM_PATCHES + common
         self._text = lru_cache(maxsize=1 << 16)(self._encode_text)
 

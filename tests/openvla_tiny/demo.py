@@ -1,4 +1,4 @@
-"""``make demo-act``: serve a converted checkpoint and let it act in one episode.
+"""``make demo-act``: serve a converted checkpoint and run one episode with it.
 
 ``python -m openvla_tiny.demo MODEL``, run in the folder ``tests``: starts the server, drives an
 episode through ``POST /act`` (``episode.py``), stops the server, prints the outcome.

@@ -9,7 +9,7 @@ from .layouts import BOX_RADIUS
 from .table import Item, Table
 
 SIZE = 224
-# The gripper at height 1 is drawn so much further up than its shadow.
+# Distance in the picture between the gripper at height 1 and its shadow.
 LIFT = 0.14
 BOX_COLOUR = (120, 78, 40)
 JAW_COLOUR = (60, 66, 78)
@@ -18,7 +18,7 @@ SHADOW = (0, 0, 0, 90)
 
 
 def things(table: Table) -> tuple[Thing, ...]:
-    """What lies on the table, in moxin-tiny's terms; not what the gripper holds."""
+    """The things on the table as moxin-tiny's things, without the one that the gripper holds."""
     return tuple(_thing(item, 0) for i, item in enumerate(table.items) if i != table.held)
 
 

@@ -1,7 +1,7 @@
 """Drive an episode through a running server: ``python -m openvla_tiny.episode URL``.
 
-An ordinary client: it knows the environment, ``requests`` and ``json_numpy``, and nothing of this
-package. It writes what happened as an animated GIF.
+An ordinary client: it uses the environment, ``requests`` and ``json_numpy``, and nothing of this
+package. It writes the episode as an animated GIF.
 """
 
 import argparse
@@ -65,7 +65,7 @@ def save_gif(pictures: list[np.ndarray], instruction: str, path: Path) -> None:
 
 
 def run_episode(url: str, kind: str, seed: int, output: Path) -> tuple[bool, str]:
-    """Play one episode through the server at ``url`` and write it as a GIF.
+    """Run one episode through the server at ``url`` and write it as a GIF.
 
     Returns:
         Whether the task was done, and a sentence that says so.
@@ -78,7 +78,7 @@ def run_episode(url: str, kind: str, seed: int, output: Path) -> tuple[bool, str
 
 
 def main() -> int:
-    """Play, print the outcome; 0 if the task was done."""
+    """Run an episode and print the outcome; 0 if the task was done."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("url", help="of the server, such as http://127.0.0.1:8080")
     parser.add_argument("--kind", default="into", help="of task")

@@ -2,8 +2,8 @@
 
 Stock mlx-vlm converts the checkpoint to every format, and every format acts on the same held-out
 tables, through the library's ``predict_action``. The episodes of a kind run side by side in one
-process, and several processes at once. The formats differ in their weights alone: each is unpacked
-and computed in float32.
+process, and several processes at once. The formats differ only in their weights: each is
+dequantised and computed in float32.
 """
 
 import argparse
@@ -44,7 +44,7 @@ def episode(kind: str, index: int, split: str = "test") -> tuple[Table, Task]:
 
 
 def actions(model: nn.Module, processor: Any, tables: list[Table], tasks: list[Task]) -> np.ndarray:
-    """What the model does next on each table, ``[B, 7]``."""
+    """The model's next action on each table, ``[B, 7]``."""
     parts = []
     for start in range(0, len(tables), BATCH):
         pictures = [draw(table) for table in tables[start : start + BATCH]]
@@ -54,11 +54,11 @@ def actions(model: nn.Module, processor: Any, tables: list[Table], tasks: list[T
 
 
 class Outcome(NamedTuple):
-    """What became of episodes.
+    """Results of episodes.
 
     Attributes:
         done: ``[B]`` bool: whether each task was done in time.
-        tables: how each table looked in the end.
+        tables: each table at the end.
         errors: the mean distance of each action's moves from the expert's.
     """
 
@@ -68,7 +68,7 @@ class Outcome(NamedTuple):
 
 
 def run_episodes(model: nn.Module, processor: Any, episodes: list[tuple[Table, Task]]) -> Outcome:
-    """Act until every task is done or its time is over."""
+    """Act until every task is done or its number of steps is reached."""
     tables, tasks = [table for table, _ in episodes], [task for _, task in episodes]
     done = np.zeros(len(tables), bool)
     errors: list[float] = []
@@ -95,7 +95,7 @@ def measure(checkpoint: Path, kind: str, count: int, split: str) -> tuple[float,
 
 
 def row_of(form: Format, checkpoint: Path, found: dict[str, Future]) -> dict[str, Any]:
-    """What is written about a format, once its kinds are measured."""
+    """The entry of a format in results.json."""
     results = {kind: future.result() for kind, future in found.items()}
     by_kind = {kind: rate for kind, (rate, _) in results.items()}
     errors = [error for _, errors in results.values() for error in errors]

@@ -1,4 +1,4 @@
-"""The right next action, from what a picture shows and the instruction alone.
+"""The right next action, from a picture's contents and the instruction alone.
 
 The expert keeps no memory: it is what a model can learn from single pictures.
 """
@@ -11,17 +11,17 @@ import numpy as np
 from .table import FINGER, LOW, STEP, STEP_Z, Table
 from .tasks import Task, as_action
 
-# Along each axis, a place so near is reached by this step: the gripper goes down meanwhile. From
-# farther away it rises.
+# Distance along each axis within which one step reaches a place; the gripper moves down in that
+# step, and up when it is farther away.
 NEAR = 0.05
-# Moves are multiples of it: finer ones could not be seen in the picture.
+# Moves are multiples of this; finer ones would not be visible in the picture.
 GRAIN = 0.01
-# Pushing starts so far from the item's centre.
+# Distance from the item's centre at which pushing starts.
 PUSH_FROM = 0.135
 
 
 def _towards(table: Table, x: float, y: float) -> tuple[float, float]:
-    """Changes of x and y of one step towards a place, each axis for itself."""
+    """Changes of x and y of one step towards a place, each axis independently."""
     change = np.clip(np.array([x - table.x, y - table.y]), -STEP, STEP)
     dx, dy = (GRAIN * np.round(change / GRAIN)).tolist()
     return dx, dy
@@ -32,7 +32,7 @@ def _is_near(table: Table, x: float, y: float) -> bool:
 
 
 def _approach(table: Table, x: float, y: float, before: float, after: float) -> np.ndarray:
-    """Go to a place from above; ``after`` is for the gripper once it gets there, or ``before``."""
+    """Go to a place from above; the gripper is ``before`` on the way and ``after`` on arrival."""
     dx, dy = _towards(table, x, y)
     if not _is_near(table, x, y):
         return as_action(dx, dy, STEP_Z, before)
@@ -45,14 +45,14 @@ def _pick_and_place(table: Table, task: Task) -> np.ndarray:
         return as_action(0, 0, 0, 1)
     if table.held is not None:
         return _approach(table, *task.target(table), 0, 1)
-    # A gripper that is closed has to open before it can pick up anything.
+    # A closed gripper must open before it can pick up anything.
     return _approach(table, item.x, item.y, 1, 0 if table.is_open else 1)
 
 
 def _push(table: Table, task: Task) -> np.ndarray:
     item = table.items[task.item]
     direction = -1 if task.kind == "left" else 1
-    # How far the gripper is from the item, on the side that it pushes from.
+    # Distance of the gripper from the item, on the side that it pushes from.
     gap = (item.x - table.x) * direction
     if table.z < LOW:
         if abs(item.y - table.y) < NEAR and 0.05 < gap < PUSH_FROM + 0.06:
@@ -72,7 +72,7 @@ def act(table: Table, task: Task) -> np.ndarray:
 
 
 def disturb(table: Table, task: Task, rng: Random) -> Table:
-    """A table as it may look at some time during ``task``, also after mistakes.
+    """A table as it may be at some time during ``task``, also after mistakes.
 
     Training on such tables instead of the expert's own paths teaches a model to recover.
     """

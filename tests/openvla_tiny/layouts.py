@@ -1,7 +1,7 @@
-"""Tables at random from a seed, and what only the test set shows.
+"""Random tables from a seed, and what only the test set contains.
 
-As in moxin-tiny, training knows neither the held-out background tints, nor the colour mixes, nor
-seven combinations of colour and shape; every test instruction names a held-out combination.
+As in moxin-tiny, training has neither the held-out background tints, nor the held-out colour mixes,
+nor seven combinations of colour and shape; every test instruction names a held-out combination.
 """
 
 import random
@@ -22,10 +22,10 @@ from .table import Item, Table
 SPLITS = ("train", "validation", "test")
 RADII = (0.055, 0.07)
 BOX_RADIUS = 0.1
-# Nothing lies closer to the edge, so that the gripper gets to either side of it.
+# Minimum distance to the edge, so that the gripper can reach either side of an item.
 MARGIN = 0.2
 GAP = 0.1
-# The gripper starts so far from every item.
+# Minimum distance from the gripper's start to every item.
 CLEARANCE = 0.12
 
 
@@ -37,7 +37,7 @@ def layout_random(split: str, index: int) -> random.Random:
 
 
 def _names(rng: random.Random, count: int, held_out: bool) -> list[tuple[str, str]]:
-    """``count`` different pairs of colour and shape; the first is held out where asked for.
+    """``count`` different pairs of colour and shape; the first is held out if requested.
 
     Colours and shapes repeat often, so that an instruction's two words are both needed.
     """
@@ -72,9 +72,9 @@ def _places(rng: random.Random, radii: list[float]) -> list[tuple[float, float]]
 
 
 def make_table(split: str, index: int) -> tuple[Table, random.Random]:
-    """Table ``index`` of ``split``, the same every time, and its random source to go on with.
+    """Table ``index`` of ``split``, the same every time, and its random source for further use.
 
-    The item that an instruction is to be about comes first.
+    The item for an instruction comes first.
 
     Raises:
         ValueError: for an unknown split.

@@ -1,8 +1,8 @@
-"""The towers' lesson: what each patch shows, and where it is seen from the gripper.
+"""The towers' auxiliary loss: the thing at each patch, and its position from the gripper.
 
-Moxin-tiny's towers learn beside the answers to name the shape and the colour at each patch. Here
-they also learn how far each thing is from the gripper, and how the gripper is, which every action
-depends on. The linear layers of the lesson are thrown away after training.
+Moxin-tiny's towers also learn to predict the shape and the colour at each patch. Here they also
+learn the distance of each thing from the gripper, and the gripper's state, on which every action
+depends. The linear layers of this loss are discarded after training.
 """
 
 import mlx.core as mx
@@ -18,7 +18,7 @@ from .table import Table
 # Shape, colour, x and y from the gripper; of the whole picture: the gripper's x, y, z and state.
 LABELS = 8
 CLASSES = 64
-# Patches with their centre so near to a thing's centre show it; half a patch's diagonal is 0.088.
+# Largest distance of a patch's centre from the thing that it shows; half a diagonal is 0.088.
 RADIUS = 0.09
 _FAR = 0.3
 _SIDE = int(NUM_PATCHES**0.5)

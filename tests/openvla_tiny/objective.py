@@ -1,7 +1,7 @@
-"""What training minimises: the actions' cross entropy, and the towers' lesson.
+"""The training loss: the actions' cross entropy, and the towers' auxiliary loss.
 
-Several instructions go with each picture. What they have in common, the picture and the prompts'
-first words, is computed once; each instruction then sees its keys and values.
+Several instructions belong to each picture. Their common part, the picture and the prompts' first
+words, is computed once; each instruction attends to its keys and values.
 """
 
 import mlx.core as mx
@@ -63,7 +63,7 @@ def answers(batch: Batch) -> mx.array:
 
 
 class ActionLearner(nn.Module):
-    """A model that starts from moxin-tiny, and the layers of the towers' lesson."""
+    """A model that starts from moxin-tiny, and the layers of the towers' auxiliary loss."""
 
     def __init__(self, model: Model, tokenizer: Tokenizer, start: list[int]):
         super().__init__()
@@ -78,7 +78,7 @@ class ActionLearner(nn.Module):
         return self.model.vision_tower(pixels)
 
     def losses(self, batch: Batch) -> tuple[mx.array, mx.array]:
-        """Mean cross entropy of the actions' tokens, and that of the lesson."""
+        """Mean cross entropy of the actions' tokens, and the auxiliary loss."""
         features = self.features(batch)
         logits = answer_logits(self.model, features, self._start, batch)
         loss = nn.losses.cross_entropy(logits, answers(batch)).mean()

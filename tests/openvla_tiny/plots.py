@@ -1,4 +1,4 @@
-"""The figures beside training.json and results.json; they need matplotlib."""
+"""The figures for training.json and results.json; they need matplotlib."""
 
 from pathlib import Path
 from typing import Any
@@ -7,7 +7,7 @@ from moxin_tiny.plots import save_figure
 
 
 def plot_training(log: dict[str, Any], path: Path) -> None:
-    """Training and validation loss over the steps, and action tokens that are right."""
+    """Training and validation loss and the share of right action tokens, by step."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4), layout="constrained")

@@ -1,8 +1,8 @@
-"""What training starts from: moxin-tiny, which knows shapes, colours and places already.
+"""Initial weights from moxin-tiny, which already recognises shapes, colours and places.
 
-Its Mistral decoder has two key-value heads for four query heads. Each is used twice here, which
-computes the same with as many key-value heads as query heads, as Llama-2 has them. Of its MLPs the
-most important units are kept, and of its vocabulary the words that instructions have too.
+Its Mistral decoder has two key-value heads for four query heads. Each is duplicated here, which
+computes the same with as many key-value heads as query heads, as in Llama-2. Of its MLPs the most
+important units are kept, and of its vocabulary the words that also occur in instructions.
 """
 
 import mlx.core as mx
@@ -16,7 +16,7 @@ EMBEDDING_SCALE = 0.05
 
 
 def _repeat_heads(weight: mx.array, rows: int, head_dim: int) -> mx.array:
-    """Every key-value head of ``[KV * head_dim, D]`` as often as it takes for ``rows`` rows."""
+    """Every key-value head of ``[KV * head_dim, D]``, repeated to give ``rows`` rows."""
     heads = weight.reshape(-1, head_dim, weight.shape[-1])
     return mx.repeat(heads, rows // weight.shape[0], axis=0).reshape(rows, -1)
 
@@ -30,7 +30,7 @@ def _kept_units(known: dict[str, mx.array], mlp: str, count: int) -> mx.array:
 
 
 def _words(old: mx.array, shape: tuple[int, int], rows: dict[int, int]) -> mx.array:
-    """An embedding of ``shape`` with the rows of ``old`` for known words, random ones else."""
+    """An embedding of ``shape`` with the rows of ``old`` for known words, random ones otherwise."""
     new = EMBEDDING_SCALE * mx.random.normal(shape)
     targets, sources = mx.array([*rows]), mx.array([*rows.values()])
     new[targets] = old[sources]

@@ -8,16 +8,16 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-# One step moves the gripper by at most so much, along each axis of the table and in height.
+# Largest move of the gripper in one step, along each axis of the table and in height.
 STEP = 0.08
 STEP_Z = 0.5
 # Below this height the gripper touches things.
 LOW = 0.3
-# How far from a thing's centre closing the gripper still picks it up.
+# Largest distance from a thing's centre at which closing the gripper picks it up.
 GRASP = 0.06
-# Half the gripper's width where it pushes.
+# Half the gripper's width when it pushes.
 FINGER = 0.03
-# Actions as OpenVLA has them: x, y, z, roll, pitch, yaw, gripper (1 open, 0 closed).
+# OpenVLA's actions: x, y, z, roll, pitch, yaw, gripper (1 open, 0 closed).
 ACTION_DIM = 7
 GRIPPER = 6
 
@@ -36,17 +36,17 @@ class Item:
 
     @property
     def name(self) -> str:
-        """What an instruction calls it."""
+        """Its name in instructions."""
         return f"{self.colour} {self.shape}"
 
     def distance(self, x: float, y: float) -> float:
-        """From its centre to a point."""
+        """Distance of its centre from a point."""
         return float(np.hypot(self.x - x, self.y - y))
 
 
 @dataclass(frozen=True)
 class Table:
-    """Everything there is to see.
+    """The whole scene.
 
     Attributes:
         items: the things that can be moved.
@@ -81,7 +81,7 @@ def _reached(value: float, change: float, limit: float) -> float:
 
 
 def _push(table: Table, x: float, y: float) -> Table:
-    """The table after a low gripper has gone along to ``(x, y)``, with what it pushed."""
+    """The table after a low gripper has moved to ``(x, y)`` and pushed what it touched."""
     for index, item in enumerate(table.items):
         reach = item.radius + FINGER
         if abs(item.y - y) >= reach or index == table.held:

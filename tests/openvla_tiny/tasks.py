@@ -1,4 +1,4 @@
-"""What the gripper can be told to do, in which words, and when it is done."""
+"""The gripper's tasks, their wordings, and when each is done."""
 
 import random
 from dataclasses import dataclass
@@ -8,16 +8,16 @@ import numpy as np
 from .table import Table
 
 KINDS = ("move", "beside", "into", "left", "right")
-# An episode ends without success after so many actions.
+# Number of actions after which an episode ends without success.
 MAX_STEPS = 40
 REACHED = 0.06
-# Beside: so far to the left or the right of the other item's centre, give or take the tolerance.
-# No two items lie that near to each other at first (``layouts.GAP``).
+# Distance of "beside" to the left or the right of the other item's centre, and its tolerance.
+# No two items are this close to each other at the start (``layouts.GAP``).
 BESIDE_OFFSET = 0.15
 BESIDE = 0.055
 INSIDE = 0.07
 PUSHED = 0.12
-# Training knows all but the last wording of each kind, and every word of that one.
+# Training has all but the last wording of each kind, and every word of that one.
 WORDINGS = {
     "move": (
         "move to the {item}",
@@ -60,7 +60,7 @@ class Task:
     Attributes:
         kind: one of ``KINDS``.
         item, other: indices of the items that it names (``other`` only for "beside").
-        start: where the item lay at first.
+        start: the item's initial place.
         instruction: the words.
     """
 
@@ -71,15 +71,15 @@ class Task:
     instruction: str
 
     def target(self, table: Table) -> tuple[float, float]:
-        """Where the item is to be put down ("beside" and "into")."""
+        """The place where the item must be put down ("beside" and "into")."""
         if self.kind == "into":
             return table.box
         item, other = table.items[self.item], table.items[self.other]
-        # On the side where it is already.
+        # On the side where it already is.
         return other.x + (BESIDE_OFFSET if item.x >= other.x else -BESIDE_OFFSET), other.y
 
     def is_done(self, table: Table) -> bool:
-        """Whether the instruction is fulfilled."""
+        """Whether the task is done."""
         item = table.items[self.item]
         if self.kind == "move":
             return item.distance(table.x, table.y) < REACHED
@@ -104,8 +104,8 @@ def make_task(
     """A task of a kind about an item of a table, the first one by default.
 
     Args:
-        wording: index into ``WORDINGS``; None for a random one that the split knows. The
-            test set knows them all, training all but the last one.
+        wording: index into ``WORDINGS``; None for a random one of the split. The test set has
+            all of them, training all but the last one.
     """
     texts = WORDINGS[kind]
     if wording is None:

@@ -9,16 +9,16 @@ from tokenizers import Tokenizer
 from .tasks import WORDINGS
 
 ACTION_TOKENS = 256
-# As in Llama-2: what there is beside <PAD> fills a multiple of 64.
+# As in Llama-2, the vocabulary without <PAD> is padded to a multiple of 64.
 VOCAB_MULTIPLE = 64
 
 
-# What every prompt starts with.
+# The start of every prompt.
 PROMPT_START = "In: What action should the robot take to"
 
 
 def prompt(instruction: str) -> str:
-    """OpenVLA's prompt, in which the action's tokens follow."""
+    """OpenVLA's prompt, which the action's tokens follow."""
     return f"{PROMPT_START} {instruction.lower()}?\nOut:"
 
 
@@ -38,7 +38,7 @@ def words() -> set[str]:
 def train_tokenizer() -> Tokenizer:
     """Words, then bytes, then unused tokens, then ``<PAD>``.
 
-    The last 256 tokens before ``<PAD>`` also stand for actions, as OpenVLA overwrites the last
-    256 of Llama's vocabulary. Here they are bytes that no instruction has, and unused tokens.
+    The last 256 tokens before ``<PAD>`` are also the actions' tokens, as OpenVLA overwrites the
+    last 256 of Llama's vocabulary. Here they are bytes that no instruction has, and unused tokens.
     """
     return build_tokenizer(words(), VOCAB_MULTIPLE, bytes_last=True)

@@ -36,17 +36,17 @@ from .objective import ActionLearner
 from .plots import plot_training
 from .texts import train_tokenizer
 
-# Pictures of the training kind that are not trained on: their seeds lie far above.
+# Pictures of the training kind that are not trained on; their seeds are far higher.
 VALIDATION_START = 10**9
 VALIDATION_BATCHES = 4
 LESSON_WEIGHT = 2.0
 # Share of the training over which the learning rate rises.
 RISE = 0.03
-# The average of the weights forgets with this rate.
+# Decay of the exponential moving average of the weights.
 AVERAGING = 0.002
 
 
-# Fork needs no imports in the processes that make batches; macOS does not support it well.
+# Forked processes need no imports to make batches; macOS does not support fork well.
 START_METHOD = "fork" if sys.platform == "linux" else "spawn"
 
 
@@ -57,7 +57,7 @@ def load_log(state: Path) -> dict[str, Any]:
 
 
 def rounded(rows: list[mx.array]) -> list[float]:
-    """The mean of rows of numbers, as a log has it."""
+    """The mean of rows of numbers, for the log."""
     mean = np.mean([np.array(row, np.float64) for row in rows], axis=0)
     return np.round(mean, 5).tolist()
 
@@ -98,7 +98,7 @@ def make_step(
 
 
 def train(args: argparse.Namespace) -> dict[str, Any]:
-    """Train, save the checkpoint and return what was measured on the way."""
+    """Train, save the checkpoint and return the log of measurements."""
     tokenizer = train_tokenizer()
     config = model_config(tokenizer.token_to_id(PAD))
     setup = tokenizer.to_str(), config.image_token_index, config.pad_token_id
@@ -113,7 +113,7 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
         ((VALIDATION_START + n * 64, 64, rows) for n in range(VALIDATION_BATCHES)),
         ((first_table + n * size, size, rows) for n in range(done, steps)),
     )
-    # The processes are forked here, while MLX has not touched a GPU yet.
+    # The processes are forked here, before MLX uses a GPU.
     made = batches(tasks, args.workers, setup, make_batch, start_worker, START_METHOD)
     held_out = [next(made) for _ in range(VALIDATION_BATCHES)]
 
@@ -144,7 +144,7 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
             vector, average, losses = step(vector, average, *map(mx.array, batch))
             mx.async_eval(losses, vector, average, optimizer.state)
             if started is None:
-                # On an NVIDIA GPU the first step waits minutes for kernels that are compiled.
+                # On an NVIDIA GPU the first step takes minutes, while kernels are compiled.
                 mx.eval(losses)
                 started = time.monotonic() - log["seconds"]
             recent.append(losses)
