@@ -1,4 +1,4 @@
-"""A web server on this machine for pictures, well-behaved or not, that counts its requests."""
+"""A local web server for pictures, with good and bad behaviour, that counts its requests."""
 
 import threading
 import time
@@ -15,7 +15,7 @@ DRIP_INTERVAL_S = 0.02
 class PictureServer(ThreadingHTTPServer):
     """Answers by the first part of the path; the rest names a reference picture.
 
-    ``/plain/photo.png``; ``/once/...`` a single time, then 404; ``/half/...`` breaks off;
+    ``/plain/photo.png``; ``/once/...`` answers once, then 404; ``/half/...`` breaks off;
     ``/slow/...`` after ``delay_s``; ``/held/...`` once ``released`` is set; ``/drip/...`` byte by
     byte; ``/endless``; ``/headers`` sends its header byte by byte; ``/to/ADDRESS`` redirects.
     """
@@ -46,7 +46,7 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             getattr(self, f"_{kind}")(rest)
         except OSError:
-            self.close_connection = True  # the client has gone
+            self.close_connection = True  # the client has disconnected
 
     def _send(self, data: bytes, length: int | None = None) -> None:
         self.send_response(200)

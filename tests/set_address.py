@@ -1,7 +1,7 @@
 """Set the address of this package's repository: ``make address URL=https://...``.
 
-`Repository` in pyproject.toml is where it is kept; model cards read it from the metadata of the
-installed package. README, which nothing generates, shows it to those who have no clone yet.
+It is stored as `Repository` in pyproject.toml; model cards read it from the metadata of the
+installed package. README, which is not generated, shows it to readers without a clone.
 """
 
 import re
@@ -13,7 +13,7 @@ FOLDER = "mlx-vlm-moxin"
 _ENTRY = re.compile(r'^Repository = "(.*)"\n', re.MULTILINE)
 _HINT = re.compile(r"^# No `Repository` yet: .*\n", re.MULTILINE)
 _CLONE = re.compile(rf"git clone \S+ {FOLDER}\b")
-# README explains the placeholder as long as it has one.
+# README's explanation of the placeholder, removed with it.
 _EXPLANATION = " (`ADDRESS` is where you found this page)"
 
 

@@ -1,4 +1,4 @@
-"""The reference checkpoint in every layout, and copies of it with something wrong."""
+"""The reference checkpoint in every layout, and damaged copies of it."""
 
 import json
 import shutil
@@ -65,7 +65,7 @@ def edit_json(path: Path, **changes: Any) -> None:
 
 
 def break_tokenizer(directory: Path) -> None:
-    """A prefix longer than any token, at which the tokenizers library panics."""
+    """Add a prefix longer than any token, at which the tokenizers library panics."""
     path = directory / "tokenizer.json"
     content = json.loads(path.read_text())
     content["model"]["continuing_subword_prefix"] = "abc"
@@ -75,7 +75,7 @@ def break_tokenizer(directory: Path) -> None:
 def write_ominix(directory: Path, bits: int | None = 8, group_size: int = 64) -> Path:
     """The reference checkpoint as OminiX-MLX's ``save_quantized`` would write it.
 
-    ``bits`` None leaves the decoder as it is, which that program would not.
+    With ``bits`` None the decoder is not quantised, which that program does not support.
     """
 
     def change(weights: Weights) -> None:
@@ -92,7 +92,7 @@ def write_ominix(directory: Path, bits: int | None = 8, group_size: int = 64) ->
             elif name.endswith(("_proj.weight", "lm_head.weight")):
                 weight = weights.pop(name)
                 path = name.removesuffix(".weight")
-                # Its intermediate size, unlike the real one, fits no group size.
+                # Its intermediate size, unlike the real one, is no multiple of a group size.
                 if bits is None or weight.shape[1] % group_size:
                     weights[f"{path}.weight"] = weight
                     continue
@@ -115,7 +115,7 @@ def converted(
 
 
 def refused(directory: Path, kind: type[Exception] = ValueError) -> str:
-    """The one line with which a directory is refused as a source."""
+    """The one-line error for a directory that is refused as a source."""
     with pytest.raises(kind) as error:
         open_source(str(directory))
     assert "\n" not in str(error.value)

@@ -80,7 +80,7 @@ def run_python(code: str, *arguments: str, options: Sequence[str] = (), **kwargs
 
 
 def active_memory() -> int:
-    """Bytes in use, without models of earlier tests that nobody has collected yet."""
+    """Bytes in use, after collecting models of earlier tests as garbage."""
     gc.collect()
     mx.reset_peak_memory()
     return mx.get_active_memory()

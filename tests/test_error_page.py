@@ -1,4 +1,4 @@
-"""docs/when-it-does-not-work.md: every text on it is one that the code can print."""
+"""docs/when-it-does-not-work.md: the code can print every message on the page."""
 
 import ast
 import functools
@@ -14,12 +14,12 @@ import mlx_vlm_moxin
 PAGE = (Path(__file__).parents[1] / "docs" / "when-it-does-not-work.md").read_text("utf-8")
 TEXTS = re.findall(r"^> (.+)$", PAGE, re.MULTILINE)
 PACKAGES = ("mlx_vlm_moxin", "mlx_vlm", "mlx_lm", "huggingface_hub")
-# Texts of compiled code: of the system's loader, and of MLX.
+# Messages from compiled code: the system's loader, and MLX.
 LOADER = "libmlx.so: cannot open shared object file"
 
 
 def _strings() -> str:
-    """All string constants of the packages, without models of others."""
+    """All string constants of the packages, without other models."""
     found = []
     for package in PACKAGES:
         folder = Path(importlib.util.find_spec(package).origin).parent

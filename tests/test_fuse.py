@@ -1,4 +1,4 @@
-"""``fuse``: adapters that cannot be read end it in one line, and a signal leaves nothing behind."""
+"""``fuse``: an unreadable adapter gives one line, and a signal leaves no files."""
 
 import os
 import signal
@@ -53,7 +53,7 @@ def change_config(adapter, old, new) -> None:
 
 
 def change_tensors(adapter, rename) -> None:
-    """Rename the tensors of the adapter; those that get no name are left out."""
+    """Rename the tensors of the adapter; those without a new name are removed."""
     path = str(adapter / "adapters.safetensors")
     tensors = {rename(name): value for name, value in mx.load(path).items()}
     mx.eval(tensors.values())
@@ -101,7 +101,7 @@ def test_an_adapter_that_cannot_be_used_is_one_line(adapter, damage, monkeypatch
     assert not (adapter.parent / "fused").exists()
 
 
-# Waits while it writes, and says so.
+# Prints a line and waits while it writes.
 WAIT = """
 import sys, time
 from mlx_vlm_moxin import fuse

@@ -1,4 +1,4 @@
-"""What the two guides show is there and works as they say."""
+"""The code, names and options of the two guides exist and work."""
 
 import re
 from pathlib import Path

@@ -11,7 +11,7 @@ import mlx_vlm_moxin
 from mlx_vlm_moxin.plugin.upstream import UPSTREAM
 
 PACKAGE = Path(mlx_vlm_moxin.__file__).parent
-# From the ground up. A folder imports itself, the floors below, and others on its floor.
+# From the lowest up. A folder imports itself, lower floors, and others on its floor.
 FLOORS = (
     {"moxin"},
     {"checkpoints"},
@@ -30,7 +30,7 @@ def module_name(file: Path) -> str:
 
 
 def imported_names(file: Path) -> Iterator[str]:
-    """Absolute dotted names of what a file imports anywhere: modules, or names in them."""
+    """Absolute dotted names of everything that a file imports: modules, or names in them."""
     package = ["mlx_vlm_moxin", *file.relative_to(PACKAGE).parent.parts]
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -54,8 +54,8 @@ def read_imports() -> Graph:
                     target = target if target in files else target.rpartition(".")[0]
                     if target in files and target != name:
                         graph[name].add(target)
-    # A package's __init__ is imported with each of its modules; what counts is what it imports
-    # itself. The root one holds the version and the finder, and imports nothing by itself.
+    # A package's __init__ is imported with each of its modules, so only its own imports count.
+    # The root one holds the version and the finder, and imports nothing.
     return {name: targets - {""} for name, targets in graph.items() if name}
 
 

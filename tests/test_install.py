@@ -1,4 +1,4 @@
-"""Installed by pip into an environment of its own, the plugin is found by stock mlx-vlm."""
+"""Stock mlx-vlm finds the plugin that pip installed into a separate environment."""
 
 import json
 import subprocess

@@ -1,6 +1,6 @@
-"""The model folder lifted into mlx-vlm, as a pull request would do it, works without this package.
+"""The model folder, copied into mlx-vlm as by a pull request, works without this package.
 
-docs/lifting.md lists the parts of such a pull request; its code blocks are what is added here.
+docs/lifting.md lists the parts of such a pull request; its code blocks are applied here.
 """
 
 import re
@@ -45,7 +45,7 @@ exclude = ["mlx_vlm.tests*"]
 
 
 def add_rows(file: Path, block: str) -> None:
-    """Put rows, given after the first line of a table, at the beginning of that table."""
+    """Insert rows after the first line of their table."""
     line = block.partition("\n")[0]
     text = file.read_text(encoding="utf-8")
     assert text.count(f"\n{line}\n") == 1

@@ -1,4 +1,4 @@
-"""The main job by mlx-vlm's stock commands, in clean processes."""
+"""Generating and converting with mlx-vlm's stock commands, in clean processes."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""``make``: the environment is made once, and anew for another backend or Python."""
+"""``make`` creates the environment once, and again for another backend or Python."""
 
 import os
 import shutil
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is no
 
 @pytest.fixture
 def clone(tmp_path):
-    """What ``make`` looks at, and an environment that it has made with ``BACKEND=cuda13``."""
+    """The files that ``make`` reads, and an environment made with ``BACKEND=cuda13``."""
     for name in ("Makefile", "pyproject.toml", "requirements.txt"):
         shutil.copy(ROOT / name, tmp_path)
     (tmp_path / ".venv").mkdir()

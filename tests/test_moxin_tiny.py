@@ -1,7 +1,7 @@
 """Moxin-tiny answers rightly because it looks at the picture, with both towers.
 
-These tests speak of meaning: a model that is put together wrongly somewhere, in a way
-that no shape or name shows, answers them wrongly.
+These tests check meaning: a model that is wrong in a way that changes no shape and no name
+gives wrong answers.
 """
 
 from dataclasses import replace
@@ -20,7 +20,7 @@ from moxin_tiny.scenes import draw_scene
 from PIL import Image
 from support import run_module
 
-# Of the test set, chosen among those that are answered rightly: picture, question, answer.
+# Rightly answered examples of the test set: picture, question, answer.
 TEST_SET_QUESTIONS = [
     (0, "Which shape is black?", "square"),
     (0, "Is the square small or large?", "small"),
@@ -45,7 +45,7 @@ TEST_SET_QUESTIONS = [
     (10, "Is there a pink shape?", "yes"),
     (11, "Is there a black star?", "no"),
 ]
-# Of the test set, too: questions that are lost when one tower's features are zero.
+# Examples of the test set that are answered wrongly if one tower's features are zero.
 NEEDED = {
     "dino": [
         (57, "Describe the image.", "A small red ring."),
@@ -87,7 +87,7 @@ def tiny():
 
 @pytest.fixture(scope="module")
 def ask(tiny, tmp_path_factory):
-    """Ask the stored model about a picture by ``mlx_vlm.generate``."""
+    """The stored model's answer about a picture, by ``mlx_vlm.generate``."""
     model, processor = tiny
     path = tmp_path_factory.mktemp("pictures") / "picture.png"
 

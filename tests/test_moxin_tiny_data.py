@@ -1,4 +1,4 @@
-"""Moxin-tiny's test set holds nothing that its training has seen, and can be answered."""
+"""Moxin-tiny's test set shares nothing with its training data, and has unique answers."""
 
 import pytest
 from moxin_tiny import FOLDER

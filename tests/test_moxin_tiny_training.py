@@ -1,4 +1,4 @@
-"""What moxin-tiny's training rests on: flat weights, interrupted runs, the saved checkpoint."""
+"""Moxin-tiny's training: flat weights, interrupted runs, the saved checkpoint."""
 
 import mlx.core as mx
 import mlx.optimizers as optim

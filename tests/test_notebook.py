@@ -1,4 +1,4 @@
-"""The notebook's cells run from top to bottom, without Jupyter, and show what its text says."""
+"""The notebook's cells run in order, without Jupyter, and give the results in its text."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ NOTEBOOK = json.loads((ROOT / "notebooks/ask_convert_compare.ipynb").read_text(e
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """The names that the cells leave, and the folder that they ran in."""
+    """The variables after running the cells, and the folder that they ran in."""
     folder = tmp_path_factory.mktemp("clone")
     (folder / "notebooks").mkdir()
     (folder / "tests").symlink_to(ROOT / "tests")

@@ -1,7 +1,7 @@
-"""Numbers on the pages are the code's, the stored results', or the same on each page.
+"""Numbers on the pages equal those in the code or stored results, and agree between pages.
 
 A row of ``FACTS`` is a page, a pattern whose groups are numbers, and their sources. Every match on
-the page is compared, and a pattern that matches nothing fails: the sentence was rewritten.
+the page is compared; a pattern without a match fails, since the sentence was rewritten.
 """
 
 import json
@@ -32,7 +32,7 @@ KINDS = ("colour", "shape", "count", "exists", "relation", "place", "size", "des
 
 @cache
 def text(page: str) -> str:
-    """A page on one line, so that a sentence is found wherever its lines end."""
+    """A page on one line, so that sentences are found across line breaks."""
     return " ".join((ROOT / page).read_text(encoding="utf-8").split())
 
 
@@ -48,7 +48,7 @@ def billions(*parts: str) -> str:
 
 
 def share(*parts: str) -> str:
-    """Of all weights, in per cent."""
+    """Share of all weights, in per cent."""
     return f"{100 * sum(PARTS[part] for part in parts) / sum(PARTS.values()):.1f}"
 
 
@@ -158,7 +158,7 @@ FACTS = [
     ("tests/moxin_tiny/README.md", r"([\d.]+) to ([\d.]+) % at 2 bits", two_bits()),
     ("CHANGELOG.md", r"stock mlx-vlm ([\d.]+) to", [upstream.MLX_VLM[2:].split(",")[0]]),
 ]
-# Measured, and therefore in no code: a page and a pattern each, which must give one number.
+# Measured numbers, which are not in code: pages and patterns that must all give one number.
 SAME = {
     "seconds a token takes on two cores": [
         ("README.md", r"measured: (\d+) s a token"),
@@ -196,7 +196,7 @@ SAME = {
 
 
 def found(page: str, pattern: str) -> list[tuple[str, ...]]:
-    """The groups of every match; there must be one."""
+    """The groups of every match; there must be at least one."""
     matches = [match.groups() for match in re.finditer(pattern, text(page))]
     assert matches, f"{page} has nothing like {pattern}"
     return matches

@@ -1,7 +1,6 @@
-"""OpenVLA-tiny does what the instruction says, because it reads it and looks at the picture.
+"""OpenVLA-tiny carries out instructions, using both the instruction and the picture.
 
-Every episode is one of the held-out ones: colours, shapes, backgrounds and wordings that training
-does not know.
+All episodes are held out: colours, shapes, backgrounds and wordings that training does not have.
 """
 
 from dataclasses import replace
@@ -23,7 +22,7 @@ from mlx_vlm_moxin.actions.policy import predict_action
 
 EPISODES = 2
 STATES = 20
-# Of 10 episodes. Three quarters of all succeed; at least 5 of 10 do in 98 % of such samples.
+# Of 10 episodes. Three quarters of all succeed, so at least 5 of 10 do in 98 % of such samples.
 ENOUGH = 5
 FORMATS = {
     "bf16": Format("bf16"),
@@ -75,7 +74,7 @@ def test_the_checkpoint_is_small_enough_for_the_repository():
 
 
 def test_another_instruction_moves_the_gripper_elsewhere(policy):
-    """The same tables: an instruction about another item leads to that one, not to the first."""
+    """On the same tables, an instruction about another item leads to that item."""
     episodes, first_tasks = [], []
     for index in range(6):
         table, rng = make_table("test", index)

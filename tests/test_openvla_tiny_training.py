@@ -1,4 +1,4 @@
-"""What OpenVLA-tiny's training rests on: its data, and that it computes what the model computes."""
+"""OpenVLA-tiny's training: its data, and that its forward pass equals the model's."""
 
 import mlx.core as mx
 import numpy as np

@@ -1,4 +1,4 @@
-"""The tabletop: its rules, its expert, and what training must not know."""
+"""The tabletop: its rules, its expert, and the data held out from training."""
 
 import random
 

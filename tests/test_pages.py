@@ -1,4 +1,4 @@
-"""``make pages`` runs what a page says, or says why not, and fails where a command does."""
+"""``make pages`` runs a page's commands or says why not, and fails if a command fails."""
 
 import os
 import re
@@ -45,7 +45,7 @@ def test_blocks_tables_and_code_within_text_are_commands(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("pattern", [*STAND_INS, *LEFT_OUT])
-def test_each_exception_is_for_a_command_that_is_there(pattern):
+def test_each_exception_is_for_an_existing_command(pattern):
     texts = [prepared(command) + command.text for command in ALL]
     assert any(re.search(pattern, text, re.MULTILINE) for text in texts)
 
@@ -85,7 +85,7 @@ def test_a_server_that_does_not_start_is_a_failure(tmp_path):
 
 
 def test_a_page_runs_from_the_command_line(tmp_path):
-    """The shortest page with a command, with the small models that every page has."""
+    """Uses the shortest page with a command, and the small models that every page has."""
     page = ROOT / "docs" / "when-it-does-not-work.md"
     result = subprocess.run(
         [sys.executable, "-m", "pages", str(page)],

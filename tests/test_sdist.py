@@ -1,4 +1,4 @@
-"""The source distribution has what its README names, and metadata that finds it."""
+"""The source distribution contains what its README names, and searchable metadata."""
 
 import email
 import email.message
@@ -13,7 +13,7 @@ from set_address import address
 
 ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", "CONTRIBUTING.md", *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md"))]
-# What `make demo`, `make test`, `make docs` and a build from the distribution read.
+# Files that `make demo`, `make test`, `make docs` and a build from the distribution read.
 NEEDED = [
     "CHANGELOG.md",
     "LICENSE",

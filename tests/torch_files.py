@@ -1,4 +1,4 @@
-"""Writes files in PyTorch's zip format without PyTorch, right ones and wrong ones."""
+"""Writes valid and invalid files in PyTorch's zip format, without PyTorch."""
 
 import contextlib
 import io
@@ -24,7 +24,7 @@ STORAGES = {
 
 
 def _rebuild(*arguments: Any) -> None:
-    """Only ever pickled by name."""
+    """Pickled by name only."""
 
 
 class Storage:
@@ -48,7 +48,7 @@ class Tensor:
 
 
 class Parameter:
-    """What ``torch.nn.Parameter`` pickles to."""
+    """Pickles like ``torch.nn.Parameter``."""
 
     def __init__(self, tensor: Tensor):
         self.tensor = tensor
@@ -69,14 +69,14 @@ class Call:
 
 
 def tensor(values: np.ndarray) -> Tensor:
-    """A contiguous tensor with a storage of its own."""
+    """A contiguous tensor with a separate storage."""
     strides = tuple(stride // values.itemsize for stride in values.strides)
     return Tensor(Storage(values), 0, values.shape, strides)
 
 
 @contextlib.contextmanager
 def _torch_names() -> Iterator[None]:
-    """Modules and names that the pickler needs to see in order to refer to them."""
+    """Modules and names that must exist for the pickler to refer to them."""
     modules = {name: ModuleType(name) for name in ("torch", "torch._utils")}
     for name in STORAGES.values():
         setattr(modules["torch"], name, type(name, (), {"__module__": "torch"}))
@@ -126,7 +126,7 @@ def write_pt(
     byteorder: str = "little",
     data: bytes | None = None,
 ) -> Path:
-    """What ``torch.save(content, path)`` would write; ``data`` replaces its data.pkl."""
+    """Write the file of ``torch.save(content, path)``; ``data`` replaces its data.pkl."""
     description, storages = pickled(content)
     path.parent.mkdir(parents=True, exist_ok=True)
     with zipfile.ZipFile(path, "w", compression) as archive:

@@ -7,7 +7,7 @@ DPI = 110
 
 
 def save_figure(figure: Any, path: Path) -> None:
-    """Write a figure as a PNG, without matplotlib's version, so that equal figures are equal files."""
+    """Write a figure as a PNG without matplotlib's version: equal figures are equal files."""
     figure.savefig(path, dpi=DPI, metadata={"Software": None})
 
 

@@ -1,1 +1,1 @@
-"""Runs the commands of README and docs as a reader would type them: ``make pages``."""
+"""Runs the commands of README and docs as typed by a reader: ``make pages``."""

@@ -1,8 +1,8 @@
 """Run the commands of README and docs: ``make pages``, or ``python -m pages [PAGE ...]``.
 
-The commands of a page run one after the other in a folder of their own with small models and
-data, as a reader would type them. Names of large models become the small ones'; what needs a
-network, a GPU, a browser or minutes is left out with the reason. Status 1 if a command failed.
+The commands of a page run in order in a separate folder with small models and data, as typed by a
+reader. Names of large models are replaced by small ones; commands that need a network, a GPU, a
+browser or minutes are skipped with the reason. Status 1 if a command failed.
 """
 
 import sys

@@ -27,7 +27,7 @@ def _write_lines(path: Path, rows: list[dict]) -> None:
 
 
 def _write_openvla(directory: Path) -> None:
-    """OpenVLA-tiny, whose data set is called as one of OpenVLA's."""
+    """OpenVLA-tiny, with the name of one of OpenVLA's data sets."""
     shutil.copytree(openvla_tiny.CHECKPOINT, directory)
     file = directory / STATISTICS_FILE
     (statistics,) = json.loads(file.read_text(encoding="utf-8")).values()
@@ -35,7 +35,7 @@ def _write_openvla(directory: Path) -> None:
 
 
 def write_materials(folder: Path) -> None:
-    """Write what the pages take for granted, apart from ``moxin``, which is converted."""
+    """Write the files that the pages assume, except ``moxin``, which is converted."""
     place = folder / "materials"
     place.mkdir()
     tiny_words.write_checkpoint(place / "hf")

@@ -1,4 +1,4 @@
-"""Types commands into a shell, as a reader would, and keeps a server running beside them."""
+"""Runs a page's commands in a shell, and keeps a server running meanwhile."""
 
 import os
 import re
@@ -23,7 +23,7 @@ RAN, FAILED, OUT = "ran", "failed", "left out"
 
 @dataclass
 class Outcome:
-    """What became of a command: ``RAN``, ``FAILED`` or ``OUT``, and why."""
+    """Outcome of a command: ``RAN``, ``FAILED`` or ``OUT``, and why."""
 
     command: Command
     state: str
@@ -36,7 +36,7 @@ def _serves(command: str) -> bool:
 
 
 def _wait_for(process: subprocess.Popen) -> str:
-    """Wait until the server answers; why it does not, else nothing."""
+    """Wait until the server answers; returns the reason if it does not, else an empty text."""
     end = time.monotonic() + TIMEOUT
     while time.monotonic() < end:
         if process.poll() is not None:
@@ -62,7 +62,7 @@ class Reader:
         self._python = ""  # the blocks of Python so far, whose names later ones may use
 
     def run(self, command: Command) -> Outcome:
-        """Run one command as the page has it."""
+        """Run one command as on the page."""
         reason = reason_to_leave_out(command)
         if reason is not None:
             return Outcome(command, OUT, reason)

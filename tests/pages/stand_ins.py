@@ -1,22 +1,22 @@
-"""What is run in place of what a page says, and which commands are left out, and why."""
+"""Replacements for the commands on a page, and the commands that are skipped, with reasons."""
 
 import re
 
 from pages.commands import Command
 
 PORT = 8123
-# Native checkpoints need the towers and the language model from the Hub beside them.
+# Native checkpoints also need the towers and the language model from the Hub.
 _NATIVE = (
     "materials/native --dino materials/hub/dino.safetensors "
     "--siglip materials/hub/siglip.safetensors --llm materials/hub/llm"
 )
-# What a page says -> what is run here, about the small models and data of ``materials``.
+# Text on a page -> its replacement here, with the small models and data of ``materials``.
 STAND_INS = {
     r"bobchenyx/Moxin-7B-VLM-hf": "materials/hf",
     r"moxin-org/Moxin-7B-VLM-8bit-mlx": "materials/ominix",
     r"--hf-path (moxin-org/Moxin-7B-VLM|TRI-ML/\S+)(?=\s|$)": f"--hf-path {_NATIVE}",
     r"--hf-path openvla/openvla-7b(?=\s)": "--hf-path materials/openvla",
-    # Its widths are multiples of no group size.
+    # Its widths are not multiples of any group size.
     r"--hf-path moojink/\S+( .*) -q --q-bits 8": r"--hf-path materials/oft\1 --dtype bfloat16",
     r"--port \d+": f"--port {PORT}",
     r"(localhost|127\.0\.0\.1):\d+": rf"\1:{PORT}",

@@ -1,4 +1,4 @@
-"""Installed means found: the finder, what it costs, and what it must not do."""
+"""The finder: the installed model is found, importing stays cheap, other models are unaffected."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""``batch_generate`` gives prompts the chat template's form once, whoever does it."""
+"""``batch_generate`` applies the chat template once, also to formatted prompts."""
 
 from pathlib import Path
 

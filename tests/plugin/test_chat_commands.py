@@ -1,4 +1,4 @@
-"""What the chats of mlx-vlm are given: the picture that is talked about, and an end."""
+"""mlx-vlm's chats: the current picture is passed on, and the end of input ends them."""
 
 import sys
 from types import ModuleType, SimpleNamespace
@@ -56,7 +56,7 @@ def test_a_question_without_a_picture_is_sent_with_the_last_one():
 
 
 class Prompt:
-    """In place of Rich's."""
+    """Replaces Rich's."""
 
     @classmethod
     def ask(cls, question):

@@ -1,4 +1,4 @@
-"""Options of mlx-vlm's commands that cannot be used with Moxin: one line each, none forgotten."""
+"""Options of mlx-vlm's commands that Moxin does not support: one line each, none missing."""
 
 import argparse
 import importlib
@@ -146,16 +146,16 @@ CASES = [
     *[(CONVERT, *case) for case in CONVERTING],
 ]
 
-# Options that no value can make fail in a way that mlx-vlm does not name in a line already.
+# Options for which mlx-vlm already reports every wrong value in one line.
 UNCHECKED = {
-    # Texts and names: any will do, or the file or repository that is missing is named.
+    # Texts and names: any value works, or the missing file or repository is named.
     *("prompt", "system", "model", "hf_path", "mlx_path", "adapter_path", "upload_repo", "image"),
     *("eos_tokens", "image_model", "tts_model", "stt_model", "embedding_model", "reranker_model"),
     *("decision_model", "model_dir", "api_key", "host", "config", "data", "dataset", "wandb"),
     *("hf_dataset_config", "train_split", "validation_split", "resume_adapter_file"),
     *("output_path", "adapter_file", "reference_model", "end_answer_token", "draft_model"),
     "reward_functions_file",
-    # Switches, and those of which argparse knows all values.
+    # Switches, and options whose values argparse checks.
     *("help", "chat", "verbose", "skip_special_tokens", "force_download", "trust_remote_code"),
     *("reload", "log_level", "train_type", "train_vision", "optimizer", "algorithm", "compile"),
     *("grad_checkpoint", "train_on_completions", "kv_quant_scheme"),
@@ -166,10 +166,10 @@ UNCHECKED = {
     *("cache_size", "pad_to_multiple", "beta", "loss_type", "delta", "eps", "group_size"),
     *("epsilon", "epsilon_high", "advantage_epsilon", "max_completion_length"),
     *("grpo_loss_type", "importance_sampling_level", "logit_chunk_size"),
-    # Checked by mlx-vlm on the data, or replaced by what the tokenizer says.
+    # Checked by mlx-vlm on the data, or replaced by the tokenizer's values.
     *("max_seq_length", "assistant_id", "pad_token_id"),
 }
-# Options that a function of option_rules, training_rules or generation_settings looks at.
+# Options checked by a function of option_rules, training_rules or generation_settings.
 CHECKED_BY_FUNCTIONS = {
     *("top_k", "resize_shape", "kv_bits", "kv_group_size", "processor_kwargs", "gen_kwargs"),
     *("revision", "quantize_activations", "quantize", "q_bits", "q_group_size", "q_mode"),
@@ -222,7 +222,7 @@ def test_the_table_knows_what_a_command_has_where_an_option_is_not_given():
 
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory):
-    """Directories by the words that a case begins with."""
+    """Directories by the placeholder at the start of a case's argument."""
     paths = {"": HF_CHECKPOINT}
     for name, bits in ((QUANTIZED, 4), (THREE_BITS, 3)):
         paths[name] = tmp_path_factory.mktemp("quantized") / "checkpoint"
@@ -242,7 +242,7 @@ def rows(tmp_path_factory):
 
 
 def _serve(*args, **kwargs) -> None:
-    """In place of uvicorn: what the application does when it starts."""
+    """Replaces uvicorn: runs the application's start-up."""
     # mlx_vlm.server.app is the application, not the module.
     app = sys.modules["mlx_vlm.server.app"]
     app.get_cached_model(os.environ["MLX_VLM_PRELOAD_MODEL"], None, model_kind="text_generation")
@@ -250,7 +250,7 @@ def _serve(*args, **kwargs) -> None:
 
 @pytest.fixture
 def error_of(monkeypatch, tmp_path, checkpoints, rows):
-    """The line that a command ends with, run in this process."""
+    """The last line of a command that is run in this process."""
 
     def run(module: str, case: str) -> str:
         kind = next(name for name in (QUANTIZED, THREE_BITS, "") if case.startswith(name))
@@ -262,7 +262,7 @@ def error_of(monkeypatch, tmp_path, checkpoints, rows):
         }.get(module, [])
         monkeypatch.setattr(sys, "argv", [module, "--model", str(checkpoint), *needed, *options])
         monkeypatch.setattr(cli.uvicorn, "run", _serve)
-        # The server's main replaces it; later tests of the same process need it as it was.
+        # The server's main replaces it; later tests in this process need the original.
         monkeypatch.setattr(runtime, "config", runtime.config)
         monkeypatch.setenv("HF_HUB_OFFLINE", "1")
         with mock.patch.dict(os.environ), pytest.raises((Exception, SystemExit)) as caught:

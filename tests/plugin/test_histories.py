@@ -1,4 +1,4 @@
-"""Histories with answers as they came: the published builders' prompts, in training data too."""
+"""Histories with unstripped answers give the published builders' prompts, also in training."""
 
 import random
 from dataclasses import dataclass
@@ -21,16 +21,16 @@ CONVERSATIONS = 300
 
 @dataclass
 class Builder:
-    """A prompt builder of github TRI-ML/prismatic-vlms, written from its rules.
+    """A prompt builder of github TRI-ML/prismatic-vlms, reimplemented from its rules.
 
-    A message loses ``<image>``, then the space around it. A question is put into ``question``,
-    the first one after ``system``. An answer, or one space if it is empty, is followed by the end
-    token. The finished prompt loses the space at its end.
+    ``<image>`` is removed from a message, then the space around it. A question is inserted into
+    ``question``, the first one after ``system``. An answer, or one space if it is empty, is
+    followed by the end token. The space at the end of the finished prompt is removed.
     """
 
     question: str
     system: str = ""
-    is_inside: bool = False  # whether the system prompt is put into the first question
+    is_inside: bool = False  # whether the system prompt is inserted into the first question
 
     def prompt(self, messages: list[str]) -> str:
         text = ""
@@ -96,7 +96,7 @@ WORDS = ("a", "A dog.", "In: b\nOut:", "<image>", "é", "日本", "</s>", "[INST
 
 
 def conversations(is_answered: bool) -> list[list[str]]:
-    """Questions and answers in turn, with space around them as models and people leave it."""
+    """Questions and answers in turns, with spaces around them as from models and people."""
     choose = random.Random(17)
 
     def text() -> str:
@@ -126,7 +126,7 @@ def test_random_histories_give_the_published_prompt(checkpoint):
 @pytest.mark.parametrize("checkpoint", ["HF, by stock mlx-vlm", "clip", "in1k"], indirect=True)
 def test_training_sees_the_published_prompt(checkpoint, train_on_completions):
     name, path = checkpoint
-    # What mlx_vlm.train passes on.
+    # The arguments of mlx_vlm.train.
     config, processor = ModelConfig.from_dict(load_config(path)).to_dict(), load_processor(path)
     picture = image_path("tall")
     rows = [{"images": [picture], "messages": turns(m)} for m in conversations(True)[:30]]

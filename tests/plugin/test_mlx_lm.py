@@ -1,4 +1,4 @@
-"""The decoder by stock mlx-lm: its commands, and the same numbers as mlx-vlm's."""
+"""The decoder in stock mlx-lm: its commands, and the same values as in mlx-vlm."""
 
 import itertools
 import json
@@ -46,7 +46,7 @@ def lm(fp32_checkpoint):
 
 @pytest.fixture(scope="module")
 def answers(model, processor):
-    """What mlx-vlm answers to each message without a picture."""
+    """mlx-vlm's answer to each message without a picture."""
     prompts = [apply_chat_template(processor, model.config, message) for message in MESSAGES]
     return [generate(model, processor, prompt, max_tokens=TOKENS).text for prompt in prompts]
 

@@ -1,4 +1,4 @@
-"""Training that goes wrong: one line, and the last good weights."""
+"""Training that fails: one line, and the last finite weights are kept."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""The table of replaced names: whole, in place in every order of imports, and loud if not."""
+"""The table of replaced names: complete, applied in every order of imports, with clear errors."""
 
 import ast
 import importlib
@@ -87,7 +87,7 @@ def test_every_private_method_that_is_overridden_is_a_row():
     assert names <= {row_id(row) for row in UPSTREAM}
 
 
-# Where mlx-vlm's modules copy a replaced name when they are imported, which does not matter.
+# Copies of replaced names in mlx-vlm's modules, made when they are imported, that do no harm.
 COPIES = {
     "mlx_vlm": "for programs; this package does not change what the name does for them",
     "mlx_vlm.server": "the same",

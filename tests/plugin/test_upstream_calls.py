@@ -1,4 +1,4 @@
-"""mlx-vlm and mlx-lm still call what the table of replaced names puts in place.
+"""mlx-vlm and mlx-lm still call the replacements of the table.
 
 For every row of the table one ordinary use of mlx-vlm, through its public entry points, must
 reach the name that the row replaces. A name that still exists but is not called any more fails
@@ -18,7 +18,7 @@ from unittest.mock import patch
 
 import mlx.core as mx
 import mlx.optimizers as optim
-import mlx_lm.models.moxin  # puts its row of the table in place
+import mlx_lm.models.moxin  # applies its row of the table
 import mlx_vlm
 import pytest
 from bodies import CHAT, MESSAGES_API, RESPONSES, body, picture_data
@@ -36,7 +36,7 @@ from support import HF_CHECKPOINT, image_path
 from mlx_vlm_moxin.plugin.upstream import ON_USE, UPSTREAM, Replacement
 
 MODEL = str(HF_CHECKPOINT)
-# Names that are imported, not replaced: that they exist is checked in test_upstream.py.
+# Names that are imported, not replaced; test_upstream.py checks that they exist.
 IMPORTED = {
     "mlx_vlm.server._INHERIT_ADAPTER",
     "mlx_vlm.server._build_gen_args",
@@ -215,7 +215,7 @@ def counted(function: Callable, calls: list[str]) -> Callable:
 
 
 def counted_table(table: dict | set, calls: list[str]) -> dict | set:
-    """A copy that counts how often it is asked for our model types."""
+    """A copy that counts lookups of our model types."""
 
     class Counted(type(table)):
         def __contains__(self, key: object) -> bool:
@@ -235,7 +235,7 @@ def counted_table(table: dict | set, calls: list[str]) -> dict | set:
 
 @pytest.fixture
 def calls(row, monkeypatch) -> list[str]:
-    """The calls of what ``row`` puts in place, from now on."""
+    """Records calls of the replacement of ``row`` from now on."""
     found: list[str] = []
     *path, name = row.name.split(".")
     owner = importlib.import_module(row.module)
@@ -268,7 +268,7 @@ def watch_application(app: FastAPI, monkeypatch: pytest.MonkeyPatch, calls: list
         if handler.__module__.startswith("mlx_vlm_moxin."):
             monkeypatch.setitem(app.exception_handlers, key, counted_async(handler, calls))
     for route in app.routes:
-        # Routers that are included have none.
+        # Included routers have none.
         endpoint = getattr(route, "endpoint", None)
         if endpoint is not None and endpoint.__module__.startswith("mlx_vlm_moxin."):
             monkeypatch.setattr(route.dependant, "call", counted(route.dependant.call, calls))

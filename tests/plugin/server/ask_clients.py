@@ -1,7 +1,7 @@
-"""Ask a running server about the bundled picture with the clients that people use.
+"""Ask a running server about the bundled picture with widely used clients.
 
-``make clients`` installs the clients in an environment of their own and runs this. Exit status 1
-if an answer is wrong or a client gave none.
+``make clients`` installs the clients in a separate environment and runs this. Exit status 1 if an
+answer is wrong or missing.
 """
 
 import argparse
@@ -30,19 +30,19 @@ Answers = dict[tuple[str, str], dict[str, str]]
 
 
 class OurServer(Server):
-    """The server as README starts it."""
+    """The server, started as in README."""
 
     command = ("mlx_vlm_moxin", "server")
 
 
 def ask(command: list[str], stdin: str, **options: Any) -> Answers:
-    """The answers of one program by client and way, then by question."""
+    """The answers of one program, by client and API, then by question."""
     result = subprocess.run(
         command, input=stdin, stdout=subprocess.PIPE, text=True, timeout=TIMEOUT_S, **options
     )
     answers: Answers = defaultdict(dict)
     for line in result.stdout.splitlines():
-        # Some clients print advice of their own.
+        # Some clients also print hints.
         if line.startswith("{"):
             said = json.loads(line)
             answers[said["client"], said["way"]][said["question"]] = said["answer"]
@@ -59,10 +59,10 @@ def ask_all(server: Server, environment: Path) -> Answers:
     python = ask(
         [str(environment / "bin" / "python"), str(FOLDER / "ask_clients_python.py")],
         json.dumps({**task, "picture": picture}),
-        # Or litellm looks for prices on the internet first.
+        # Without this, litellm first downloads a list of prices.
         env={**os.environ, "LITELLM_LOCAL_MODEL_COST_MAP": "True"},
     )
-    # Node may be one of the environment's packages.
+    # Node may be installed in the environment.
     path = f"{environment / 'bin'}{os.pathsep}{os.environ['PATH']}"
     variables = {**os.environ, "PATH": path, "TASK": json.dumps({**task, "picture": str(DEMO)})}
     node = ask(
@@ -75,7 +75,7 @@ def ask_all(server: Server, environment: Path) -> Answers:
 
 
 def table(answers: Answers) -> tuple[Table, bool]:
-    """A row for each client and way, and whether every answer is right."""
+    """A row for each client and API, and whether every answer is right."""
     expected = dict(QUESTIONS)
     shown = Table("Client", "Way", "Right", "What was wrong")
     is_good = True

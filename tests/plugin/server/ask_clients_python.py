@@ -22,7 +22,7 @@ KEY, MAX_TOKENS = "none", 32
 
 
 def chat_messages(question: str) -> list[dict[str, Any]]:
-    """As OpenAI's chat completions, LangChain and litellm have them."""
+    """Messages in the form of OpenAI's chat completions, LangChain and litellm."""
     picture = {"type": "image_url", "image_url": {"url": DATA_URI}}
     return [{"role": "user", "content": [{"type": "text", "text": question}, picture]}]
 

@@ -1,4 +1,4 @@
-"""One stock server for these tests, its official clients, and a web server for pictures."""
+"""A stock server for these tests, its official clients, and a web server for pictures."""
 
 import threading
 from functools import partial
@@ -54,7 +54,7 @@ def pictures_url():
 
 @pytest.fixture(scope="session")
 def ask_alone(model, processor):
-    """What ``mlx_vlm.generate`` answers, greedily: the text that a server must give too."""
+    """The greedy answer of ``mlx_vlm.generate``, which a server must give too."""
 
     def ask(conversation: str | list[dict], image: str | None = None, max_tokens: int = 24) -> str:
         if isinstance(conversation, str):

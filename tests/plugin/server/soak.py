@@ -1,4 +1,4 @@
-"""Load on one server from many clients, good ones, bad ones and impatient ones.
+"""Load on one server from many clients: good, bad and impatient ones.
 
 Run it by itself for a long soak: ``python tests/plugin/server/soak.py --seconds 300``. It ends
 with exit status 1 if an answer differed from the one that the request gets alone, if a
@@ -30,10 +30,10 @@ from soak_requests import Request, bad_requests, good_requests, stream_text  # n
 from support import HF_CHECKPOINT, MESSAGES  # noqa: E402
 
 ANSWER_TIMEOUT_S = 120
-# The server keeps its last responses with their pictures: 1024, a long time's growth.
+# The server keeps its last 1024 responses with their pictures, so memory grows for a long time.
 ENVIRONMENT = {"MLX_VLM_RESPONSE_STORE_LIMIT": "32"}
 SAMPLE_INTERVAL_S = 0.5
-# Part of the time after which the server has seen every kind of request.
+# Share of the time after which the server has received every kind of request.
 WARM_UP = 0.3
 # Memory after the warm-up may differ by this much between its first and last third.
 GROWTH_MB = 15
@@ -41,7 +41,7 @@ GROWTH_MB = 15
 
 @dataclass
 class Report:
-    """What happened. ``rss_mb`` are samples of the server process."""
+    """Results of a soak. ``rss_mb`` are samples of the server process."""
 
     counts: Counter = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
@@ -62,11 +62,11 @@ class Report:
 
     @property
     def is_good(self) -> bool:
-        """Every answer right, none missing, memory flat."""
+        """Whether every answer is right, none is missing, and memory does not grow."""
         return not self.wrong and not self.lost and self.growth_mb < GROWTH_MB
 
     def lines(self) -> list[str]:
-        """For people."""
+        """The report as text."""
         kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(self.counts.items()))
         tenth = max(1, len(self.rss_mb) // 10)
         medians = [median(self.rss_mb[i : i + tenth]) for i in range(0, len(self.rss_mb), tenth)]
@@ -90,7 +90,7 @@ def rss_mb(pid: int) -> float:
 
 
 class Client(threading.Thread):
-    """Sends one request after the other until ``deadline``."""
+    """Sends one request after another until ``deadline``."""
 
     def __init__(self, soak: "Soak", seed: int):
         super().__init__()
@@ -121,7 +121,7 @@ class Client(threading.Thread):
         return self._random.choice(self._soak.good)
 
     def _answer(self, connection: http.client.HTTPConnection) -> None:
-        """A good request whose answer comes in one piece."""
+        """A valid request that is not streamed."""
         request = self._good()
         self._send(connection, request)
         response = connection.getresponse()
@@ -129,14 +129,14 @@ class Client(threading.Thread):
         self._soak.compare(request, response.status, request.text(answer))
 
     def _stream(self, connection: http.client.HTTPConnection) -> None:
-        """A good request whose answer is streamed."""
+        """A valid request that is streamed."""
         request = self._good()
         self._send(connection, request, stream=True)
         response = connection.getresponse()
         self._soak.compare(request, response.status, stream_text(request.path, response))
 
     def _hang_up(self, connection: http.client.HTTPConnection) -> None:
-        """A client that goes away in the middle of a stream."""
+        """A client that disconnects in the middle of a stream."""
         self._send(connection, self._good(), stream=True)
         response = connection.getresponse()
         for _ in itertools.islice(response, self._random.randrange(1, 12)):
@@ -146,7 +146,7 @@ class Client(threading.Thread):
         response.close()
 
     def _leave(self, connection: http.client.HTTPConnection) -> None:
-        """A client that goes away before it has got anything."""
+        """A client that disconnects before it receives anything."""
         self._send(connection, self._good(), stream=self._random.random() < 0.5)
         time.sleep(self._random.random() / 10)
 
@@ -163,7 +163,7 @@ class Client(threading.Thread):
         self._soak.compare(self._soak.linked, response.status, answer)
 
     def _bad(self, connection: http.client.HTTPConnection) -> None:
-        """A request that cannot be answered."""
+        """An invalid request."""
         request = self._random.choice(self._soak.bad)
         self._send(connection, request)
         response = connection.getresponse()
@@ -211,7 +211,7 @@ class Soak:
             self.report.lost.append(message)
 
     def run(self) -> Report:
-        """Load the server, wait until it is idle, ask once more what was asked alone."""
+        """Load the server, wait until it is idle, and repeat the requests that were sent alone."""
         with picture_server() as self.web:
             return self._run()
 
@@ -233,7 +233,7 @@ class Soak:
         return self.report
 
     def _wait_until_idle(self) -> None:
-        """Until no request is under way, those of clients that left included."""
+        """Wait until no request is running, including those of clients that disconnected."""
         for _ in range(100):
             self.report.summary = get(self.server, "/metrics")["summary"]
             if self.report.summary["in_flight"] == 0:

@@ -37,7 +37,7 @@ class Request:
     data: bytes | None = None
 
     def text(self, answer: dict[str, Any]) -> str:
-        """The text of a complete answer; of an error, all of it."""
+        """The text of a complete answer; for an error, the whole body."""
         return json.dumps(answer) if answer.get("error") else answer_text(self.path, answer)
 
 
@@ -76,7 +76,7 @@ def good_requests(model: str) -> list[Request]:
 
 
 def bad_requests(model: str) -> list[Request]:
-    """What cannot be answered: input, parameters, a model, a body."""
+    """Invalid requests: input, parameters, a model, a body."""
     requests = []
     photo, tall = picture_data("photo"), picture_data("tall")
     for path in ENDPOINTS:

@@ -1,4 +1,4 @@
-"""``/act``, driven as a robot's client drives it: requests and json-numpy."""
+"""``/act``, used like a robot's client with requests and json-numpy."""
 
 import json
 import re
@@ -75,7 +75,7 @@ def observation(**changes) -> dict:
 
 
 def post(server, payload, encoded=False) -> requests.Response:
-    """As the clients of OpenVLA send it, whose ``json_numpy.patch()`` makes this of it."""
+    """The body as OpenVLA's clients send it, encoded as by their ``json_numpy.patch()``."""
     text = json_numpy.dumps(payload)
     body = json.dumps({"encoded": text}) if encoded else text
     headers = {"Content-Type": "application/json"}
@@ -223,7 +223,7 @@ def test_actions_and_chats_at_the_same_time_are_those_of_one_after_another(serve
 
 
 def test_the_servers_options_say_what_files_and_requests_do_not(action_checkpoint, tmp_path):
-    """An OpenVLA-OFT checkpoint as it is published: heads in .pt files, one camera here."""
+    """An OpenVLA-OFT checkpoint in its published form, heads in .pt files; here with one camera."""
     options = ["--action-preset", "libero", "--action-images", "1", "--discrete"]
     options += ["--unnorm-key", "libero_spatial"]
     payload = {
@@ -253,7 +253,7 @@ def test_the_servers_options_say_what_files_and_requests_do_not(action_checkpoin
 
 
 def test_the_guides_client_runs(server):
-    """In a process of its own: ``json_numpy.patch()`` is for good."""
+    """In a separate process, because ``json_numpy.patch()`` cannot be undone."""
     guide = (Path(__file__).parents[3] / "docs" / "actions.md").read_text(encoding="utf-8")
     (block,) = [b for b in re.findall(r"```python\n(.*?)```", guide, re.S) if "requests" in b]
     block = block.replace("http://127.0.0.1:8000", server.url)

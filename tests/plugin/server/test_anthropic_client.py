@@ -1,4 +1,4 @@
-"""Messages, asked by Anthropic's own Python client."""
+"""The Messages API, used through Anthropic's Python client."""
 
 import base64
 from pathlib import Path
@@ -20,7 +20,7 @@ def question(message: str, name: str) -> dict:
 
 @pytest.fixture
 def request_of(server):
-    """Arguments of a greedy request; newer clients know no ``temperature`` of their own."""
+    """Arguments of a greedy request; newer clients have no argument ``temperature``."""
 
     def arguments(*messages: dict, **parameters) -> dict:
         fixed = {"model": server.model, "max_tokens": TOKENS, "extra_body": {"temperature": 0}}

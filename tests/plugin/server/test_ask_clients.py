@@ -1,4 +1,4 @@
-"""What ``make clients`` counts as wrong; it fetches packages, so no test runs it."""
+"""Which answers ``make clients`` counts as wrong; no test runs it, since it downloads packages."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Input that cannot be used: a 4xx with one sentence, and the server goes on."""
+"""Invalid input: a 4xx with one sentence, and the server keeps working."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -14,7 +14,7 @@ GOLDEN = GOLDENS["generate"]["hf"]
 
 
 def message_of(answer: dict) -> str:
-    """Where clients of OpenAI and of Anthropic both look for it."""
+    """The error in the place where OpenAI's and Anthropic's clients both read it."""
     return answer["error"]["message"]
 
 
@@ -31,7 +31,7 @@ def assert_refused(server, endpoint: str, request, *parts: str, status: int = 40
 
 @pytest.fixture(autouse=True, scope="module")
 def goes_on(server):
-    """After all of it, and after each kind of it, the server answers as before."""
+    """The server answers as before."""
     yield
     for endpoint in ENDPOINTS:
         assert_goes_on(server, endpoint)
@@ -138,7 +138,7 @@ def test_a_parameter_that_cannot_be_used_is_refused(server, parameters, part):
         ({"tools": [{"type": "function", "name": "f", "input_schema": {}}]}, "tools"),
         ({"background": True}, "background=True"),
         ({"top_k": 576}, "top_k=576"),
-        # Each of these ended in an answer without a message, or in nonsense.
+        # Each of these once gave an error without a message, or a meaningless answer.
         ({"temperature": -1}, "temperature=-1"),
         ({"top_p": 2}, "top_p=2"),
         ({"max_completion_tokens": "many"}, "max_completion_tokens='many'"),

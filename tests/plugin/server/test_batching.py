@@ -1,4 +1,4 @@
-"""Rows of a batch do not influence each other, whatever their pictures and lengths."""
+"""Rows of a batch do not influence each other, for any pictures and lengths."""
 
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
@@ -80,7 +80,7 @@ def test_rows_without_a_picture_may_follow_those_with_one(model, processor):
 
 
 def ask_all(server, requests: list[tuple[str, dict]], at_once: int) -> list[str]:
-    """Texts of requests of which ``at_once`` are under way at any time."""
+    """Texts of requests, ``at_once`` of which run at any time."""
 
     def ask(request: tuple[str, dict]) -> str:
         status, answer = server.post(*request)

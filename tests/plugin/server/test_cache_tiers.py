@@ -1,4 +1,4 @@
-"""Prefix cache and feature cache, each tier: reused for the same picture, for no other."""
+"""Prefix cache and feature cache, each tier: reused for the same picture only."""
 
 import time
 from pathlib import Path
@@ -30,7 +30,7 @@ def ask(server, name: str, index: int = 0) -> tuple[str, int]:
 
 
 def wait_until_written(server) -> None:
-    """The disk tier is written in the background; a server that ends loses what is left."""
+    """Wait for the disk tier, which is written in the background and lost when the server ends."""
     for _ in range(100):
         if get(server, "/v1/cache/stats")["disk_pending_bytes"] == 0:
             return

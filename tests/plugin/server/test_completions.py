@@ -1,4 +1,4 @@
-"""``/v1/completions``: the text after a prompt, as the official client asks for it."""
+"""``/v1/completions``: the text after a prompt, through the official client."""
 
 import openai
 import pytest
@@ -9,7 +9,7 @@ PROMPT = "In: What is shown?\nOut: The"
 
 @pytest.fixture(scope="module")
 def expected(model, processor):
-    """What follows the prompt; the command strips the space before it."""
+    """The text after the prompt; the command strips the space before it."""
     return generate(model, processor, PROMPT, max_tokens=16).text
 
 

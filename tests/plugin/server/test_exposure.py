@@ -1,4 +1,4 @@
-"""What the server gives away: nothing of its disk and networks, unless it is told to."""
+"""The server reveals nothing of its disk and networks unless an option allows it."""
 
 import json
 import urllib.request
@@ -29,7 +29,7 @@ def web():
 
 @pytest.fixture(scope="module", params=["our command", "stock with variables"])
 def strict(request, fp32_checkpoint, tmp_path_factory):
-    """A server that reads nothing of its own, and serves its own model only."""
+    """A server that reads no local files or addresses, and serves its own model only."""
     log = tmp_path_factory.mktemp("strict") / "log.txt"
     if request.param == "our command":
         made = OurServer(fp32_checkpoint, log, "--pin-model")

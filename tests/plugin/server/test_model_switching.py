@@ -1,4 +1,4 @@
-"""Requests for other models: the served one stays until another is loaded, whatever happens."""
+"""Requests for other models: the served model stays until another one is loaded."""
 
 import shutil
 import threading
@@ -140,7 +140,7 @@ def test_the_served_model_answers_while_another_one_is_loaded(registry):
         go_on.set()
         assert future.result() == "loaded"
         assert registry.get("model_path") == "new"
-        # A request that gets the old model is under way.
+        # A request that uses the old model is still running.
         assert not old.stopped.wait(0.3)
     assert old.stopped.wait(10)
 

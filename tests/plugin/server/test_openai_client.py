@@ -1,4 +1,4 @@
-"""Chat completions and responses, asked by OpenAI's own Python client."""
+"""Chat completions and responses, through OpenAI's Python client."""
 
 import time
 
@@ -138,7 +138,7 @@ def test_max_completion_tokens_is_the_newer_name_of_max_tokens(openai_client, se
 def test_a_client_that_hangs_up_ends_its_request(chat, server_log):
     before = server_log.read_text().count("Generation cancelled")
     message = user_message(MESSAGES[0], image_path("tall"))
-    # Without the end token it would go on for long.
+    # Without the end token the answer would be long.
     endless = {"max_tokens": 10000, "logit_bias": {"2": -100}}
     stream = chat(message, stream=True, **endless)
     next(iter(stream))

@@ -1,4 +1,4 @@
-"""Parameters of a request: the exact bounds of each, and what mlx-vlm's arguments become."""
+"""Parameters of a request: the exact bounds of each, and the resulting mlx-vlm arguments."""
 
 from types import SimpleNamespace
 
@@ -124,7 +124,7 @@ def test_log_probabilities_are_limited_to_what_the_server_computes(
     monkeypatch, server_has, wanted, part
 ):
     monkeypatch.setenv("TOP_LOGPROBS_K", str(server_has))
-    # mlx-vlm's own field goes up to 20.
+    # mlx-vlm's field allows up to 20.
     request = ChatRequest.model_construct(**CHAT, top_logprobs=wanted, logprobs=True)
     if part is None:
         check(request, VOCAB_SIZE)
@@ -167,7 +167,7 @@ def test_other_values_of_stop_are_refused(stop):
 
 
 class TestArguments:
-    """What the wrapper of mlx-vlm's ``_build_gen_args`` adds to its result."""
+    """The arguments that the wrapper of mlx-vlm's ``_build_gen_args`` adds."""
 
     @pytest.fixture(autouse=True)
     def no_generator(self, monkeypatch):

@@ -1,4 +1,4 @@
-"""Memory of a server that is sent huge pictures: the picture's own size, and only for a while."""
+"""A server that receives huge pictures needs the picture's size, and only for a while."""
 
 import base64
 import io
@@ -14,11 +14,11 @@ PROC = Path("/proc/self/clear_refs")
 pytestmark = pytest.mark.skipif(not PROC.exists(), reason="needs Linux's /proc")
 
 MB = 2**20
-# Pillow keeps 4 bytes a pixel, of 1 for grey and palettes, and 8 for the address of each row.
+# Pillow uses 4 bytes per pixel (1 for grey and palettes), and 8 for the address of each row.
 BYTES_PER_PIXEL, BYTES_PER_ROW = 4, 8
 CONSTANT = 60 * MB
 KEPT = 45 * MB
-# Of the largest: one of glibc's arenas, 64 MB each, may be kept too.
+# For the largest, one of glibc's arenas of 64 MB may be kept too.
 KEPT_OF_LARGEST = KEPT + 64 * MB
 
 
@@ -47,17 +47,17 @@ def resident(server: MeasuredServer, field: str) -> int:
 def check(
     server: MeasuredServer, size: tuple[int, int], mode: str, format: str = "PNG", kept: int = KEPT
 ) -> None:
-    """Send a picture twice. It is larger than those that the processor keeps to compare with."""
+    """Send a picture twice; it is larger than those that the processor keeps for comparison."""
     file = io.BytesIO()
     Image.new(mode, size).save(file, format)
     data = base64.b64encode(file.getvalue()).decode()
     pixels, rows = size[0] * size[1], size[1]
-    copies = 1 if mode == "RGB" else 2  # as it is stored, and in RGB
+    copies = 1 if mode == "RGB" else 2  # in its stored mode, and in RGB
     expected = copies * (BYTES_PER_PIXEL * pixels + BYTES_PER_ROW * rows) + CONSTANT
     before = resident(server, "VmRSS")
     for _ in range(2):
         start = resident(server, "VmRSS")
-        Path(f"/proc/{server.process.pid}/clear_refs").write_text("5")  # VmHWM starts anew
+        Path(f"/proc/{server.process.pid}/clear_refs").write_text("5")  # resets VmHWM
         ask(server, data)
         assert resident(server, "VmHWM") - start < expected
     assert resident(server, "VmRSS") - before < kept

@@ -1,4 +1,4 @@
-"""Two servers behind HAProxy with the configuration of the documentation."""
+"""Two servers and HAProxy with the documentation's configuration."""
 
 import json
 import re
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.skipif(shutil.which("haproxy") is None, reason="needs H
 
 @pytest.fixture(scope="module")
 def replicas(tmp_path_factory):
-    """The balancer's address and the two servers, by the names that the configuration has."""
+    """The balancer's address and the two servers, by their names in the configuration."""
     folder = tmp_path_factory.mktemp("replicas")
     with ExitStack() as stack:
         pair = [Server(HF_CHECKPOINT, folder / f"{index}.log") for index in range(2)]

@@ -1,4 +1,4 @@
-"""Pictures of requests on every endpoint: read once, used or refused, and nobody waits."""
+"""Pictures of requests on every endpoint: read once, used or refused, without delaying others."""
 
 import base64
 import json

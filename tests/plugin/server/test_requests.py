@@ -1,4 +1,4 @@
-"""Requests: seeds, nulls, bodies, limits, log-probabilities, and clients that hang up."""
+"""Requests: seeds, nulls, bodies, limits, log-probabilities, and clients that disconnect."""
 
 import http.client
 import json
@@ -221,7 +221,7 @@ def test_more_tokens_than_the_context_holds_are_refused(server, endpoint, stream
     limit = get(server, "/health")["loaded_context_size"]
     request = body(endpoint, server.model, "é" * limit, stream=stream)
     message = refusal(server, endpoint, request)
-    if endpoint == CHAT:  # of mlx-vlm, which would first have shortened a longer history
+    if endpoint == CHAT:  # mlx-vlm's limit, which would first have shortened a longer history
         assert message == "Protected conversation exceeds the available context budget."
     else:
         assert f"; the context of {limit} tokens holds no answer to it" in message
@@ -238,7 +238,7 @@ def test_tokens_of_log_probabilities_make_up_the_answer(server):
     request = body(CHAT, server.model, QUESTION, picture_data("photo"), logprobs=True)
     choice = server.post(CHAT, request)[1]["choices"][0]
     tokens = choice["logprobs"]["content"]
-    # Up to the first character of several tokens, each of which has bytes alone.
+    # Up to the first character that consists of several byte tokens.
     text = "".join(token["token"] for token in tokens).partition("\ufffd")[0].lstrip()
     assert len(text) > 5
     assert choice["message"]["content"].startswith(text)
@@ -310,7 +310,7 @@ def generated(server) -> int:
 
 
 def wait_until_in_flight(server, number: int) -> None:
-    """Wait for the server to have ``number`` requests under way; a minute is long enough."""
+    """Wait, for at most a minute, until the server runs ``number`` requests."""
     for _ in range(6000):
         if get(server, "/metrics")["summary"]["in_flight"] == number:
             return
@@ -330,7 +330,7 @@ def test_a_plain_request_ends_when_its_client_hangs_up(server, server_log, endpo
     wait_until_in_flight(server, 0)
     expected = ("Generation cancelled", "The client has closed the connection")
     text, waited = "", 0.0
-    # The request is over before its last line is in the file.
+    # The request ends before its last line is in the file.
     while not all(part in text for part in expected) and waited < 30:
         time.sleep(0.1)
         waited += 0.1

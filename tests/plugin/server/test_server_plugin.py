@@ -1,4 +1,4 @@
-"""The server's additions, one by one, and that they leave other models alone."""
+"""The server's additions, one by one; they do not affect other models."""
 
 import asyncio
 import json
@@ -17,7 +17,7 @@ from mlx_vlm.server.runtime import ModelCacheRegistry, runtime
 from mlx_vlm.utils import load_image
 from starlette.exceptions import HTTPException
 
-pytestmark = pytest.mark.usefixtures("model")  # loading it puts the additions in place
+pytestmark = pytest.mark.usefixtures("model")  # loading it installs the additions
 
 
 @pytest.fixture(params=[False, True], ids=["another model", "Moxin"])
@@ -31,7 +31,7 @@ def is_moxin(request, monkeypatch, processor):
 
 
 def raised_by(function, *arguments) -> HTTPException:
-    """The error that mlx-vlm's endpoints make of what ``function`` raises."""
+    """The HTTP error of mlx-vlm's endpoints for the exception of ``function``."""
     try:
         try:
             function(*arguments)
@@ -87,7 +87,7 @@ class Token:
 
 
 class Tokens:
-    """An answer's tokens, as the server's generator gives them."""
+    """An answer's tokens, as from the server's generator."""
 
     def __init__(self, texts: list[str]):
         ends = [None] * (len(texts) - 1) + ["length"]

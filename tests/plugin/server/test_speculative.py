@@ -1,4 +1,4 @@
-"""A drafter changes how fast an answer comes, never the answer."""
+"""A drafter changes the speed of an answer, never the answer."""
 
 import json
 from concurrent.futures import ThreadPoolExecutor

@@ -1,4 +1,4 @@
-"""JSON schemas hold, on every backend of MLX, and only for the request that has one."""
+"""JSON schemas are enforced on every backend of MLX, and only for the request that has one."""
 
 import importlib.util
 import json
@@ -58,7 +58,7 @@ def test_mlx_vlms_own_kernel_masks_alike():
 
 
 def json_schema(endpoint: str) -> dict:
-    """The parameter that asks for ``SCHEMA``."""
+    """The request parameter for ``SCHEMA``."""
     if endpoint == RESPONSES:
         return {"text": {"format": {"type": "json_schema", "name": "answer", "schema": SCHEMA}}}
     wrapped = {"name": "answer", "schema": SCHEMA}

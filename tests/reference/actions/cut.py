@@ -1,9 +1,9 @@
-"""Cuts small reference data out of checkpoints with a whole vocabulary.
+"""Extracts small reference data from checkpoints with a whole vocabulary.
 
 ``python tests/reference/actions/cut.py FULL NAME``: FULL holds ``hf/`` (random weights, Llama's or
 Mistral's tokenizer) and ``goldens.json`` and ``goldens.npz``, which the published PyTorch code
-computed. What is left of it in ``NAME/``: of the vocabulary, the rows of ids that occur; of the
-tokenizer, the pieces of the instructions, under their ids; of the outputs, what the tests read.
+computed. ``NAME/`` keeps: of the vocabulary, the rows of ids that occur; of the tokenizer, the
+pieces of the instructions, under their ids; of the outputs, those that the tests read.
 """
 
 import argparse
@@ -20,16 +20,16 @@ HERE = Path(__file__).parent
 EMBEDDINGS = "language_model.model.embed_tokens.weight"
 OUTPUT = "language_model.lm_head.weight"
 ACTION_IDS = range(31744, 32064)
-# At the end of every prompt, also where the tokenizer calls a space otherwise.
+# At the end of every prompt, also if the tokenizer has another id for a space.
 SPACE_ID = 29871
 SETTINGS = ("config.json", "dataset_statistics.json", "preprocessor_config.json")
 TOKENIZER = ("special_tokens_map.json", "tokenizer_config.json")
-# Larger arrays are kept for the first case of a kind only.
+# Limit above which arrays are kept for the first case of a kind only.
 LARGE_ARRAYS = ("inputs_embeds", "hidden_all", "logits_action", "logits_full")
 
 
 def segments(text: str, vocabulary: dict[str, int], merges: list) -> list[str]:
-    """The pieces of ``text`` by byte-pair encoding (``text`` has no bytes to fall back to)."""
+    """The pieces of ``text`` by byte-pair encoding, without byte fallback."""
     pairs = (tuple(pair.split(" ") if isinstance(pair, str) else pair) for pair in merges)
     ranks = {pair: rank for rank, pair in enumerate(pairs)}
     pieces = list(text)
@@ -92,7 +92,7 @@ def kept_arrays(arrays: Any) -> dict[str, np.ndarray]:
 def cut(full: Path, target: Path) -> None:
     target.mkdir(exist_ok=True)
     goldens = json.loads((full / "goldens.json").read_text(encoding="utf-8"))
-    # Bytes and what lies outside of the first plane have no pieces of their own.
+    # Bytes and characters outside of the first plane have no pieces.
     instructions = goldens["instructions"]
     usable = [i for i, text in enumerate(instructions) if text.isascii()]
     template = "In: What action should the robot take to {}?\nOut:"
@@ -102,7 +102,7 @@ def cut(full: Path, target: Path) -> None:
     goldens["cases"] = [case for case in goldens["cases"] if case["instruction"] in usable]
     if "native" in goldens:
         native = goldens["native"]
-        # Native runs drop the marker, and then the longest pieces are not byte-pair encoding's.
+        # Native runs drop the marker; then the longest pieces are not those of byte-pair encoding.
         plain = [i for i in usable if "<image>" not in instructions[i]]
         native["cases"] = [case for case in native["cases"] if case["instruction"] in plain]
     for name in ("codec_text", "deploy_prompts", "libero", "error_without_key"):

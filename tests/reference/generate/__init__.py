@@ -1,4 +1,4 @@
-"""The PyTorch reference model, and the data sets and goldens that it makes.
+"""The PyTorch reference model, and its data sets and goldens.
 
 Run ``python -m generate --help`` in ``tests/reference``, in an environment with its
 requirements.txt; the tests only read the stored data.
@@ -8,11 +8,11 @@ import torch
 
 
 def _import_torchvision() -> None:
-    """Import torchvision even where its compiled operators do not fit PyTorch's build.
+    """Import torchvision even if its compiled operators do not match PyTorch's build.
 
-    A CPU-only PyTorch beside a CUDA torchvision cannot load them, and then importing
-    torchvision stops at two operators that it describes without having them. timm needs
-    only its transforms, which are Python and Pillow: declaring the two is enough.
+    A CPU-only PyTorch with a CUDA torchvision cannot load them, and then importing
+    torchvision fails at two operators that it describes but does not have. timm needs
+    only its transforms, which are Python and Pillow, so declaring the two is enough.
     """
     try:
         import torchvision

@@ -1,4 +1,4 @@
-"""How far PyTorch in bfloat16 is from its own float32 outputs."""
+"""Deviation of PyTorch's bfloat16 outputs from its float32 outputs."""
 
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,8 @@ def bf16_errors(directory: Path, stored: Arrays, goldens: dict[str, Any]) -> dic
     """Deviations of the HF-converted checkpoint's outputs from ``stored``.
 
     Weights and activations are bfloat16, on the CPU. Features are in standard deviations
-    of the float32 array, ``logits_last`` is absolute; ``overall`` takes all pictures and
-    prompts together, ``each`` has the names of goldens.npz without ``hf/``.
+    of the float32 array, ``logits_last`` is absolute; ``overall`` is over all pictures and
+    prompts, ``each`` has the names of goldens.npz without ``hf/``.
     """
     spec = goldens["spec"]
     model = ReferenceModel(read_hf(directory), spec["px"]).to(torch.bfloat16)

@@ -88,7 +88,7 @@ def text_goldens(tokenizer: Any, messages: list[str], texts: list[str]) -> dict[
 
 @torch.inference_mode()
 def compute(directory: Path, like: dict[str, Any]) -> tuple[Arrays, dict[str, Any]]:
-    """What goldens.npz and goldens.json hold, computed in float32.
+    """The contents of goldens.npz and goldens.json, computed in float32.
 
     Args:
         directory: a data set with its checkpoints and processor configurations.

@@ -124,6 +124,6 @@ def write_hf(directory: Path, weights: Weights, image_size: int, template: Path)
         for name, value in getattr(weights, part).items():
             name = name.replace("gamma", "scale_factor")
             state[prefix + name] = value.to(torch.bfloat16).contiguous()
-    # Shards are filled in order of size: a little more than a third of the bytes makes three.
+    # Shards are filled in order of size: a limit of a little over a third of the bytes gives three.
     size = sum(value.nbytes for value in state.values())
     save_torch_state_dict(state, directory / "hf", max_shard_size=int(size / (SHARDS - 0.2)))

@@ -27,7 +27,7 @@ MIN_MARGIN = 2e-3
 
 
 def merge_sizes(known: dict[str, Any], sizes: dict[str, Any]) -> dict[str, Any]:
-    """``known`` sizes with ``sizes`` put in.
+    """``known`` sizes updated with ``sizes``.
 
     Raises:
         ValueError: naming a size that is unknown or not a positive whole number.
@@ -78,7 +78,7 @@ def draw_weights(generator: torch.Generator, spec: dict[str, Any], text: dict) -
 
 
 def rejection(answers: dict[str, dict[str, list]], eos_token_id: int) -> str | None:
-    """Why these answers would make poor goldens; None if they are good ones."""
+    """Why these answers would be poor goldens; None if they are good."""
     flat = [answer for images in answers.values() for image in images.values() for answer in image]
     if min(answer["min_margin"] for answer in flat) < MIN_MARGIN:
         return "two tokens nearly tie"

@@ -1,4 +1,4 @@
-"""Random values on which every detail of the computation shows.
+"""Random values for which every detail of the computation changes the outputs.
 
 Residual branches start small, so that norms see variances near their eps; projections
 into attention and activations have gains above one, so that softmax and GELU are far

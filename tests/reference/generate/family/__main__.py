@@ -29,7 +29,7 @@ IMAGES = ("photo", "tall")
 MESSAGES = (["What is shown?"], ["Is it red?", "Yes.", "And <image> what else? "])
 NEW_TOKENS, EOS, VOCAB = 16, 2, 576
 NATIVE_EPS, HF_EPS = 1e-5, 1e-6
-# Of the positions whose logits are all kept.
+# Step of the positions whose logits are kept.
 LOGITS_STEP = 8
 MIN_MARGIN, MAX_DRAWS = 2e-3, 50
 SYSTEM = {
@@ -69,14 +69,14 @@ def draw(member: Member, generator: torch.Generator) -> Weights:
         size = patch * tower.hub_grid if tower.hub_grid else member.px
         state = fill(create_tower(tower, size, None).state_dict(), generator)
         for name in ("norm_pre.weight", "norm_pre.bias"):
-            # As small as embeddings are elsewhere, so that what the blocks add shows.
+            # As small as other embeddings, so that the contributions of the blocks are visible.
             if name in state:
                 state[name] = (state[name] * 0.02).to(torch.bfloat16)
         towers.append(state)
     vision, hidden = sum(tower.width for tower in member.towers), member.text["hidden_size"]
     widths = projector_widths(member.arch_specifier, vision, hidden)
     projector = Projector(widths).state_dict()
-    # Gains are set for three layers: what the others have is the first's or the last's.
+    # Gains are set for three layers; the others have those of the first or the last.
     names = {1: {"fc1": "only"}, 2: {"fc1": "fc1", "fc2": "fc3"}}.get(len(widths) - 1, {})
     renamed = {f"{names.get(k[:3], k[:3])}{k[3:]}": value for k, value in projector.items()}
     filled = fill(renamed, generator).values()
@@ -164,7 +164,7 @@ def is_good(answers: dict[str, list]) -> bool:
 
 @torch.inference_mode()
 def write_member(name: str, out: Path) -> None:
-    """Write one member; weights are drawn until its answers are good goldens."""
+    """Write one member, with random weights drawn until its answers are good goldens."""
     member = MEMBERS[name]
     generator = torch.Generator().manual_seed(sum(map(ord, name)))
     for _ in range(MAX_DRAWS):

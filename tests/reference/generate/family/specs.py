@@ -1,6 +1,6 @@
 """The members: real ids, towers, projectors, decoders and prompts in small dimensions.
 
-The ids are those of published models, so that every setting is found as in a real checkpoint.
+The ids are those of published models, so that every setting is read as from a real checkpoint.
 """
 
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Tower:
-    """One tower and the file that a native checkpoint takes it from.
+    """One tower and the file from which a native checkpoint reads it.
 
     Attributes:
         name: ``dino``, ``siglip``, ``clip`` or ``in1k``.
@@ -16,7 +16,7 @@ class Tower:
         native_act, hf_act: timm's ``act_layer`` in both forms; None for the exact GELU.
         width, depth: dimensions.
         hub_grid: side of the position grid in the file; 0 for the grid that is used.
-        layout: of the file: ``timm``, ``trunk`` (open_clip around timm) or ``open_clip``.
+        layout: of the file: ``timm``, ``trunk`` (timm inside open_clip) or ``open_clip``.
     """
 
     name: str
@@ -35,7 +35,7 @@ class Member:
 
     Attributes:
         px: side of the pictures.
-        trained_towers: whether the checkpoint has towers of its own (in float32).
+        trained_towers: whether the checkpoint contains towers (in float32).
         has_hf: whether an HF-converted form exists (not for linear projectors).
         sample: distance of the pixels and patches that are kept.
     """
