@@ -13,7 +13,7 @@ FOLDER = "mlx-vlm-moxin"
 _ENTRY = re.compile(r'^Repository = "(.*)"\n', re.MULTILINE)
 _HINT = re.compile(r"^# No `Repository` yet: .*\n", re.MULTILINE)
 _CLONE = re.compile(rf"git clone \S+ {FOLDER}\b")
-# README's explanation of the placeholder, removed with it.
+# README's explanation of the placeholder; it is removed with the placeholder.
 _EXPLANATION = " (`ADDRESS` is where you found this page)"
 
 

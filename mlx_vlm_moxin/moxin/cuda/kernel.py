@@ -17,7 +17,7 @@ C_TYPES = {
     mx.int32: "int",
     mx.uint32: "unsigned int",
 }
-# Dtypes that T stands for in the kernels.
+# Possible values of T in the kernels.
 DTYPES = (mx.bfloat16, mx.float16)
 # MLX keeps arrays of 8 bytes or less in host memory, where a kernel needs about 10 us to read them,
 # so counters are padded to 4 elements.

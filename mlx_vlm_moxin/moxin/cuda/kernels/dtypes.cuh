@@ -1,6 +1,6 @@
 // bfloat16 and float16 without CUDA's headers, which take longer to parse than a kernel to compile.
 //
-// T stands for one of the two in all files.
+// In all files T is one of the two.
 
 #pragma once
 

@@ -12,7 +12,7 @@
 
 namespace moxin {
 
-// A value of a process's part, so that sum_parts knows it from a product of MLX.
+// A value of a process's part: a separate type, so that sum_parts distinguishes it from MLX's.
 struct Sent {
   config::T value;
 };

@@ -48,7 +48,7 @@ __device__ void multiply(
 // them in a table in shared memory.
 extern "C" __global__ void __launch_bounds__(config::THREADS, 1) fused_prompt(
     const config::T* x,      // [tokens, HIDDEN]
-    const int* filled,       // filled[0]: tokens in the cache, after which these go
+    const int* filled,       // filled[0]: tokens in the cache, before these
     unsigned int* arrivals,  // [4] zeros, the barrier's counter
     LAYER_PARAMETERS,
     config::T* out,          // [tokens, HIDDEN]

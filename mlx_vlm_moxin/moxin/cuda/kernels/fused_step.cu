@@ -19,7 +19,7 @@
 // by every thread.
 extern "C" __global__ void __launch_bounds__(config::THREADS, 1) fused_step(
     const config::T* x,      // [HIDDEN]
-    const int* position,     // position[0]: tokens in the cache, which is where this one goes
+    const int* position,     // position[0]: tokens in the cache, the position of this one
     unsigned int* arrivals,  // [4] zeros, the barrier's counter
     LAYER_PARAMETERS,
     config::T* out,          // [HIDDEN]

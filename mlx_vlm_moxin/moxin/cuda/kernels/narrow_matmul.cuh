@@ -1,11 +1,11 @@
 // Products of up to 64 rows, and of a few hundred rows with quantised weights: x [rows, K] times the
 // transpose of weights [N, K].
 //
-// With few rows the product is limited by reading the weights once. A warp loads its rows of the weights from
-// global memory directly into the registers of tensor-core fragments: in mma m16n8k16, lane 4 g + j
-// holds row g at k = 2 j, 2 j + 1, 2 j + 8 and 2 j + 9. Which values of a row are at these k does not
-// matter as long as x uses the same order, so a lane loads 16 consecutive bytes. x goes through
-// shared memory, for all warps of the thread block.
+// With few rows the product is limited by reading the weights once. A warp loads its rows of the
+// weights from global memory directly into the registers of tensor-core fragments: in mma m16n8k16,
+// lane 4 g + j holds row g at k = 2 j, 2 j + 1, 2 j + 8 and 2 j + 9. Which values of a row are at
+// these k does not matter as long as x uses the same order, so a lane loads 16 consecutive bytes. x
+// goes through shared memory, for all warps of the thread block.
 
 #pragma once
 

@@ -1,13 +1,12 @@
 // Sums over GPUs: memory of each process that the kernels of all of them write into, through NVLink.
 //
-// A process's memory begins with the number of thread blocks that have arrived, those of all
-// processes, to which all of them add. Next are two numbers that its own kernels keep from launch
-// to launch. The rest is in two halves, each for one part from every process: while one half is
-// read, the parts of the next sum go into the other. All processes launch the same kernels in the
-// same order.
+// A process's memory begins with a counter of arrived thread blocks, to which the blocks of all
+// processes add. Next are two numbers that its own kernels keep from launch to launch. The rest is
+// two halves, each with room for one part from every process: while one half is read, the parts of
+// the next sum are written into the other. All processes launch the same kernels in the same order.
 //
-// PATIENCE in namespace config: seconds after which a launch fails, because a process that has ended
-// would leave the others waiting for ever.
+// PATIENCE in namespace config: seconds after which a launch fails. Without it, the others would
+// wait forever for a process that has ended.
 
 #pragma once
 
@@ -40,7 +39,7 @@ struct Peers {
     next = kept[1];
   }
 
-  // Where this process's part of the next sum goes in the memory of process `to`.
+  // Address of this process's part of the next sum in the memory of process `to`.
   __device__ unsigned char* outbox(int to) const {
     return memory[to] + PEER_PARTS + next * half_bytes + static_cast<long long>(rank) * part_bytes;
   }

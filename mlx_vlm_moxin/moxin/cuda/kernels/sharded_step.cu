@@ -2,10 +2,10 @@
 // MLP columns of this process, in one launch. o_proj and down_proj give parts of a sum, which every
 // process writes into the memory of all (peers.cuh).
 //
-// Cost: as in fused_step.cu, of this process's weights; and for each of the two sums of a layer
-// HIDDEN floats to each other process, and the way there and back for the barrier.
+// Cost: as in fused_step.cu for this process's weights. Each of the two sums of a layer also sends
+// HIDDEN floats to each other process, and its barrier takes a round trip.
 //
-// Constants that sharded_step.py defines in namespace config: those of fused_step.cu for this
+// Constants that fused_step.py defines in namespace config: those of fused_step.cu for this
 // process's heads and columns; RANKS (processes), PATIENCE (seconds).
 
 #include "peers.cuh"
@@ -76,7 +76,7 @@ extern "C" __global__ void __launch_bounds__(config::THREADS, 1) sharded_step(
     float* sums,                    // scratch [HEADS * SPLITS * (HEAD_DIM + 2)]
     config::T* gated,               // scratch [INTERMEDIATE]
     int capacity,                   // positions of the cache
-    int rank, int half_bytes) {     // of this process; as in peers.cuh
+    int rank, int half_bytes) {     // rank of this process; half_bytes as in peers.cuh
   using namespace moxin;
   __shared__ Layer<T> layers[config::LAYERS];
   FILL_LAYERS(layers)

@@ -1,5 +1,5 @@
-// Attention of one new token of each sequence of a batch, whose key and value it appends to the
-// cache: rotary embedding and attention in one launch, a tile of query rows per thread block.
+// Attention of one new token of each sequence of a batch; appends its key and value to the cache.
+// Rotary embedding and attention in one launch, a tile of query rows per thread block.
 //
 // Cost: reads the partial products (`splits` floats per value) and every key and value once: 147 KB
 // per position and sequence for Moxin's 36 layers.

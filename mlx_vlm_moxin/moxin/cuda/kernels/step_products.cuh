@@ -1,7 +1,7 @@
 // The products of a decoding step: one token of one sequence. Each waits at the barrier `before` for
 // its input and arrives at the barrier `after`; both may be the same one.
 //
-// Constants that the file that includes this expects in namespace config: see fused_step.cu.
+// Constants in namespace config: see fused_step.cu.
 
 #pragma once
 

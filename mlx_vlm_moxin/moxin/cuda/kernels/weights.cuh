@@ -91,8 +91,8 @@ __device__ inline T load_scale(const T* address) {
   return v;
 }
 
-// A coherent load of a value that another thread block has written, issued here and not where the
-// compiler would sink it to.
+// A coherent load of a value that another thread block has written. The compiler cannot move it to
+// a later place.
 template <typename T>
 __device__ inline T load_early(const T* address) {
   T v;
