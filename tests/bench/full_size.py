@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerFast
 from mlx_vlm_moxin.bench import models
 
 from .peers.sizes import SMALL, Sizes
+from .qwen2_vl import write_qwen2_vl
 
 SPECIALS = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
 TEMPLATE = "In: {{ messages[-1]['content'] }}\nOut:"
@@ -65,16 +66,27 @@ def main(argv: Sequence[str] | None = None) -> None:
     """The command; an existing checkpoint is kept."""
     parser = argparse.ArgumentParser("python -m bench.full_size", description=__doc__)
     parser.add_argument("folder", type=Path, help="gets a folder for each width: 16, 8, 4")
-    parser.add_argument("--bits", type=int, nargs="+", default=[16, 8, 4], choices=models.BITS)
+    parser.add_argument("--bits", type=int, nargs="*", default=[16, 8, 4], choices=models.BITS)
+    parser.add_argument("--qwen2-vl", action="store_true", help="also mlx-vlm's Qwen2-VL 7B")
     parser.add_argument("--small", action="store_true", help="tiny sizes: shows that it runs")
     args = parser.parse_args(argv)
+    sizes = SMALL if args.small else Sizes()
     for bits in args.bits:
         folder = args.folder / str(bits)
         if not folder.exists():
-            write_checkpoint(folder, bits, SMALL if args.small else Sizes())
+            write_checkpoint(folder, bits, sizes)
             models.free()
-        size = sum(file.stat().st_size for file in folder.iterdir())
-        print(f"{folder}: {size / 1e9:.2f} GB", flush=True)
+        _print_size(folder)
+    if args.qwen2_vl:
+        folder = args.folder / "qwen2-vl"
+        if not folder.exists():
+            write_qwen2_vl(folder, tokenizer, args.small)
+        _print_size(folder)
+
+
+def _print_size(folder: Path) -> None:
+    size = sum(file.stat().st_size for file in folder.iterdir())
+    print(f"{folder}: {size / 1e9:.2f} GB", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """``python -m bench.serve CHECKPOINT``, run in ``tests``: the server under clients with pictures.
 
-Starts ``mlx_vlm_moxin server`` and has 1, 8, 32 and 64 clients ask one question after another, each
-about a picture that the server has not seen, answers streamed. Prints the tokens per second of
-all clients together and the time to the first token.
+Starts ``mlx_vlm_moxin server``, with and without this package's kernels, or stock
+``mlx_vlm.server`` with a model of mlx-vlm's own that is as large. Has 1, 8, 32 and 64 clients ask
+one question after another, each about a picture that the server has not seen, answers streamed.
+Prints the tokens per second of all clients together and the time to the first token.
 """
 
 import argparse
@@ -14,7 +15,7 @@ import statistics
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -136,31 +137,48 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, 32, 64])
     parser.add_argument("--seconds", type=float, default=8)
     parser.add_argument("--max-tokens", type=int, default=64)
-    parser.add_argument("--kernels", nargs="+", choices=["on", "off"], default=["on", "off"])
+    parser.add_argument("--kernels", nargs="*", choices=["on", "off"], default=["on", "off"])
+    parser.add_argument("--other", type=Path, help="also stock mlx_vlm.server with this model")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything to this file")
     args = parser.parse_args(argv)
+    sides: list[tuple[str, type[Server], Path, dict[str, str]]] = [
+        (f"kernels {kernels}", MoxinServer, args.checkpoint, _switch(kernels == "on"))
+        for kernels in args.kernels
+    ]
+    if args.other:
+        sides.append((f"mlx_vlm.server, {args.other.name}", Server, args.other, {}))
     done: dict[str, list[dict[str, Any]]] = {}
-    print("| kernels | clients | tokens/s | first token, median | worst |")
+    print("| server | clients | tokens/s | first token, median | worst |")
     print("|---|--:|--:|--:|--:|", flush=True)
-    for kernels in args.kernels:
-        environment = {"MLX_VLM_MOXIN_KERNELS": str(int(kernels == "on"))}
-        with (
-            tempfile.TemporaryDirectory() as folder,
-            MoxinServer(args.checkpoint, Path(folder) / "log.txt", **environment) as server,
-        ):
-            # Compiles what the first requests of each batch size need.
-            for clients in args.clients:
-                Load(server, clients, 1.0, 16).run()
-            for clients in args.clients:
-                found = Load(server, clients, args.seconds, args.max_tokens).run()
-                done.setdefault(f"kernels {kernels}", []).append(found)
-                cells = [kernels, str(clients), f"{found['tokens_per_second']:,.0f}"]
-                for name in ("first_token_median", "first_token_worst"):
-                    cells.append(f"{found[name]:.2f} s" if name in found else "")
-                errors = f" {found['errors']}" if found["errors"] else ""
-                print(f"| {' | '.join(cells)} |{errors}", flush=True)
-                if args.json:
-                    args.json.write_text(json.dumps(done, indent=2) + "\n", encoding="utf-8")
+    for name, kind, checkpoint, environment in sides:
+        for found in measure(kind, checkpoint, environment, args):
+            done.setdefault(name, []).append(found)
+            cells = [name, str(found["clients"]), f"{found['tokens_per_second']:,.0f}"]
+            for key in ("first_token_median", "first_token_worst"):
+                cells.append(f"{found[key]:.2f} s" if key in found else "")
+            errors = f" {found['errors']}" if found["errors"] else ""
+            print(f"| {' | '.join(cells)} |{errors}", flush=True)
+            if args.json:
+                args.json.write_text(json.dumps(done, indent=2) + "\n", encoding="utf-8")
+
+
+def _switch(are_on: bool) -> dict[str, str]:
+    return {"MLX_VLM_MOXIN_KERNELS": str(int(are_on))}
+
+
+def measure(
+    kind: type[Server], checkpoint: Path, environment: dict[str, str], args: argparse.Namespace
+) -> Iterator[dict[str, Any]]:
+    """Start a server, and load it with each number of clients."""
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        kind(checkpoint, Path(folder) / "log.txt", **environment) as server,
+    ):
+        # Compiles what the first requests of each batch size need.
+        for clients in args.clients:
+            Load(server, clients, 1.0, 16).run()
+        for clients in args.clients:
+            yield Load(server, clients, args.seconds, args.max_tokens).run()
 
 
 if __name__ == "__main__":

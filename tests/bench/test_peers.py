@@ -13,10 +13,10 @@ from support import run_module
 
 from bench.peers import mlx_decode, questions, report, rounds
 from bench.peers import models as peer_models
-from bench.peers.measures import TABLE, all_measures
+from bench.peers.measures import all_measures, table
 from bench.peers.models import Models
 from bench.peers.rounds import Measure, Result, Side, measure_rounds
-from bench.peers.sizes import SMALL, Sizes
+from bench.peers.sizes import SHAPES, SMALL, Sizes
 
 TESTS = Path(__file__).parent.parent
 MLX_MEASURES = ("preprocess-jpeg", "decode", "decode-batch", "second-question")
@@ -112,9 +112,12 @@ def _share(name: str) -> float:
 
 
 @pytest.mark.parametrize("sizes", [Sizes(), SMALL])
-def test_the_memory_of_at_most_three_large_models_is_held_at_a_time(sizes):
+@pytest.mark.parametrize("names", [None, table("moxin"), table("openvla")])
+def test_the_memory_of_at_most_three_large_models_is_held_at_a_time(sizes, names):
     measures = all_measures(sizes)
     assert {name for measure in measures for name in measure.needs} == set(peer_models.BUILDERS)
+    by_name = {measure.name: measure for measure in measures}
+    measures = [by_name[name] for name in names or by_name]
     built = set()
     for index, measure in enumerate(measures):
         built &= {name for later in measures[index:] for name in later.needs}
@@ -238,8 +241,19 @@ def test_a_run_goes_on_after_what_is_complete(tmp_path):
     assert "already decoded" in measures["preprocess-image"]["title"]
 
 
-def test_the_rows_of_the_table_exist():
-    assert set(TABLE) <= {measure.name for measure in all_measures(SMALL)}
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_rows_of_the_table_exist_and_those_with_a_compiler_come_last(shape):
+    measures = {measure.name: measure for measure in all_measures(SMALL)}
+    names = table(shape)
+    assert len(set(names)) == len(names)
+    compiled = [any("compiled" in side.name for side in measures[name].sides) for name in names]
+    assert compiled == sorted(compiled)
+    assert any(compiled)
+
+
+def test_sides_are_chosen_by_a_part_of_their_name():
+    measure = _measure("ours", "peer, a", "peer, b").only("peer")
+    assert [side.name for side in measure.sides] == ["peer, a", "peer, b"]
 
 
 def test_an_unknown_measure_is_refused():

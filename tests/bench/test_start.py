@@ -11,7 +11,7 @@ from bench import conversion, full_size, serve, start
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     folder = tmp_path_factory.mktemp("full-size")
-    full_size.main([str(folder), "--bits", "8", "--small"])
+    full_size.main([str(folder), "--bits", "8", "--qwen2-vl", "--small"])
     return folder / "8"
 
 
@@ -39,6 +39,13 @@ def test_clients_get_tokens_from_a_server(checkpoint, tmp_path):
         load.max_tokens = -1
         with pytest.raises(RuntimeError, match="HTTP 4"):
             load.ask(serve.picture(0), time.monotonic())
+
+
+def test_mlx_vlms_own_model_answers_from_the_stock_server(checkpoint, tmp_path):
+    with serve.Server(checkpoint.parent / "qwen2-vl", tmp_path / "log.txt") as server:
+        load = serve.Load(server, 1, seconds=1e6, max_tokens=4)
+        load.ask(serve.picture(0), time.monotonic())
+        assert load.tokens > 0
 
 
 def test_a_conversion_is_timed_beside_reading_its_source(tmp_path, capsys):

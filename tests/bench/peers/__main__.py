@@ -15,9 +15,9 @@ from mlx_vlm_moxin.bench.machine import Machine, probe
 from mlx_vlm_moxin.bench.models import bytes_of
 
 from . import report
-from .measures import TABLE, all_measures
+from .measures import all_measures, table
 from .models import Models
-from .rounds import Measure, Result, measure_rounds
+from .rounds import ROUND_LIMIT, Measure, Result, measure_rounds
 from .sizes import SHAPES, SMALL, Sizes
 
 CACHE_LIMIT = 2 << 30
@@ -31,7 +31,11 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--table", action="store_true", help="measure the rows of docs/speed.md, print them so"
     )
+    parser.add_argument("--sides", metavar="TEXT", help="only sides with this in their name")
     parser.add_argument("--rounds", type=int, default=5, help="rounds that count (default: 5)")
+    parser.add_argument(
+        "--limit", type=float, default=ROUND_LIMIT, help="seconds for a round of one side"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything to this file")
     parser.add_argument(
         "--resume", action="store_true", help="leave out what the file of --json has already"
@@ -55,11 +59,21 @@ def decode_limit(measure: Measure, models: Models, machine: Machine) -> float | 
 
 
 def run(
-    measures: Sequence[Measure], sizes: Sizes, rounds: int, path: Path | None, done: dict[str, Any]
+    measures: Sequence[Measure],
+    sizes: Sizes,
+    rounds: int,
+    limit_s: float,
+    path: Path | None,
+    done: dict[str, Any],
 ) -> None:
     """Measure and print one after another; ``path`` always holds the results so far.
 
     Args:
+        measures: in this order.
+        sizes: those of all models.
+        rounds: of each side, after one that warms up.
+        limit_s: seconds for a round of one side.
+        path: JSON file, or None.
         done: what an earlier run of the same kind measured; the new results are added to it.
     """
     machine = probe()
@@ -86,7 +100,7 @@ def run(
                     partial = {**report.to_dict(measure, results, None), "rounds": 0}
                     report.save_json(path, machine, {**done, measure.name: partial})
 
-            results = measure_rounds(measure, models, rounds, bar.update, note, each)
+            results = measure_rounds(measure, models, rounds, bar.update, note, each, limit_s)
             ours_ran = any(result.is_ours and result.values for result in results)
             limit = decode_limit(measure, models, machine) if ours_ran else None
             lines = report.text(measure, results, limit)
@@ -113,10 +127,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.resume and not args.json:
         options.error("--resume needs --json FILE")
     done = report.complete(args.json) if args.resume else {}
-    chosen = args.only or [name for name in measures if not args.table or name in TABLE]
+    chosen = args.only or (table(args.shape) if args.table else measures)
     left = [measures[name] for name in chosen if name not in done]
+    if args.sides:
+        left = [measure.only(args.sides) for measure in left]
     try:
-        run(left, sizes, args.rounds, args.json, done)
+        run(left, sizes, args.rounds, args.limit, args.json, done)
     except KeyboardInterrupt:
         sys.exit("stopped")
     finally:

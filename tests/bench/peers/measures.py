@@ -8,18 +8,25 @@ from .rounds import Measure, Side
 from .sizes import Sizes
 
 BF16, EIGHT, FOUR = "", " 8 bits", " 4 bits"
-# The rows of the table in the documentation.
-TABLE = ("towers", "first-token", "decode", "decode-batch", "act", "decode-8bit", "decode-4bit")
-TABLE += ("decode-batch-8bit", "decode-batch-4bit", "first-token-8bit", "first-token-4bit")
-TABLE += tuple(
-    f"{name}{width}"
-    for name in ("decode-long", "decode-batch-8", "prompt")
-    for width in ("", "-8bit", "-4bit")
-)
+# Measures of the table in the documentation, by the shape of the model: names in bfloat16, each
+# of which has one at 8 and one at 4 bits. Those with a side that PyTorch compiles come last.
+_ROWS = {
+    "moxin": ("first-token", "short-prompt", "prompt", "decode-long", "decode-batch-8")
+    + ("decode", "decode-batch"),
+    "openvla": ("act-chunk", "act-batch", "act"),
+}
 
 
 def _suffix(width: str) -> str:
     return {BF16: "", EIGHT: "-8bit", FOUR: "-4bit"}[width]
+
+
+def table(shape: str) -> tuple[str, ...]:
+    """Names of the table's measures for a model of ``shape``, in the order to measure them."""
+    names = [f"{name}{_suffix(width)}" for width in (EIGHT, FOUR, BF16) for name in _ROWS[shape]]
+    if shape == "moxin":
+        names.insert(names.index("first-token"), "towers")
+    return tuple(names)
 
 
 def _ours(entry: str, width: str, name: str = "ours", **options) -> tuple[Side, Side]:
@@ -109,19 +116,26 @@ def _loops(sizes: Sizes, width: str) -> tuple[Measure, ...]:
     return tuple(measures)
 
 
-def _prompt(sizes: Sizes, width: str) -> Measure:
-    sides = [
-        *_ours("mlx_decode:prompt", width),
-        _mlx_lm("mlx_decode:prompt", width, "same chunks"),
-    ]
-    if width == BF16:
-        sides.append(Side("PyTorch, same chunks", "torch_decode:prompt", ("torch decoder",)))
-    return Measure(
-        f"prompt{_suffix(width)}",
-        f"prompt of {sizes.prompt} tokens in chunks of {sizes.chunk},{width or ' bf16'}",
-        "ms",
-        tuple(sides),
-    )
+def _prompts(sizes: Sizes, width: str) -> tuple[Measure, ...]:
+    """A long prompt in chunks, and one as long as a picture's in one piece."""
+    measures = []
+    for name, length, title in (
+        ("prompt", sizes.prompt, f"{sizes.prompt} tokens in chunks of {sizes.chunk}"),
+        ("short-prompt", sizes.short_prompt, f"{sizes.short_prompt} tokens"),
+    ):
+        options = {"length": length}
+        sides = [
+            *_ours("mlx_decode:prompt", width, **options),
+            _mlx_lm("mlx_decode:prompt", width, "same chunks", **options),
+        ]
+        if width == BF16:
+            entry = "torch_decode:prompt"
+            sides.append(Side("PyTorch, same chunks", entry, ("torch decoder",), options))
+        full_name = f"{name}{_suffix(width)}"
+        measures.append(
+            Measure(full_name, f"prompt of {title},{width or ' bf16'}", "ms", tuple(sides))
+        )
+    return tuple(measures)
 
 
 def _first_token(sizes: Sizes, width: str) -> Measure:
@@ -168,42 +182,24 @@ def _pictures(sizes: Sizes) -> tuple[Measure, ...]:
     )
 
 
-def _actions(sizes: Sizes) -> tuple[Measure, ...]:
+def _actions(sizes: Sizes, width: str) -> tuple[Measure, ...]:
+    """One action, those of several robots, a chunk; in bfloat16 beside the published code."""
     torch = ("torch towers", "torch decoder")
-
-    def widths(entry: str, **options) -> tuple[Side, ...]:
-        names = {BF16: "ours, bf16", EIGHT: "ours, 8 bits", FOUR: "ours, 4 bits"}
-        return tuple(_ours(entry, width, name, **options)[0] for width, name in names.items())
-
-    robots = sizes.robots
-    return (
-        Measure(
-            "act",
-            "a robot's action, one picture, seven tokens",
-            "ms",
-            (
-                *widths("actions:tokens"),
-                _ours("actions:tokens", BF16)[1],
-                Side("PyTorch, eager", "torch_actions:tokens", torch),
-                Side("PyTorch, static cache, compiled", "torch_actions:static", torch),
-            ),
-        ),
-        Measure(
-            "act-chunk",
-            "a chunk of eight actions in one pass, two pictures",
-            "ms",
-            (
-                *widths("actions:chunk"),
-                Side("PyTorch, eager", "torch_actions:chunk", torch),
-            ),
-        ),
-        Measure(
-            "act-batch",
-            f"actions of {robots} robots at once, one picture each",
-            "ms",
-            widths("actions:tokens", batch=robots),
-        ),
-    )
+    batch = {"batch": sizes.robots}
+    compiled = Side("PyTorch, static cache, compiled", "torch_actions:static", torch)
+    measures = []
+    for name, title, entry, options, others in (
+        ("act", "a robot's action, one picture, seven tokens", "tokens", {}, (compiled,)),
+        ("act-chunk", "a chunk of eight actions in one pass, two pictures", "chunk", {}, ()),
+        ("act-batch", f"actions of {sizes.robots} robots at once", "tokens", batch, ()),
+    ):
+        sides = _ours(f"actions:{entry}", width, **options)
+        if width == BF16:
+            eager = Side("PyTorch, eager", f"torch_actions:{entry}", torch, options)
+            sides += (eager, *others)
+        full_name = f"{name}{_suffix(width)}"
+        measures.append(Measure(full_name, f"{title},{width or ' bf16'}", "ms", sides))
+    return tuple(measures)
 
 
 def _preprocessing(sizes: Sizes) -> tuple[Measure, ...]:
@@ -234,17 +230,18 @@ def all_measures(sizes: Sizes) -> tuple[Measure, ...]:
             _first_token(sizes, width),
             _decode(sizes, width),
             *_loops(sizes, width),
-            _prompt(sizes, width),
+            *_prompts(sizes, width),
             _decode_batch(sizes, width),
+            *_actions(sizes, width),
         )
     ]
     return (
         *_preprocessing(sizes),
         _decode(sizes, BF16),
         *_loops(sizes, BF16),
-        _prompt(sizes, BF16),
+        *_prompts(sizes, BF16),
         _decode_batch(sizes, BF16),
         *_pictures(sizes),
-        *_actions(sizes),
+        *_actions(sizes, BF16),
         *quantised,
     )

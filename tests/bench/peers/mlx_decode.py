@@ -88,10 +88,10 @@ def loop(models: Models, model: str, batch: int = 1, context: int | None = None)
     return run
 
 
-def prompt(models: Models, model: str) -> Run:
-    """A long prompt in chunks, as both libraries' loops compute it; milliseconds."""
+def prompt(models: Models, model: str, length: int) -> Run:
+    """A prompt in chunks, as both libraries' loops compute it; milliseconds."""
     decoder, forward = _forward(models[model])
-    ids = _ids(models, 1, models.sizes.prompt)
+    ids = _ids(models, 1, length)
     chunk = models.sizes.chunk
     mx.eval(ids)
 

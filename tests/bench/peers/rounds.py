@@ -7,7 +7,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from unittest import mock
 
@@ -104,6 +104,10 @@ class Measure:
         """Names of all models that the sides use."""
         return {name for side in self.sides for name in side.needs}
 
+    def only(self, text: str) -> "Measure":
+        """The same with the sides whose names contain ``text``."""
+        return replace(self, sides=tuple(side for side in self.sides if text in side.name))
+
 
 @dataclass
 class Result:
@@ -141,22 +145,25 @@ def measure_rounds(
     tick: Callable[[], None],
     note: Callable[[str], None] = lambda line: None,
     each: Callable[[list["Result"]], None] = lambda results: None,
+    limit: float | None = None,
 ) -> list[Result]:
     """Time all sides of ``measure``: one warm-up round, then ``rounds`` measured ones.
 
-    A side that raises, or whose round exceeds ``ROUND_LIMIT``, is left out from then on; the
-    others continue.
+    A side that raises, or whose round is too long, is left out from then on; the others
+    continue.
 
     Args:
         tick: called after every round of a side.
         note: receives a line after every round of a side, which shows the slow ones.
         each: receives all results after every round of a side.
+        limit: seconds for a round of one side; None for ``ROUND_LIMIT``.
     """
+    limit = limit or ROUND_LIMIT
     results = [Result(side.name, side.is_ours) for side in measure.sides]
     runs: list[Run | None] = []
     for side, result in zip(measure.sides, results):
         try:
-            with time_limit(ROUND_LIMIT):
+            with time_limit(limit):
                 runs.append(side.prepare(models))
         except Exception as error:
             runs.append(None)
@@ -166,7 +173,7 @@ def measure_rounds(
             if runs[index] is not None:
                 start = time.perf_counter()
                 try:
-                    with time_limit(ROUND_LIMIT):
+                    with time_limit(limit):
                         value = runs[index]()
                 except Exception as error:
                     runs[index] = None

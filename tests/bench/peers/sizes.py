@@ -62,6 +62,7 @@ class Sizes:
         context: tokens in the cache when decoding starts.
         long_context: the same where a long one is measured.
         prompt: tokens of a long prompt.
+        short_prompt: tokens of one that is as long as a picture's with its question.
         chunk: tokens of it that are computed at a time.
         tokens: tokens decoded per round.
         small_batch: rows that are decoded together where few are.
@@ -77,6 +78,7 @@ class Sizes:
     context: int = 300
     long_context: int = 8000
     prompt: int = 2000
+    short_prompt: int = 288
     chunk: int = 512
     tokens: int = 64
     small_batch: int = 8
@@ -97,6 +99,7 @@ SMALL = Sizes(
     context=20,
     long_context=40,
     prompt=50,
+    short_prompt=12,
     chunk=16,
     tokens=6,
     small_batch=2,

@@ -14,32 +14,39 @@ from .rounds import Run
 from .torch_models import DEVICE, DTYPE
 
 
-def _inputs(models: Models, images: list) -> torch.Tensor:
-    """The decoder's input: ``<s>``, the pictures' tokens, a prompt of random ids."""
+def _inputs(models: Models, images: list, batch: int = 1) -> torch.Tensor:
+    """The decoder's input: ``<s>``, the pictures' tokens, a prompt of random ids.
+
+    Args:
+        models: towers and decoder.
+        images: those of all rows, as many for each.
+        batch: number of rows.
+    """
     from reference.generate.pixels import hf_pixels
 
     sizes, decoder = models.sizes, models["torch decoder"]
     config = preprocessor_config(sizes.config.vision_config.image_size)
     pixels = torch.stack([hf_pixels(image, config) for image in images]).to(DEVICE, DTYPE)
-    text = torch.randint(3, sizes.config.pad_token_id, (1, 1 + PROMPT_TOKENS)).to(DEVICE)
+    text = torch.randint(3, sizes.config.pad_token_id, (batch, 1 + PROMPT_TOKENS)).to(DEVICE)
     embeddings = decoder.get_input_embeddings()(text)
-    pictures = models["torch towers"](pixels).flatten(0, 1)[None]
+    features = models["torch towers"](pixels)
+    pictures = features.reshape(batch, -1, features.shape[-1])
     return torch.cat([embeddings[:, :1], pictures, embeddings[:, 1:]], dim=1)
 
 
-def tokens(models: Models) -> Run:
-    """OpenVLA as published: eager, with a growing cache."""
-    decoder, image = models["torch decoder"], picture(models)
+def tokens(models: Models, batch: int = 1) -> Run:
+    """OpenVLA as published: eager, with a growing cache. Its own code refuses several rows."""
+    decoder, images = models["torch decoder"], [picture(models)] * batch
 
     @torch.no_grad()
     def work() -> None:
         cache = DynamicCache(config=decoder.config)
         arguments = {"past_key_values": cache, "use_cache": True, "logits_to_keep": 1}
-        logits = decoder(inputs_embeds=_inputs(models, [image]), **arguments).logits
+        logits = decoder(inputs_embeds=_inputs(models, images, batch), **arguments).logits
         for _ in range(ACTION_DIM - 1):
             ids = logits[:, -1].argmax(dim=-1, keepdim=True)
             logits = decoder(ids, **arguments).logits
-        logits[:, -1].argmax(dim=-1).item()
+        logits[:, -1].argmax(dim=-1).tolist()
 
     return lambda: 1e3 * seconds(work)
 

@@ -42,10 +42,10 @@ def generate(models: Models) -> Run:
     return run
 
 
-def prompt(models: Models) -> Run:
-    """A long prompt in chunks, eager, on a growing cache; milliseconds."""
+def prompt(models: Models, length: int) -> Run:
+    """A prompt in chunks, eager, on a growing cache; milliseconds."""
     model, chunk = models["torch decoder"], models.sizes.chunk
-    ids = _ids(models, 1, models.sizes.prompt)
+    ids = _ids(models, 1, length)
 
     @torch.no_grad()
     def work() -> None:
