@@ -21,14 +21,14 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from server_process import Server
+from server_process import MeasuredServer
 
 WORDS = " ".join(f"w{100 + index}" for index in range(30))
 TIMEOUT_S = 120
 WIDTH, HEIGHT = 640, 480
 
 
-class MoxinServer(Server):
+class MoxinServer(MeasuredServer):
     """This package's server with its default restrictions."""
 
     command = ("mlx_vlm_moxin", "server")
@@ -51,7 +51,7 @@ class Load:
         errors: messages of failed requests.
     """
 
-    def __init__(self, server: Server, clients: int, seconds: float, max_tokens: int):
+    def __init__(self, server: MeasuredServer, clients: int, seconds: float, max_tokens: int):
         self._server, self.max_tokens, self._seconds = server, max_tokens, seconds
         self._lock, self._seed = threading.Lock(), 1000 * clients
         self.first_token: list[float] = []
@@ -141,12 +141,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--other", type=Path, help="also stock mlx_vlm.server with this model")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything to this file")
     args = parser.parse_args(argv)
-    sides: list[tuple[str, type[Server], Path, dict[str, str]]] = [
+    sides: list[tuple[str, type[MeasuredServer], Path, dict[str, str]]] = [
         (f"kernels {kernels}", MoxinServer, args.checkpoint, _switch(kernels == "on"))
         for kernels in args.kernels
     ]
     if args.other:
-        sides.append((f"mlx_vlm.server, {args.other.name}", Server, args.other, {}))
+        sides.append((f"mlx_vlm.server, {args.other.name}", MeasuredServer, args.other, {}))
     done: dict[str, list[dict[str, Any]]] = {}
     print("| server | clients | tokens/s | first token, median | worst |")
     print("|---|--:|--:|--:|--:|", flush=True)
@@ -167,7 +167,10 @@ def _switch(are_on: bool) -> dict[str, str]:
 
 
 def measure(
-    kind: type[Server], checkpoint: Path, environment: dict[str, str], args: argparse.Namespace
+    kind: type[MeasuredServer],
+    checkpoint: Path,
+    environment: dict[str, str],
+    args: argparse.Namespace,
 ) -> Iterator[dict[str, Any]]:
     """Start a server, and load it with each number of clients."""
     with (

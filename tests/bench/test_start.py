@@ -42,7 +42,7 @@ def test_clients_get_tokens_from_a_server(checkpoint, tmp_path):
 
 
 def test_mlx_vlms_own_model_answers_from_the_stock_server(checkpoint, tmp_path):
-    with serve.Server(checkpoint.parent / "qwen2-vl", tmp_path / "log.txt") as server:
+    with serve.MeasuredServer(checkpoint.parent / "qwen2-vl", tmp_path / "log.txt") as server:
         load = serve.Load(server, 1, seconds=1e6, max_tokens=4)
         load.ask(serve.picture(0), time.monotonic())
         assert load.tokens > 0
