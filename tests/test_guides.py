@@ -50,7 +50,7 @@ def test_the_code_on_quantising_saves_what_mlx_vlm_loads(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (block,) = [code for code in python_blocks(GUIDE) if "mlx_vlm_moxin" in code]
     exec(block, {})
-    model, _ = mlx_vlm.load("moxin-8bit")
+    model, _ = mlx_vlm.load("moxin-saved")
     assert model.language_model.lm_head.bits == 8
 
 

@@ -86,8 +86,8 @@ COMING, GUIDE = "docs/coming-from-ominix.md", "docs/quantisation.md"
 FACTS = [
     ("README.md", r"projects (\d+) visual tokens", [VISION.num_patches]),
     ("README.md", r"(\d+ x \d+) pixels and (\d+) visual", [SIZE, VISION.num_patches]),
-    ("README.md", r"to 4 bits \(([\d.]+) GB on disk", [gigabytes(4, digits=1)]),
-    ("README.md", r"kept as they are \(([\d.]+) GB on disk", [gigabytes(8, digits=1)]),
+    ("README.md", r"\| 4 bits \|(?: [\d.]+ GB \|){2} ([\d.]+) GB", [gigabytes(4, digits=1)]),
+    ("README.md", r"\| 8 bits \|(?: [\d.]+ GB \|){2} ([\d.]+) GB", [gigabytes(8, digits=1)]),
     ("README.md", r"\| bf16 \| [\d.]+ GB \| ([\d.]+) GB \|", [download(HF)]),
     ("README.md", r"\| 4 bits \| [\d.]+ GB \| ([\d.]+) GB \|", [download(HF)]),
     ("README.md", r"\| 8 bits \| [\d.]+ GB \| ([\d.]+) GB \|", [gigabytes(8, digits=1)]),
