@@ -1,6 +1,6 @@
 # Two commands for a newcomer: `make demo` and `make test`. Each makes .venv first.
 VENV ?= .venv
-# What the environment was made with, which is kept unless something else is asked for.
+# The settings that the environment was made with, kept unless others are given.
 -include $(VENV)/settings.mk
 PYTHON ?= $(or $(MADE_WITH_PYTHON),python3)
 # MLX's backend: macOS needs no extra; on Linux one of cpu, cuda12, cuda13.
@@ -13,7 +13,7 @@ ACTION_CHECKPOINT := tests/openvla_tiny/checkpoint
 PICTURE := tests/moxin_tiny/demo.png
 JOBS ?= auto
 
-# tests/conftest.py puts the long files first, which xdist's own order would undo.
+# tests/conftest.py sorts the slowest files first; xdist must not reorder them.
 PYTEST := -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 .PHONY: help demo demo-act test test-all test-ui coverage soak clients matrix lint format docs pages lock address \
@@ -21,23 +21,23 @@ PYTEST := -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 help:
 	@echo "make demo    convert the bundled checkpoint to 8 bits in ./moxin and ask about a picture"
-	@echo "make demo-act  convert the bundled action model to 8 bits in ./openvla-tiny, serve it, let it"
-	@echo "            act in one episode, and draw that as episode.gif"
+	@echo "make demo-act  convert the bundled action model to 8 bits in ./openvla-tiny, serve it, run"
+	@echo "            one episode with it, and draw that as episode.gif"
 	@echo "make test    run the tests (JOBS=n for n processes)"
 	@echo "make test-all  the slow tests too"
 	@echo "make test-ui the chat in a browser (needs Chromium and its driver)"
-	@echo "make coverage  the tests, and which lines and branches they ran"
+	@echo "make coverage  the tests, with line and branch coverage"
 	@echo "make soak    five minutes of mixed requests from 16 clients against the server"
 	@echo "make clients ask the server with OpenAI's, Anthropic's and other clients (fetches them)"
-	@echo "make matrix  the core tests on the oldest and the newest mlx-vlm"
+	@echo "make matrix  the core tests with the oldest and the newest mlx-vlm"
 	@echo "make lint    ruff"
 	@echo "make docs    the pages of docs/ as a site in ./site; a broken link is an error"
 	@echo "make pages   every command of README and docs that runs without a network"
 	@echo "make lock    pin the newest versions of everything in requirements.txt"
 	@echo "make address URL=https://...  set the repository's address in pyproject.toml and README"
-	@echo "make newest  run the tests on the newest mlx-vlm and other packages"
+	@echo "make newest  run the tests with the newest mlx-vlm and other packages"
 	@echo "make demo BACKEND=cuda13 for an NVIDIA GPU, PYTHON=python3.12 for another Python:"
-	@echo "            .venv is made anew with it, and kept so by later commands"
+	@echo "            recreates .venv; later commands keep the choice"
 
 demo: .venv/ready moxin/config.json
 	$(BIN)/python -m mlx_vlm generate --model moxin --image $(PICTURE) \
@@ -74,7 +74,7 @@ soak: .venv/ready
 clients: .venv/ready .venv-clients/ready
 	$(BIN)/python tests/plugin/server/ask_clients.py .venv-clients
 
-# The newest ones, as people install them. Node comes from the index where the system has none.
+# The newest clients, as users install them. Node comes from PyPI if the system has none.
 .venv-clients/ready: Makefile
 	$(call make_environment,.venv-clients)
 	.venv-clients/bin/python -m pip install -q anthropic langchain-anthropic langchain-openai \
@@ -116,12 +116,12 @@ newest:
 clean:
 	rm -rf .venv .venv-newest .venv-ui .venv-clients moxin openvla-tiny episode.gif htmlcov .coverage
 
-# Another backend or Python makes the environment anew.
+# Another backend or Python recreates the environment.
 ifneq ($(PYTHON) $(BACKEND),$(MADE_WITH_PYTHON) $(MADE_WITH_BACKEND))
 .PHONY: $(VENV)/ready
 endif
 
-# python3-venv may be missing on Debian; uv, fetched into the environment's folder, needs none.
+# python3-venv may be missing on Debian; uv, installed into the environment's folder, does not need it.
 define make_environment
 $(PYTHON) -m venv --clear $(1) || { \
 	$(PYTHON) -m pip install -q --target $(1)/uv uv && \

@@ -92,7 +92,7 @@ FACTS = [
     ("README.md", r"\| 4 bits \| [\d.]+ GB \| ([\d.]+) GB \|", [download(HF)]),
     ("README.md", r"\| 8 bits \| [\d.]+ GB \| ([\d.]+) GB \|", [gigabytes(8, digits=1)]),
     ("docs/limits.md", r"(\d+ x \d+) pixels and (\d+) visual", [SIZE, VISION.num_patches]),
-    ("docs/limits.md", r"see (\d+) to (\d+) pixels", [pixels()[0], pixels()[-1]]),
+    ("docs/limits.md", r"have (\d+) to (\d+) pixels", [pixels()[0], pixels()[-1]]),
     (
         "docs/limits.md",
         r"(\d+) to (\d+) visual tokens\.",
