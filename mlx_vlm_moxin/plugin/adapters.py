@@ -10,13 +10,18 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 from mlx_vlm.models.moxin import Model
 
+# Names of an adapter's weights in its directory, the one that mlx-vlm writes first.
+WEIGHTS_FILES = ("adapters.safetensors", "weights.safetensors")
 
-def _weights_file(path: Path) -> Path:
-    """The file that mlx-vlm reads: ``path`` itself, or one of two names in that directory."""
-    if path.is_file():
-        return path
-    first = path / "adapters.safetensors"
-    return first if first.exists() else path / "weights.safetensors"
+
+def weights_file(path: Path) -> Path:
+    """The weights of the adapter at ``path``, which is its directory or already that file.
+
+    mlx-vlm gets this file, so that what it reads is what is checked. A path without weights is
+    returned as it is, for mlx-vlm's own error.
+    """
+    files = (path / name for name in WEIGHTS_FILES)
+    return next((file for file in files if file.is_file()), path)
 
 
 def _dims(linear: nn.Module) -> tuple[int, int]:
@@ -25,28 +30,29 @@ def _dims(linear: nn.Module) -> tuple[int, int]:
     return outputs, inputs * 32 // linear.bits if isinstance(linear, nn.QuantizedLinear) else inputs
 
 
-def _expected(model: nn.Module, rank: int) -> Iterator[tuple[str, tuple[int, int]]]:
-    """Name and shape of every low-rank matrix of ``model``; mlx-vlm has two forms of layers."""
+def _expected(model: nn.Module, rank: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Name and shape of what an adapter adds to ``model``; mlx-vlm has two forms of layers."""
     for name, module in model.named_modules():
         for base, first, second in (("linear", "lora_a", "lora_b"), ("original_layer", "A", "B")):
             if base in module and first in module:
                 outputs, inputs = _dims(module[base])
                 yield f"{name}.{first}", (inputs, rank)
                 yield f"{name}.{second}", (rank, outputs)
+                if "m" in module:  # DoRA's magnitudes
+                    yield f"{name}.m", (outputs,)
 
 
-def check_adapter(model: nn.Module, path: Path, rank: int) -> None:
-    """Compare an adapter's file with the layers that were made for it.
+def check_adapter(model: nn.Module, file: Path, rank: int) -> None:
+    """Compare an adapter's weights with the layers that were made for it.
 
     Args:
         model: with the adapter.
-        path: the adapter's directory, or its weights file.
+        file: the adapter's weights.
         rank: the rank that ``adapter_config.json`` names.
 
     Raises:
         ValueError: naming the first tensor that is missing, unknown or of another shape.
     """
-    file = _weights_file(path)
     shapes = {name: tuple(value.shape) for name, value in mx.load(str(file)).items()}
     expected = dict(_expected(model, rank))
     unknown = shapes.keys() - dict(tree_flatten(model.parameters())).keys()
@@ -68,14 +74,15 @@ def apply_lora_layers(original: Callable[..., nn.Module]) -> Callable[..., nn.Mo
 
     @functools.wraps(original)
     def apply(model: nn.Module, adapter_path: str | Path) -> nn.Module:
-        model = original(model, adapter_path)
-        if isinstance(model, Model):
-            path = Path(adapter_path)
-            config: dict[str, Any] = model.config.lora  # as mlx-vlm read it
-            rank = config.get("lora_parameters", config).get("rank")
-            if rank is not None:  # a full fine-tune has none and is loaded strictly
-                check_adapter(model, path, rank)
-            model.config.read_statistics(path if path.is_dir() else path.parent)
+        if not isinstance(model, Model):
+            return original(model, adapter_path)
+        file = weights_file(Path(adapter_path))
+        model = original(model, file)
+        config: dict[str, Any] = model.config.lora  # as mlx-vlm read it
+        rank = config.get("lora_parameters", config).get("rank")
+        if rank is not None:  # a full fine-tune has none and is loaded strictly
+            check_adapter(model, file, rank)
+        model.config.read_statistics(file.parent)
         return model
 
     return apply
