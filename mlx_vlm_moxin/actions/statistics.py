@@ -38,6 +38,7 @@ class Scale:
 
     @property
     def dimensions(self) -> int:
+        """Number of values of an action or state."""
         return len(self.low)
 
     def unnormalize(self, values: np.ndarray) -> np.ndarray:

@@ -70,7 +70,7 @@ def save_json(path: Path, machine: Machine, results: Results) -> None:
 
 
 def save_plot(path: Path, machine: Machine, results: Results) -> None:
-    """Plot the decoding speed of each model and its limit as a PNG."""
+    """Plot the decoding speed of each model and its limit as a PNG at ``path``."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -45,6 +45,7 @@ class Skeleton:
 
     @property
     def nbytes(self) -> int:
+        """Bytes of all tensors."""
         return sum(tensor.nbytes for tensor in self.tensors.values())
 
     def requantizes(self, source: Source) -> bool:

@@ -55,6 +55,7 @@ class LazyTensor:
 
     @property
     def nbytes(self) -> int:
+        """Bytes of the loaded value."""
         return prod(self.shape) * self.dtype.size
 
     def transpose(self, *axes: int) -> "LazyTensor":
@@ -73,6 +74,7 @@ class LazyTensor:
 
 
 def is_floating(tensor: "mx.array | LazyTensor") -> bool:
+    """Whether the dtype is a floating-point one."""
     return mx.issubdtype(tensor.dtype, mx.floating)
 
 

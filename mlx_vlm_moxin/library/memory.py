@@ -64,6 +64,7 @@ def device_memory() -> Memory:
 
 
 def width_name(bits: int | None) -> str:
+    """A width for messages: ``8 bits``, or ``bfloat16`` for None."""
     return "bfloat16" if bits is None else f"{bits} bits"
 
 

@@ -53,7 +53,7 @@ class Linear(nn.Linear):
         mode: str = "affine",
         quantize_input: bool = False,
     ) -> nn.Module:
-        """The quantised layer; with ``quantize_input``, MLX's own ``QQLinear``."""
+        """The quantised layer; with ``quantize_input``, MLX's ``QQLinear``."""
         if quantize_input:
             return super().to_quantized(group_size, bits, mode, quantize_input)
         return QuantizedLinear.from_linear(self, group_size, bits, mode)

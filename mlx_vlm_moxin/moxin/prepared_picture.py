@@ -52,7 +52,7 @@ def prepare(
     pixels = image_processor(image)
     placeholders = image_placeholders(pixels[0], *placeholder_range)
     pixel_values = mx.array(pixels)
-    # Another thread may read them, which could not compute what this one has recorded.
+    # Evaluated here: another thread may read them, and cannot evaluate this thread's graph.
     mx.eval(pixel_values)
     return PreparedPicture(pixel_values, placeholders)
 

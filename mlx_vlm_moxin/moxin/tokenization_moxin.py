@@ -93,6 +93,7 @@ class MoxinDetokenizer(StreamingDetokenizer):
         self.reset()
 
     def reset(self) -> None:
+        """Start a new text."""
         self.text = ""
         self.offset = 0
         self.tokens = []
@@ -100,6 +101,7 @@ class MoxinDetokenizer(StreamingDetokenizer):
         self._last = []
 
     def add_token(self, token: int, skip_special_token_ids: Sequence[int] = ()) -> None:
+        """Append a token; its text appears in ``text`` once its bytes are complete."""
         piece = self._tokenizer.convert_ids_to_tokens(int(token))
         if piece is None or token in self._silent or token in skip_special_token_ids:
             return
@@ -109,6 +111,7 @@ class MoxinDetokenizer(StreamingDetokenizer):
             self._flush()
 
     def finalize(self) -> None:
+        """End the text: incomplete bytes become replacement characters."""
         self._flush()
 
     def _flush(self) -> None:
@@ -120,6 +123,7 @@ class MoxinDetokenizer(StreamingDetokenizer):
 
     @property
     def last_segment(self) -> str:
+        """Text that was added since the last call."""
         segment = self.text[self.offset :]
         self.offset = len(self.text)
         return segment

@@ -101,4 +101,5 @@ def flag(name: str) -> str:
 
 
 def is_given(name: str, value: Any) -> bool:
+    """Whether an option has another value than its default."""
     return value is not None and value is not False and value != DEFAULTS.get(name)

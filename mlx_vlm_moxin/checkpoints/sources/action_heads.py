@@ -38,6 +38,7 @@ class ActionParts:
 
     @property
     def tensors(self) -> Tensors:
+        """Tensors of both parts by their names here."""
         return {**self.head, **self.proprio}
 
 

@@ -33,6 +33,7 @@ class Divergence:
 
     @property
     def positions(self) -> int:
+        """Number of compared positions."""
         return len(self.kl)
 
     @property

@@ -29,6 +29,7 @@ class TeacherForcing:
 
     @property
     def config(self) -> Any:
+        """The model's config."""
         return self._model.config
 
     @property

@@ -39,7 +39,7 @@ class DecoderEngine:
         cache: list | None,
         logits_to_keep: int,
     ) -> mx.array | None:
-        """As ``logits``.
+        """As the module's ``logits``, for this engine's model.
 
         Support is checked again at each prompt, because modules may have been quantised or given
         adapters since; not per token.

@@ -37,10 +37,12 @@ class DecoderLayer(NamedTuple):
 
     @property
     def projections(self) -> tuple[Projection, Projection, Projection, Projection]:
+        """All projections, in the order of ``fused_layers.MATRICES``."""
         return self.qkv, self.output, self.gate_up, self.down
 
     @property
     def formats(self) -> tuple[Format, ...]:
+        """Formats of ``projections``."""
         return tuple(projection.format for projection in self.projections)
 
     @property

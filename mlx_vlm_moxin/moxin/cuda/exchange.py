@@ -44,7 +44,19 @@ def exchange_norm(
     splits: int,
     group: mx.distributed.Group,
 ) -> Kernel:
-    """As ``layerwise_kernels.add_norm``, with the processes' addresses as the last input."""
+    """As ``layerwise_kernels.add_norm``, for the sum of the products of all processes.
+
+    Args:
+        dtype: of the residual and the results.
+        rows: tokens.
+        width: hidden size.
+        eps: of the norm.
+        splits: parts of this process's product; 0 for a product of MLX.
+        group: the processes, which must share memory (``peers.of``).
+
+    Returns:
+        A kernel as in ``layerwise_kernels.add_norm``, with ``Peers.addresses`` as the last input.
+    """
     found, product = peers.of(group), mx.float32 if splits else dtype
     units = rows * width // 8
     return kernel.build(

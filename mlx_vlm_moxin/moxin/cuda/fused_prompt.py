@@ -103,7 +103,18 @@ def prompt_kernel(
     tokens: int,
     capacity: int,
 ) -> kernel.Kernel:
-    """The kernel of ``count`` layers."""
+    """The kernel of ``count`` layers for a prompt.
+
+    Args:
+        sizes: of the decoder.
+        formats: of the four projections of every layer.
+        tokens: of the prompt, at most 64.
+        capacity: positions of the cached arrays.
+
+    Returns:
+        A kernel for ``fused_layers.launch``; its first result is the hidden states
+        ``[tokens, hidden]``.
+    """
     # One thread block per multiprocessor, so that all run at once.
     tile, grid, dtype = tiling.row_tile(tokens), device.multiprocessors(), sizes.dtype
     projected = sizes.attended + 2 * sizes.keys

@@ -111,7 +111,20 @@ def _step(
 def step_kernel(
     sizes: DecoderSizes, formats: fused_layers.Formats, count: int, capacity: int
 ) -> kernel.Kernel:
-    """The kernel of ``count`` layers, for caches of ``capacity`` positions."""
+    """The kernel of ``count`` layers for one token.
+
+    Args:
+        sizes: of the decoder.
+        formats: of the four projections of every layer.
+        capacity: positions of the cached arrays.
+
+    Returns:
+        A kernel for ``fused_layers.launch``; its first result is the hidden state ``[hidden]``. For
+        a sharded decoder ``Peers.addresses`` is one further input.
+
+    Raises:
+        UnsupportedError: if the GPU has too little shared memory.
+    """
     dtype = sizes.dtype
     splits = max(1, min(device.multiprocessors() // sizes.heads, MAX_SPLITS))
     memory = shared_memory(sizes, formats)

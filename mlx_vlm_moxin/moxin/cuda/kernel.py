@@ -96,7 +96,7 @@ def source_of(
 def compiled(
     entry: str, constants: tuple[tuple[str, Any], ...], macros: tuple[tuple[str, str], ...]
 ) -> tuple[str, bytes]:
-    """Name and machine code of a kernel on MLX's GPU."""
+    """Name and machine code of a kernel on MLX's GPU; arguments as in ``source_of``."""
     source, name = source_of(entry, dict(constants), dict(macros))
     return name, cubin_cache.load(source, device.architecture())
 

@@ -95,7 +95,11 @@ def _capacity(positions: int) -> int:
 
 
 def empty(layers: int, kv_heads: int, head_dim: int, dtype: mx.Dtype) -> list[mx.array]:
-    """As ``reserve``, for caches of one sequence that hold nothing yet."""
+    """As ``reserve``, for empty caches of one sequence.
+
+    Returns:
+        Keys and values of each layer in turn, zeros ``[1, kv_heads, KVCache.step, head_dim]``.
+    """
     shape = (2 * layers, kv_heads, KVCache.step, head_dim)
     return mx.split(mx.zeros(shape, dtype), 2 * layers)
 

@@ -40,8 +40,19 @@ class Tokens(NamedTuple):
 
 @functools.lru_cache
 def add_norm(dtype: mx.Dtype, rows: int, width: int, eps: float, splits: int) -> Kernel:
-    """A kernel of a product, the residual ``[rows, width]`` and a norm's weight, to their sum and
-    its norm.
+    """Adds the residual to a product, and computes the RMS norm of the sum.
+
+    Args:
+        dtype: of the residual and the results.
+        rows: tokens.
+        width: hidden size.
+        eps: of the norm.
+        splits: parts of the product; 0 for a product of MLX.
+
+    Returns:
+        A kernel of the product (float32 ``[splits, rows, width]``, or ``[rows, width]`` of
+        ``dtype``), the residual ``[rows, width]`` and the norm's weight ``[width]``, to the sum and
+        its norm, ``[rows, width]`` each.
     """
     product = mx.float32 if splits else dtype
     return kernel.build(
@@ -69,16 +80,19 @@ def rotation_constants(sizes: DecoderSizes, product: mx.Dtype) -> dict[str, obje
 
 @functools.lru_cache
 def rotate(sizes: DecoderSizes, tokens: Tokens, product: mx.Dtype, splits: int) -> Kernel:
-    """A kernel that rotates queries and keys.
+    """Applies RoPE to queries and keys, and brings keys and values into the layout of the cache.
 
     Args:
+        sizes: of the decoder.
+        tokens: new tokens ``[B, T]``.
         product: dtype of the products.
         splits: parts of one product with all columns; 0 for three products.
 
     Returns:
         A kernel of the products of q_proj, k_proj and v_proj (three times the same one if
-        ``splits``) and the numbers of cached and of masked tokens, to queries ``[B, T, H, D]``,
-        keys and values ``[B, KV, T, D]``.
+        ``splits``), the number of cached tokens (int32, first element) and the number of masked
+        tokens of each sequence (int32), to queries ``[B, T, H, D]``, keys and values
+        ``[B, KV, T, D]`` of the model's dtype.
     """
     dtype = sizes.dtype
     shape = (tokens.batch, sizes.kv_heads, tokens.length, sizes.head_dim)
@@ -99,7 +113,7 @@ def rotate(sizes: DecoderSizes, tokens: Tokens, product: mx.Dtype, splits: int) 
 
 
 def count_queries(sizes: DecoderSizes, tokens: Tokens) -> int:
-    """Query rows of an attention block for so many new tokens."""
+    """Query rows of an attention block (``MANY_QUERIES`` or ``FEW_QUERIES``) for ``tokens``."""
     packed = tokens.length * sizes.heads // sizes.kv_heads
     blocks = tokens.batch * sizes.kv_heads * math.ceil(packed / MANY_QUERIES)
     has_memory = attention_memory(MANY_QUERIES, sizes.head_dim) <= device.max_shared_memory()
@@ -109,8 +123,18 @@ def count_queries(sizes: DecoderSizes, tokens: Tokens) -> int:
 
 @functools.lru_cache
 def attend(sizes: DecoderSizes, tokens: Tokens, capacity: int) -> Kernel:
-    """A kernel of queries, cached keys and values ``[B, KV, capacity, D]``, new ones, and the
-    numbers of cached and of masked tokens, to ``[rows, H * D]``.
+    """Attention of new tokens to the cache and to each other.
+
+    Args:
+        sizes: of the decoder.
+        tokens: new tokens ``[B, T]``.
+        capacity: positions of the cached arrays.
+
+    Returns:
+        A kernel of queries ``[B, T, H, D]``, cached keys and values ``[B, KV, capacity, D]``, new
+        keys and values ``[B, KV, T, D]``, the number of cached tokens (int32, first element) and
+        the number of masked tokens of each sequence (int32), to ``[B * T, H * D]``; all of the
+        model's dtype.
     """
     dtype, queries = sizes.dtype, count_queries(sizes, tokens)
     tiles = math.ceil(tokens.length * sizes.heads // sizes.kv_heads / queries)

@@ -30,13 +30,18 @@ def multiply(
     """The product of ``x`` ``[rows, width]`` with up to three matrices, concatenated.
 
     Args:
+        dtype: of ``x`` and of the model.
         form: of the matrices.
         matrices: number of rows of each.
-        is_gated: give ``silu`` of the first product times the second one, ``[rows, N]``.
+        rows: of ``x``.
+        width: columns of ``x`` and of the matrices.
+        is_gated: compute ``silu`` of the first product times the second one.
 
     Returns:
-        A kernel of ``x`` and of the matrices' arrays, and the number of parts of its result. None
-        if there is no kernel for so many rows, this width or these columns.
+        A kernel of ``x`` and of each matrix's arrays (``form.arrays``), and the number of parts of
+        its result: float32 ``[parts, rows, sum(matrices)]``; if ``is_gated``, ``[rows, N]`` of
+        ``dtype`` in 1 part. None if there is no kernel for this number of rows, this width or an
+        odd number of columns.
     """
     tiling = find_tiling(form, rows, width)
     columns = matrices[0] if is_gated else sum(matrices)
@@ -95,8 +100,17 @@ def _matrix_macros(dtype: mx.Dtype, form: Format, count: int) -> dict[str, str]:
 
 @functools.lru_cache
 def unpack_weights(dtype: mx.Dtype, form: Format, matrices: tuple[int, ...], width: int) -> Kernel:
-    """A kernel of the arrays of up to three quantised matrices with ``width`` columns, to all of
-    them as one plain matrix ``[sum(matrices), width]``.
+    """Unpacks up to three quantised matrices into one plain matrix.
+
+    Args:
+        dtype: of the model.
+        form: of the matrices.
+        matrices: number of rows of each.
+        width: columns.
+
+    Returns:
+        A kernel of each matrix's arrays (``form.arrays``), to ``[sum(matrices), width]`` of
+        ``dtype``.
     """
     rows = sum(matrices)
     return kernel.build(

@@ -89,6 +89,8 @@ def find_tiling(form: Format, rows: int, width: int) -> Tiling | None:
     """The fastest tiling, as measured on an H200; None if there is no kernel for so many rows.
 
     Args:
+        form: of the weights.
+        rows: of ``x``.
         width: values of K.
     """
     tile = row_tile(rows)
@@ -122,5 +124,10 @@ def product_memory(tile: int) -> int:
 
 
 def attention_memory(queries: int, width: int) -> int:
-    """Bytes of shared memory of an attention block, for heads of ``width``."""
+    """Bytes of shared memory of an attention block: query rows, two tiles of keys and values.
+
+    Args:
+        queries: query rows of the block.
+        width: of a head.
+    """
     return (queries + 4 * KEYS) * (2 * width + 16)

@@ -95,6 +95,12 @@ def tower_layers(
 ) -> Kernel:
     """The kernel of ``count`` layers of both towers.
 
+    Args:
+        dtype: of tokens and weights.
+        towers: sizes of both towers in this launch.
+        eps: of all layer norms.
+        tiles: as from ``find_tiles``.
+
     Returns:
         A kernel of ``kernel.counters``, the tokens of both towers, and the ``parameters`` of
         the first tower's first layer, the second tower's first layer, the first tower's second

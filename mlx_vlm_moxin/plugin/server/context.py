@@ -53,10 +53,15 @@ def check_length(request: dict[str, Any], picture_sources: list[str]) -> None:
 
 
 def fit(prompt_tokens: int, arguments: GenerationArguments, config: Any) -> None:
-    """Shorten the answer that is asked for to what the context holds after the prompt.
+    """Limit ``arguments.max_tokens`` to the room that the context has after the prompt.
+
+    Args:
+        prompt_tokens: number of tokens of the prompt, with those of the picture.
+        arguments: of the request, changed in place.
+        config: the model's.
 
     Raises:
-        PromptTooLongError: if it holds no answer at all.
+        PromptTooLongError: if there is no room for an answer.
     """
     limit = context_limit(config)
     if limit is None:
