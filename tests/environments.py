@@ -33,12 +33,17 @@ def site_packages(python: Path) -> Path:
 def share_dependencies(python: Path) -> None:
     """Let an environment import this one's packages, with lower priority than its installed ones.
 
-    A path line does not read the start-up files there, so this package, which the tests use from
-    its source tree, and its finder are not included.
+    This package stays out, whether it is installed here as a wheel or from its source tree, and
+    so do all start-up files: a folder of links is on the path, and path lines read no such files.
     """
-    folders = [path for path in sys.path if Path(path).name == "site-packages"]
-    lines = "".join(f"{folder}\n" for folder in folders)
-    (site_packages(python) / "dependencies.pth").write_text(lines, encoding="utf-8")
+    shared = python.parents[1] / "shared"
+    shared.mkdir()
+    for folder in (Path(path) for path in sys.path if Path(path).name == "site-packages"):
+        for entry in folder.iterdir():
+            link = shared / entry.name
+            if not entry.name.startswith("mlx_vlm_moxin") and not link.is_symlink():
+                link.symlink_to(entry)
+    (site_packages(python) / "shared.pth").write_text(f"{shared}\n", encoding="utf-8")
 
 
 def light_environment(path: Path, wheel: Path) -> Path:
