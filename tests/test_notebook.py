@@ -44,9 +44,11 @@ def test_every_width_answers_right(run):
 
 
 def test_fewer_bits_are_smaller_and_further_away(run):
-    names, _ = run
+    names, folder = run
     sizes, divergences = names["sizes"], names["divergences"]
     assert sizes["bf16"] > sizes["8 bits"] > sizes["4 bits"]
+    written = (folder / "converted" / "moxin-4bit" / "model.safetensors").stat().st_size
+    assert sizes["4 bits"] == pytest.approx(written / 1e6, rel=0.02)
     assert divergences["bf16"] == 0 < divergences["8 bits"] < divergences["4 bits"]
 
 
