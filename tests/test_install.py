@@ -49,6 +49,7 @@ def run(python: Path, folder: Path, *arguments: str) -> subprocess.CompletedProc
     )
 
 
+@pytest.mark.slow
 def test_the_wheel_runs_in_a_fresh_environment(wheel, tmp_path):
     python = make_environment(tmp_path / "venv")
     extra = "[cpu]" if sys.platform == "linux" else ""
@@ -59,12 +60,18 @@ def test_the_wheel_runs_in_a_fresh_environment(wheel, tmp_path):
     assert not START_UP_FILES & {path.name for path in site_packages(python).iterdir()}
 
 
+@pytest.mark.slow
 def test_an_editable_install_runs(tmp_path):
     python = make_environment(tmp_path / "venv")
     share_dependencies(python)
     pip("install", "--no-deps", "-e", ROOT, python=python)
     assert {path.name for path in site_packages(python).iterdir()} >= START_UP_FILES
     assert_answers(python, tmp_path)
+
+
+def test_the_wheel_runs_with_the_packages_of_this_environment(light_python, tmp_path):
+    assert {path.name for path in site_packages(light_python).iterdir()} >= START_UP_FILES
+    assert_answers(light_python, tmp_path)
 
 
 def test_without_the_start_up_file_mlx_vlm_does_not_know_the_model(tmp_path):

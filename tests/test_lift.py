@@ -6,6 +6,7 @@ docs/lifting.md lists the parts of such a pull request; its code blocks are appl
 import re
 import shutil
 import subprocess
+import sys
 import textwrap
 from importlib.metadata import version
 from pathlib import Path
@@ -79,12 +80,24 @@ def python(source, tmp_path_factory) -> Path:
     return light_environment(folder / "venv", wheel)
 
 
-def ask(python: Path, folder: Path, question: str, checkpoint: Path = CHECKPOINT):
+def ask(python: Path, folder: Path, question: str, checkpoint: Path = CHECKPOINT, **kwargs):
     """``python -m mlx_vlm.generate`` about the demo picture, away from the source tree."""
     options = ["--image", DEMO, "--prompt", question, "--max-tokens", 32, "--temperature", 0]
     return run_module(
-        *("mlx_vlm.generate", "--model", checkpoint, *options), python=str(python), cwd=folder
+        *("mlx_vlm.generate", "--model", checkpoint, *options),
+        python=str(python),
+        cwd=folder,
+        **kwargs,
     )
+
+
+def test_stock_mlx_vlm_answers_from_the_lifted_source(source, tmp_path):
+    """The source tree before anything is built from it; this package is switched off."""
+    question, answer = QUESTIONS[0]
+    variables = {"PYTHONPATH": str(source), "MLX_VLM_MOXIN_DISABLE": "1"}
+    result = ask(Path(sys.executable), tmp_path, question, env=variables)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip() == answer
 
 
 def output_of(python: Path, code: str, folder: Path) -> str:
@@ -93,6 +106,7 @@ def output_of(python: Path, code: str, folder: Path) -> str:
     return result.stdout.strip()
 
 
+@pytest.mark.slow
 def test_the_environment_has_the_lifted_model_and_not_this_package(python, tmp_path):
     code = "import mlx_vlm.models.moxin as m; print(m.__file__)"
     assert str(python.parents[1]) in output_of(python, code, tmp_path)
@@ -100,6 +114,7 @@ def test_the_environment_has_the_lifted_model_and_not_this_package(python, tmp_p
     assert output_of(python, code, tmp_path) == "None"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernels", [True, False], ids=["with cuda", "without cuda"])
 def test_stock_mlx_vlm_answers_about_a_picture(python, tmp_path, kernels):
     code = "import mlx_vlm.models.moxin as m; print(m.__file__)"
@@ -117,6 +132,7 @@ def test_stock_mlx_vlm_answers_about_a_picture(python, tmp_path, kernels):
     assert result.stdout.strip() == answer
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_is_cut_short_is_refused_in_a_line(python, tmp_path):
     checkpoint = shutil.copytree(CHECKPOINT, tmp_path / "checkpoint")
     file = checkpoint / "model.safetensors"

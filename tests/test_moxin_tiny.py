@@ -113,7 +113,13 @@ def share_right(model, processor, groups, features) -> float:
     return score(model, processor, groups, features)[0].summary()["exact_match"]
 
 
-@pytest.mark.parametrize(("question", "answer"), QUESTIONS)
+@pytest.mark.parametrize(
+    ("question", "answer"),
+    [
+        *QUESTIONS[:2],
+        *(pytest.param(*row, marks=pytest.mark.slow) for row in QUESTIONS[2:]),
+    ],
+)
 def test_the_command_answers_from_the_source_checkpoint(question, answer):
     assert ask_command(CHECKPOINT, DEMO, question) == answer
 
@@ -147,10 +153,12 @@ def test_a_mirrored_picture_swaps_left_and_right(ask):
     assert answers in ({"top left", "top right"}, {"bottom left", "bottom right"})
 
 
+@pytest.mark.slow
 def test_most_held_out_questions_are_answered_rightly(asked):
     assert share_right(*asked) >= 0.93
 
 
+@pytest.mark.slow
 def test_an_empty_picture_breaks_the_answers(asked):
     model, processor, groups, features = asked
     empty = np.full((1, 6, 112, 112), 0.8, dtype=np.float32)

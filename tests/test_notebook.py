@@ -37,12 +37,14 @@ def test_it_is_a_notebook_without_outputs():
     assert {cell["execution_count"] for cell in code} == {None}
 
 
+@pytest.mark.slow
 def test_every_width_answers_right(run):
     names, folder = run
     for model in names["models"].values():
         assert names["ask"](model, "What colour is the circle?", folder / names["PICTURE"]) == "red"
 
 
+@pytest.mark.slow
 def test_fewer_bits_are_smaller_and_further_away(run):
     names, folder = run
     sizes, divergences = names["sizes"], names["divergences"]
@@ -52,6 +54,7 @@ def test_fewer_bits_are_smaller_and_further_away(run):
     assert divergences["bf16"] == 0 < divergences["8 bits"] < divergences["4 bits"]
 
 
+@pytest.mark.slow
 def test_what_it_writes_is_a_plot_and_models_of_stock_mlx_vlm(run):
     _, folder = run
     assert Image.open(folder / "converted" / "widths.png").size == (900, 350)
@@ -60,6 +63,7 @@ def test_what_it_writes_is_a_plot_and_models_of_stock_mlx_vlm(run):
         assert model.language_model.lm_head.bits == bits
 
 
+@pytest.mark.slow
 def test_another_picture_gets_its_own_answer(run):
     names, _ = run
     answer = names["ask"](names["models"]["8 bits"], "What colour is the square?", names["picture"])

@@ -31,7 +31,12 @@ FORMATS = {
 }
 
 
-@pytest.fixture(scope="module", params=FORMATS)
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(name, marks=() if name == "bf16" else pytest.mark.slow) for name in FORMATS
+    ],
+)
 def converted(request, tmp_path_factory):
     """(model, processor) after stock mlx-vlm's conversion."""
     target = tmp_path_factory.mktemp("converted") / "model"
@@ -73,6 +78,7 @@ def test_the_checkpoint_is_small_enough_for_the_repository():
     assert sum(file.stat().st_size for file in CHECKPOINT.iterdir()) <= 4 * 2**20
 
 
+@pytest.mark.slow
 def test_another_instruction_moves_the_gripper_elsewhere(policy):
     """On the same tables, an instruction about another item leads to that item."""
     episodes, first_tasks = [], []
@@ -102,7 +108,7 @@ def test_it_cannot_act_on_a_blank_picture(policy, states):
     assert unseen > 4 * seen
 
 
-@pytest.mark.parametrize("tower", ["dino", "siglip"])
+@pytest.mark.parametrize("tower", ["dino", pytest.param("siglip", marks=pytest.mark.slow)])
 def test_actions_need_both_towers(policy, states, tower, monkeypatch):
     model, processor = policy
     tables, tasks, expected = states

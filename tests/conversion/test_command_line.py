@@ -43,8 +43,10 @@ def error_of(capsys, target, *arguments) -> str:
 
 
 class TestRuns:
-    def test_source_progress_and_bits_per_weight_are_shown(self, capsys, target):
-        status, out, err = run(capsys, *NATIVE_ARGUMENTS, "--mlx-path", target, "-q")
+    def test_source_progress_and_bits_per_weight_are_shown(self, capsys, target, tmp_path):
+        shutil.copy(IMAGES / "photo.png", tmp_path)
+        quantize = ["-q", "--verify-images", tmp_path]
+        status, out, err = run(capsys, *NATIVE_ARGUMENTS, "--mlx-path", target, *quantize)
         assert status == 0
         assert "Converted a native Prismatic run directory to" in out
         assert "bits per weight" in out

@@ -91,13 +91,25 @@ def test_packed_weights_of_ominix_are_carried_over_bit_for_bit(tmp_path):
     assert same_weights(result, converted(HF_CHECKPOINT, tmp_path / "y", quantised))
 
 
+# One of each kind in the default run.
+COMMON = (
+    {"q_bits": 4},
+    {"q_group_size": 32},
+    {"q_mode": "mxfp4"},
+    {"quant_predicate": "mixed_4_6"},
+)
+
+
 @pytest.mark.parametrize(
     "settings",
     [
-        *({"q_bits": bits} for bits in AFFINE_BITS),
-        *({"q_group_size": size} for size in (32, 128)),
-        *({"q_mode": mode} for mode in ("mxfp4", "nvfp4", "mxfp8")),
-        *({"quant_predicate": recipe} for recipe in QUANT_RECIPES),
+        pytest.param(settings, marks=() if settings in COMMON else pytest.mark.slow)
+        for settings in (
+            *({"q_bits": bits} for bits in AFFINE_BITS),
+            *({"q_group_size": size} for size in (32, 128)),
+            *({"q_mode": mode} for mode in ("mxfp4", "nvfp4", "mxfp8")),
+            *({"quant_predicate": recipe} for recipe in QUANT_RECIPES),
+        )
     ],
     ids=lambda settings: "-".join(map(str, settings.values())),
 )

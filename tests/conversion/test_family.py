@@ -22,7 +22,18 @@ from mlx_vlm_moxin.conversion.source_files import SourceFiles
 PACKED = QuantizeOptions(quantize=True, q_bits=8, q_group_size=32)
 
 
-@pytest.fixture(scope="module", params=FORMS, ids="-".join)
+# One tower and two, both forms, a linear projector.
+BY_DEFAULT = [("dino", "hf"), ("dinoclip", "native"), ("in1k", "native")]
+assert set(BY_DEFAULT) <= set(FORMS)
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(form, marks=() if form in BY_DEFAULT else pytest.mark.slow) for form in FORMS
+    ],
+    ids="-".join,
+)
 def form(request):
     """A member's name and one of its forms."""
     return request.param

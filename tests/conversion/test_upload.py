@@ -3,19 +3,24 @@
 import json
 import os
 import subprocess
-import sys
 
 import numpy as np
 import pytest
 from hub_server import TOKEN, USER, Hub
 from safetensors.numpy import save_file
+from warm_processes import command as warm_command
+from warm_processes import offline
 
 from mlx_vlm_moxin.conversion.upload import UploadError, upload
 
 REPO = f"{USER}/Moxin-7B-VLM-4bit"
-# The client waits seconds between retries; in the tests it does not.
+# The client reads its settings when it is imported. A process that starts warm has imported it: it
+# forgets that, and imports it again with its own settings. The client waits seconds between
+# retries; in the tests it does not.
 CLIENT = (
     "import sys, time; time.sleep = lambda s: None; "
+    "hub = [n for n in sys.modules if n.partition('.')[0] == 'huggingface_hub']; "
+    "[sys.modules.pop(n) for n in hub]; "
     "from mlx_vlm_moxin.conversion.upload import main; "
 )
 SHARDS = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
@@ -58,8 +63,9 @@ def client(hub, home, *arguments, token=TOKEN, **environment) -> dict:
     clean |= {"HF_HUB_DISABLE_XET": "1"}
     if token is not None:
         clean["HF_TOKEN"] = token
+    code = CLIENT + "sys.exit(main())"
     return {
-        "args": [sys.executable, "-c", CLIENT + "sys.exit(main())", *map(str, arguments)],
+        "args": warm_command("-c", code, *arguments, environment=offline(os.environ)),
         "env": clean | environment,
         "text": True,
     }

@@ -149,7 +149,9 @@ def test_a_word_of_several_tokens_is_refused(words_model):
         Answering(*words_model).token_ids(["Yes", "Perhaps"])
 
 
-@pytest.mark.parametrize("name", ["clip", "dino", "dinoclip", "siglip384"])
+@pytest.mark.parametrize(
+    "name", ["clip", "dino", "dinoclip", pytest.param("siglip384", marks=pytest.mark.slow)]
+)
 def test_the_familys_other_models_answer_the_same_in_batches(questions, name):
     model, processor = load(REFERENCE / "family" / name / "hf")
     model.set_dtype(mx.float32)

@@ -31,6 +31,7 @@ def run(capsys, *arguments: object) -> tuple[int, str, str]:
     return status, captured.out, captured.err
 
 
+@pytest.mark.slow
 def test_the_whole_table_is_computed_from_data_sets_in_their_published_forms(
     words_checkpoint, data, tmp_path, capsys
 ):

@@ -19,9 +19,9 @@ GB = 10**9
     ("gigabytes", "advice"),
     [
         (16, "8 bits ("),
-        (10, "6 bits ("),
-        (9, "5 bits"),
-        (7.5, "4 bits"),
+        pytest.param(10, "6 bits (", marks=pytest.mark.slow),
+        pytest.param(9, "5 bits", marks=pytest.mark.slow),
+        pytest.param(7.5, "4 bits", marks=pytest.mark.slow),
         (2, "No width of this model fits"),
     ],
 )

@@ -46,6 +46,7 @@ def qwen3_asr(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_qwen3_asr_answers_with_a_quantised_text_decoder(qwen3_asr):
     text = (qwen3_asr / "transcript.txt").read_text()
     assert re.fullmatch("[a-z]+", text)
@@ -54,6 +55,7 @@ def test_qwen3_asr_answers_with_a_quantised_text_decoder(qwen3_asr):
     assert {name.rpartition(".")[2] for name in packed} == {*names, "embed_tokens"}
 
 
+@pytest.mark.slow
 def test_qwen3_asrs_audio_encoder_keeps_its_full_precision_weights(qwen3_asr):
     source = mx.load(str(qwen3_asr / "source" / "model.safetensors"))
     saved = mx.load(str(qwen3_asr / "qwen3-asr-8bit" / "model.safetensors"))
@@ -66,6 +68,7 @@ def test_qwen3_asrs_audio_encoder_keeps_its_full_precision_weights(qwen3_asr):
         assert mx.array_equal(saved[name], value)
 
 
+@pytest.mark.slow
 def test_the_guides_predicate_leaves_out_the_audio_encoder_that_stock_quantises(
     qwen3_asr, monkeypatch, capsys
 ):

@@ -1,10 +1,12 @@
 """The cost of quantisation in actions, measured and on the model card."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 from source_checkpoints import with_weights
+from support import IMAGES
 
 from mlx_vlm_moxin.actions.policy import Prediction
 from mlx_vlm_moxin.conversion import command_line
@@ -38,27 +40,39 @@ def test_actions_of_different_forms_are_not_compared(result):
     assert compare_actions([prediction([0.0, 1.0])], result) is None
 
 
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """A directory with one picture."""
+    directory = tmp_path_factory.mktemp("pictures")
+    shutil.copy(IMAGES / "photo.png", directory)
+    return directory
+
+
+@pytest.mark.slow
 def test_a_model_compared_with_itself_costs_nothing(action_checkpoint):
     cost = verify(action_checkpoint("openvla"), action_checkpoint("openvla"), quiet=True).actions
     assert cost.ids_equal == 1
     assert cost.largest.tolist() == [0] * 7
 
 
-def test_damaged_weights_change_actions(action_checkpoint, tmp_path):
+def test_damaged_weights_change_actions(action_checkpoint, pictures, tmp_path):
     def damage(weights):
         name = "language_model.model.layers.0.mlp.down_proj.weight"
         weights[name] = weights[name] * 0
 
     damaged = with_weights(tmp_path / "damaged", damage, action_checkpoint("openvla"))
-    cost = verify(action_checkpoint("openvla"), damaged, quiet=True).actions
+    cost = verify(action_checkpoint("openvla"), damaged, pictures, quiet=True).actions
     assert cost.ids_equal < 1
     assert cost.largest.max() > 0
 
 
-def test_the_card_of_a_chunk_model_says_what_its_actions_cost(action_checkpoint, tmp_path):
+def test_the_card_of_a_chunk_model_says_what_its_actions_cost(
+    action_checkpoint, pictures, tmp_path
+):
     target = tmp_path / "oft"
     arguments = ["--model", str(action_checkpoint("oft")), "--mlx-path", str(target)]
     arguments += ["--action-preset", "libero", "--dtype", "float16", "--verify", "--quiet"]
+    arguments += ["--verify-images", str(pictures)]
     assert command_line.main(arguments) == 0
     assert "Action difference, largest of each value" in (target / "README.md").read_text()
     verification = json.loads((target / "verification.json").read_text())
@@ -66,8 +80,8 @@ def test_the_card_of_a_chunk_model_says_what_its_actions_cost(action_checkpoint,
     assert verification["actions"]["ids_equal"] is None
 
 
-def test_models_without_actions_have_none(fp32_checkpoint):
-    verification = verify(fp32_checkpoint, fp32_checkpoint, quiet=True)
+def test_models_without_actions_have_none(fp32_checkpoint, pictures):
+    verification = verify(fp32_checkpoint, fp32_checkpoint, pictures, quiet=True)
     assert verification.actions is None
     assert "actions" not in verification.to_dict()
     assert "Action" not in verification.markdown()

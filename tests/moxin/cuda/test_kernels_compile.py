@@ -46,9 +46,13 @@ FORMATS = {
     "sm_100": Format(8, 64),
     "sm_120": Format(4, 64),
 }
-# The oldest, the newest and that with the most shared memory: each format and each size of it.
-# `make test-all` compiles the others.
-BY_DEFAULT = ("sm_80", "sm_90", "sm_120")
+# Whole and packed weights, the most and the least shared memory. `make test-all` compiles the
+# others.
+BY_DEFAULT = ("sm_90", "sm_120")
+ALL = [
+    pytest.param(name, marks=() if name in BY_DEFAULT else pytest.mark.slow)
+    for name in ARCHITECTURES
+]
 MOXIN = DecoderSizes(mx.bfloat16, 4096, 14336, 32, 8, 128, 4096, 1e-5, 10000.0)
 VICUNA_7B = DecoderSizes(mx.bfloat16, 4096, 11008, 32, 32, 128, 0, 1e-5, 10000.0)
 LLAMA_13B = DecoderSizes(mx.float16, 5120, 13824, 40, 40, 128, 0, 1e-5, 10000.0)
@@ -125,13 +129,7 @@ def build_all(builds):
         assert all(pool.map(lambda build: build(), builds))
 
 
-@pytest.mark.parametrize(
-    "architecture",
-    [
-        pytest.param(name, marks=() if name in BY_DEFAULT else pytest.mark.slow)
-        for name in ARCHITECTURES
-    ],
-)
+@pytest.mark.parametrize("architecture", ALL)
 def test_all_kernels_compile(architecture, on):
     on(architecture)
     rows = tiling.ROW_TILES[-1 if architecture == "sm_90" else 0]
@@ -145,7 +143,7 @@ def test_kernels_of_other_decoders_compile(sizes, on):
     build_all([step, *others])
 
 
-@pytest.mark.parametrize("architecture", BY_DEFAULT)
+@pytest.mark.parametrize("architecture", ALL)
 def test_kernels_of_a_sharded_decoder_compile(architecture, on, monkeypatch):
     on(architecture)
     group = object()
