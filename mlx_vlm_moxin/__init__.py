@@ -7,7 +7,7 @@ is imported, until one of them is imported:
 - ``mlx_vlm.models.moxin``: the package in ``mlx_vlm_moxin/moxin/``, loaded under the
   name it would have inside mlx-vlm, so that its relative imports work unchanged.
 - ``mlx_vlm.models.prismatic`` and ``mlx_vlm.models.openvla``: the same module object, for
-  checkpoints that still carry the model type of the PyTorch code base they come from.
+  checkpoints with the model type of the original PyTorch code.
 - ``moxin``, ``prismatic`` and ``openvla`` in ``mlx_lm.models``: the decoder alone, for mlx-lm
   (``mlx_vlm_moxin/plugin/mlx_lm/decoder.py``).
 
@@ -58,7 +58,7 @@ _LIBRARY = {
     "to_pixel_values": "library.images",
 }
 
-# Set in the environment, mlx-vlm and mlx-lm find nothing here, as if it were not installed.
+# If this environment variable is set, mlx-vlm and mlx-lm do not find this package.
 SWITCH = "MLX_VLM_MOXIN_DISABLE"
 
 MODEL_MODULE = "mlx_vlm.models.moxin"
@@ -79,7 +79,7 @@ class _MoxinFinder:
     def find_spec(fullname, path=None, target=None):
         if fullname != MODEL_MODULE and fullname not in ALIASES:
             return None
-        # Imported here, since most processes never get here.
+        # Imported here, since most processes never need it.
         import os
 
         if os.environ.get(SWITCH, "0") not in ("", "0"):
@@ -94,7 +94,7 @@ def register() -> None:
 
     Called by the installed start-up file; call it yourself only where Python does not
     read those (``python -S``, ``pip install --target``, zipapps). The finder is
-    appended, so a ``moxin`` that mlx-vlm itself may ship one day wins. Idempotent.
+    appended, so a future ``moxin`` of mlx-vlm has priority. Idempotent.
     """
     if _MoxinFinder not in sys.meta_path:
         sys.meta_path.append(_MoxinFinder)

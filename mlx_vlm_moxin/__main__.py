@@ -16,7 +16,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from mlx_vlm_moxin.checkpoints.action_options import ActionOptions
 
-# Command -> (module whose main() it is, what it does).
+# Command -> (module with its main(), description).
 COMMANDS = {
     "generate": ("mlx_vlm.generate", "answer a question about a picture"),
     "chat": ("mlx_vlm.chat", "talk in the terminal"),
@@ -99,7 +99,7 @@ def split_arguments(command: str, arguments: Sequence[str]) -> tuple[argparse.Na
 
 
 def _serving(added: argparse.Namespace) -> "ActionOptions":
-    """The options for ``/act``; what belongs to requests is left where they look for it."""
+    """The options for ``/act``; settings of requests are stored where requests read them."""
     from mlx_vlm_moxin.actions.serving import defaults
     from mlx_vlm_moxin.checkpoints.action_options import action_options
 

@@ -16,15 +16,15 @@ def predict_ids(
 ) -> mx.array:
     """Exactly ``action_dim`` tokens for each prompt.
 
-    The published code ends at ``</s>`` and then decodes tokens of the prompt as actions. Here
-    ``</s>`` is an id like any other that stands for no action: it counts as the nearest bin.
+    The published code stops at ``</s>`` and then decodes tokens of the prompt as actions. Here
+    ``</s>`` is treated like any other id without an action: it counts as the nearest bin.
 
     Args:
         model: of ``mlx_vlm.models.moxin``.
         prompts: ids without ``<s>``, for ``B`` rows.
         pixel_values: ``[B, C, H, W]``.
         action_dim: values of an action.
-        allowed: ids that compete for the largest logit; None for all.
+        allowed: ids that may be chosen; None for all.
 
     Returns:
         ``[B, action_dim]`` int32, not yet evaluated.

@@ -81,7 +81,7 @@ def _warn(text: str) -> None:
 
 
 def _joined(arguments: Sequence[str]) -> list[str]:
-    """``--state VALUE`` as one argument: a value that starts with a minus is no option."""
+    """``--state VALUE`` as one argument, so that a value with a minus is not read as an option."""
     joined: list[str] = []
     for argument in arguments:
         if joined[-1:] == ["--state"]:
@@ -99,7 +99,7 @@ def run(args: argparse.Namespace) -> Prediction:
     """
     state, options = parse_state(args.state), action_options(args)
     if options.is_parallel and options.num_images is None:
-        # How many pictures there are is said by giving them.
+        # The number of pictures follows from the arguments.
         options = replace(options, num_images=len(args.image))
     model, processor = load(
         args.model,
@@ -134,7 +134,7 @@ def run(args: argparse.Namespace) -> Prediction:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command: input that cannot be used ends it with one line and status 1."""
+    """The command: unusable input ends it with one line and status 1."""
     args = build_parser().parse_args(_joined(sys.argv[1:] if argv is None else argv))
     try:
         prediction = run(args)

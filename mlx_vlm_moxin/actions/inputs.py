@@ -1,7 +1,7 @@
-"""Pictures, instructions and states as an action model reads them, prepared without the model.
+"""Prepares pictures, instructions and states for an action model, without running the model.
 
-Nothing here computes with MLX, so a server prepares requests in threads of their own while the
-model is busy with others.
+Nothing here computes with MLX, so a server prepares requests in separate threads while the model
+is busy with others.
 """
 
 from collections.abc import Sequence
@@ -27,10 +27,10 @@ Pictures = PictureSource | Sequence[PictureSource]
 
 @dataclass(frozen=True)
 class ActionInputs:
-    """What a model reads for ``B`` robots.
+    """A model's inputs for ``B`` robots.
 
     Attributes:
-        config: the model's, with the changes that the caller wants.
+        config: the model's, with the caller's changes.
         prompts: ids of each prompt, without ``<s>``.
         pixel_values: float32 ``[B * num_images, channels, side, side]``.
         states: float32 ``[B, proprio_dim]``, normalised; None if the model reads none.
@@ -49,10 +49,10 @@ class ActionInputs:
 
 
 def action_config(model: nn.Module) -> ActionConfig:
-    """How ``model`` gives actions.
+    """The action settings of ``model``.
 
     Raises:
-        ValueError: if it gives none, or if stock mlx-vlm has loaded it without its head.
+        ValueError: if it predicts none, or if stock mlx-vlm has loaded it without its head.
     """
     config = getattr(model.config, "action_config", None)
     if config is None:
@@ -84,7 +84,7 @@ def prepare(
     discrete: bool = False,
     tokenizer_lock: AbstractContextManager | None = None,
 ) -> ActionInputs:
-    """Read pictures and texts for ``policy.infer``; of ``model`` only the config is used.
+    """Read pictures and texts for ``policy.infer``; only the config of ``model`` is used.
 
     Args:
         tokenizer_lock: held while the tokenizer is used, if other threads use it too.

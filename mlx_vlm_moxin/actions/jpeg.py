@@ -1,8 +1,8 @@
-"""A picture through JPEG and back, to the bit as TensorFlow does it.
+"""JPEG compression of a picture, bit for bit as in TensorFlow.
 
 ``tf.io.encode_jpeg`` (quality 95, 4:2:0) followed by ``tf.io.decode_image``, which decodes with
 the fast integer inverse transform ("IFAST"), up to 11 levels from the accurate one that Pillow
-always uses. Entropy coding loses nothing, so no bit stream is made: the picture is transformed,
+always uses. Entropy coding is lossless, so no bit stream is produced: the picture is transformed,
 quantised and transformed back, in the integer arithmetic of libjpeg-turbo.
 
 Reference: ITU-T T.81; libjpeg-turbo's jccolor, jcsample, jfdctint, jcdctmgr, jidctfst, jdsample
@@ -89,7 +89,7 @@ def _inverse_1d(c: np.ndarray, axis: int) -> np.ndarray:
 
 
 def _transform(plane: np.ndarray, table: np.ndarray) -> np.ndarray:
-    """``plane`` ``[8 m, 8 n]`` of bytes after transform, quantisation and their inverses."""
+    """``plane`` ``[8 m, 8 n]`` of bytes after DCT, quantisation and their inverses."""
     height, width = plane.shape
     blocks = plane.reshape(height // 8, 8, width // 8, 8).swapaxes(1, 2).astype(np.int32) - 128
     coefficients = _forward_1d(_forward_1d(blocks, _ROW), _COLUMN)
@@ -154,7 +154,7 @@ def _rgb(y: np.ndarray, cb: np.ndarray, cr: np.ndarray) -> list[np.ndarray]:
 
 
 def round_trip(pixels: np.ndarray) -> np.ndarray:
-    """What is left of ``pixels`` after JPEG.
+    """``pixels`` after JPEG compression and decompression.
 
     Args:
         pixels: uint8 ``[H, W, 3]``, RGB.

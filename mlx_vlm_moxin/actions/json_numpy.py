@@ -1,8 +1,8 @@
 """NumPy arrays in JSON, in the form of the PyPI package ``json-numpy``.
 
-It is what the clients of OpenVLA's servers speak: an array is ``{"__numpy__": base64 of its bytes,
-"dtype": ..., "shape": [...]}``. Written here for data from outside: no objects, no sizes that do
-not fit the bytes, one sentence for what is wrong.
+The clients of OpenVLA's servers use it: an array is ``{"__numpy__": base64 of its bytes,
+"dtype": ..., "shape": [...]}``. This implementation is safe for untrusted data: it accepts no
+object dtypes and no sizes that differ from the bytes, and reports errors in one sentence.
 """
 
 import base64
@@ -47,12 +47,12 @@ def _decode(content: dict[str, Any]) -> Any:
 
 
 def dumps(value: Any) -> str:
-    """``value`` as JSON; arrays and NumPy scalars may be anywhere in it."""
+    """``value`` as JSON, which may contain arrays and NumPy scalars anywhere."""
     return json.dumps(value, default=_encode)
 
 
 def loads(text: str | bytes) -> Any:
-    """What ``dumps`` or the package's own wrote; arrays are read-only views.
+    """Parse the output of ``dumps`` or of the package ``json-numpy``; arrays are read-only views.
 
     Raises:
         ValueError: saying what is wrong.

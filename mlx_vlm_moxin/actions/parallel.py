@@ -68,7 +68,7 @@ def decode(decoder: Any, x: mx.array, lengths: Sequence[int], causal: bool) -> m
         causal: whether a position sees only those before it.
     """
     if causal:
-        # What pads a row comes after all that counts.
+        # Padding comes after all tokens of a row.
         mask = decoder.attention_mask(x, None, None)
     elif min(lengths) == x.shape[1]:
         mask = None

@@ -1,6 +1,6 @@
-"""Camera pictures as the evaluations of OpenVLA and OpenVLA-OFT prepare them.
+"""Camera pictures, prepared as in the evaluations of OpenVLA and OpenVLA-OFT.
 
-Both are TensorFlow there; Pillow and NumPy give the same bytes here. Reference:
+Both use TensorFlow; Pillow and NumPy give the same bytes here. Reference:
 ``experiments/robot/openvla_utils.py`` of openvla/openvla and moojink/openvla-oft, and
 TensorFlow's kernels ``crop_and_resize_op`` and ``scale_and_translate_op``.
 """
@@ -54,7 +54,7 @@ def _resample_linear(
 
 
 def resize_for_policy(image: Image.Image, size: int = POLICY_SIZE) -> Image.Image:
-    """``image`` as the training data were made: through JPEG, then resized with Lanczos3.
+    """``image`` prepared like the training data: JPEG compression, then resizing with Lanczos3.
 
     Args:
         image: in RGB, of any size.

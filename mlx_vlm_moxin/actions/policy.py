@@ -22,14 +22,14 @@ from mlx_vlm_moxin.actions.tokens import ActionTokenizer
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model says, for one robot or a batch of ``B``.
+    """A model's prediction for one robot or a batch of ``B``.
 
-    The shapes are ``[action_dim]``, with ``[B, chunk_size]`` before it as far as the model gives
-    chunks and a batch was given.
+    The shapes are ``[action_dim]``, preceded by ``chunk_size`` if the model predicts chunks, and
+    that by ``B`` for a batch.
 
     Attributes:
         action: in the robot's units, float64.
-        normalized: as the model has them, between -1 and 1.
+        normalized: the model's values, between -1 and 1.
         token_ids: int64; None if a regression head gave the action.
     """
 
@@ -39,11 +39,10 @@ class Prediction:
 
 
 def infer(model: nn.Module, inputs: ActionInputs, *, action_ids_only: bool = False) -> Prediction:
-    """What ``model`` says about inputs that are prepared for it.
+    """The prediction of ``model`` for prepared inputs.
 
     Raises:
-        ValueError: if it gives values that are not finite, or other ones than the statistics
-            are for.
+        ValueError: if the values are not finite, or their number differs from the statistics'.
     """
     config, scale = inputs.config, inputs.scale
     tokenizer = ActionTokenizer.of(model.config)
@@ -81,10 +80,10 @@ def predict(
     discrete: bool = False,
     action_ids_only: bool = False,
 ) -> Prediction:
-    """``predict_action`` with the ids and the normalised values beside the action.
+    """``predict_action`` that also returns the ids and the normalised values.
 
     Args:
-        leave_state_out: run a model that reads the robot's state without it.
+        leave_state_out: run a model that uses the robot's state without it.
         discrete: read tokens from a model that has a regression head.
 
     The other arguments and the errors are those of ``predict_action``.
@@ -114,28 +113,28 @@ def predict_action(
     state: np.ndarray | Sequence[float] | Sequence[Sequence[float]] | None = None,
     action_ids_only: bool = False,
 ) -> np.ndarray:
-    """The action that ``model`` takes on ``instruction`` before what the cameras show.
+    """The action of ``model`` for camera pictures and an instruction.
 
     Args:
         model, processor: an OpenVLA, OpenVLA-OFT or Moxin-VLA model, as ``load`` gives them.
         image: the camera's picture (see ``picture.read_picture``), or
             the pictures of several cameras, the main one first; for a list of instructions, one
             of these for each.
-        instruction: what the robot is to do, or several such texts for one pass.
-        unnorm_key: the data set whose statistics scale the action; None if there is but one.
-        center_crop: crop pictures to 0.9 of their area first, as the evaluation of models does
-            that were trained with `image_aug`; None for what the checkpoint says.
+        instruction: the robot's task, or several for one pass.
+        unnorm_key: the data set whose statistics scale the action; None if there is only one.
+        center_crop: first crop pictures to 0.9 of their area, as in the evaluation of models
+            trained with `image_aug`; None for the checkpoint's setting.
         state: the robot's state in its units, ``[proprio_dim]`` or ``[B, proprio_dim]``, if the
             model reads it.
-        action_ids_only: let only the 256 ids that stand for actions compete. The published code
-            takes the likeliest of all ids and counts others as the nearest bin.
+        action_ids_only: choose among the 256 action ids only. The published code chooses the
+            likeliest of all ids and counts others as the nearest bin.
 
     Returns:
-        float64 ``[action_dim]``; ``[chunk_size, action_dim]`` from models that give chunks; with
-        the batch first if a list of instructions was given.
+        float64 ``[action_dim]``; ``[chunk_size, action_dim]`` from models that predict chunks; with
+        the batch as first axis if a list of instructions was given.
 
     Raises:
-        ValueError: one line that says what cannot be used, and what can.
+        ValueError: one line that names what cannot be used, and the alternatives.
     """
     return predict(
         model,

@@ -20,7 +20,7 @@ PROMPTS = {
 
 
 def question(instruction: str) -> str:
-    """What is put to the model: ``instruction`` in lower case, as in training."""
+    """The question with ``instruction`` in lower case, as in training."""
     return QUESTION.format(instruction.lower())
 
 
@@ -28,7 +28,7 @@ def action_prompt(instruction: str, prompt_format: str = "pure") -> str:
     """The prompt without ``<s>``.
 
     Args:
-        instruction: what the robot is to do, such as "pick up the red cup".
+        instruction: the robot's task, such as "pick up the red cup".
         prompt_format: name in ``PROMPTS``.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What the server was started with, for requests to ``/act`` that do not say it themselves."""
+"""The server's options for requests to ``/act`` that do not set them."""
 
 from dataclasses import dataclass
 

@@ -1,6 +1,6 @@
 """The statistics of training data that actions and states are scaled with.
 
-A checkpoint has them for one data set or several, in config.json as ``norm_stats`` or beside it
+A checkpoint has them for one data set or several, in config.json as ``norm_stats`` or next to it
 as dataset_statistics.json: ``{name: {"action": {"q01": [...], "q99": [...], "min": ..., "max": ...,
 "mask": [...]}, "proprio": {...}}}``. Reference: ``OpenVLAForActionPrediction`` of
 openvla/openvla, ``normalize_proprio`` and ``_unnormalize_actions`` of moojink/openvla-oft.
@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-# What is mapped to -1 and 1: the 1st and 99th percentiles, or the extremes.
+# Statistics that are mapped to -1 and 1: the 1st and 99th percentiles, or the extremes.
 BOUNDS = {"bounds_q99": ("q01", "q99"), "bounds": ("min", "max")}
 # OpenVLA-OFT adds it to every range.
 EPSILON = 1e-8
@@ -27,7 +27,7 @@ class Scale:
 
     Attributes:
         low, high: ``[dimensions]`` float64.
-        mask: ``[dimensions]`` bool; false where the model has the value as it is (a gripper).
+        mask: ``[dimensions]`` bool; false where the model's value is not scaled (a gripper).
         epsilon: added to each range.
     """
 
@@ -42,14 +42,14 @@ class Scale:
         return len(self.low)
 
     def unnormalize(self, values: np.ndarray) -> np.ndarray:
-        """``values`` ``[..., dimensions]`` of the model in the data set's units, float64."""
+        """The model's ``values`` ``[..., dimensions]`` in the data set's units, float64."""
         scaled = 0.5 * (values + 1) * (self.high - self.low + self.epsilon) + self.low
         return np.where(self.mask, scaled, values)
 
     def normalize(self, values: np.ndarray) -> np.ndarray:
-        """``values`` ``[..., dimensions]`` as the model has them, cut off at -1 and 1."""
+        """``values`` ``[..., dimensions]`` scaled for the model and clipped to [-1, 1]."""
         values = np.asarray(values, np.float64)
-        # A dimension that never changes has no range: the lower end stands for it.
+        # A dimension that never changes has no range and becomes the lower end.
         range_ = self.high - self.low + self.epsilon
         range_ = np.where(range_ == 0, 1.0, range_)
         scaled = 2 * (values - self.low) / range_ - 1
@@ -62,11 +62,11 @@ def _shown(names: Sequence[str]) -> str:
 
 
 def choose_data_set(statistics: Mapping[str, Any] | None, key: str | None) -> str:
-    """The name of the data set whose statistics are meant.
+    """The name of the data set whose statistics are used.
 
     Args:
         statistics: by data set.
-        key: its name, or for LIBERO the name without ``_no_noops``; None if there is but one.
+        key: its name, or for LIBERO the name without ``_no_noops``; None if there is only one.
 
     Raises:
         ValueError: listing the names, if ``key`` is none of them or is needed.
@@ -97,7 +97,7 @@ def scale_of(
     normalization: str = "bounds_q99",
     epsilon: float = 0.0,
 ) -> Scale:
-    """How ``part`` of a data set is scaled.
+    """The scale of ``part`` of a data set.
 
     Args:
         part: ``"action"`` or ``"proprio"``.

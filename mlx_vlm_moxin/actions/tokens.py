@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 NUM_BINS = 256
-# Ids by which Prismatic's vocabularies are longer than their tokenizers'.
+# Number of ids that Prismatic's vocabularies have more than their tokenizers.
 VOCABULARY_PADDING = 64
 
 
@@ -18,8 +18,8 @@ class ActionTokenizer:
     """Between normalised actions and token ids.
 
     Args:
-        vocab_size: number of the tokenizer's own tokens, 32,000 for Llama 2 and Mistral;
-            the ids that stand for actions are the last ``num_bins`` of them.
+        vocab_size: number of the tokenizer's tokens, 32,000 for Llama 2 and Mistral; the last
+            ``num_bins`` ids of them are the actions'.
         num_bins: of each dimension.
     """
 
@@ -37,11 +37,11 @@ class ActionTokenizer:
 
     @property
     def ids(self) -> range:
-        """Ids that stand for actions; the last one is the lowest action."""
+        """The ids of actions; the last one is the lowest action."""
         return range(self.vocab_size - self.num_bins, self.vocab_size)
 
     def encode(self, actions: np.ndarray) -> np.ndarray:
-        """Ids (int64) of normalised ``actions``; values outside [-1, 1] are cut off."""
+        """Ids (int64) of normalised ``actions``; values outside [-1, 1] are clipped."""
         bins = np.digitize(np.clip(np.asarray(actions, np.float64), -1.0, 1.0), self._edges)
         return self.vocab_size - bins
 

@@ -1,8 +1,8 @@
-"""Action data for training: rows with a picture, an instruction and the action that was taken.
+"""Action data for training: rows with a picture, an instruction and an action.
 
-What the model learns is OpenVLA's own text, made of ids and not of words: the prompt, the ids of
-the action's bins, ``</s>``. The loss is on the action's ids alone. Actions are scaled with the
-statistics of the data, which go along with what was trained.
+The training text is OpenVLA's, as ids: the prompt, the ids of the action's bins, ``</s>``. Only
+the action's ids count in the loss. Actions are scaled with the statistics of the data, which are
+saved with the trained weights.
 
 Reference: ``RLDSBatchTransform`` in prismatic/vla/datasets/datasets.py and
 ``get_dataset_statistics`` in prismatic/vla/datasets/rlds/utils/data_utils.py of openvla/openvla.
@@ -29,7 +29,7 @@ _DEFAULT_NAME = "action_data"
 
 
 def is_action_data(rows: Any) -> bool:
-    """Whether ``rows`` are of action data and not of conversations."""
+    """Whether ``rows`` are action data instead of conversations."""
     first = rows[0] if len(rows) else None
     return isinstance(first, Mapping) and ACTION in first and "messages" not in first
 
@@ -50,12 +50,12 @@ def compute_statistics(actions: np.ndarray) -> dict[str, Any]:
 
 
 class ActionDataset:
-    """Rows of action data as mlx-vlm's training takes them.
+    """Rows of action data as a data set for mlx-vlm's training.
 
     Args:
-        rows: mappings with ``image``, ``instruction`` and ``action``; with ``data_set`` where
-            there is more than one. If they have a ``base_path``, pictures are looked for there,
-            its name is the data set's, and a dataset_statistics.json in it counts.
+        rows: mappings with ``image``, ``instruction`` and ``action``; with ``data_set`` if there is
+            more than one. If they have a ``base_path``, it is the folder of the pictures, its name
+            is the data set's, and a dataset_statistics.json in it is used.
         config: the model's, whose statistics become those of the data.
         processor: the model's.
 
@@ -78,7 +78,7 @@ class ActionDataset:
         self._folder = folder = getattr(rows, "base_path", None)
         self._name = folder.name if folder is not None and folder.name else _DEFAULT_NAME
         actions = self._actions(rows)
-        # Rows for validation are scaled as those for training, which come first.
+        # Rows for validation are scaled like those for training, which are read first.
         if not getattr(config, "trained_statistics", None):
             given = folder / STATISTICS_FILE if folder is not None else None
             if given is not None and given.is_file():
@@ -123,7 +123,7 @@ class ActionDataset:
         return len(self._rows)
 
     def media_signature(self, index: int) -> tuple[str, ...]:
-        """By which mlx-vlm makes batches."""
+        """The shapes by which mlx-vlm forms batches."""
         return ("image",)
 
     def _picture(self, source: Any) -> Any:
@@ -160,7 +160,7 @@ class ActionDataset:
 
 
 def write_trained_statistics(config: ModelConfig, directory: Path) -> None:
-    """Write dataset_statistics.json, if a model with ``config`` was trained on action data."""
+    """Write dataset_statistics.json if a model with ``config`` was trained on action data."""
     statistics = getattr(config, "trained_statistics", None)
     if statistics:
         text = json.dumps(statistics, indent=2) + "\n"
