@@ -6,6 +6,7 @@ no rule or table is about, nor its list of those that need no check, fails it.
 
 import inspect
 import math
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -47,6 +48,14 @@ def _no_effect(command: Command) -> Iterator[Fault]:
     for name, needed in NEEDS.items():
         if is_given(name, command.get(name)) and command.get(needed) is None:
             yield name, f"it has no effect without {flag(needed)}"
+
+
+def _repeated(command: Command) -> Iterator[Fault]:
+    """Of an option that takes several values argparse keeps the last occurrence alone."""
+    for name, value in vars(command.args).items():
+        typed = [argument.partition("=")[0] for argument in sys.argv].count(flag(name))
+        if isinstance(value, list) and typed > 1:
+            yield name, f"{flag(name)} is given {typed} times, of which only the last would count"
 
 
 def _generation(command: Command) -> Iterator[Fault]:
@@ -128,6 +137,7 @@ def _conversion(command: Command) -> Iterator[Fault]:
 
 
 RULES: tuple[Callable[[Command], Iterator[Fault]], ...] = (
+    _repeated,
     _ranges,
     _batched_cache,
     _generation,

@@ -70,6 +70,9 @@ SAMPLING = [
     ('--gen-kwargs {"colour":1}', "no argument 'colour'"),
     ("--quantize-activations", "mode nvfp4 or mxfp8"),
     ("--revision v2", "a local directory, which has one version"),
+    ("--image a.png --image b.png", "--image is given 2 times, of which only the last would count"),
+    ("--image a.png --image=b.png", "--image b.png cannot be used: --image is given 2 times"),
+    ("--prompt=a --prompt b", "--prompt is given 2 times"),
 ]
 NOT_FOR_MOXIN = [
     ("--audio missing.wav", "--audio missing.wav cannot be used: Moxin hears nothing"),
@@ -256,7 +259,7 @@ def error_of(monkeypatch, tmp_path, checkpoints, rows):
         kind = next(name for name in (QUANTIZED, THREE_BITS, "") if case.startswith(name))
         checkpoint, options = checkpoints[kind], case.removeprefix(kind).split()
         needed = {
-            GENERATE: ["--image", image_path("photo")],
+            GENERATE: [] if "--image" in case else ["--image", image_path("photo")],
             TRAIN: ["--data", str(rows), "--iters", "1", "--output-path", str(tmp_path)],
             CONVERT: ["--mlx-path", str(tmp_path / "converted")],
         }.get(module, [])
