@@ -25,6 +25,7 @@ sys.path[:0] = [str(Path(__file__).parents[2] / folder) for folder in ("", "moxi
 
 from bodies import CHAT, answer_text, body, get, picture_data  # noqa: E402
 from picture_server import PictureServer, picture_server  # noqa: E402
+from replicas import Replicas  # noqa: E402
 from server_process import MeasuredServer  # noqa: E402
 from soak_requests import Request, bad_requests, good_requests, stream_text  # noqa: E402
 from support import HF_CHECKPOINT, MESSAGES  # noqa: E402
@@ -41,7 +42,7 @@ GROWTH_MB = 15
 
 @dataclass
 class Report:
-    """Results of a soak. ``rss_mb`` are samples of the server process."""
+    """Results of a soak. ``rss_mb`` are samples of the server processes together."""
 
     counts: Counter = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
@@ -179,6 +180,8 @@ class Soak:
 
     def __init__(self, server: MeasuredServer, seconds: float, clients: int):
         self.server = server
+        # Those that compute, where `server` is a balancer.
+        self._servers = list(getattr(server, "servers", {"": server}).values())
         self.good = good_requests(server.model)
         self.bad = bad_requests(server.model)
         self.report = Report()
@@ -221,7 +224,7 @@ class Soak:
         for client in clients:
             client.start()
         while time.monotonic() < self.deadline:
-            self.report.rss_mb.append(rss_mb(self.server.process.pid))
+            self.report.rss_mb.append(sum(rss_mb(each.process.pid) for each in self._servers))
             time.sleep(SAMPLE_INTERVAL_S)
         for client in clients:
             client.join(timeout=2 * ANSWER_TIMEOUT_S)
@@ -235,7 +238,12 @@ class Soak:
     def _wait_until_idle(self) -> None:
         """Wait until no request is running, including those of clients that disconnected."""
         for _ in range(100):
-            self.report.summary = get(self.server, "/metrics")["summary"]
+            summaries = [get(each, "/metrics")["summary"] for each in self._servers]
+            self.report.summary = {
+                name: [each[name] for each in summaries] if len(summaries) > 1 else value
+                for name, value in summaries[0].items()
+            }
+            self.report.summary["in_flight"] = sum(each["in_flight"] for each in summaries)
             if self.report.summary["in_flight"] == 0:
                 return
             time.sleep(0.2)
@@ -244,15 +252,21 @@ class Soak:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Load one server from many clients.")
+    parser.add_argument("--replicas", action="store_true", help="two servers behind HAProxy")
     parser.add_argument("--seconds", type=float, default=300)
     parser.add_argument("--clients", type=int, default=16)
     arguments = parser.parse_args()
     from mlx_vlm import convert
 
     with tempfile.TemporaryDirectory() as directory:
-        checkpoint, log = Path(directory) / "checkpoint", Path(directory) / "log.txt"
+        folder = Path(directory)
+        checkpoint = folder / "checkpoint"
         convert(str(HF_CHECKPOINT), str(checkpoint), dtype="float32", trust_remote_code=False)
-        with MeasuredServer(checkpoint, log, **ENVIRONMENT) as server:
+        if arguments.replicas:
+            started = Replicas(checkpoint, folder, MeasuredServer, **ENVIRONMENT)
+        else:
+            started = MeasuredServer(checkpoint, folder / "log.txt", **ENVIRONMENT)
+        with started as server:
             report = Soak(server, arguments.seconds, arguments.clients).run()
     print(*report.lines(), sep="\n")
     sys.exit(not report.is_good)

@@ -2,54 +2,25 @@
 
 import json
 import re
-import shutil
-import subprocess
-import time
 import urllib.request
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
-from pathlib import Path
 
 import pytest
 from PIL import Image
-from server_process import Server, free_port, user_message
+from replicas import CONFIGURATION, Replicas, is_installed
+from server_process import user_message
 from support import HF_CHECKPOINT
 
-CONFIGURATION = Path(__file__).parents[3] / "docs/haproxy.cfg"
 PICTURES = 6
-pytestmark = pytest.mark.skipif(shutil.which("haproxy") is None, reason="needs HAProxy")
+pytestmark = pytest.mark.skipif(not is_installed(), reason="needs HAProxy")
 
 
 @pytest.fixture(scope="module")
 def replicas(tmp_path_factory):
     """The balancer's address and the two servers, by their names in the configuration."""
-    folder = tmp_path_factory.mktemp("replicas")
-    with ExitStack() as stack:
-        pair = [Server(HF_CHECKPOINT, folder / f"{index}.log") for index in range(2)]
-        servers = [stack.enter_context(server) for server in pair]
-        port = free_port()
-        text = CONFIGURATION.read_text(encoding="utf-8").replace(":8080", f":{port}")
-        for index, server in enumerate(servers):
-            text = text.replace(f":{8081 + index}", f":{server.port}")
-        path = folder / "haproxy.cfg"
-        path.write_text(text, encoding="utf-8")
-        process = subprocess.Popen(["haproxy", "-db", "-f", path])
-        stack.callback(process.wait, 10)
-        stack.callback(process.terminate)
-        address = f"http://127.0.0.1:{port}"
-        _wait(address)
-        yield address, {f"gpu{index}": server for index, server in enumerate(servers)}
-
-
-def _wait(address: str) -> None:
-    for _ in range(100):
-        try:
-            urllib.request.urlopen(f"{address}/health", timeout=5).close()
-            return
-        except OSError:
-            time.sleep(0.1)
-    raise RuntimeError("The balancer did not start")
+    with Replicas(HF_CHECKPOINT, tmp_path_factory.mktemp("replicas")) as pair:
+        yield pair.url, pair.servers
 
 
 def _ask(address: str, message: dict, **headers: str) -> tuple[str, str]:
