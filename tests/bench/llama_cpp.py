@@ -26,6 +26,10 @@ CONTEXT_DEFAULTS = (512, 2048, 512, 1)
 GPU_LAYERS = 4
 ALL_LAYERS = 999
 ERROR_LEVEL = 4
+# Defaults of four enumerations of llama_context_params, flash_attn_type last, and of its truth
+# values from embeddings to kv_unified.
+AUTOMATIC = (0xFFFFFFFF,) * 4
+TRUTH = bytes((0, 1, 1, 1, 1, 0))
 # Larger than either structure, whose ends differ between versions. Both are a function's last
 # argument and passed on the stack, where a callee reads as much as it knows of.
 Settings = ctypes.c_uint32 * 128
@@ -133,7 +137,15 @@ class Llama:
         RuntimeError: if the libraries are of a version with other structures, or a call fails.
     """
 
-    def __init__(self, libraries: Path, model: Path, rows: int, context: int):
+    def __init__(
+        self,
+        libraries: Path,
+        model: Path,
+        rows: int,
+        context: int,
+        flash_attention: bool = True,
+        unified: bool = False,
+    ):
         self._library = self._load(libraries)
         path = str(model).encode()
         parameters = self._library.llama_model_default_params()
@@ -143,6 +155,13 @@ class Llama:
         if tuple(parameters.values[:4]) != CONTEXT_DEFAULTS:
             raise RuntimeError(f"unknown llama_context_params: {parameters.values[:4]}")
         parameters.values[:4] = (rows * context, 2048, 512, rows)
+        if not flash_attention:
+            values = tuple(parameters.values)
+            (start,) = [i for i in range(len(values) - 3) if values[i : i + 4] == AUTOMATIC]
+            parameters.values[start + 3] = 0
+        if unified:
+            raw = bytes(parameters.values)
+            ctypes.memset(ctypes.addressof(parameters) + raw.index(TRUTH) + len(TRUTH) - 1, 1, 1)
         self._context = self._model and self._library.llama_init_from_model(self._model, parameters)
         if not self._context:
             raise RuntimeError(f"llama.cpp could not load {model}")
@@ -227,20 +246,20 @@ class Llama:
         return 1e3 * (time.perf_counter() - start)
 
 
-def measure(libraries: Path, model: Path, sizes: Sizes, rounds: int) -> dict[str, list[float]]:
+def measure(
+    libraries: Path, model: Path, rows: int, sizes: Sizes, rounds: int, **options: bool
+) -> dict[str, list[float]]:
     """Values of each round after one that warms up, by what was measured."""
     found: dict[str, list[float]] = {}
-    for rows in (1, sizes.small_batch):
-        llama = Llama(libraries, model, rows, sizes.context + sizes.tokens + 8)
-        for number in range(1 + rounds):
-            values = {
-                f"decode, batch {rows}, tokens/s": llama.decode_rate(sizes.context, sizes.tokens)
-            }
-            if rows == 1:
-                values[f"prompt of {sizes.short_prompt}, ms"] = llama.prompt_ms(sizes.short_prompt)
-            for name, value in values.items():
-                found.setdefault(name, []).extend([value] if number else [])
-        llama.close()
+    context = sizes.context + sizes.tokens + 8
+    llama = Llama(libraries, model, rows, context, **options)
+    for number in range(1 + rounds):
+        values = {f"decode, batch {rows}, tokens/s": llama.decode_rate(sizes.context, sizes.tokens)}
+        if rows == 1:
+            values[f"prompt of {sizes.short_prompt}, ms"] = llama.prompt_ms(sizes.short_prompt)
+        for name, value in values.items():
+            found.setdefault(name, []).extend([value] if number else [])
+    llama.close()
     return found
 
 
@@ -249,6 +268,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser("python -m bench.llama_cpp", description=__doc__)
     parser.add_argument("libraries", type=Path, help="folder with libllama*.so and the others")
     parser.add_argument("--kinds", nargs="+", choices=["Q8_0", "Q4_0"], default=["Q8_0", "Q4_0"])
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--no-flash-attention", action="store_true")
+    parser.add_argument("--unified", action="store_true", help="one cache for all rows")
     parser.add_argument("--folder", type=Path, help="keep the GGUF files here, and reuse them")
     parser.add_argument("--write-only", action="store_true", help="only write them")
     parser.add_argument("--rounds", type=int, default=3)
@@ -268,12 +290,15 @@ def main(argv: Sequence[str] | None = None) -> None:
                 partial.rename(path)
             if args.write_only:
                 continue
-            done[kind] = measure(args.libraries, path, sizes, args.rounds)
-            for name, values in done[kind].items():
-                spread = f"({min(values):.4g} to {max(values):.4g})"
-                print(f"{kind}, {name}: {statistics.median(values):.4g} {spread}", flush=True)
-            if args.json:
-                args.json.write_text(json.dumps(done, indent=2) + "\n", encoding="utf-8")
+            options = {"flash_attention": not args.no_flash_attention, "unified": args.unified}
+            for rows in args.batches:
+                found = measure(args.libraries, path, rows, sizes, args.rounds, **options)
+                done.setdefault(kind, {}).update(found)
+                for name, values in found.items():
+                    spread = f"({min(values):.4g} to {max(values):.4g})"
+                    print(f"{kind}, {name}: {statistics.median(values):.4g} {spread}", flush=True)
+                if args.json:
+                    args.json.write_text(json.dumps(done, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
