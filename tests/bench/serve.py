@@ -177,9 +177,8 @@ def measure(
         tempfile.TemporaryDirectory() as folder,
         kind(checkpoint, Path(folder) / "log.txt", **environment) as server,
     ):
-        # Compiles what the first requests of each batch size need.
-        for clients in args.clients:
-            Load(server, clients, 1.0, 16).run()
+        # Compiles what the first requests need; batches grow and shrink through all sizes.
+        Load(server, max(args.clients), 1.0, 16).run()
         for clients in args.clients:
             yield Load(server, clients, args.seconds, args.max_tokens).run()
 
