@@ -19,11 +19,11 @@ from mlx_vlm_moxin.checkpoints.stopping import Stopped, stoppable
 
 
 class Rounding(NamedTuple):
-    """What quantising again does to an adapter, relative to the weights' size.
+    """The effect of quantising again on an adapter, relative to the weights' size.
 
     Attributes:
-        update: how far the adapter moves the weights.
-        error: how far quantising the moved weights moves them again.
+        update: change of the weights by the adapter.
+        error: change of the adapted weights by quantising them.
     """
 
     update: float
@@ -40,7 +40,7 @@ def _square_sum(values: mx.array) -> float:
 
 
 def rounding(model: nn.Module) -> Rounding | None:
-    """Measure what is left of an adapter when its layers are quantised again after fusing.
+    """Measure how much of an adapter remains when its layers are quantised again after fusing.
 
     Args:
         model: with the adapter, which is not fused yet.
@@ -62,11 +62,11 @@ def rounding(model: nn.Module) -> Rounding | None:
 
 
 def fuse_adapter(model: nn.Module, dequantize: bool = False) -> int:
-    """Replace every LoRA or DoRA layer of ``model`` by the plain layer it amounts to, in place.
+    """Replace every LoRA or DoRA layer of ``model`` by the equivalent plain layer, in place.
 
     Args:
-        dequantize: leave these layers in floating point where the base is quantised.
-            Otherwise they are quantised again as the base is, which rounds the update.
+        dequantize: keep these layers in floating point if the base is quantised. Otherwise they
+            are quantised again like the base, which rounds the update.
 
     Returns:
         The number of layers replaced.

@@ -1,4 +1,4 @@
-"""Tokens one by one, or text piece by piece, on mlx-vlm's own generation loop."""
+"""Tokens one by one, or text piece by piece, from mlx-vlm's generation loop."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -40,18 +40,18 @@ def generate(
     """The answer's tokens, each as soon as it is known; the end token is not among them.
 
     Args:
-        prompt: the question as one types it, or the messages of a conversation
+        prompt: the question as plain text, or the messages of a conversation
             (``{"role": ..., "content": ...}``); the chat template is applied here.
         image: the picture that the question is about, see
             ``picture.read_picture``.
-        max_tokens: at most so many tokens.
-        temperature: 0 for the likeliest token each time, above it for sampling; None for
-            what the checkpoint's generation_config.json says, greedy if it says nothing.
+        max_tokens: largest number of tokens.
+        temperature: 0 for the likeliest token each time, above 0 for sampling; None for the value
+            in the checkpoint's generation_config.json, or 0 if it has none.
         kwargs: ``mlx_vlm.stream_generate``'s other arguments, such as ``top_p``, ``seed``,
             ``prompt_cache``, ``kv_bits``.
 
     Yields:
-        Token ids; ``processor.decode`` makes text of them.
+        Token ids; ``processor.decode`` converts them to text.
 
     Raises:
         ValueError: if the picture or the value of a setting cannot be used.
@@ -74,7 +74,7 @@ def stream_text(
 ) -> Iterator[str]:
     """The answer's text, piece by piece, each as soon as no later token can change it.
 
-    Joined, the pieces are what ``mlx_vlm.generate`` returns: no space around the answer.
+    The joined pieces equal the text of ``mlx_vlm.generate``, without surrounding space.
 
     Args:
         prompt, image, max_tokens, temperature, kwargs: as for ``generate``.
@@ -90,7 +90,7 @@ def stream_text(
 
 
 def _stripped(pieces: Iterable[str]) -> Iterator[str]:
-    """``pieces`` without the space at the start and at the end of what they join to."""
+    """``pieces`` without the space at the start and the end of the joined text."""
     waiting, has_begun = "", False
     for piece in pieces:
         text = waiting + piece if has_begun else (waiting + piece).lstrip()

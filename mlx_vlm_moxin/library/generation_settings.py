@@ -1,7 +1,7 @@
-"""Which values the settings of generation may have, whoever gives them.
+"""Checks the values of generation settings, from commands, the server or the library.
 
-mlx-vlm checks few of them: a negative temperature gives an answer in gibberish, a group size
-that the heads do not fit ends the answer when the cache is first quantised.
+mlx-vlm checks few of them: a negative temperature gives a meaningless answer, a group size that
+does not divide the heads ends the answer when the cache is first quantised.
 """
 
 import math
@@ -103,7 +103,7 @@ def _kv_cache(values: Mapping[str, Any], config: ModelConfig) -> Iterator[Fault]
             if values.get(name) not in (None, bits):
                 yield name, "keys and values differ with the turboquant scheme alone"
     for name, spec in (("kv_key_bits", policy.key), ("kv_value_bits", policy.value)):
-        # Without a value of their own they have that of kv_bits.
+        # If they are not set, kv_bits applies.
         name = name if values.get(name) is not None else "kv_bits"
         if spec.is_turboquant:
             if reason := Range(1, MAX_TURBOQUANT_BITS).fault(spec.bits):
@@ -121,11 +121,11 @@ def _kv_cache(values: Mapping[str, Any], config: ModelConfig) -> Iterator[Fault]
 
 
 def faults(values: Mapping[str, Any], config: ModelConfig) -> Iterator[Fault]:
-    """What is wrong with settings of generation.
+    """The wrong values among settings of generation.
 
     Args:
-        values: arguments of ``mlx_vlm.stream_generate`` by name; None is none given, and
-            names that are not known here are not looked at.
+        values: arguments of ``mlx_vlm.stream_generate`` by name; None means not given, and
+            other names are ignored.
         config: the model's.
 
     Yields:

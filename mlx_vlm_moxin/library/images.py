@@ -13,11 +13,11 @@ _DINO, _SIGLIP = range(2)
 
 
 def preprocess(image: PictureSource, image_size: int = 224) -> mx.array:
-    """One picture as the towers want it, not yet normalised.
+    """One picture in the form that the towers need, before normalisation.
 
     This is the ``resize-naive`` strategy of Moxin's published checkpoints: RGB, squashed
     to the square with Pillow's bicubic filter. ``processor.image_processor`` of a loaded
-    checkpoint has its own strategy and constants.
+    checkpoint has that checkpoint's strategy and constants.
 
     Args:
         image: a path, a URL, a data URI, bytes, a binary file, a dictionary of a data set, a PIL
@@ -35,7 +35,7 @@ def preprocess(image: PictureSource, image_size: int = 224) -> mx.array:
 
 
 def _check(images: mx.array | np.ndarray) -> mx.array:
-    """``images`` as an MLX array, if they are what the functions below take.
+    """``images`` as an MLX array, after checking that the functions below accept it.
 
     Raises:
         ValueError: naming the shape, the dtype or the range that is wrong.

@@ -1,4 +1,4 @@
-"""Loading Moxin: what ``mlx_vlm.load`` returns, from one layout more and quantised on the way."""
+"""Loads Moxin like ``mlx_vlm.load``, also from OminiX exports, and quantises while loading."""
 
 import inspect
 import logging
@@ -35,10 +35,10 @@ _stock_load_model = utils.load_model
 def quantize_options(
     bits: int | None, group_size: int | None = None, mode: str = "affine"
 ) -> QuantizeOptions:
-    """How the decoder is to be quantised; None bits for as it is stored.
+    """The options for quantising the decoder; with ``bits`` None, it is loaded as stored.
 
     Raises:
-        ValueError: naming the value that MLX does not have, and those that it has, or a
+        ValueError: naming the value that MLX does not support, and the supported ones, or a
             setting that has no effect without ``bits``.
     """
     if bits is None:
@@ -64,10 +64,10 @@ def model_type(directory: Path) -> str | None:
 
 
 def _compute(source: Source, options: QuantizeOptions, **kwargs: Any) -> nn.Module:
-    """The model that converting ``source`` gives, computed one tensor at a time.
+    """The model that a conversion of ``source`` would give, computed one tensor at a time.
 
-    What a tensor was read from is freed before the next is read, so that memory holds the
-    result and little more.
+    The source of a tensor is freed before the next one is read, so memory holds little more than
+    the result.
     """
     skeleton = build_skeleton(source, options)
     stored = source.quantization
@@ -97,8 +97,8 @@ def load_model(
 ) -> nn.Module:
     """``mlx_vlm.utils.load_model`` for a Moxin checkpoint, quantised as ``options`` say.
 
-    A checkpoint that mlx-vlm can load and that stays as it is stored is left to mlx-vlm;
-    only then does ``lazy`` have an effect.
+    A checkpoint that mlx-vlm can load and that is not quantised here is loaded by mlx-vlm; only
+    then does ``lazy`` have an effect.
 
     Args:
         actions: what the files of an action model do not say.
@@ -133,7 +133,7 @@ def _fetch(path_or_repo: str | Path, revision: str | None) -> Path:
 
 
 def _with_adapter(model: nn.Module, path: Path) -> nn.Module:
-    """``model`` with an adapter that ``mlx_vlm.train`` wrote.
+    """``model`` with an adapter written by ``mlx_vlm.train``.
 
     Raises:
         ValueError: naming the adapter, if its files are missing or damaged.
@@ -160,23 +160,23 @@ def load(
 ) -> tuple[nn.Module, MoxinProcessor]:
     """Load Moxin and its processor, as ``mlx_vlm.load`` does, quantised on request.
 
-    Quantising gives the weights of ``mlx_vlm.convert -q``: the decoder's attention, MLP
-    and output head at ``quantize`` bits, the rest as it is. Weights are quantised as they
-    are read, one tensor at a time. A checkpoint that is quantised already is unpacked for
-    it, unless it has the requested settings already: then its weights stay as they are.
+    Quantising gives the weights of ``mlx_vlm.convert -q``: the decoder's attention, MLP and
+    output head at ``quantize`` bits, the rest unchanged. Weights are quantised as they are
+    read, one tensor at a time. The weights of a quantised checkpoint are dequantised first,
+    unless it already has the requested settings.
 
     Args:
         path_or_repo: local directory or Hub repository: an HF-converted Prismatic
             checkpoint, a conversion of one, or an OminiX export.
-        quantize: bits per weight (2, 3, 4, 5, 6 or 8); None for as it is stored.
+        quantize: bits per weight (2, 3, 4, 5, 6 or 8); None to load the weights as stored.
         group_size: weights that share a scale (32, 64 or 128); None for the mode's
             default, which is 64 in mode ``"affine"``.
         mode: ``"affine"``, or one of MLX's float formats ``"mxfp4"`` (4 bits, group size
             32), ``"nvfp4"`` (4, 16), ``"mxfp8"`` (8, 32).
-        adapter_path: LoRA or DoRA adapter that ``mlx_vlm.train`` has made. (Weights
-            trained in full replace the decoder's, quantised or not.)
-        lazy: read weights when they are first needed. Without effect on weights that are
-            quantised here or come from an OminiX export.
+        adapter_path: LoRA or DoRA adapter made by ``mlx_vlm.train``. (Fully trained weights
+            replace the decoder's, quantised or not.)
+        lazy: read weights when they are first needed; no effect on weights that are quantised
+            here or come from an OminiX export.
         revision: branch, tag or commit of a Hub repository.
         actions: what the files of an action model do not say: the name of a preset
             (``"libero"``, ``"aloha"``, ``"bridge"``), or single settings.

@@ -15,7 +15,7 @@ from mlx_vlm_moxin.checkpoints.published import MOXIN_7B
 from mlx_vlm_moxin.library.sizes import part_bytes
 
 logger = logging.getLogger(__name__)
-# Share of the memory that weights may have: the rest is for activations, cache and system.
+# Share of the memory for weights; the rest is for activations, cache and system.
 WEIGHTS_SHARE = 0.85
 # bfloat16, then bits per weight; group size 64.
 WIDTHS = (None, 8, 6, 5, 4, 3, 2)
@@ -28,8 +28,8 @@ class Memory:
     """Memory of MLX's default device, in bytes.
 
     Attributes:
-        total: what a model may have at most.
-        free: what is free of it now; None if the system does not say.
+        total: the most that a model may use.
+        free: the part that is free now; None if unknown.
     """
 
     total: int
@@ -54,7 +54,7 @@ def _host_memory() -> Memory:
 
 
 def device_memory() -> Memory:
-    """Memory of MLX's default device: the GPU's, or the machine's where there is none."""
+    """Memory of MLX's default device: the GPU's, or the machine's if there is none."""
     info = mx.device_info()
     if "max_recommended_working_set_size" in info:  # Apple's GPUs share the machine's memory
         return Memory(info["max_recommended_working_set_size"], None)
@@ -76,7 +76,7 @@ def width_sizes(
 
 
 def fits(nbytes: int, memory: int) -> bool:
-    """Whether weights leave the rest of the memory what it needs."""
+    """Whether weights leave enough memory for the rest."""
     return nbytes <= WEIGHTS_SHARE * memory
 
 

@@ -116,7 +116,7 @@ def config_of(model: PrismaticModel) -> ModelConfig:
 
 @lru_cache
 def _count_weights(vision: str, arch: str, llm: str) -> tuple[int, int, int]:
-    """Numbers of weights: of the vision towers, of what is quantised, of all."""
+    """Numbers of weights: of the vision towers, of the quantised layers, of all."""
     model = build_uncomputed(config_of(PrismaticModel(vision, "", llm, arch)))
     paths = {path for path, module in model.named_modules() if hasattr(module, "to_quantized")}
     counts = [0, 0, 0]
@@ -133,7 +133,7 @@ def count_unused(vision: VisionConfig) -> int:
     """Weights in HF-converted checkpoints that the model does not use.
 
     These are each tower's last block and final norm, and the attention pooling of towers without
-    a class token (SigLIP), as timm 0.9.16 has them.
+    a class token (SigLIP), as in timm 0.9.16.
     """
     count = 0
     for tower in vision.towers.values():

@@ -1,4 +1,4 @@
-"""Plots are optional: matplotlib is looked for before a long run, not at its end."""
+"""Plots are optional; a missing matplotlib is found before a long run, not at its end."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -8,7 +8,7 @@ def check_plotting(what: str) -> None:
     """Find out before a long run that its plot cannot be drawn.
 
     Args:
-        what: is to be drawn, as the start of a sentence.
+        what: the name of the plot, as the start of a sentence.
 
     Raises:
         ValueError: saying what to install.

@@ -57,14 +57,14 @@ def save_checkpoint(
 def save_quantized(
     model: nn.Module, processor: MoxinProcessor, path: str | Path, overwrite: bool = False
 ) -> None:
-    """Write ``model`` as it is, quantised or not, into a directory that mlx-vlm loads.
+    """Write ``model``, quantised or not, into a directory that mlx-vlm loads.
 
-    The directory appears only when it is whole: weights, config.json, tokenizer,
-    processor, model card.
+    The directory appears only when it is complete: weights, config.json, tokenizer, processor,
+    model card.
 
     Args:
         path: the directory to make.
-        overwrite: replace a model that is there already.
+        overwrite: replace an existing model.
 
     Raises:
         FileExistsError: if ``path`` exists and is not to be replaced.

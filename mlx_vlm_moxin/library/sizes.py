@@ -145,7 +145,7 @@ def cache_table() -> str:
 
 
 def tables() -> str:
-    """All tables, as the guide has them."""
+    """All tables, as in the guide."""
     return "\n\n".join([parts_table(), widths_table(), modes_table(), cache_table()])
 
 

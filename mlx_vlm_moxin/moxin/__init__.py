@@ -1,7 +1,7 @@
 """Moxin-7B VLM and the rest of the Prismatic family, OpenVLA included.
 
-One or two vision towers see, an MLP projects, a Llama or Mistral decoder answers: Moxin-7B has
-DINOv2, SigLIP and a Mistral decoder. config.json chooses the parts.
+One or two vision towers, a projector, and a Llama or Mistral decoder; config.json chooses the
+parts. Moxin-7B has DINOv2, SigLIP and a Mistral decoder.
 
 Weights: ``moxin-org/Moxin-7B-VLM`` (native), ``bobchenyx/Moxin-7B-VLM-hf``,
 ``TRI-ML/prismatic-vlms``, ``openvla/openvla-7b``. Papers: https://arxiv.org/abs/2412.06845

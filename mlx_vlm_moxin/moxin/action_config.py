@@ -1,4 +1,4 @@
-"""How a vision-language-action model gives actions: what its weights alone do not say."""
+"""Settings of a vision-language-action model that do not follow from its weights."""
 
 from dataclasses import dataclass, field
 
@@ -8,7 +8,7 @@ from .validation import CONFIG_FILE, check_setting, check_settings
 DECODINGS = ("autoregressive", "parallel")
 HEADS = ("l1",)
 NORMALIZATIONS = ("bounds_q99", "bounds")
-# What Llama 2 calls a lone space: OpenVLA's training text had one after "Out:".
+# Llama 2's id of a single space, which OpenVLA's training text had after "Out:".
 SPACE_TOKEN_ID = 29871
 
 
@@ -21,20 +21,20 @@ class ActionConfig(BaseModelConfig):
             ``"parallel"``, a chunk of actions in one pass (OpenVLA-OFT).
         chunk_size: actions in a chunk; 1 if autoregressive.
         num_images: camera pictures for an action, the main one first.
-        normalization: statistics that are -1 and 1 in the model: 1st and 99th percentiles
+        normalization: statistics that are mapped to -1 and 1: 1st and 99th percentiles
             (``"bounds_q99"``) or extremes (``"bounds"``).
         causal: whether parallel decoding keeps the causal mask; OpenVLA-OFT attends in both
             directions, Moxin-VLA runs causal.
         drop_image_marker: whether ``<image>`` in an instruction is dropped, as native training
             runs do; the published HF code keeps it.
-        append_token_id: put at the end of the prompt if it is not there; None for nothing.
-        center_crop: whether pictures are cropped to 0.9 of their area, as for models that
-            were trained on randomly cropped ones.
-        policy_resize: whether pictures of another size than 224 x 224 go through JPEG and
-            Lanczos first, as OpenVLA-OFT's evaluation does it.
+        append_token_id: appended to the prompt unless it is already its last id; None for none.
+        center_crop: whether pictures are cropped to 0.9 of their area, for models trained on
+            randomly cropped ones.
+        policy_resize: whether pictures of other sizes than 224 x 224 are first compressed as JPEG
+            and resized with Lanczos, as in OpenVLA-OFT's evaluation.
         head: ``"l1"`` for the regression head, None for action tokens.
         head_hidden_size: width of the head.
-        action_dim: values of an action that the head gives.
+        action_dim: values of an action from the head.
         proprio_dim: values of the robot's state; None if the model does not read it.
     """
 

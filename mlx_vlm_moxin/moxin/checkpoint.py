@@ -1,4 +1,4 @@
-"""Sizes that a config leaves out, read from the headers of the checkpoint's tensor files."""
+"""Sizes missing from a config, read from the headers of the checkpoint's tensor files."""
 
 import json
 import math
@@ -15,10 +15,10 @@ INDEX_FILE = "model.safetensors.index.json"
 
 
 def weight_files(model_path: Path) -> list[Path]:
-    """The safetensors files of a checkpoint directory, every one of them present.
+    """The safetensors files of a checkpoint directory, after checking that all exist.
 
     Raises:
-        FileNotFoundError: if the index names a file that is not there.
+        FileNotFoundError: if the index names a missing file.
     """
     index = model_path / INDEX_FILE
     if not index.exists():
@@ -38,7 +38,7 @@ def tensor_shapes(model_path: Path) -> Shapes:
 
     Raises:
         FileNotFoundError: see ``weight_files``.
-        ValueError: naming a file that is cut short or otherwise damaged.
+        ValueError: naming a file that is truncated or otherwise damaged.
     """
     shapes = {}
     for file in weight_files(model_path):
@@ -52,7 +52,7 @@ def tensor_shapes(model_path: Path) -> Shapes:
 
 
 def check_layout(names: Iterable[str], model_path: Path) -> None:
-    """Refuse tensors in a layout that this model has no rule for, saying where it is used.
+    """Refuse tensors in a layout that this model does not support, naming its origin.
 
     Raises:
         ValueError: for an OminiX export, or the decoder without towers.
@@ -70,7 +70,7 @@ def check_towers(names: Iterable[str], model_path: Path) -> None:
     """Refuse a decoder without towers.
 
     Raises:
-        ValueError: saying what writes such a checkpoint and what runs it.
+        ValueError: naming what writes such a checkpoint and what runs it.
     """
     if names and all(name.startswith("language_model.") for name in names):
         raise ValueError(
@@ -80,12 +80,12 @@ def check_towers(names: Iterable[str], model_path: Path) -> None:
 
 
 def _tower_sizes(shapes: Shapes, model: TimmModel, is_converted: bool) -> TowerConfig:
-    """The configuration of a tower with the sizes that its tensors have."""
+    """The configuration of a tower with the sizes of its tensors."""
     prefix = f"vision_tower.{model.name}."
     start = len(prefix + "blocks.")
     blocks = {int(n[start:].split(".")[0]) for n in shapes if n.startswith(prefix + "blocks.")}
-    # Sources hold the whole tower, conversions one block less: the one that is not used.
-    # So does an export of the real tower that already left its last block out.
+    # Sources contain the whole tower, conversions one block less, the unused one.
+    # So does an export of the real tower without its last block.
     depth = len(blocks) + int(is_converted)
     published = model.tower_config().num_hidden_layers
     return model.tower_config(
@@ -109,14 +109,14 @@ def _shape(shapes: Shapes, name: str) -> tuple[int, ...]:
 def vision_sizes(
     shapes: Shapes, models: Sequence[TimmModel], image_size: int | None, is_converted: bool
 ) -> VisionConfig:
-    """The configuration of the towers that a checkpoint holds.
+    """The configuration of the towers in a checkpoint.
 
     Args:
         shapes: of every tensor, by our name of it.
         models: the towers' kinds, in the order of their features.
-        image_size: side of the pictures in pixels; None: the published one if it gives the
-            number of patches that the last tower has, else the least that does.
-        is_converted: whether the block that is not used was left out already.
+        image_size: side of the pictures in pixels; None for the published one if it gives the last
+            tower's number of patches, else the smallest that does.
+        is_converted: whether the unused block was already removed.
 
     Raises:
         ValueError: naming a tensor that is missing or does not fit.
@@ -125,7 +125,7 @@ def vision_sizes(
     towers = {model.name: _tower_sizes(shapes, model, is_converted) for model in models}
     # OIHW in sources, OHWI in conversions: the patch size is the third number of both.
     patch_sizes = [_shape(shapes, prefix + "patch_embed.proj.weight")[2] for prefix in prefixes]
-    # A tower of other patches is refused with the shape of its tensors.
+    # A tower with other patches is refused because of the shapes of its tensors.
     patch_size = patch_sizes[-1]
     num_positions = shapes[prefixes[-1] + "pos_embed"][1]
     num_patches = num_positions - int(towers[models[-1].name].class_position)

@@ -1,8 +1,8 @@
 """Configuration: one or two vision towers, a projector, a Llama or Mistral decoder.
 
-Two kinds of ``config.json`` arrive here: our own (``model_type: moxin``, complete) and
-that of an HF-converted checkpoint (``prismatic`` or ``openvla``), which names only timm
-model ids and the few text settings that differ from the library's defaults.
+There are two kinds of ``config.json``: ours (``model_type: moxin``, complete) and that of
+an HF-converted checkpoint (``prismatic`` or ``openvla``), which has only timm's model ids
+and the few text settings that differ from the library's defaults.
 """
 
 import json
@@ -21,16 +21,16 @@ from .validation import CONFIG_FILE, check_setting, check_settings
 from .vision_config import ProjectorConfig, VisionConfig
 from .weights import moxin_name
 
-# OpenVLA's training leaves it beside a checkpoint.
+# OpenVLA's training writes it next to a checkpoint.
 STATISTICS_FILE = "dataset_statistics.json"
-# What ``model_type`` of config.json may be: that of HF-converted checkpoints, and ours.
+# Possible ``model_type`` of config.json: those of HF-converted checkpoints, and ours.
 SOURCE_TYPES = ("prismatic", "openvla")
 MODEL_TYPES = ("moxin", *SOURCE_TYPES)
 
 
 @dataclass
 class GenerationDefaults:
-    """What generation_config.json may say; mlx-vlm generates with it unless told otherwise."""
+    """The settings of generation_config.json, mlx-vlm's defaults for generation."""
 
     eos_token_id: int | list[int] = field(default=2, metadata={"low": 0})
     bos_token_id: int | None = field(default=None, metadata={"low": 0})
@@ -50,18 +50,18 @@ class ModelConfig(BaseModelConfig):
     """The whole model.
 
     Attributes:
-        pad_token_id: ``<PAD>``, the first id above the tokenizer's own vocabulary.
-        image_token_index: first of the reserved ids above ``<PAD>`` that stand for
-            visual tokens in ``input_ids`` (see ``prepared_picture.py``).
+        pad_token_id: ``<PAD>``, the first id above the tokenizer's original vocabulary.
+        image_token_index: first of the reserved ids above ``<PAD>``, the placeholders of visual
+            tokens in ``input_ids`` (see ``prepared_picture.py``).
         prompt_format: name of the prompt that the model was trained with.
         llm_backbone_id: Prismatic's id of the language model.
         norm_stats: OpenVLA's action statistics per data set.
         n_action_bins: number of an OpenVLA model's action tokens.
         pad_to_multiple_of: OpenVLA's padding of the vocabulary, in ids.
-        action_config: how actions are given; None if the model gives none.
+        action_config: settings of actions; None if the model predicts none.
         timm_model_ids, timm_override_act_layers, image_sizes, arch_specifier: set by
             HF-converted configs, whose sizes follow from the weights.
-        generation_config: content of generation_config.json, which mlx-vlm puts here.
+        generation_config: content of generation_config.json, assigned by mlx-vlm.
     """
 
     text_config: TextConfig = field(default_factory=TextConfig)
@@ -84,7 +84,7 @@ class ModelConfig(BaseModelConfig):
     arch_specifier: str | None = None
     generation_config: dict[str, Any] | None = None
 
-    # No field: it is no setting of the model.
+    # Not a field, because it is not a setting of the model.
     _model_path = None
 
     def __post_init__(self):
@@ -127,7 +127,7 @@ class ModelConfig(BaseModelConfig):
         Its towers and projector have the published sizes until ``model_path`` is set.
 
         Raises:
-            ValueError: what is missing, out of range or not supported.
+            ValueError: naming what is missing, out of range or not supported.
         """
         check_setting(CONFIG_FILE, "text_config", params.get("text_config"), dict | None)
         is_source = params.get("model_type") in SOURCE_TYPES
@@ -160,13 +160,12 @@ class ModelConfig(BaseModelConfig):
     def model_path(self) -> str | None:
         """Directory of the checkpoint. mlx-vlm sets it before it builds the model.
 
-        Setting it reads the headers of the tensor files, so that the config is complete and
-        ``Model(config)`` reads no file: sizes that an HF-converted config leaves out are
-        filled in. Files are checked in any case, since a tensor of a damaged file would fail
-        only when it is computed.
+        Setting it reads the headers of the tensor files and fills in the sizes that an
+        HF-converted config lacks, so that ``Model(config)`` reads no file. Files are checked in
+        any case, since a tensor of a damaged file would fail only when it is computed.
 
         Raises:
-            FileNotFoundError, ValueError: what is missing, damaged or does not fit.
+            FileNotFoundError, ValueError: naming what is missing, damaged or does not fit.
         """
         return self._model_path
 
@@ -181,7 +180,7 @@ class ModelConfig(BaseModelConfig):
         self._model_path = path
 
     def read_statistics(self, directory: Path) -> None:
-        """Let a dataset_statistics.json beside the checkpoint replace ``norm_stats``.
+        """Replace ``norm_stats`` by a dataset_statistics.json next to the checkpoint, if any.
 
         Raises:
             ValueError: if there is one that cannot be read.
@@ -219,7 +218,7 @@ class ModelConfig(BaseModelConfig):
 
         Args:
             shapes: of every tensor, by its name in an HF-converted checkpoint or ours.
-            is_converted: whether the blocks that are not used were left out; None: they
+            is_converted: whether the unused blocks were removed; None: they
                 were if the names are ours.
 
         Raises:
@@ -235,5 +234,5 @@ class ModelConfig(BaseModelConfig):
         self.projector_config = projector_sizes(shapes, projector_kind(self.arch_specifier))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain nested dictionaries, ready for ``json``."""
+        """The settings as nested dictionaries, ready for ``json``."""
         return asdict(self)

@@ -1,4 +1,4 @@
-"""Pictures to pixels, exactly as Prismatic's PyTorch processor makes them.
+"""Pictures to pixels, equal to those of Prismatic's PyTorch processor.
 
 Reference: ``PrismaticImageProcessor`` (HF-converted checkpoints) and torchvision's
 transforms on PIL images (native ones). ``convert("RGB")``, Pillow's bicubic resize on
@@ -29,13 +29,13 @@ IMAGE_STD = tuple(model.image_std for model in _MODELS)
 
 
 def _lists(value: Any) -> Any:
-    """``value`` with lists in place of tuples, as JSON has it."""
+    """``value`` with lists instead of tuples, as in JSON."""
     return [*map(_lists, value)] if isinstance(value, (list, tuple)) else value
 
 
 @dataclass
 class ImageSettings:
-    """What ``preprocessor_config.json`` holds.
+    """The settings in ``preprocessor_config.json``.
 
     Attributes:
         image_size: side of the square, in pixels.
@@ -112,7 +112,7 @@ class MoxinImageProcessor:
             image = letterbox(image, size, fill)
         else:
             image = resize_crop(image, size)
-        # Channels come first while they are bytes: there is less to move.
+        # Transposed while they are bytes, which is less memory to move.
         channels = np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
         return np.divide(channels, 255, dtype=np.float32)
 
@@ -153,7 +153,7 @@ class MoxinImageProcessor:
     def of_towers(
         cls, models: Sequence[TimmModel], image_size: int, resize_strategy: str
     ) -> "MoxinImageProcessor":
-        """With timm's constants, as a native checkpoint is run."""
+        """An image processor with timm's constants, as for native checkpoints."""
         return cls(
             image_size,
             resize_strategy,
@@ -165,8 +165,8 @@ class MoxinImageProcessor:
     def from_dict(cls, config: dict[str, Any]) -> "MoxinImageProcessor":
         """From a preprocessor_config.json, ours or an HF-converted checkpoint's.
 
-        The latter's ``tvf_*`` entries are what its processor computes with: constants
-        rounded to bfloat16, and one letterbox colour for all towers.
+        The latter's processor uses the ``tvf_*`` entries: constants rounded to bfloat16, and one
+        letterbox colour for all towers.
 
         Raises:
             ValueError: naming an entry that is missing or not supported.
@@ -206,7 +206,7 @@ class MoxinImageProcessor:
             raise ValueError(f"{CONFIG_FILE}: {error} missing") from error
 
     def to_dict(self) -> dict[str, Any]:
-        """What ``from_dict`` reads."""
+        """The dictionary that ``from_dict`` reads."""
         return {"image_processor_type": type(self).__name__, **vars(self)}
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:

@@ -1,4 +1,4 @@
-"""The decoder: Llama or Mistral from mlx-vlm's own Llama blocks, with mlx-vlm's interface.
+"""The decoder: Llama or Mistral from mlx-vlm's Llama blocks, with mlx-vlm's interface.
 
 Papers: https://arxiv.org/abs/2307.09288 (Llama 2), https://arxiv.org/abs/2310.06825 (Mistral).
 Reference: transformers' ``LlamaForCausalLM`` and ``MistralForCausalLM``.
@@ -32,8 +32,8 @@ class DecoderModel(LlamaModel):
     def attention_mask(self, h: mx.array, cache: Any | None, mask: mx.array | None) -> Any:
         """The mask of ``scaled_dot_product_attention`` for ``h`` ``[B, T, D]``.
 
-        The window matters only once the sequence is longer than the window; up to that length
-        the cheaper causal mask is the same.
+        The window only matters for sequences longer than the window; up to that length the
+        cheaper causal mask is equivalent.
         """
         if cache is None and mask is not None:
             return _padding_mask(mask, self.sliding_window)
@@ -65,8 +65,8 @@ class DecoderModel(LlamaModel):
 class LanguageModel(nn.Module):
     """Decoder and output head.
 
-    It has no ``make_cache``, so that ``--max-kv-size`` keeps its meaning, and no
-    ``sanitize``, for which mlx-vlm's loader would build a second copy of it.
+    It has no ``make_cache``, so that ``--max-kv-size`` keeps its meaning, and no ``sanitize``,
+    because mlx-vlm's loader would build a second copy of the decoder for it.
     """
 
     def __init__(self, config: TextConfig):
@@ -84,10 +84,10 @@ class LanguageModel(nn.Module):
         cache: list | None,
         logits_to_keep: int,
     ) -> mx.array | None:
-        """Logits from an accelerated forward pass; None where it does not support this pass.
+        """Logits from an accelerated forward pass; None if it does not support this pass.
 
-        There is none in plain MLX. A plug-in may replace this method, of the class, with one
-        that computes what ``__call__`` computes and fills ``cache`` in the same way.
+        There is none in plain MLX. A plug-in may replace this method of the class with one that
+        computes the same as ``__call__`` and fills ``cache`` in the same way.
         """
         return None
 
@@ -105,11 +105,11 @@ class LanguageModel(nn.Module):
 
         Args:
             inputs: token ids ``[B, T]``.
-            inputs_embeds: ``[B, T, hidden_size]``, used in place of the ids' embeddings.
+            inputs_embeds: ``[B, T, hidden_size]``, used instead of the ids' embeddings.
             mask: ``[B, T]``, 1 for tokens and 0 for padding; read only without a cache
-                (a cache knows its own padding).
+                (a cache stores its padding).
             cache: one key-value cache per layer.
-            capture_layer_ids: layers whose outputs go into ``hidden_states``.
+            capture_layer_ids: layers whose outputs are returned in ``hidden_states``.
             logits_to_keep: number of last positions that get logits; 0 for all.
             kwargs: mlx-vlm's settings for other architectures, ignored.
 

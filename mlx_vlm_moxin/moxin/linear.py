@@ -1,15 +1,15 @@
-"""The decoder's linear layers: MLX's, with quantised products arranged for its backends."""
+"""The decoder's linear layers: MLX's, with quantised products adapted to its backends."""
 
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_map
 
-# On CPUs, from about this many rows on it is faster to unpack a weight than to multiply packed.
+# From about this many rows on, dequantising a weight is faster on CPUs than a quantised product.
 UNPACKED_ROWS = 32
 
 
 class QuantizedLinear(nn.QuantizedLinear):
-    """``nn.QuantizedLinear`` with every dimension of ``x`` but the last made one.
+    """``nn.QuantizedLinear`` that flattens all dimensions of ``x`` but the last into one.
 
     MLX's CUDA backend computes a separate product for each leading index of ``x``: with
     the ``[B, 1, D]`` of a decoding step it reads and unpacks the weights ``B`` times.
@@ -27,9 +27,9 @@ class QuantizedLinear(nn.QuantizedLinear):
     def _half_precision_on_cpu(self, x: mx.array) -> mx.array:
         """The product for ``x`` ``[R, D]`` in bfloat16 or float16.
 
-        MLX 0.32.4's own kernel adds up in that dtype: of 4,096 products the sum is 7 % off, and
-        needs 7 times as long as in float32. So few rows are multiplied in float32, and
-        many with the unpacked weight.
+        MLX 0.32.4's kernel adds up in that dtype: sums of 4,096 products are 7 % off, and take
+        7 times as long as in float32. So few rows are multiplied in float32, and many with the
+        dequantised weight.
         """
         packing = {"group_size": self.group_size, "bits": self.bits, "mode": self.mode}
         dtype, scales, biases = x.dtype, self.scales, self.get("biases")
@@ -60,13 +60,13 @@ class Linear(nn.Linear):
 
 
 def replace_linears(module: nn.Module) -> None:
-    """Make every ``nn.Linear`` in ``module`` a ``Linear``; its weights stay."""
+    """Replace every ``nn.Linear`` in ``module`` by a ``Linear`` with the same weights."""
 
     def replaced(layer: nn.Module) -> nn.Module:
         if not isinstance(layer, nn.Linear):
             return layer
         linear = Linear.__new__(Linear)
-        nn.Module.__init__(linear)  # Linear's own would draw random weights
+        nn.Module.__init__(linear)  # Linear's __init__ would draw random weights
         for name, value in layer.items():
             linear[name] = value
         return linear

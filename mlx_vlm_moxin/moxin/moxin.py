@@ -1,4 +1,4 @@
-"""Moxin-7B VLM: the picture's projected features take the places of its placeholders."""
+"""Moxin-7B VLM: the picture's projected features replace its placeholders' embeddings."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from .projector import make_projector
 from .vision import VisionModel
 from .weights import check_weights, convert_weights
 
-# Prompts up to this length are computed in one pass: steps would save no memory worth it.
+# Prompts up to this length are computed in one pass: steps would save little memory.
 ONE_PASS_TOKENS = 512
 
 
@@ -26,7 +26,7 @@ def merge_image_features(
         inputs_embeds: ``[B, T, D]``.
         image_features: ``[K, N, D]`` for the first ``K`` rows, in mlx-vlm's order.
         is_image: ``[B, T]``, true at the placeholders. The first ``N`` of a row are the
-            picture's; a model may also have answered with such an id later on.
+            picture's; later ones may be such ids in the model's answers.
     """
     rows, count, _ = image_features.shape
     index = mx.cumsum(is_image[:rows].astype(mx.int32), axis=1) - 1
@@ -68,7 +68,7 @@ class Model(nn.Module):
         _image_key: str | None = None,
         **kwargs: Any,
     ) -> mx.array:
-        """``encode_image``, unless one of mlx-vlm's two feature caches has the answer."""
+        """``encode_image``, or the features in one of mlx-vlm's two feature caches."""
         if cached_image_features is not None:
             return cached_image_features
         if vision_cache is None or _image_key is None:
@@ -123,9 +123,9 @@ class Model(nn.Module):
     ) -> bool:
         """Whether mlx-vlm computes a prompt in steps, and then its last token by itself.
 
-        That token costs one more pass over all weights before an answer can start; a
-        picture and a question are short enough to be computed with it at once. Batches
-        (no ``prompt_cache`` yet) keep their steps.
+        That token needs one more pass over all weights before the answer starts; a picture and a
+        question are short enough to be computed together with it. Batches (no
+        ``prompt_cache`` yet) keep their steps.
         """
         is_short = prompt_cache is not None and inputs_embeds.shape[1] <= ONE_PASS_TOKENS
         return draft_model is None and not is_short
@@ -145,11 +145,11 @@ class Model(nn.Module):
         return self.language_model(token.reshape(-1, 1), cache=cache)
 
     def quantize(self, group_size: int = 64, bits: int = 8, mode: str = "affine") -> "Model":
-        """Quantise the decoder in place: what ``quant_predicate`` names and fits.
+        """Quantise the decoder in place: the layers that ``quant_predicate`` selects and that fit.
 
-        A layer's own weights are freed before the next layer is computed. Layers that are
-        quantised already stay as they are, and so does a layer whose input width is no
-        multiple of ``group_size``, as in ``mlx_vlm.convert``.
+        A layer's original weights are freed before the next layer is computed. Layers that are
+        already quantised are unchanged, and so is a layer whose input width is no multiple of
+        ``group_size``, as in ``mlx_vlm.convert``.
 
         Args:
             group_size: weights that share a scale.
@@ -160,7 +160,7 @@ class Model(nn.Module):
             The model itself.
 
         Raises:
-            ValueError: if MLX does not have these settings, or if they fit no layer.
+            ValueError: if MLX does not support these settings, or if they fit no layer.
         """
 
         def fits(path: str, module: nn.Module) -> bool:
@@ -188,10 +188,10 @@ class Model(nn.Module):
     def load_weights(
         self, file_or_weights: str | list[tuple[str, mx.array]], strict: bool = True
     ) -> nn.Module:
-        """``nn.Module.load_weights`` that refuses a checkpoint that is cut short in one line.
+        """``nn.Module.load_weights`` with one line of error for a truncated checkpoint.
 
-        MLX names every tensor that is missing, which may be hundreds, and mlx-vlm gives up a
-        part of the model (sets it to None) that has no weights at all.
+        MLX names every missing tensor, possibly hundreds, and mlx-vlm sets a part of the model
+        without any weights to None.
 
         Args:
             file_or_weights: a safetensors file, or names and arrays.
@@ -208,14 +208,14 @@ class Model(nn.Module):
     def quant_predicate(self, path: str, module: nn.Module) -> bool:
         """Quantise the decoder's attention, MLP and ``lm_head``; nothing else.
 
-        Token embeddings stay: they are read one row at a time, so quantising them
-        saves size but no time. Towers and projector are 8.6 % of the weights, run once
+        Token embeddings are not: they are read one row at a time, so quantising them saves size
+        but no time. Towers and projector are 8.6 % of the weights, run once
         per picture, and SigLIP's MLP width (4304) fits no group size.
         """
         return path.startswith("language_model.") and "embed_tokens" not in path
 
     def shard(self, group: mx.distributed.Group | None = None) -> None:
-        """Split the decoder over ``group``; every process keeps the towers whole."""
+        """Split the decoder over ``group``; every process has the whole towers."""
         self.language_model.shard(group)
 
     @property

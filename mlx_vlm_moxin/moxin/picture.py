@@ -1,9 +1,9 @@
-"""One picture, read from anything that may hold one, or refused in one sentence.
+"""Reads one picture from any supported form, or refuses it in one sentence.
 
-A picture is read whole and decoded whole before it is used, so damage is found here and
-nowhere else; its size in bytes and in pixels and the time for a download are limited. Bytes
-come out as the reference's ``convert("RGB")`` makes them, with one exception: 16-bit grey,
-which Pillow clips to white, is scaled to 8 bits.
+A picture is read and decoded completely before it is used, so damage is found here; its size in
+bytes and in pixels and the time for a download are limited. The result equals the reference's
+``convert("RGB")``, with one exception: 16-bit grey, which Pillow clips to white, is scaled to
+8 bits.
 """
 
 import os
@@ -32,7 +32,7 @@ _FORMATS_OF_OTHER_PROGRAMS = ("EPS",)
 
 
 def bounded(text: Any, length: int) -> str:
-    """``text`` in one line of at most ``length`` characters, its middle left out if need be."""
+    """``text`` in one line of at most ``length`` characters, shortened in the middle if needed."""
     characters = str(text)[: 10 * length]
     line = " ".join("".join(c if c.isprintable() else " " for c in characters).split())
     half = (length - 5) // 2
@@ -40,7 +40,7 @@ def bounded(text: Any, length: int) -> str:
 
 
 def picture_name(source: Any) -> str:
-    """What messages call ``source``: its path or URL, its data URI's type, or its class."""
+    """The name of ``source`` in messages: its path or URL, its data URI's type, or its class."""
     if isinstance(source, (str, os.PathLike)):
         text = os.fspath(source)
         if isinstance(text, str) and text[:5].lower() == "data:":
@@ -51,7 +51,7 @@ def picture_name(source: Any) -> str:
 
 
 def read_picture(source: PictureSource, limits: PictureLimits | None = None) -> Image.Image:
-    """A picture in RGB and upright, wholly decoded.
+    """A picture in RGB and upright, completely decoded.
 
     Args:
         source: a path or ``file:`` URL, an ``http(s)`` URL, a ``data:`` URI, a PIL image, the
@@ -62,11 +62,11 @@ def read_picture(source: PictureSource, limits: PictureLimits | None = None) -> 
         limits: by default those of the environment.
 
     Returns:
-        The given PIL image itself if it is RGB and upright already: copying a large one takes
+        The given PIL image itself if it is already RGB and upright, since copying a large one takes
         half as long as resizing it.
 
     Raises:
-        PictureError: what cannot be used as a picture, and why.
+        PictureError: naming what cannot be used as a picture, and why.
     """
     with named_errors(source):
         return _read(source, limits or PictureLimits.from_environment())
@@ -95,7 +95,7 @@ def _read(source: Any, limits: PictureLimits) -> Image.Image:
     if isinstance(source, Image.Image):
         return _upright_rgb(source, limits)
     if isinstance(source, Mapping):
-        # Of a data set, as Hugging Face's Image feature stores what it has not decoded.
+        # A row of a data set: the undecoded form of Hugging Face's Image feature.
         for key in ("bytes", "path"):
             if source.get(key) is not None:
                 return read_picture(source[key], limits)
@@ -110,7 +110,7 @@ def decode(file: BinaryIO, limits: PictureLimits) -> Image.Image:
     """The picture in ``file``, see ``read_picture``; of several frames, the first.
 
     Raises:
-        Exception: what Pillow raises for damaged files, which is almost anything.
+        Exception: almost any type, from Pillow for damaged files.
     """
     image = Image.open(file)
     _check_pixels(image, limits)

@@ -1,4 +1,4 @@
-"""A picture from an array, whatever its type and the order of its axes."""
+"""A picture from an array of any supported dtype and order of axes."""
 
 from typing import Any
 
@@ -14,10 +14,10 @@ def image_from_array(array: Any) -> Image.Image:
 
     Args:
         array: ``[H, W]``, ``[H, W, C]`` or ``[C, H, W]`` with 1 to 4 channels: grey, grey and
-            alpha, RGB, RGBA. Where both orders fit, the last axis holds the channels.
+            alpha, RGB, RGBA. If both orders fit, the last axis is the channels.
 
     Raises:
-        ValueError: for another shape, and what ``to_8_bits`` refuses.
+        ValueError: for another shape, or from ``to_8_bits``.
     """
     pixels = _as_numpy(array)
     shape = pixels.shape
@@ -38,8 +38,8 @@ def image_from_array(array: Any) -> Image.Image:
 def to_8_bits(pixels: np.ndarray) -> np.ndarray:
     """``pixels`` as uint8.
 
-    8 of 16 bits are the upper ones, as Pillow keeps them of 16-bit colour; floats in [0, 1] are
-    multiplied by 255 and rounded, so that bytes divided by 255 come back.
+    Of 16 bits the upper 8 are kept, as Pillow does for 16-bit colour; floats in [0, 1] are
+    multiplied by 255 and rounded, the inverse of dividing bytes by 255.
 
     Raises:
         ValueError: for types and values that have no defined black and white.

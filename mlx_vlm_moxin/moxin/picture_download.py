@@ -1,9 +1,9 @@
-"""A download that ends: within a time in all and a size, and only where it may go.
+"""Downloads with a limit on total time and size, from allowed addresses only.
 
-Built on ``urllib.request``. A server that sends its answer byte by byte keeps every single
-read short; here a timer closes the connection when the time for all of it is over. The address
-that a name stands for is checked where the connection is made, so neither a redirect nor a
-name server that changes its answer leads to a private network.
+Built on ``urllib.request``. Its timeout applies to each read, which a server that sends byte by
+byte never exceeds; here a timer closes the connection when the total time is over. Addresses are
+checked when the connection is made, so neither a redirect nor a name server that changes its
+answer leads to a private network.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ import certifi
 
 _CHUNK = 2**16
 _USER_AGENT = "Mozilla/5.0 (compatible; mlx-vlm-moxin)"
-# Where users of requests and of OpenSSL name their own certificate authorities.
+# Variables of requests and OpenSSL for additional certificate authorities.
 _CA_VARIABLES = ("REQUESTS_CA_BUNDLE", "SSL_CERT_FILE")
 
 NOT_PUBLIC = "no public address answers to its host name"
@@ -35,12 +35,12 @@ def download(url: str, *, max_bytes: int, timeout_s: float, private_addresses: b
 
     Args:
         max_bytes: the largest body.
-        timeout_s: for everything, from the name look-up on.
+        timeout_s: total time, from the name look-up on.
         private_addresses: whether the address may be one of this machine or of a private
             network. If not, no proxy is used either, as it would look up the name itself.
 
     Raises:
-        ValueError: one sentence: what kept the body from arriving.
+        ValueError: one sentence with the reason why the body did not arrive.
     """
     with _Connections(timeout_s, private_addresses) as connections:
         try:
@@ -80,7 +80,7 @@ def _request(url: str) -> urllib.request.Request:
     )
     if parts.username is not None:
         user = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
-        # Not sent on to where a redirect leads.
+        # Not sent to the target of a redirect.
         request.add_unredirected_header(
             "Authorization", f"Basic {b64encode(user.encode()).decode()}"
         )
@@ -138,7 +138,7 @@ class _Connections:
                 connection.shutdown(socket.SHUT_RDWR)
 
     def _connect(self, address: tuple[str, int], *_: object, **__: object) -> socket.socket:
-        """What ``socket.create_connection`` does, to allowed addresses and until the deadline."""
+        """``socket.create_connection`` for allowed addresses, until the deadline."""
         host, port = address
         error: OSError | None = None
         try:
@@ -161,7 +161,7 @@ class _Connections:
                 connection.close()
                 error = failure
                 continue
-            # Another handle on the same connection: TLS takes the first one away.
+            # A second handle on the same connection, because TLS detaches the first one.
             self._sockets.append(connection.dup())
             if self.timed_out:
                 raise TimeoutError
@@ -170,7 +170,7 @@ class _Connections:
 
 
 def is_public(address: str) -> bool:
-    """Whether an IP address belongs to the internet, also one that carries an IPv4 address."""
+    """Whether an IP address is public, including IPv6 addresses that contain an IPv4 address."""
     ip = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(ip, ipaddress.IPv6Address):
         carried = ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else None)

@@ -27,18 +27,18 @@ LOCAL_FILES_REFUSED = (
 
 
 class PictureError(ValueError):
-    """What was given cannot be used as a picture; the message is one bounded sentence."""
+    """The given object cannot be used as a picture; the message is one bounded sentence."""
 
 
 @dataclass(frozen=True)
 class PictureLimits:
-    """What is accepted as a picture.
+    """Limits on pictures.
 
     Args:
-        max_pixels: width times height; None for Pillow's own limit, twice
+        max_pixels: width times height; None for Pillow's limit, twice
             ``PIL.Image.MAX_IMAGE_PIXELS`` (178,956,970).
         max_bytes: of an encoded picture: a file, a download, a data URI.
-        timeout_s: for a download as a whole, from the name look-up to the last byte.
+        timeout_s: for a whole download, from the name look-up to the last byte.
         local_files: whether a string may name a file of this machine.
         private_addresses: whether a URL may lead to this machine or its private networks.
     """
@@ -51,7 +51,7 @@ class PictureLimits:
 
     @property
     def pixel_limit(self) -> int | None:
-        """``max_pixels`` or what stands in for it; None if there is no limit."""
+        """``max_pixels`` or Pillow's limit; None if there is no limit."""
         if self.max_pixels is not None or Image.MAX_IMAGE_PIXELS is None:
             return self.max_pixels
         return 2 * Image.MAX_IMAGE_PIXELS
@@ -64,7 +64,7 @@ class PictureLimits:
             changes: fields with other values than these.
 
         Raises:
-            ValueError: naming the variable whose value is no positive number.
+            ValueError: naming the variable whose value is not a positive number.
         """
         variables = {
             "max_pixels": ("MLX_VLM_MOXIN_MAX_PIXELS", int),
@@ -92,8 +92,8 @@ def open_source(source: Any, limits: PictureLimits) -> BinaryIO:
         source: see ``picture.read_picture``; no PIL image, array or dictionary.
 
     Raises:
-        PictureError: if ``source`` is nothing that could hold a picture.
-        OSError, ValueError: why its bytes cannot be had.
+        PictureError: if ``source`` has a type that cannot contain a picture.
+        OSError, ValueError: if its bytes cannot be read, with the reason.
     """
     if isinstance(source, str):
         return _open_string(source.strip(), limits)
@@ -155,7 +155,7 @@ def _data_uri_bytes(uri: str, limits: PictureLimits) -> bytes:
 def _open_file(path: str | bytes, limits: PictureLimits) -> BinaryIO:
     if not limits.local_files:
         raise PictureError(LOCAL_FILES_REFUSED)
-    # Without O_NONBLOCK, opening a pipe would wait for somebody who writes into it.
+    # Without O_NONBLOCK, opening a pipe would wait for a writer.
     file = open(os.open(path, os.O_RDONLY | _O_NONBLOCK | _O_BINARY), "rb")  # noqa: SIM115
     try:
         status = os.fstat(file.fileno())

@@ -1,9 +1,8 @@
-"""A picture as the model receives it: pixels, and the ids that stand for its visual tokens.
+"""A picture as input of the model: pixels, and the placeholder ids of its visual tokens.
 
-Placeholders are ids of the range above ``<PAD>``, which the tokenizer never yields: all but the
-last are drawn from the picture's hash, so that mlx-vlm's prefix caches, which compare token
-ids, never take one picture for another; the last one is ``image_token_index``, by which
-they know where the picture ends.
+Placeholders are ids above ``<PAD>``, which the tokenizer never generates. All but the last are
+derived from the picture's hash, so that mlx-vlm's prefix caches, which compare token ids, never
+confuse two pictures; the last one is ``image_token_index``, which marks the end of the picture.
 """
 
 import hashlib
@@ -21,11 +20,11 @@ MAX_REMEMBERED = 2**22
 
 
 class PreparedPicture(NamedTuple):
-    """A picture as the model receives it.
+    """A picture as input of the model.
 
     Attributes:
         pixel_values: ``[1, C, S, S]`` float32.
-        placeholders: the ids that stand for its visual tokens.
+        placeholders: ids in the place of its visual tokens.
     """
 
     pixel_values: mx.array
@@ -33,13 +32,13 @@ class PreparedPicture(NamedTuple):
 
 
 PictureInput = PictureSource | PreparedPicture
-# How many placeholders a picture has, and the ids that they are drawn from: from, to (excluded).
+# Number of placeholders of a picture, and their range of ids: start, end (excluded).
 PlaceholderRange = tuple[int, int, int]
 
 
 def image_placeholders(pixels: np.ndarray, count: int, first: int, vocab_size: int) -> list[int]:
-    """``count`` ids for one picture, ``[C, S, S]``: a code of its pixels, then ``first``."""
-    # SHA-256 reads the pixels, as processors have instructions for it; SHAKE only extends it.
+    """``count`` ids for one picture ``[C, S, S]``: a hash of its pixels, then ``first``."""
+    # SHA-256 hashes the pixels, since processors have instructions for it; SHAKE only extends it.
     code = hashlib.sha256(np.ascontiguousarray(pixels)).digest()
     digest = hashlib.shake_256(code).digest(count - 1)
     return [first + 1 + byte % (vocab_size - first - 1) for byte in digest] + [first]
@@ -58,15 +57,15 @@ def prepare(
 
 
 def _are_equal(first: Image.Image, second: Image.Image) -> bool:
-    """Whether two RGB pictures are the same, in the fastest of Pillow's ways."""
+    """Whether two RGB pictures are equal, by Pillow's fastest comparison."""
     return first.size == second.size and not ImageChops.subtract_modulo(first, second).getbbox()
 
 
 class LastPicture:
     """Prepares pictures and remembers the last one.
 
-    The next question is often about the same picture, which comes along again: comparing
-    all of it with the last one needs a tenth of the time. Several threads may use it at once.
+    The next question often comes with the same picture: comparing it with the last one needs a
+    tenth of the time of preparing it. Several threads may use an instance at once.
     """
 
     def __init__(self):
@@ -81,11 +80,11 @@ class LastPicture:
         """``prepare``, or its last result if picture and settings are the same."""
         if image.width * image.height > MAX_REMEMBERED:
             return prepare(image, image_processor, placeholder_range)
-        # What the result depends on besides.
+        # The other inputs of the result.
         settings = repr([vars(image_processor), *placeholder_range])
         last, last_settings, result = self._last
         if last is None or settings != last_settings or not _are_equal(image, last):
             result = prepare(image, image_processor, placeholder_range)
-            # A copy: the caller may go on drawing.
+            # A copy, because the caller may change the picture.
             self._last = image.copy(), settings, result
         return result

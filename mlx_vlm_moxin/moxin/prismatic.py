@@ -1,4 +1,4 @@
-"""What the ids in a Prismatic checkpoint's config.json mean, and which are supported.
+"""The meaning of the ids in a Prismatic checkpoint's config.json, and which are supported.
 
 HF-converted checkpoints (``model_type`` ``prismatic`` or ``openvla``) and native runs name
 their projector and language model alike; the former name timm's towers, the latter a pair of
@@ -18,8 +18,8 @@ _SIGLIP_384_ID = "vit_so400m_patch14_siglip_384"
 _CLIP_ID, _CLIP_336_ID = "vit_large_patch14_clip_224.openai", "vit_large_patch14_clip_336.openai"
 _IN1K_ID = "vit_large_patch16_224.augreg_in21k_ft_in1k"
 
-# vision_backbone_id of a native run -> timm's id of each tower and the activation that it was
-# run with. With DINOv2, CLIP has the exact GELU there; HF-converted checkpoints say their own.
+# vision_backbone_id of a native run -> timm's id and activation of each tower. Next to DINOv2,
+# CLIP has the exact GELU there; HF-converted checkpoints name their activations.
 VISION_BACKBONES = {
     "dinov2-vit-l": {DINO_ID: "gelu"},
     "siglip-vit-so400m": {SIGLIP_ID: "gelu"},
@@ -31,7 +31,7 @@ VISION_BACKBONES = {
     "dinosiglip-vit-so-224px": {DINO_ID: "gelu", SIGLIP_ID: "gelu"},
     "dinosiglip-vit-so-384px": {DINO_ID: "gelu", _SIGLIP_384_ID: "gelu"},
 }
-# llm_backbone_id -> name of the prompt that the model was trained with; the first match counts.
+# llm_backbone_id -> name of the prompt that the model was trained with; the first match is used.
 PROMPTS = {
     "vicuna-*": "vicuna",
     "llama2-*-chat": "llama2-chat",
@@ -42,7 +42,7 @@ DECODERS = ("llama", "mistral")
 
 
 def projector_kind(arch_specifier: Any) -> str:
-    """The projector that an ``arch_specifier`` names: what precedes ``+`` is about training."""
+    """The projector in an ``arch_specifier``; the part before ``+`` is about training."""
     return str(arch_specifier).rpartition("+")[2]
 
 

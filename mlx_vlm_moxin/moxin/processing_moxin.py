@@ -1,4 +1,4 @@
-"""Text and picture to model inputs, and the hook that hands this processor to mlx-vlm.
+"""Text and picture to model inputs, and the hook that registers this processor with mlx-vlm.
 
 ``input_ids`` are ``<s>``, one placeholder per visual token (see ``prepared_picture.py``), then
 the text.
@@ -25,8 +25,8 @@ from .validation import read_object
 class MoxinProcessor:
     """Tokenizer and image processor with mlx-vlm's processor interface.
 
-    A plain class: transformers' ``ProcessorMixin`` accepts no image processor that is
-    not its own.
+    A plain class, because transformers' ``ProcessorMixin`` accepts only its own image
+    processors.
 
     Args:
         image_token_index: first id of the placeholder range.
@@ -62,12 +62,12 @@ class MoxinProcessor:
         """Model inputs for one or more prompts.
 
         Args:
-            text: prompts, as the chat template makes them.
+            text: prompts, as from the chat template.
             images: pictures for the first ``len(images)`` prompts, one each, in any form that
                 ``picture.read_picture`` reads or as ``prepare_picture`` returns them.
-            padding, add_special_tokens, return_tensors: accepted for mlx-vlm, without
-                effect: rows are always padded to one length, begin with exactly one
-                ``<s>``, and come back as MLX arrays.
+            padding, add_special_tokens, return_tensors: accepted for mlx-vlm, without effect:
+                rows are always padded to one length, begin with exactly one ``<s>``, and are
+                MLX arrays.
             padding_side: ``"left"`` or ``"right"``.
 
         Returns:
@@ -96,12 +96,12 @@ class MoxinProcessor:
         inputs = self._pad(rows, padding_side)
         if pictures:
             inputs["pixel_values"] = mx.concatenate([pixels for pixels, _ in pictures])
-            # Another thread may read them, which could not compute what this one has recorded.
+            # Evaluated here: another thread may read them, and cannot evaluate this thread's graph.
             mx.eval(inputs["pixel_values"])
         return inputs
 
     def prepare_picture(self, image: PictureSource) -> PreparedPicture:
-        """A picture read and resized, or as it was for the last call; several threads may call it.
+        """A picture read and resized, or the last call's result; several threads may call it.
 
         Raises:
             PictureError: see ``picture.read_picture``.
@@ -110,11 +110,11 @@ class MoxinProcessor:
 
     @property
     def _range(self) -> tuple[int, int, int]:
-        """How many placeholders a picture has, and the ids that they are drawn from."""
+        """The number of placeholders of a picture, and their range of ids."""
         return self.num_image_tokens, self.image_token_index, self.vocab_size
 
     def count_tokens(self, prompt: str, num_images: int = 0) -> int:
-        """Tokens of a prompt with pictures, which need not be there: all have the same number."""
+        """Number of tokens of a prompt; the pictures themselves are not needed."""
         return len(self._row(prompt, [])) + num_images * self.num_image_tokens
 
     def _row(self, prompt: str, placeholders: list[int]) -> list[int]:
@@ -144,8 +144,8 @@ class MoxinProcessor:
 
     @detokenizer.setter
     def detokenizer(self, value: Any) -> None:
-        # mlx-vlm assigns one that it picks by tokenizer.json. It would print special
-        # tokens and fail on ids above <PAD>, so the exact one stays.
+        # mlx-vlm assigns one chosen by tokenizer.json. It would print special tokens and
+        # fail on ids above <PAD>, so the exact one is kept.
         pass
 
     @property
@@ -166,7 +166,7 @@ class MoxinProcessor:
 
     @staticmethod
     def clean_output(text: str) -> str:
-        """What ``mlx_vlm.generate`` returns: the answer without surrounding space."""
+        """The text that ``mlx_vlm.generate`` returns: the answer without surrounding space."""
         return text.strip()
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
@@ -179,7 +179,7 @@ class MoxinProcessor:
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> "MoxinProcessor":
-        """From a checkpoint directory or Hub repository.
+        """The processor of a checkpoint directory or Hub repository.
 
         Without a preprocessor_config.json, the resize strategy comes from config.json
         and the constants are timm's.

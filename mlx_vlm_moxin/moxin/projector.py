@@ -1,4 +1,4 @@
-"""Projectors from vision to language, as Prismatic's ``nn_utils.py`` defines them.
+"""Projectors from vision to language, as in Prismatic's ``nn_utils.py``.
 
 The attribute in the model is called ``multi_modal_projector``: that name keeps mlx-vlm's
 converter from quantising it. GELU is the exact one.
@@ -57,5 +57,5 @@ PROJECTORS = {
 
 
 def make_projector(config: ProjectorConfig) -> nn.Module:
-    """The projector whose kind is ``config.model_type``."""
+    """The projector of kind ``config.model_type``."""
     return PROJECTORS[config.model_type](config)

@@ -1,8 +1,8 @@
 """The prompts of the Prismatic family, as chat templates.
 
 Reference: the prompt builders in ``prismatic/models/backbones/llm/prompting/`` of github
-TRI-ML/prismatic-vlms. Messages and answers lose ``<image>`` and surrounding space; an answer
-that is empty then is one space. The tokenizer adds ``<s>``.
+TRI-ML/prismatic-vlms. ``<image>`` and surrounding space are removed from messages and answers;
+an empty answer becomes one space. The tokenizer adds ``<s>``.
 """
 
 import json
@@ -11,12 +11,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class PromptFormat:
-    """What surrounds the messages of a conversation.
+    """The text around the messages of a conversation.
 
     Attributes:
         before, after: a user message; a space and the answer follow.
-        first: precedes the first user message in place of ``before``, with ``{system}`` for
-            the system message; None: the prompt has no place for one.
+        first: precedes the first user message instead of ``before``, with ``{system}`` for the
+            system message; None if the prompt has no place for one.
         system: the system message of a conversation that has none.
     """
 
@@ -35,7 +35,7 @@ PROMPT_FORMATS = {
         system="A chat between a curious user and an artificial intelligence assistant. "
         "The assistant gives helpful, detailed, and polite answers to the user's questions.",
     ),
-    # The single ">" after SYS is the reference's.
+    # The single ">" after SYS is as in the reference.
     "llama2-chat": PromptFormat(
         "[INST] ",
         " [/INST]",
@@ -47,8 +47,8 @@ PROMPT_FORMATS = {
     "mistral-instruct": PromptFormat("[INST] ", " [/INST]"),
 }
 
-# Where a prompt has no place for a system message (or no more), it goes on a line of its own
-# before the next user message. User messages in a row are one message.
+# If a prompt has no place for a system message (any more), it becomes a separate line before the
+# next user message. Consecutive user messages are one message.
 _TEMPLATE = """\
 {%- set before, after = BEFORE, AFTER -%}
 {%- set system_before, system_after, default_system = FIRST -%}

@@ -5,7 +5,7 @@ from typing import Any
 from ...quant_utils import QUANTIZATION_MODE_DEFAULTS
 from .validation import CONFIG_FILE
 
-# What mx.quantize supports in mode "affine"; each other mode has one group size and width.
+# Supported by mx.quantize in mode "affine"; each other mode has one group size and width.
 AFFINE_GROUP_SIZES = (32, 64, 128)
 AFFINE_BITS = (2, 3, 4, 5, 6, 8)
 MODES = tuple(QUANTIZATION_MODE_DEFAULTS)

@@ -1,10 +1,10 @@
-"""A picture to a square, in the three ways of Prismatic, in bounded memory.
+"""Resizes a picture to a square with Prismatic's three strategies, in bounded memory.
 
-Pillow's bicubic filter on bytes, the horizontal pass first, as Pillow before version 13 orders
-them; the reference is computed so. Beyond the picture's own size, memory for
-``MAX_EXTRA_PIXELS`` is used. Where the reference's order of steps would need more (pictures
-of extreme proportions, such as 200 x 80,000), the steps are done in another order. It gives the
-same up to one level of 255, or more where the filter leaves the range of a byte.
+Pillow's bicubic filter on bytes, the horizontal pass first, as in the reference and in Pillow
+before version 13. In addition to the picture, memory for ``MAX_EXTRA_PIXELS`` is used. If the
+reference's order of steps would need more (pictures of extreme proportions, such as
+200 x 80,000), the steps run in another order. The result is the same up to one level of 255, or
+more where the filter leaves the range of a byte.
 """
 
 import os
@@ -15,14 +15,14 @@ from PIL import Image
 
 from .picture_sources import PictureError, PictureLimits
 
-# A thread is worth starting for this many pixels.
+# Number of pixels from which another thread is faster.
 PIXELS_PER_THREAD = 2**20
 MAX_THREADS = 8
 # Four bytes each.
 MAX_EXTRA_PIXELS = 2**24
-# Source pixels on each side of a box that the filter reads beyond it, per output pixel.
+# Source pixels that the filter reads beyond each side of a box, per output pixel.
 _SUPPORT = 2
-# Pillow's table of weights takes so much for each source pixel of a row or column.
+# Bytes of Pillow's table of weights per source pixel of a row or column.
 _WEIGHTS_BYTES = 32
 # Output pixels of a long row or column whose weights are computed at once.
 _PART = 8
@@ -45,7 +45,7 @@ def resize_crop(image: Image.Image, size: int) -> Image.Image:
     left, top = round((new_size[0] - size) / 2), round((new_size[1] - size) / 2)
     if _fits(new_size, image):
         return _resize(image, *new_size).crop((left, top, left + size, top + size))
-    # The part of the source that becomes the central square, and what the filter reads around.
+    # The part of the source that becomes the central square, and the filter's margin around it.
     scale = max(image.size) / max(new_size)
     start = max(left, top) * scale
     margin = _SUPPORT * max(1, scale) + 1
@@ -81,7 +81,7 @@ def letterbox(image: Image.Image, size: int, fill: Colour) -> Image.Image:
         padded = Image.new("RGB", square, tuple(fill))
         padded.paste(image, (left, top))
         return resize_crop(padded, size)
-    # Bands of rows are padded and resized one after the other; the fill stays what it is.
+    # Bands of rows are padded and resized one after another, which does not change the fill.
     width = size if square[0] <= square[1] else int(size * square[0] / square[1])
     rows = max(1, MAX_EXTRA_PIXELS // square[0])
     narrow = Image.new("RGB", (width, square[1]), tuple(fill))
@@ -102,7 +102,7 @@ def _fits(size: tuple[int, int], image: Image.Image) -> bool:
 
 
 def _resize(image: Image.Image, width: int, height: int) -> Image.Image:
-    """Bicubic, horizontal pass first where what it makes fits into memory."""
+    """Bicubic, with the horizontal pass first if its result fits into memory."""
     if _fits((width, image.height), image):
         return _resize_height(_resize_width(image, width), height)
     return _resize_width(_resize_height(image, height), width)
@@ -116,12 +116,12 @@ def _resize_height(image: Image.Image, height: int) -> Image.Image:
 
 
 def _longest_side() -> int:
-    """Longest side whose weights fit into the extra memory all at once."""
+    """Longest side whose weights fit into the extra memory at once."""
     return 4 * MAX_EXTRA_PIXELS // _WEIGHTS_BYTES
 
 
 def _in_parts(image: Image.Image, size: tuple[int, int], axis: int) -> Image.Image:
-    """A pass along ``axis`` that computes a few output pixels after the other."""
+    """A pass along ``axis`` that computes a few output pixels at a time."""
     resized = Image.new("RGB", size)
     scale = image.size[axis] / size[axis]
     for first in range(0, size[axis], _PART):
@@ -136,8 +136,8 @@ def _in_parts(image: Image.Image, size: tuple[int, int], axis: int) -> Image.Ima
 def _resize_width(image: Image.Image, width: int) -> Image.Image:
     """The horizontal pass; strips of a large picture are resized in threads.
 
-    Its rows are independent of each other, and Pillow resizes without Python's lock. A
-    strip's height stays as it is, and bicubic weights are exactly 1 and 0 then.
+    Rows are independent of each other, and Pillow resizes without Python's lock. A strip keeps its
+    height, so the vertical weights are exactly 1 and 0.
     """
     if image.width > _longest_side():
         return _in_parts(image, (width, image.height), axis=0)

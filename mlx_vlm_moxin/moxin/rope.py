@@ -1,4 +1,4 @@
-"""Rotary position embeddings: the settings that MLX computes as transformers does.
+"""Rotary position embeddings: the settings for which MLX computes the same as transformers.
 
 mlx-vlm and mlx-lm read fewer settings than transformers, have other defaults for some, and
 support different kinds. Settings are completed here so that both compute what transformers
@@ -40,7 +40,7 @@ _NAME = "text_config.rope_parameters"
 
 
 def _yarn_attention_factor(settings: Mapping[str, Any]) -> float:
-    """What transformers multiplies queries and keys by."""
+    """The factor by which transformers multiplies queries and keys."""
     given = settings.get("attention_factor")
     if given is not None:
         return given
@@ -76,7 +76,7 @@ def _complete_yarn(settings: dict[str, Any]) -> dict[str, Any]:
     }
     return {
         **kept,
-        # MLX does not read it; completing the settings again does.
+        # Not read by MLX, but needed to complete the settings again.
         "attention_factor": attention_factor,
         "beta_fast": settings.get("beta_fast") or 32,
         "beta_slow": settings.get("beta_slow") or 1,
@@ -100,7 +100,7 @@ def complete_rope(
 
     Args:
         settings: ``rope_parameters``, or ``rope_scaling`` of transformers before version 5.
-        max_position_embeddings: what the text_config says about it, None if nothing.
+        max_position_embeddings: that of the text_config; None if it has none.
 
     Returns:
         Complete settings; None for embeddings that are not scaled. Completing them again

@@ -10,7 +10,7 @@ from .validation import MAX_LAYERS, check_settings
 
 # Of both decoders in transformers.
 DEFAULT_ROPE_THETA = 10000.0
-# What transformers' LlamaConfig and MistralConfig have where a text_config is silent.
+# Defaults of transformers' LlamaConfig and MistralConfig for settings missing from a text_config.
 # max_position_embeddings is the exception: it is the value in the language model's own
 # config, sets nothing in the arithmetic and is what the server reports.
 LIBRARY_DEFAULTS = {
@@ -48,9 +48,9 @@ def _rope_settings(
 class TextConfig(BaseModelConfig):
     """The decoder, under the names that ``mlx_vlm.models.llama`` reads.
 
-    HF-converted checkpoints leave out what equals the defaults of the library's class, so
-    ``rms_norm_eps`` is 1e-6 there. ``from_dict`` knows the defaults of both decoders;
-    those of the fields are Mistral's.
+    HF-converted checkpoints omit settings that equal the defaults of the library's class, so
+    ``rms_norm_eps`` is 1e-6 there. ``from_dict`` has the defaults of both decoders; those of the
+    fields are Mistral's.
     """
 
     model_type: str = field(default="mistral", metadata={"choices": [*LIBRARY_DEFAULTS]})
@@ -76,14 +76,14 @@ class TextConfig(BaseModelConfig):
 
     @classmethod
     def from_dict(cls, params: dict[str, Any]) -> "TextConfig":
-        """Build from a ``text_config``; what it leaves out is the library's default.
+        """Build from a ``text_config``; missing settings have the library's defaults.
 
         Raises:
-            ValueError: what is out of range or not supported.
+            ValueError: naming what is out of range or not supported.
         """
         check_settings(cls, params, "text_config")
         defaults = LIBRARY_DEFAULTS[params.get("model_type", "mistral")]
-        # The default of max_position_embeddings is no library's: it must not reach the RoPE.
+        # Our default of max_position_embeddings is not a library's, so it must not reach the RoPE.
         rope = _rope_settings(params, params.get("max_position_embeddings"))
         return super().from_dict({**defaults, **params, **rope})
 

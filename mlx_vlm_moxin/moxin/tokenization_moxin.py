@@ -1,4 +1,4 @@
-"""Moxin's tokenizer as mlx-vlm uses it: Llama's, a prompt template, exact detokenizing."""
+"""Moxin's tokenizer for mlx-vlm: Llama's, with a prompt template and exact detokenizing."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,15 +11,15 @@ from .prompts import chat_template
 
 
 def read_tokenizer(directory: Path) -> PreTrainedTokenizerFast:
-    """tokenizer.json as it is, padding on the left.
+    """The unchanged tokenizer.json, with padding on the left.
 
     Raises:
         ValueError: naming the directory, if its files cannot be read.
     """
     try:
         return PreTrainedTokenizerFast.from_pretrained(directory, padding_side="left")
-    # The tokenizers library raises bare exceptions on malformed files, and panics, which are
-    # no Exception, on others.
+    # On malformed files the tokenizers library raises bare exceptions or panics, which are
+    # no subclass of Exception.
     except BaseException as error:
         if isinstance(error, (KeyboardInterrupt, SystemExit)):
             raise
@@ -52,14 +52,13 @@ def load_tokenizer(
 ) -> PreTrainedTokenizerFast:
     """The tokenizer of a checkpoint directory, with a chat template.
 
-    ``PreTrainedTokenizerFast`` reads tokenizer.json as it is. ``AutoTokenizer`` would
+    ``PreTrainedTokenizerFast`` uses tokenizer.json unchanged. ``AutoTokenizer`` would
     rebuild it as a Llama tokenizer, whose ids differ where text starts with a space.
 
     Args:
         model_path: directory with tokenizer.json and tokenizer_config.json.
-        own_template: keep the checkpoint's own chat template. A source checkpoint may
-            carry one of its language model's, which need not be the prompt that the
-            model was trained on.
+        own_template: keep the checkpoint's chat template. A source checkpoint may have its
+            language model's, which may differ from the prompt that the model was trained on.
         prompt_format: one of ``prompts.PROMPT_FORMATS``, for any other chat template.
 
     Raises:
@@ -80,11 +79,11 @@ def load_tokenizer(
 
 
 class MoxinDetokenizer(StreamingDetokenizer):
-    """Streams text that, put together, equals ``tokenizer.decode`` of all tokens.
+    """Streams text; the joined pieces equal ``tokenizer.decode`` of all tokens.
 
-    Special tokens and ids above ``<PAD>`` (they have no token) give no text. Bytes wait
-    until their run is complete, since only the whole run decides what it decodes to;
-    text that ends in U+FFFD is given out like any other.
+    Special tokens and ids above ``<PAD>`` (without a token) give no text. Byte tokens are held back
+    until their run is complete, since only the whole run can be decoded; text that ends in U+FFFD
+    is not held back.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast):
@@ -115,7 +114,7 @@ class MoxinDetokenizer(StreamingDetokenizer):
         self._flush()
 
     def _flush(self) -> None:
-        # The last token given out comes along: a leading space is lost without it.
+        # Decoded together with the last emitted token, since a leading space is lost without it.
         known = self._tokenizer.decode(self._last)
         self.text += self._tokenizer.decode(self._last + self._pending)[len(known) :]
         self._last = self._pending[-1:] or self._last

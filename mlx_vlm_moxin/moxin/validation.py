@@ -1,7 +1,7 @@
 """Settings of a checkpoint's JSON files, checked against the dataclasses that receive them.
 
-A field's annotation says the type of its value. Its metadata may say ``low`` and ``high``, the
-least and the greatest number allowed, and ``choices``, the texts allowed. Without ``low``, whole
+A field's annotation is the type of its value. Its metadata may have ``low`` and ``high``, the
+smallest and the largest allowed number, and ``choices``, the allowed texts. Without ``low``, whole
 numbers start at 1 and other numbers are above 0.
 """
 
@@ -19,7 +19,7 @@ CONFIG_FILE = "config.json"
 # number of layers that fits in a machine's memory is beyond 2 ** 24.
 _BOUNDS: dict[type, tuple[float, float]] = {int: (1, 2**24), float: (0, 1e12)}
 _MAX_TEXT = 200
-# Blocks of a tower or a decoder: building more takes minutes and gigabytes.
+# Blocks of a tower or a decoder; building more would take minutes and gigabytes.
 MAX_LAYERS = 1000
 
 _shorten = reprlib.Repr()
@@ -28,7 +28,7 @@ _shorten.maxstring = _shorten.maxother = 60
 
 @dataclasses.dataclass(frozen=True)
 class _Rule:
-    """What a value must be: one of a few types, within bounds."""
+    """The allowed values of a setting: one of a few types, within bounds."""
 
     hint: Any
     low: float | None = None
@@ -63,7 +63,7 @@ class _Rule:
             (inner,) = typing.get_args(hint)
             return isinstance(value, (list, tuple)) and all(map(self.of(inner).allows, value))
         if dataclasses.is_dataclass(hint):
-            # A dictionary is checked when it becomes one.
+            # A dictionary is checked when it is converted to the dataclass.
             return isinstance(value, (hint, dict))
         return isinstance(value, typing.get_origin(hint) or hint)
 
@@ -94,7 +94,7 @@ class _Rule:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """The object that a JSON file of settings holds.
+    """The object in a JSON file of settings.
 
     Raises:
         FileNotFoundError, ValueError: naming the file.
@@ -118,7 +118,7 @@ def check_setting(file: str, name: str, value: Any, hint: Any, **bounds: Any) ->
         bounds: ``low``, ``high``, ``choices``.
 
     Raises:
-        ValueError: naming file, setting, value and what is allowed.
+        ValueError: naming file, setting, value and the allowed values.
     """
     rule = _Rule(hint, **bounds)
     if not rule.allows(value):
@@ -136,7 +136,7 @@ def check_settings(
         owner: the setting that holds these values, for messages.
 
     Raises:
-        ValueError: naming file, setting, value and what is allowed.
+        ValueError: naming file, setting, value and the allowed values.
     """
     hints = typing.get_type_hints(kind)
     for field in dataclasses.fields(kind):

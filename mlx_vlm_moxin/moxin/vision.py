@@ -3,7 +3,7 @@
 Papers: https://arxiv.org/abs/2304.07193, https://arxiv.org/abs/2309.16588 (DINOv2 with
 registers), https://arxiv.org/abs/2303.15343 (SigLIP), https://arxiv.org/abs/2103.00020 (CLIP),
 https://arxiv.org/abs/2106.10270 (ViT). Architecture and parameter names: timm 0.9.16,
-``vision_transformer.py``; which models, says ``towers.py``.
+``vision_transformer.py``; the models are in ``towers.py``.
 """
 
 from collections.abc import Sequence
@@ -102,7 +102,7 @@ class VisionTransformer(nn.Module):
 
     The class token has a position embedding in CLIP and ViT. In DINOv2 position embeddings
     cover the patches only (timm's ``no_embed_class``): class and register tokens precede the
-    patches after they are added. All of them are cut off again.
+    patches after they are added. All of them are removed at the end.
     """
 
     def __init__(self, config: TowerConfig, num_patches: int, patch_size: int):
@@ -163,9 +163,9 @@ class VisionModel(nn.Module):
     def engine_blocks(
         self, towers: Sequence[VisionTransformer], tokens: Sequence[mx.array]
     ) -> list[mx.array] | None:
-        """Each tower's ``apply_blocks`` by an accelerated pass; None where it is not supported.
+        """Each tower's ``apply_blocks`` by an accelerated pass; None if it is not supported.
 
-        There is none in plain MLX. A plug-in may replace this method, of the class.
+        There is none in plain MLX. A plug-in may replace this method of the class.
         """
         return None
 

@@ -1,4 +1,4 @@
-"""Configuration of the two parts that see: vision towers and projector."""
+"""Configuration of the visual parts: vision towers and projector."""
 
 from dataclasses import dataclass, field
 
@@ -6,7 +6,7 @@ from ..base import BaseModelConfig
 from .towers import DINO_ID, SIGLIP_ID, TIMM_MODELS, TOWER_NAMES, TowerConfig
 from .validation import check_settings
 
-# Side of a picture in pixels: one with more would have more patches than any prompt holds.
+# Largest side of a picture in pixels; a larger one has more patches than any prompt may have.
 MAX_IMAGE_SIZE = 4096
 # Kinds of projectors -> number of linear layers.
 PROJECTOR_LAYERS = {"linear": 1, "gelu-mlp": 2, "fused-gelu-mlp": 3}
@@ -14,9 +14,9 @@ PROJECTOR_LAYERS = {"linear": 1, "gelu-mlp": 2, "fused-gelu-mlp": 3}
 
 @dataclass
 class VisionConfig(BaseModelConfig):
-    """One or two towers that see the same square picture, each normalised in its own way.
+    """One or two towers for the same square picture, each with its own normalisation.
 
-    Without any tower in the constructor it is Moxin-7B's pair.
+    Without arguments it has Moxin-7B's pair of towers.
     """
 
     model_type: str = "moxin_vision"
@@ -56,7 +56,7 @@ class VisionConfig(BaseModelConfig):
 
     @property
     def num_patches(self) -> int:
-        """Visual tokens per picture; a margin narrower than a patch is not looked at."""
+        """Visual tokens per picture; a margin narrower than a patch is ignored."""
         return (self.image_size // self.patch_size) ** 2
 
     @property

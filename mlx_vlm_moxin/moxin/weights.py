@@ -1,4 +1,4 @@
-"""Names and layout of Moxin's weights: what a checkpoint calls them, what we call them.
+"""Names and layout of Moxin's weights, in checkpoints and in this model.
 
 An HF-converted Prismatic checkpoint differs from this model only in prefixes, in the
 name of LayerScale's vector and in the layout of the patch convolutions. Ours keeps
@@ -25,7 +25,7 @@ _QUANTIZED_PARTS = ("scales", "biases")
 
 
 def moxin_name(name: str, towers: Sequence[str]) -> str:
-    """Our name of a source tensor; names that follow no rule come back unchanged.
+    """Our name of a source tensor; names without a rule are returned unchanged.
 
     Args:
         towers: names of the first and, if there is one, the second tower.
@@ -47,9 +47,9 @@ def is_unused(name: str, config: VisionConfig) -> bool:
 
 
 def convert_weights(weights: dict[str, mx.array], config: VisionConfig) -> dict[str, mx.array]:
-    """Rename, drop what is unused, bring patch convolutions from OIHW to OHWI.
+    """Rename tensors, drop unused ones, transpose patch convolutions from OIHW to OHWI.
 
-    Converted weights come back as they are: only source names are changed.
+    Converted weights are returned unchanged: only source names have rules.
     """
     converted, towers = {}, [*config.towers]
     for name, value in weights.items():
@@ -70,8 +70,8 @@ def _some(names: list[str], limit: int = 3) -> str:
 def check_weights(weights: dict[str, mx.array], model: nn.Module) -> None:
     """Compare ``weights`` with the parameters of ``model``.
 
-    If the model is not yet quantised, a quantised layer shows in the weights as ``weight``,
-    ``scales`` and possibly ``biases``; its packed shapes are left to the loader.
+    If the model is not yet quantised, a quantised layer of the weights has ``weight``, ``scales``
+    and possibly ``biases``; the loader checks its packed shapes.
 
     Raises:
         ValueError: naming the tensors that are missing, unknown or of a wrong shape.
