@@ -2,6 +2,7 @@
 
 import functools
 
+import hypothesis
 import mlx.core as mx
 import pytest
 import warm_processes
@@ -9,6 +10,12 @@ from action_models import write_checkpoint
 from mlx_vlm import convert, load
 from mlx_vlm.models.moxin.cuda import device
 from support import HF_CHECKPOINT
+
+# Hypothesis fails tests whose examples take long, which says something of the machine only.
+hypothesis.settings.register_profile(
+    "any machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("any machine")
 
 # The slowest files run first: one that starts last would keep the other processes waiting.
 LONG_FILES = (

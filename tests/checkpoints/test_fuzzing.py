@@ -42,7 +42,6 @@ def examples(count: int):
     return settings(
         max_examples=count,
         derandomize=True,
-        deadline=None,
         database=None,
         # A failing example is shown as it was drawn, because shrinking it takes minutes.
         phases=[Phase.generate],

@@ -8,7 +8,7 @@ import sys
 import mlx_vlm
 import pytest
 from comparing import answer
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from server_process import Server, user_message
 from support import HF_CHECKPOINT, MESSAGES, image_path, run_module
@@ -95,7 +95,6 @@ STOCK_OPTIONS = ["--quantize-activations", "-qa", "--quant", "--group", "-q", "-
 OURS = ("--quantize", "--group-size", "--reload", "--help", "-h")
 
 
-@settings(deadline=None)
 @given(
     st.lists(
         st.sampled_from(STOCK_OPTIONS) | st.text().filter(lambda text: not text.startswith(OURS))

@@ -9,7 +9,7 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from support import ARRAYS, IMAGES, image_path
@@ -107,7 +107,6 @@ def test_arrays_that_are_no_pixels_are_refused(normalize, images, message):
         normalize(images)
 
 
-@settings(deadline=None)
 @given(
     st.integers(1, 3),
     st.integers(1, 5),

@@ -27,7 +27,7 @@ def test_native_constants_give_the_native_pixels(strategy, name):
 
 @pytest.mark.parametrize("strategy", RESIZE_STRATEGIES)
 @given(width=st.integers(1, 90), height=st.integers(1, 90))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_any_size_becomes_the_square(strategy, width, height):
     pixels = MoxinImageProcessor(28, strategy)(Image.new("RGB", (width, height), (9, 99, 199)))
     assert pixels.shape == (1, 6, 28, 28)
@@ -36,7 +36,7 @@ def test_any_size_becomes_the_square(strategy, width, height):
 
 
 @given(colour=st.tuples(*[st.integers(0, 255)] * 3))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_a_plain_colour_is_normalised_by_the_formula(colour):
     pixels = MoxinImageProcessor(28)(Image.new("RGB", (40, 30), colour))[0]
     for tower in range(2):

@@ -17,7 +17,7 @@ from support import GOLDENS, IMAGE_NAMES, LOGITS_TOLERANCE, MESSAGES, PROMPTS, i
 
 
 @given(data=st.data())
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_features_replace_placeholders_in_order_and_nothing_else(data):
     patches, width = data.draw(st.integers(1, 5)), 3
     batch = data.draw(st.integers(1, 3))

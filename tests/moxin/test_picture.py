@@ -218,7 +218,7 @@ def test_a_damaged_file_is_refused_in_one_sentence(name, tmp_path):
         assert called[:20] in message or "empty" in message
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(position=st.integers(0, 10**6), kind=st.sampled_from(["PNG", "JPEG", "GIF", "TIFF", "PPM"]))
 def test_a_flipped_bit_gives_a_picture_or_a_sentence_and_in_a_png_no_other_picture(position, kind):
     data = encoded(kind)
@@ -230,7 +230,7 @@ def test_a_flipped_bit_gives_a_picture_or_a_sentence_and_in_a_png_no_other_pictu
         assert image.tobytes() == read_picture(data).tobytes()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(length=st.integers(0, 10**6), kind=st.sampled_from(["PNG", "JPEG", "GIF", "TIFF", "BMP"]))
 def test_a_file_cut_short_is_refused(length, kind):
     data = encoded(kind)

@@ -100,7 +100,7 @@ def stream(ids: list[int]) -> tuple[MoxinDetokenizer, list[str]]:
 
 
 @given(st.lists(st.integers(0, VOCAB_SIZE - 1), max_size=60))
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 def test_streamed_text_equals_decoding_all_tokens_at_once(ids):
     detokenizer, segments = stream(ids)
     expected = TOKENIZER.decode(ids, skip_special_tokens=True)

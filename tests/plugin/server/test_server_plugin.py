@@ -110,7 +110,7 @@ words = st.text("ab ", min_size=1, max_size=4)
     include=st.booleans(),
 )
 @example([" b", " "], ["b", " b "], False)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_text_is_given_out_up_to_the_first_stop_string_however_it_is_split(texts, stops, include):
     from mlx_vlm_moxin.plugin.server.generator import StoppingTokens
 

@@ -27,7 +27,7 @@ SCHEMA = {
 
 
 @given(data=st.data())
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_a_mask_forbids_the_tokens_without_a_bit_and_those_after_it(data):
     words = data.draw(st.integers(1, 3))
     width = data.draw(st.integers(1, 32 * words + 40))
