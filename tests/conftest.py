@@ -43,6 +43,7 @@ def pytest_sessionstart():
     warm_processes.enable()
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-cov collects what processes have written
 def pytest_sessionfinish():
     warm_processes.stop()
 
