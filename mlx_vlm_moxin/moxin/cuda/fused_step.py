@@ -14,7 +14,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from ...cache import KVCache
+from ...cache import BatchKVCache, KVCache
 from . import device, fused_layers, kernel, kv_cache, peers, turns
 from .cache_checks import are_alike, caches_fit
 from .decoder_layers import read_layers
@@ -46,16 +46,21 @@ class FusedStep:
         cache: Sequence[Any] | None,
         sizes: DecoderSizes,
     ) -> bool:
-        """Whether ``inputs`` is one token of one sequence that follows others in plain caches."""
+        """Whether ``inputs`` is one token of one sequence that follows others.
+
+        The caches are plain, or a batch's: mlx-vlm's server and its batches of one have those.
+        """
         return (
             inputs.shape == (1, 1)
             and inputs_embeds is None
             and can_add_up(sizes)
-            and caches_fit(cache, (KVCache,), inputs, None, sizes)
-            and cache[0].offset > 0
+            and caches_fit(cache, (KVCache, BatchKVCache), inputs, None, sizes)
+            and cache[0].size() > 0
         )
 
-    def __call__(self, inputs: mx.array, cache: Sequence[KVCache], sizes: DecoderSizes) -> mx.array:
+    def __call__(
+        self, inputs: mx.array, cache: Sequence[kv_cache.Cache], sizes: DecoderSizes
+    ) -> mx.array:
         """Logits ``[1, 1, vocab_size]`` after the token ``inputs`` ``[1, 1]``; fills ``cache``.
 
         Raises:
@@ -64,7 +69,7 @@ class FusedStep:
         arrays = kv_cache.reserve(cache)
         step = self._graph(sizes, arrays[0].shape[2])
         with turns.turn() as launched:
-            logits, arrays = step(inputs, kernel.count_array(cache[0].offset), arrays)
+            logits, arrays = step(inputs, kv_cache.places(cache, 1), arrays)
             # MLX does not know that the kernels write into the cache. It keeps the order of what is
             # submitted at different times, but perhaps not of what is submitted together.
             mx.async_eval(logits, arrays)
@@ -90,19 +95,20 @@ def _step(
     head: nn.Module,
     sizes: DecoderSizes,
     inputs: mx.array,
-    position: mx.array,
+    places: kv_cache.Places,
     arrays: list[mx.array],
 ) -> tuple[mx.array, list[mx.array]]:
     """Logits, and ``arrays`` (keys and values of each layer) after the kernels wrote into them."""
     require(are_alike(arrays, 1, sizes), "caches of other shapes or dtypes")
     layers = read_layers(decoder, sizes)
     x = decoder.embed_tokens(inputs).reshape(-1)
+    position, padding = places
     addresses = [] if sizes.group is None else [peers.of(sizes.group).addresses]
     for group in fused_layers.groups(layers):
         caches = arrays[2 * group.start : 2 * group.stop]
         some = layers[group]
         fused = step_kernel(sizes, some[0].formats, len(some), arrays[0].shape[2])
-        x = fused_layers.launch(fused, some, x, position, caches, *addresses)
+        x = fused_layers.launch(fused, some, x, position, caches, padding, *addresses)
     logits = head(decoder.norm(x.reshape(1, 1, -1)))
     return logits, kv_cache.after(arrays, x)
 
@@ -146,7 +152,7 @@ def step_kernel(
         blocks=device.multiprocessors(),
         threads=THREADS,
         shared_memory=memory,
-        further=[mx.uint32] if others else [],
+        further=[mx.int32, *([mx.uint32] if others else [])],
     )
 
 

@@ -21,7 +21,7 @@ import mlx.core as mx
 
 from ...cache import BatchKVCache, KVCache
 from . import kernel
-from .kernel import C_TYPES, Kernel, count_array, fill_table
+from .kernel import C_TYPES, MIN_SIZE, Kernel, count_array, fill_table
 
 THREADS = 256
 # Thread blocks of the copying kernel: enough to keep the memory busy.
@@ -36,8 +36,28 @@ class _Appendable(NamedTuple):
 
 
 Cache = KVCache | BatchKVCache
+# int32 arrays of the number of cached tokens (first element) and, for each sequence, of how many of
+# them are masked; what follows is not read.
+Places = tuple[mx.array, mx.array]
 # By the cache of the first layer.
 _appendable: weakref.WeakKeyDictionary[Cache, _Appendable] = weakref.WeakKeyDictionary()
+
+
+def places(cache: Sequence[Cache], batch: int) -> Places:
+    """Where the next tokens of ``batch`` sequences go."""
+    if type(cache[0]) is BatchKVCache:
+        padding = mx.pad(cache[0].left_padding, (0, MIN_SIZE))
+    else:
+        padding = no_padding(batch)
+    return count_array(cache[0].size()), padding
+
+
+@functools.cache
+def no_padding(batch: int) -> mx.array:
+    """Numbers of masked tokens where there are none."""
+    zeros = mx.zeros(batch + MIN_SIZE, mx.int32)
+    mx.eval(zeros)  # so that passes need no kernel for it
+    return zeros
 
 
 def held(cache: Sequence[Cache]) -> list[mx.array]:
@@ -111,11 +131,17 @@ def after(arrays: Sequence[mx.array], written_by: mx.array) -> list[mx.array]:
 
 def append(cache: Sequence[Cache], arrays: Sequence[mx.array], count: int) -> None:
     """Let ``cache`` hold ``arrays``, in which ``count`` more tokens are written."""
+    is_batch = type(cache[0]) is BatchKVCache
+    if is_batch:
+        # One array for all layers, which does not refer to those of all tokens before.
+        written = cache[0]._idx + count
+        offset = written - cache[0].left_padding
     for layer, keys, values in zip(cache, arrays[::2], arrays[1::2]):
         layer.keys, layer.values = keys, values
-        layer.offset += count
-        if type(layer) is BatchKVCache:
-            layer._idx += count
+        if is_batch:
+            layer._idx, layer.offset = written, offset
+        else:
+            layer.offset += count
     _appendable[cache[0]] = _Appendable(arrays, cache[0].size())
 
 

@@ -7,6 +7,7 @@ from cuda_support import (
     CONFIG,
     assert_as_close,
     assert_caches_as_close,
+    batch_cache,
     filled_cache,
     in_float32,
     make_decoder,
@@ -32,6 +33,11 @@ def steps(kernels_everywhere, monkeypatch):
 
 def test_one_token_after_others_uses_the_step(steps):
     make_decoder()(mx.array([[5]]), cache=filled_cache(10))
+    assert steps == [(1, 1)]
+
+
+def test_a_batch_of_one_sequence_uses_the_step(steps):
+    make_decoder()(mx.array([[5]]), cache=batch_cache(10, [2]))
     assert steps == [(1, 1)]
 
 
@@ -101,3 +107,26 @@ def test_logits_and_cache_are_as_close_to_float32_as_the_modules(
     assert_as_close(actual, allowed, expected)
     assert [layer.offset for layer in ours] == 2 * [length + len(tokens)]
     assert_caches_as_close(ours, modules, exact)
+
+
+@needs_gpu
+@pytest.mark.parametrize("bits", [16, 8])
+@pytest.mark.parametrize("padding", [0, 5, 300])
+# Before and after the caches grow, and beyond the window.
+@pytest.mark.parametrize("length", [301, 511, 1500])
+def test_a_batch_of_one_sequence_ignores_its_padding(bits, padding, length, monkeypatch):
+    model, tokens = make_decoder(bits=bits), [7, 8, 9]
+    exact, ours, modules = (
+        in_float32(batch_cache(length, [padding], dtype))
+        if dtype == mx.float32
+        else batch_cache(length, [padding], dtype)
+        for dtype in (mx.float32, mx.bfloat16, mx.bfloat16)
+    )
+    expected = decode(unpacked(model), exact, tokens)
+    actual = decode(model, ours, tokens)
+    assert uses_kernels(model)
+    assert [layer.offset.item() for layer in ours] == 2 * [length + len(tokens) - padding]
+    monkeypatch.setattr(device, "enabled", lambda: False)
+    plain = unpacked(model)
+    plain.set_dtype(mx.bfloat16)
+    assert_as_close(actual, decode(plain, modules, tokens), expected)

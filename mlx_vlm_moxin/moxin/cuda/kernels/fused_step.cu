@@ -21,6 +21,7 @@ extern "C" __global__ void __launch_bounds__(config::THREADS, 1) fused_step(
     const config::T* x,      // [HIDDEN]
     const int* position,     // position[0]: tokens in the cache, the position of this one
     unsigned int* arrivals,  // [4] zeros, the barrier's counter
+    const int* padding,      // padding[0]: masked positions at the start of the cache
     LAYER_PARAMETERS,
     config::T* out,          // [HIDDEN]
     config::T* queries,      // scratch [HEADS, HEAD_DIM]
@@ -30,9 +31,10 @@ extern "C" __global__ void __launch_bounds__(config::THREADS, 1) fused_step(
   using namespace moxin;
   __shared__ Layer<T> layers[config::LAYERS];
   FILL_LAYERS(layers)
+  skip_padding(layers, *padding);
   GridBarrier barrier{arrivals};
   barrier.arrive();
-  int last = *position;
+  int last = *position - *padding;
   Attended attended{sums};
   auto store = [&](int i, int lane, float value) {
     if (lane == 0) out[i] = round_to<T>(value);

@@ -69,6 +69,7 @@ extern "C" __global__ void __launch_bounds__(config::THREADS, 1) sharded_step(
     const config::T* x,             // [HIDDEN]
     const int* position,            // position[0]: tokens in the cache, where this one goes
     unsigned int* arrivals,         // [4] zeros, the barrier's counter
+    const int* padding,             // padding[0]: masked positions at the start of the cache
     const unsigned int* addresses,  // [RANKS, 2], as in peers.cuh
     LAYER_PARAMETERS,               // as in fused_step.cu
     config::T* out,                 // [HIDDEN]
@@ -80,11 +81,12 @@ extern "C" __global__ void __launch_bounds__(config::THREADS, 1) sharded_step(
   using namespace moxin;
   __shared__ Layer<T> layers[config::LAYERS];
   FILL_LAYERS(layers)
+  skip_padding(layers, *padding);
   __syncthreads();
   GridBarrier grid{arrivals};
   constexpr int PART_BYTES = config::HIDDEN * sizeof(float);
   Peers<config::RANKS> peers{addresses, rank, half_bytes, PART_BYTES};
-  int last = *position;
+  int last = *position - *padding;
   Attended attended{sums};
   Hidden hidden{x, nullptr, PART_BYTES};
   // The first process adds the residual, so that the parts add up to the new hidden states.

@@ -17,6 +17,15 @@ constexpr int ATTENDED = config::HEADS * config::HEAD_DIM;
 using Attended = AttendedHeads<T, config::HEAD_DIM, config::HEADS, config::SPLITS>;
 using Softmaxes = WarpSoftmaxes<config::HEAD_DIM, config::THREADS / LANES>;
 
+// Lets the caches of all layers begin after their first `padding` positions, which are masked. Each
+// thread changes what it has stored itself (FILL_LAYERS).
+__device__ inline void skip_padding(Layer<T>* layers, int padding) {
+  if (threadIdx.x < config::LAYERS) {
+    layers[threadIdx.x].keys += padding * config::HEAD_DIM;
+    layers[threadIdx.x].values += padding * config::HEAD_DIM;
+  }
+}
+
 // Reads eight values at a time from memory.
 struct Vector {
   const T* values;
