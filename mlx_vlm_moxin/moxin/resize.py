@@ -7,6 +7,7 @@ reference's order of steps would need more (pictures of extreme proportions, suc
 more where the filter leaves the range of a byte.
 """
 
+import functools
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,8 +16,9 @@ from PIL import Image
 
 from .picture_sources import PictureError, PictureLimits
 
-# Number of pixels from which another thread is faster.
-PIXELS_PER_THREAD = 2**20
+# Pictures are resized in threads, each a strip. One of fewer pixels is not worth handing over (0.4
+# ms of work), and the copy of one of more needs too much memory.
+MIN_STRIP_PIXELS, MAX_STRIP_PIXELS = 2**16, 2**20
 MAX_THREADS = 8
 # Four bytes each.
 MAX_EXTRA_PIXELS = 2**24
@@ -110,9 +112,52 @@ def _resize(image: Image.Image, width: int, height: int) -> Image.Image:
 
 def _resize_height(image: Image.Image, height: int) -> Image.Image:
     """The vertical pass."""
-    if image.height <= _longest_side():
-        return image.resize((image.width, height), Image.Resampling.BICUBIC)
-    return _in_parts(image, (image.width, height), axis=1)
+    return _resize_side(image, (image.width, height), axis=1)
+
+
+def _resize_width(image: Image.Image, width: int) -> Image.Image:
+    """The horizontal pass."""
+    return _resize_side(image, (width, image.height), axis=0)
+
+
+def _resize_side(image: Image.Image, size: tuple[int, int], axis: int) -> Image.Image:
+    """A pass along ``axis``: ``size`` differs from the picture's there only."""
+    if image.size[axis] > _longest_side():
+        return _in_parts(image, size, axis)
+    strips, across = _count_strips(image.size, axis), size[1 - axis]
+    if strips < 2:
+        return image.resize(size, Image.Resampling.BICUBIC)
+    edges = [across * index // strips for index in range(strips + 1)]
+
+    # Rows do not depend on each other in a horizontal pass, nor columns in a vertical one, and
+    # Pillow resizes without Python's lock. A copy of the strip is faster than a box within the
+    # picture, for which Pillow would make a pass along the other axis too.
+    def resize_strip(first: int, last: int) -> Image.Image:
+        box, part = [0, 0, *image.size], [*size]
+        box[1 - axis], box[3 - axis], part[1 - axis] = first, last, last - first
+        return image.crop(box).resize(part, Image.Resampling.BICUBIC)
+
+    resized = Image.new("RGB", size)
+    for first, strip in zip(edges, _pool(os.getpid()).map(resize_strip, edges, edges[1:])):
+        resized.paste(strip, (0, first) if axis == 0 else (first, 0))
+    return resized
+
+
+def _count_strips(size: tuple[int, int], axis: int) -> int:
+    """Strips of a picture of ``size`` for a pass along ``axis``."""
+    threads = min(os.cpu_count() or 1, MAX_THREADS)
+    # Each strip has a table of weights.
+    if threads < 2 or size[axis] > _longest_side() // threads:
+        return 1
+    pixels = size[0] * size[1]
+    strips = max(min(pixels // MIN_STRIP_PIXELS, threads), pixels // MAX_STRIP_PIXELS)
+    return max(1, min(strips, size[1 - axis]))
+
+
+@functools.cache
+def _pool(process: int) -> ThreadPoolExecutor:
+    """Threads that resize. A forked process has none of its parent's, hence the argument."""
+    return ThreadPoolExecutor(MAX_THREADS, "resize")
 
 
 def _longest_side() -> int:
@@ -130,29 +175,4 @@ def _in_parts(image: Image.Image, size: tuple[int, int], axis: int) -> Image.Ima
         place[axis], part[axis] = first, last - first
         box[axis], box[axis + 2] = first * scale, min(last * scale, image.size[axis])
         resized.paste(image.resize(part, Image.Resampling.BICUBIC, box), place)
-    return resized
-
-
-def _resize_width(image: Image.Image, width: int) -> Image.Image:
-    """The horizontal pass; strips of a large picture are resized in threads.
-
-    Rows are independent of each other, and Pillow resizes without Python's lock. A strip keeps its
-    height, so the vertical weights are exactly 1 and 0.
-    """
-    if image.width > _longest_side():
-        return _in_parts(image, (width, image.height), axis=0)
-    height = image.height
-    threads = min(image.width * height // PIXELS_PER_THREAD, os.cpu_count() or 1, MAX_THREADS)
-    if threads < 2 or height < threads:
-        return image.resize((width, height), Image.Resampling.BICUBIC)
-    edges = [height * index // threads for index in range(threads + 1)]
-
-    def resize_strip(top: int, bottom: int) -> Image.Image:
-        box = (0, top, image.width, bottom)
-        return image.resize((width, bottom - top), Image.Resampling.BICUBIC, box)
-
-    resized = Image.new("RGB", (width, height))
-    with ThreadPoolExecutor(threads) as pool:
-        for top, strip in zip(edges, pool.map(resize_strip, edges, edges[1:])):
-            resized.paste(strip, (0, top))
     return resized

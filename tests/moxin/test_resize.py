@@ -16,38 +16,67 @@ def test_strips_of_a_large_picture_give_the_same_pixels(strategy, size, monkeypa
     noise = np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), dtype=np.uint8)
     processor = MoxinImageProcessor(28, strategy)
     whole = processor(noise)
-    pool = resize.ThreadPoolExecutor
-    pools = []
-    monkeypatch.setattr(resize, "ThreadPoolExecutor", lambda n: pools.append(n) or pool(n))
-    monkeypatch.setattr(resize, "PIXELS_PER_THREAD", 100)
+    strips = count_strips(monkeypatch)
+    monkeypatch.setattr(resize, "MIN_STRIP_PIXELS", 100)
     monkeypatch.setattr(resize.os, "cpu_count", lambda: 3)
     np.testing.assert_array_equal(processor(noise), whole)
-    assert set(pools) == (set() if size[1] < 3 and strategy != "letterbox" else {3})
+    assert max(strips) > 1
+
+
+def count_strips(monkeypatch):
+    """The numbers of strips of all passes from now on."""
+    counts, count = [], resize._count_strips
+    monkeypatch.setattr(
+        resize, "_count_strips", lambda *arguments: counts.append(count(*arguments)) or counts[-1]
+    )
+    return counts
+
+
+SMALLEST, LARGEST = resize.MIN_STRIP_PIXELS, resize.MAX_STRIP_PIXELS
 
 
 @pytest.mark.parametrize(
-    ("pixels", "height", "cores", "threads"),
+    ("pixels", "height", "cores", "strips"),
     [
-        (2 * resize.PIXELS_PER_THREAD - 8, 8, 8, None),
-        (2 * resize.PIXELS_PER_THREAD, 8, 8, 2),
-        (3 * resize.PIXELS_PER_THREAD - 8, 8, 8, 2),
-        (3 * resize.PIXELS_PER_THREAD, 8, 8, 3),
-        (3 * resize.PIXELS_PER_THREAD, 8, 2, 2),
-        (3 * resize.PIXELS_PER_THREAD, 8, None, None),
-        (3 * resize.PIXELS_PER_THREAD, 3, 8, 3),
-        (3 * resize.PIXELS_PER_THREAD, 2, 8, None),
-        (10 * resize.PIXELS_PER_THREAD, 16, 16, resize.MAX_THREADS),
+        (2 * SMALLEST - 8, 8, 8, 1),
+        (2 * SMALLEST, 8, 8, 2),
+        (3 * SMALLEST - 8, 8, 8, 2),
+        (3 * SMALLEST, 8, 8, 3),
+        (3 * SMALLEST, 8, 2, 2),
+        (3 * SMALLEST, 8, None, 1),
+        (3 * SMALLEST, 3, 8, 3),
+        (3 * SMALLEST, 2, 8, 2),
+        (3 * SMALLEST, 1, 8, 1),
+        (10 * SMALLEST, 16, 16, resize.MAX_THREADS),
+        # Of a large picture more than there are threads, because strips are copied.
+        (12 * LARGEST, 2048, 4, 12),
     ],
 )
-def test_each_thread_has_a_million_pixels_and_a_row(pixels, height, cores, threads, monkeypatch):
+def test_a_strip_has_pixels_for_a_thread_and_a_row(pixels, height, cores, strips, monkeypatch):
     monkeypatch.setattr(resize.os, "cpu_count", lambda: cores)
-    pools, pool = [], resize.ThreadPoolExecutor
-    monkeypatch.setattr(resize, "ThreadPoolExecutor", lambda n: pools.append(n) or pool(n))
+    counts = count_strips(monkeypatch)
     picture = Image.linear_gradient("L").resize((pixels // height, height)).convert("RGB")
     resized = resize.resize_naive(picture, 14)
-    assert pools == ([] if threads is None else [threads])
+    assert counts == [strips, 1]
     monkeypatch.setattr(resize, "MAX_THREADS", 1)
     assert resized.tobytes() == resize.resize_naive(picture, 14).tobytes()
+
+
+def test_strips_share_no_more_weights_than_fit_into_the_extra_memory(monkeypatch):
+    monkeypatch.setattr(resize.os, "cpu_count", lambda: 8)
+    longest = resize._longest_side() // 8
+    assert resize._count_strips((longest, 8), 0) == 8
+    assert resize._count_strips((longest + 1, 8), 0) == 1
+    assert resize._count_strips((longest + 1, 8), 1) > 1
+
+
+def test_a_forked_process_resizes_with_threads_of_its_own(monkeypatch):
+    monkeypatch.setattr(resize.os, "cpu_count", lambda: 3)
+    picture = Image.effect_noise((640, 480), 50).convert("RGB")
+    expected = resize.resize_naive(picture, 224).tobytes()
+    monkeypatch.setattr(resize.os, "getpid", lambda: -1)
+    assert resize.resize_naive(picture, 224).tobytes() == expected
+    assert resize._pool(-1) is not resize._pool(0)
 
 
 NOISE = np.random.default_rng(1)
