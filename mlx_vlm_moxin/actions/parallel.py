@@ -59,21 +59,25 @@ def input_embeddings(
     return mx.concatenate(parts, axis=1), [prefix + len(row) for row in rows]
 
 
-def decode(decoder: Any, x: mx.array, lengths: Sequence[int], causal: bool) -> mx.array:
+def decode(language_model: Any, x: mx.array, lengths: Sequence[int], causal: bool) -> mx.array:
     """Hidden states of ``x`` ``[B, T, hidden_size]`` after the final norm.
 
     Args:
-        decoder: ``model.language_model.model``.
         lengths: of the rows without padding.
         causal: whether a position sees only those before it.
     """
+    is_padded = min(lengths) < x.shape[1]
+    # Padding comes after all tokens of a row, so a causal mask hides it.
+    if causal or not is_padded:
+        h = language_model.engine_hidden_states(x, causal)
+        if h is not None:
+            return h
+    decoder = language_model.model
     if causal:
-        # Padding comes after all tokens of a row.
         mask = decoder.attention_mask(x, None, None)
-    elif min(lengths) == x.shape[1]:
-        mask = None
     else:
-        mask = mx.arange(x.shape[1]) < mx.array(lengths)[:, None, None, None]
+        is_token = mx.arange(x.shape[1]) < mx.array(lengths)[:, None, None, None]
+        mask = is_token if is_padded else None
     for layer in decoder.layers:
         x = layer(x, mask, None)
     return decoder.norm(x)
@@ -92,7 +96,7 @@ def action_hidden_states(
     Args: those of ``input_embeddings`` and ``decode``.
     """
     x, lengths = input_embeddings(model, prompts, pixel_values, state, count)
-    h = decode(model.language_model.model, x, lengths, causal)
+    h = decode(model.language_model, x, lengths, causal)
     # From the prompt's last token to the last placeholder but one.
     first = mx.array(lengths) - count - 2
     positions = first[:, None] + mx.arange(count)

@@ -91,6 +91,20 @@ class LanguageModel(nn.Module):
         """
         return None
 
+    def engine_hidden_states(self, inputs_embeds: mx.array, is_causal: bool) -> mx.array | None:
+        """Hidden states of whole sequences from an accelerated pass; None where it has none.
+
+        As ``engine_logits``: there is none in plain MLX.
+
+        Args:
+            inputs_embeds: ``[B, T, hidden_size]``.
+            is_causal: whether a token sees only those before it and itself.
+
+        Returns:
+            ``[B, T, hidden_size]`` after the final norm, from a pass without a cache.
+        """
+        return None
+
     def __call__(
         self,
         inputs: mx.array,

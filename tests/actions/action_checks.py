@@ -77,7 +77,7 @@ def check_hidden_states(model: Any, processor: Any, name: str, case: dict[str, A
     found = {
         "inputs_embeds": x,
         "hidden": h,
-        "hidden_all": parallel.decode(model.language_model.model, x, lengths, config.causal),
+        "hidden_all": parallel.decode(model.language_model, x, lengths, config.causal),
         "logits_action": model.language_model.lm_head(h)[..., ACTION_IDS],
     }
     tolerances = {"inputs_embeds": 1e-5, "logits_action": LOGITS_TOLERANCE[name]}

@@ -10,6 +10,7 @@ import pytest
 from action_models import goldens, picture
 
 from mlx_vlm_moxin import load, predict_action
+from mlx_vlm_moxin.actions.autoregressive import predict_ids
 from mlx_vlm_moxin.actions.inputs import prepare
 from mlx_vlm_moxin.actions.policy import infer, predict
 from mlx_vlm_moxin.actions.statistics import choose_data_set
@@ -93,6 +94,21 @@ def test_the_end_token_does_not_end_an_action(action_checkpoint, monkeypatch):
     prediction = predict(model, processor, picture("photo"), INSTRUCTION, KEY)
     assert [*prediction.token_ids] == [2] * 7
     np.testing.assert_allclose(prediction.normalized, 254 / 255)
+
+
+def test_nothing_waits_for_a_token_before_the_action_is_complete(openvla, monkeypatch):
+    model, submitted, submit = openvla[0], [], mx.async_eval
+    pixels = mx.array(openvla[1].image_processor(picture("photo")))
+    prompts = [[5, 6, 7]]
+    expected = predict_ids(model, prompts, pixels, 7)
+    mx.eval(expected)
+    for name in ("eval", "synchronize"):
+        monkeypatch.setattr(mx, name, lambda *arguments: pytest.fail("waits"))
+    monkeypatch.setattr(mx, "async_eval", lambda x: submitted.append(x.shape) or submit(x))
+    ids = predict_ids(model, prompts, pixels, 7)
+    # Each token but the last is submitted when it is recorded.
+    assert submitted == 6 * [(1, 1)]
+    assert ids.tolist() == expected.tolist()
 
 
 @pytest.mark.parametrize("name", ["openvla", "oft"])

@@ -1,9 +1,10 @@
 """Accelerated forward passes on NVIDIA GPUs, by kernels of our own.
 
-The model in the folder above works without this folder. ``attach`` connects the two:
-``LanguageModel.engine_logits`` becomes ``decoder.logits`` and ``VisionModel.engine_blocks``
-becomes ``towers.blocks``, for all instances. Where a pass is not supported (another device,
-dtype, format or cache; adapters; training) these return None, and the modules compute it.
+The model in the folder above works without this folder. ``attach`` connects the two, for all
+instances: ``LanguageModel.engine_logits`` becomes ``decoder.logits``, ``engine_hidden_states``
+``decoder.hidden_states``, and ``VisionModel.engine_blocks`` ``towers.blocks``. Where a pass is not
+supported (another device, dtype, format or cache; adapters; training) these return None, and the
+modules compute it.
 
 ``MLX_VLM_MOXIN_KERNELS=0`` in the environment switches the kernels off.
 """
@@ -26,6 +27,7 @@ __all__ = ["attach", "enabled"]
 def attach() -> None:
     """Make all models try the kernels first, and compile them while weights are being read."""
     LanguageModel.engine_logits = decoder.logits
+    LanguageModel.engine_hidden_states = decoder.hidden_states
     VisionModel.engine_blocks = towers.blocks
     Model.load_weights = _precompiling(Model.load_weights)
     LanguageModel.shard = _connecting(LanguageModel.shard)

@@ -1,6 +1,7 @@
-"""``LanguageModel.engine_logits``: the decoder's forward pass by kernels."""
+"""``LanguageModel.engine_logits`` and ``engine_hidden_states``: the decoder's passes by kernels."""
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
@@ -44,15 +45,24 @@ class DecoderEngine:
         Support is checked again at each prompt, because modules may have been quantised or given
         adapters since; not per token.
         """
+        arguments = inputs, inputs_embeds, cache, logits_to_keep
         is_prompt = inputs.shape[1] > 1
+        return self._try(lambda sizes: self._logits(*arguments, sizes), is_prompt)
+
+    def hidden_states(self, x: mx.array, is_causal: bool) -> mx.array | None:
+        """As ``hidden_states``."""
+        return self._try(lambda sizes: self._layerwise.hidden_states(x, is_causal, sizes), True)
+
+    def _try(
+        self, run: Callable[[DecoderSizes], mx.array | None], is_prompt: bool
+    ) -> mx.array | None:
+        """What ``run`` gives for the decoder's sizes; None if the kernels do not compute it."""
         try:
             require(not self._decoder.training, TRAINING)
             if is_prompt or not self._is_checked:
                 self._sizes, self._is_checked = None, True
                 self._sizes = read_sizes(self._decoder)
-            if self._sizes is None:
-                return None
-            return self._logits(inputs, inputs_embeds, cache, logits_to_keep, self._sizes)
+            return None if self._sizes is None else run(self._sizes)
         except UnsupportedError as error:
             logger.debug("MLX computes the decoder: %s", error)
             self._sizes = None
@@ -103,6 +113,26 @@ def logits(
         ``[B, T or logits_to_keep, vocab_size]``; None, with ``cache`` as it was, if the kernels do
         not support this pass or this model.
     """
+    arguments = inputs, inputs_embeds, cache, logits_to_keep
+    return _run(model, lambda engine: engine.logits(*arguments))
+
+
+def hidden_states(model: nn.Module, inputs_embeds: mx.array, is_causal: bool) -> mx.array | None:
+    """Hidden states of ``model``, a ``LanguageModel``, by kernels, without a cache.
+
+    Args:
+        inputs_embeds: whole sequences ``[B, T, hidden_size]``.
+        is_causal: whether a token sees only those before it and itself.
+
+    Returns:
+        ``[B, T, hidden_size]`` after the final norm; None if the kernels do not support this pass
+        or this model.
+    """
+    return _run(model, lambda engine: engine.hidden_states(inputs_embeds, is_causal))
+
+
+def _run(model: nn.Module, compute: Callable[[DecoderEngine], mx.array | None]) -> mx.array | None:
+    """What ``compute`` gives for the model's engine; None if the kernels cannot be used."""
     if not device.enabled():
         return None
     try:
@@ -110,7 +140,7 @@ def logits(
         engine = engines.find(
             model, lambda found: found.holds(*parts), lambda: DecoderEngine(*parts)
         )
-        return engine.logits(inputs, inputs_embeds, cache, logits_to_keep)
+        return compute(engine)
     except RuntimeError as error:
         device.disable_after(error)
         return None

@@ -7,23 +7,25 @@ single prompt of up to 64 tokens uses ``fused_prompt``, a single token ``fused_s
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from ...cache import BatchKVCache, KVCache
-from . import device, kv_cache, tiling, turns
+from . import device, joined_weights, kv_cache, tiling, turns
 from .cache_checks import are_alike, caches_fit
-from .decoder_layers import read_layers
+from .decoder_layers import DecoderLayer, read_layers
 from .decoder_sizes import DecoderSizes
 from .errors import require
 from .graph import compile_graph
-from .kernel import MIN_SIZE, count_array
-from .layerwise_graph import Graphs, Places, hidden_states, logits
+from .kernel import count_array
+from .layerwise_graph import Graphs, hidden_states, logits
 
 MAX_TOKENS = 512
+# In a pass without caches, such as that of OpenVLA-OFT: three pictures and a chunk of actions.
+MAX_WHOLE_TOKENS = 2048
 
 
 class Layerwise:
@@ -87,15 +89,10 @@ class Layerwise:
         logits_to_keep: int,
         sizes: DecoderSizes,
     ) -> mx.array:
-        filled = count_array(cache[0].size())
-        if isinstance(cache[0], BatchKVCache):
-            padding = mx.pad(cache[0].left_padding, (0, MIN_SIZE))
-        else:
-            padding = mx.zeros(inputs.shape[0] + MIN_SIZE, mx.int32)
-        places = filled, padding
+        places = kv_cache.places(cache, inputs.shape[0])
         if inputs.shape[1] == 1 and inputs_embeds is None and cache[0].keys is not None:
             return self._step(inputs, places, cache, sizes)
-        layers = read_layers(self._decoder, sizes)
+        layers = self._read_layers(sizes, inputs.size)
         x = self._decoder.embed_tokens(inputs) if inputs_embeds is None else inputs_embeds
         shape = None if cache[0].keys is None else cache[0].keys.shape
         graphs = self._layer_graphs(sizes, inputs.shape, shape)
@@ -109,10 +106,47 @@ class Layerwise:
                 layer.update_and_fetch(key, value)
         return result
 
+    def hidden_states(self, x: mx.array, is_causal: bool, sizes: DecoderSizes) -> mx.array:
+        """Hidden states of ``x`` ``[B, T, hidden]``, whole sequences, after the final norm.
+
+        Args:
+            is_causal: whether a token sees only those before it and itself.
+
+        Raises:
+            UnsupportedError: if the kernels do not compute the decoder, or not for ``x``.
+        """
+        batch, length, _ = x.shape
+        attention = tiling.attention_memory(tiling.FEW_QUERIES, sizes.head_dim)
+        require(attention <= device.max_shared_memory(), "attention needs more shared memory")
+        require(sizes.group is None, "the decoder is sharded")
+        require(x.dtype == sizes.dtype, "embeddings of another dtype")
+        limit = min(sizes.window or MAX_WHOLE_TOKENS, MAX_WHOLE_TOKENS)
+        require(1 < length <= limit, f"sequences of one token, or of more than {limit}")
+        layers = self._read_layers(sizes, batch * length)
+        graphs = self._layer_graphs(sizes, (batch, length), None, is_causal)
+        places = count_array(0), kv_cache.no_padding(batch)
+        arrays, norm = 2 * len(self._decoder.layers) * [None], self._decoder.norm.weight
+        h, _, _ = hidden_states(
+            layers, norm, sizes, x, places, arrays, graphs, is_prompt=True, is_causal=is_causal
+        )
+        return h
+
+    def _read_layers(self, sizes: DecoderSizes, rows: int) -> Iterator[DecoderLayer]:
+        """One layer after the other, as it is multiplied by so many ``rows``."""
+        for index, block in enumerate(self._decoder["layers"]):
+            (layer,) = read_layers(self._decoder, sizes, slice(index, index + 1))
+            if rows > tiling.ROW_TILES[-1]:
+                if not joined_weights.are_joined(layer):
+                    del layer  # which would keep the weights that are moved
+                    joined_weights.move(block)
+                    (layer,) = read_layers(self._decoder, sizes, slice(index, index + 1))
+                layer = joined_weights.join(layer)
+            yield layer
+
     def _step(
         self,
         inputs: mx.array,
-        places: Places,
+        places: kv_cache.Places,
         cache: Sequence[KVCache | BatchKVCache],
         sizes: DecoderSizes,
     ) -> mx.array:
@@ -141,7 +175,7 @@ def _step(
     head: nn.Module,
     sizes: DecoderSizes,
     inputs: mx.array,
-    places: Places,
+    places: kv_cache.Places,
     arrays: list[mx.array],
 ) -> tuple[mx.array, list[mx.array]]:
     """Logits, and ``arrays`` (keys and values of each layer) after the kernels wrote into them."""

@@ -4,7 +4,7 @@ Up to 64 rows our matmul is used, which is limited by reading the weights; above
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -15,6 +15,7 @@ from . import layerwise_kernels as kernels
 from .decoder_layers import DecoderLayer
 from .decoder_sizes import DecoderSizes
 from .errors import UnsupportedError
+from .kv_cache import Places
 from .projections import Projection, read_projection
 from .step_attention import step_attention
 
@@ -23,13 +24,10 @@ from .step_attention import step_attention
 LAYERS_AT_ONCE = 2
 
 Graphs = dict[tuple, Callable]
-# int32 arrays of the number of cached tokens (first element) and, for each sequence, of how many of
-# them are masked.
-Places = tuple[mx.array, mx.array]
 
 
 def hidden_states(
-    layers: Sequence[DecoderLayer],
+    layers: Iterable[DecoderLayer],
     last_norm: mx.array,
     sizes: DecoderSizes,
     x: mx.array,
@@ -37,26 +35,28 @@ def hidden_states(
     arrays: Sequence[mx.array | None],
     graphs: Graphs,
     is_prompt: bool = False,
+    is_causal: bool = True,
 ) -> tuple[mx.array, list[mx.array], list[mx.array]]:
     """Normed hidden states of ``x`` ``[B, T, hidden]``, and keys and values of each layer.
 
     Args:
+        layers: may be read while the GPU computes the ones before.
         last_norm: weight of the norm after the last layer.
         arrays: keys and values of each layer's cache in turn, ``[B, KV, capacity, head_dim]``.
         graphs: of layers of these sizes, by format; missing ones are added.
         is_prompt: give the keys and values of the new tokens alone, and submit layers to the GPU as
             soon as they are recorded. Otherwise those of the one new token of each sequence are
             appended to ``arrays``.
+        is_causal: whether a token of a prompt sees only those before it and itself.
     """
-    norms = [layer.input_norm for layer in layers[1:]] + [last_norm]
-    h = x.flatten(0, 1)
-    normed = mx.fast.rms_norm(h, layers[0].input_norm, sizes.eps)
-    all_keys, all_values, submitted = [], [], None
-    for index, (layer, norm) in enumerate(zip(layers, norms)):
+    h, normed, all_keys, all_values, submitted = x.flatten(0, 1), None, [], [], None
+    for index, (layer, norm) in enumerate(_with_next_norms(layers, last_norm)):
+        if normed is None:
+            normed = mx.fast.rms_norm(h, layer.input_norm, sizes.eps)
         cached = arrays[2 * index : 2 * index + 2]
         if layer.formats not in graphs:
             form = [projection._replace(arrays=None) for projection in layer.projections]
-            tokens = kernels.Tokens(*x.shape[:2]) if is_prompt else None
+            tokens = kernels.Tokens(*x.shape[:2], is_causal) if is_prompt else None
             graphs[layer.formats] = mx.compile(functools.partial(_layer, sizes, tokens, form))
         h, normed, keys, values = graphs[layer.formats](
             h,
@@ -74,6 +74,18 @@ def hidden_states(
                 mx.eval(submitted)
             submitted = h
     return normed.reshape(x.shape), all_keys, all_values
+
+
+def _with_next_norms(
+    layers: Iterable[DecoderLayer], last_norm: mx.array
+) -> Iterator[tuple[DecoderLayer, mx.array]]:
+    """Each layer with the weight of the norm after it."""
+    before = None
+    for layer in layers:
+        if before is not None:
+            yield before, layer.input_norm
+        before = layer
+    yield before, last_norm
 
 
 def logits(head: nn.Module, h: mx.array) -> mx.array:

@@ -28,10 +28,15 @@ ROTATE_THREADS = 256
 
 
 class Tokens(NamedTuple):
-    """New tokens ``[batch, length]``."""
+    """New tokens ``[batch, length]``.
+
+    Attributes:
+        is_causal: whether one sees only those before it and itself.
+    """
 
     batch: int
     length: int
+    is_causal: bool = True
 
     @property
     def rows(self) -> int:
@@ -148,6 +153,7 @@ def attend(sizes: DecoderSizes, tokens: Tokens, capacity: int) -> Kernel:
             "WINDOW": sizes.window,
             "SCALE": sizes.head_dim**-0.5,
             "KEY_WARPS": MANY_QUERIES // queries,
+            "CAUSAL": tokens.is_causal,
             **TILING,
         },
         [dtype, dtype, dtype, dtype, dtype, mx.int32, mx.int32],

@@ -99,6 +99,9 @@ def builds(model: nn.Module) -> Iterator[Build]:
         yield from _unless_unsupported(lambda: _tower_builds(vision.towers))
     if language is not None:
         yield from _unless_unsupported(lambda: _decoder_builds(language.model, language.lm_head))
+        actions = getattr(getattr(model, "config", None), "action_config", None)
+        if actions is not None and actions.decoding == "parallel" and not actions.causal:
+            yield from _unless_unsupported(lambda: _whole_pass_builds(language.model))
 
 
 def _unless_unsupported(find: Callable[[], Iterator[Build]]) -> list[Build]:
@@ -162,6 +165,12 @@ def _decoder_builds(decoder: nn.Module, head: nn.Module) -> Iterator[Build]:
         yield partial(step_attention, sizes, BATCH, CAPACITY, *product)
     yield from _add_norms(sizes, BATCH)
     yield multiply(output, BATCH, sizes.hidden)
+
+
+def _whole_pass_builds(decoder: nn.Module) -> Iterator[Build]:
+    """What a pass without a causal mask uses besides."""
+    tokens = kernels.Tokens(1, PROMPT, is_causal=False)
+    yield partial(kernels.attend, read_sizes(decoder), tokens, PROMPT)
 
 
 def _products(sizes: DecoderSizes) -> list[tuple[mx.Dtype, int]]:

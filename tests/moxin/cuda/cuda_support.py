@@ -178,8 +178,8 @@ def batch_cache(length, padding, dtype=mx.bfloat16):
     return cache
 
 
-def empty(kind=KVCache):
-    return [kind() for _ in range(CONFIG["num_hidden_layers"])]
+def empty(kind=KVCache, layers=CONFIG["num_hidden_layers"]):
+    return [kind() for _ in range(layers)]
 
 
 def run(model, cache, shapes, logits_to_keep=0):

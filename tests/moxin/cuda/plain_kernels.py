@@ -77,7 +77,7 @@ def rotate(sizes, tokens, product, splits):
             whole = _whole(products[0], splits if products[0].ndim == 3 else 0)
             products = mx.split(whole, ends, axis=-1)
         parts = [
-            product.reshape(*tokens, count, sizes.head_dim).swapaxes(1, 2).astype(sizes.dtype)
+            product.reshape(*tokens[:2], count, sizes.head_dim).swapaxes(1, 2).astype(sizes.dtype)
             for product, count in zip(products, counts)
         ]
         offset = filled[0] - padding[: tokens.batch]
@@ -95,7 +95,8 @@ def attend(sizes, tokens, capacity):
         # Positions of the keys in the sequence; empty cache entries come after all others.
         place = mx.concatenate([mx.where(cached < filled, cached, 2**30), filled + new])
         position = (filled + new)[:, None]
-        mask = (place <= position) & (place >= padding)
+        is_visible = place <= position if tokens.is_causal else place < filled + tokens.length
+        mask = is_visible & (place >= padding)
         if sizes.window:
             mask = mask & (place > position - sizes.window)
         out = mx.fast.scaled_dot_product_attention(

@@ -3,6 +3,7 @@
 from unittest import mock
 
 import mlx.core as mx
+import mlx.nn as nn
 import plain_kernels
 import pytest
 from cuda_support import (
@@ -19,7 +20,7 @@ from cuda_support import (
     uses_kernels,
 )
 from mlx_vlm.models.cache import BatchKVCache
-from mlx_vlm.models.moxin.cuda import device, fused_prompt, fused_step
+from mlx_vlm.models.moxin.cuda import device, fused_prompt, fused_step, layerwise
 
 
 @pytest.fixture
@@ -42,6 +43,33 @@ PASSES = {
     "batch": (lambda dtype: batch_cache(254, [0, 7, 100], dtype), [(3, 1), (3, 1), (3, 4), (3, 1)]),
     "beyond the window": (lambda dtype: filled_cache(1100, dtype), [(1, 30), (1, 1)]),
 }
+
+
+def test_layers_are_submitted_while_the_next_ones_are_read(kernels_in_mlx, monkeypatch):
+    events, read, submit = [], layerwise.read_layers, mx.async_eval
+
+    def read_layers(decoder, sizes, chosen):
+        events.append(chosen.start)
+        return read(decoder, sizes, chosen)
+
+    model = make_decoder(mx.float32, num_hidden_layers=5)
+    run(model, empty(layers=5), [(1, 100)])
+    monkeypatch.setattr(layerwise, "read_layers", read_layers)
+    monkeypatch.setattr(mx, "async_eval", lambda *x: events.append("submit") or submit(*x))
+    run(model, empty(layers=5), [(1, 100)])
+    # The ids; then a layer is submitted when the norm after it is known.
+    assert events == ["submit", 0, 1, "submit", 2, 3, "submit", 4, "submit"]
+
+
+def test_a_layer_that_is_not_supported_leaves_the_prompt_to_the_modules(kernels_in_mlx):
+    model, other = make_decoder(mx.float32), make_decoder(mx.float32)
+    cache, modules = empty(), empty()
+    model.layers[-1].mlp.down_proj = nn.Linear(576, 256)
+    other.layers[-1].mlp.down_proj = model.layers[-1].mlp.down_proj
+    actual = run(model, cache, [(1, 100), (1, 1)])
+    assert not uses_kernels(model)
+    other.engine_logits = lambda *arguments: None
+    assert relative_error(actual, run(other, modules, [(1, 100), (1, 1)])) == 0
 
 
 @pytest.mark.parametrize("intermediate_size", [640, 576])

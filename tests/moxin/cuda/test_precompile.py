@@ -31,7 +31,12 @@ def built(kernels_everywhere, monkeypatch):
 
 def make(bits):
     decoder = make_decoder(bits=bits, num_hidden_layers=LAYERS, intermediate_size=640)
-    return SimpleNamespace(vision_tower=make_model(), language_model=decoder)
+    actions = SimpleNamespace(decoding="parallel", causal=False)
+    return SimpleNamespace(
+        vision_tower=make_model(),
+        language_model=decoder,
+        config=SimpleNamespace(action_config=actions),
+    )
 
 
 def caches(make_cache):
@@ -39,7 +44,7 @@ def caches(make_cache):
 
 
 def use(model):
-    """A picture and a question, a long answer, another question, and a batch."""
+    """A picture and a question, an answer, another question, a batch, and a chunk of actions."""
     model.vision_tower(mx.zeros((1, 6, 140, 140)))
     decoder, cache = model.language_model, caches(KVCache)
     for length in (precompile.PROMPT, 1, precompile.QUESTION, 1, 9, 60, 1):
@@ -47,6 +52,7 @@ def use(model):
     batch = caches(lambda: BatchKVCache(8 * [0]))
     for length in (40, 1, 1):
         decoder(mx.zeros((8, length), mx.int32), cache=batch, logits_to_keep=1)
+    assert decoder.engine_hidden_states(mx.zeros((1, 600, 256), mx.bfloat16), False) is not None
 
 
 @pytest.mark.parametrize("bits", [16, 8])

@@ -27,6 +27,7 @@ struct CachedKeys {
   int filled;
   const int* padding;
   int capacity, tokens, length;
+  bool is_causal = true;  // whether a new token sees only those before it and itself
 };
 
 // A team computes tile part % tiles of the packed rows of key-value head part / tiles % KV_HEADS of
@@ -47,7 +48,8 @@ __device__ void attend_tile(
   int warp_row = KEY_WARPS == 1 ? warp * 16 : 0, warp_key = KEY_WARPS == 1 ? 0 : warp * WARP_KEYS;
   int rows = cache.tokens * GROUP, filled = cache.filled;
   int last_token = min(first_row + QUERIES - 1, rows - 1) / GROUP;
-  int start = cache.padding ? cache.padding[batch] : 0, end = filled + last_token + 1;
+  int start = cache.padding ? cache.padding[batch] : 0;
+  int end = filled + (cache.is_causal ? last_token + 1 : cache.tokens);
   if constexpr (WINDOW > 0) start = max(start, filled + first_row / GROUP + 1 - WINDOW);
 
   auto copy_row = [&](unsigned int to, const T* from, bool inside, int column) {
@@ -90,7 +92,8 @@ __device__ void attend_tile(
     auto is_valid = [&](int half, int index) {
       int at = filled + (first_row + warp_row + lane / 4 + 8 * half) / GROUP;
       int key = first + warp_key + index;
-      return key <= at && key < end && (WINDOW == 0 || key > at - WINDOW);
+      bool is_visible = key <= at || !cache.is_causal;
+      return is_visible && key < end && (WINDOW == 0 || key > at - WINDOW);
     };
     flash.add(query_tile + warp_row * PITCH, keys, keys + KEYS * PITCH, scale, is_valid);
     sync_team<THREADS>(0);
