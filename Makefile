@@ -26,7 +26,7 @@ help:
 	@echo "make test    run the tests (JOBS=n for n processes)"
 	@echo "make test-all  the slow tests too"
 	@echo "make test-ui the chat in a browser (needs Chromium and its driver)"
-	@echo "make coverage  the tests, with line and branch coverage"
+	@echo "make coverage  the tests of make test, with line and branch coverage"
 	@echo "make soak    five minutes of mixed requests from 16 clients against the server"
 	@echo "make clients ask the server with OpenAI's, Anthropic's and other clients (fetches them)"
 	@echo "make matrix  the core tests with the oldest and the newest mlx-vlm"
@@ -66,7 +66,7 @@ test-ui:
 
 coverage: .venv/ready
 	$(BIN)/python -m pip install -q "coverage>=7.10" "pytest-cov>=7"
-	$(BIN)/python $(PYTEST) --cov --cov-report term --cov-report html
+	$(BIN)/python $(PYTEST) -m "not slow" --cov --cov-report term --cov-report html
 
 soak: .venv/ready
 	$(BIN)/python tests/plugin/server/soak.py --seconds 300

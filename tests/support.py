@@ -5,7 +5,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,10 +71,28 @@ def run_module(*arguments: str, python: str | None = None, **kwargs) -> subproce
     )
 
 
-def run_python(code: str, *arguments: str, options: Sequence[str] = (), **kwargs) -> str:
-    """Standard output of ``code`` in a clean process; fails with its standard error."""
-    command = [sys.executable, *options, "-c", code, *map(str, arguments)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=600, **kwargs)
+def run_python(
+    code: str,
+    *arguments: str,
+    options: Sequence[str] = (),
+    env: Mapping[str, str] | None = None,
+    is_warm: bool = False,
+) -> str:
+    """Standard output of ``code`` in a clean process; fails with its standard error.
+
+    Args:
+        options: of Python.
+        env: the environment; by default this process's.
+        is_warm: the code imports ``mlx_vlm`` or a part of it before anything else, so the process
+            may start with that imported (``warm_processes``).
+    """
+    environment = offline(os.environ if env is None else env)
+    command = [*options, "-c", code, *map(str, arguments)]
+    if is_warm:
+        command = warm_command(*command, environment=environment)
+    else:
+        command = [sys.executable, *command]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
     assert result.returncode == 0, result.stderr
     return result.stdout
 

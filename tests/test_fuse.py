@@ -13,6 +13,7 @@ from mlx_vlm.trainer.peft import get_peft_model
 from mlx_vlm.trainer.peft.utils import save_adapter
 from support import HF_CHECKPOINT
 from warm_processes import command as warm_command
+from warm_processes import offline
 
 from mlx_vlm_moxin.fuse import main
 
@@ -116,8 +117,10 @@ sys.exit(fuse.main())
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_leaves_nothing_half_written(adapter, number):
+    environment = offline(os.environ)
     process = subprocess.Popen(
-        warm_command("-c", WAIT, *arguments(adapter)[1:], environment=os.environ),
+        warm_command("-c", WAIT, *arguments(adapter)[1:], environment=environment),
+        env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

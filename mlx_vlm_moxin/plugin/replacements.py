@@ -8,7 +8,7 @@ missing ends the import with one ``RuntimeError`` that says which.
 import importlib
 import sys
 from collections.abc import Iterable
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -65,9 +65,13 @@ def _owner(row: Replacement) -> tuple[Any, str]:
     return owner, name
 
 
+# Each look-up reads the package's metadata file.
+_version = cache(version)
+
+
 def _is_needed(row: Replacement) -> bool:
     try:
-        installed = version(row.distribution)
+        installed = _version(row.distribution)
     except PackageNotFoundError:
         return True  # a source tree on the path has no metadata
     return SpecifierSet(row.versions).contains(installed, prereleases=True)

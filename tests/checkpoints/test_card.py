@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -184,7 +185,9 @@ def test_the_cards_command_runs_the_model_in_the_same_folder(fp32_checkpoint, tm
     model = tmp_path / "model"
     convert(str(fp32_checkpoint), str(model), quantize=True, q_bits=8, q_group_size=32)
     quantization = json.loads((model / "config.json").read_text())["quantization"]
-    verification = verify(fp32_checkpoint, model, IMAGES, quiet=True)
+    (tmp_path / "pictures").mkdir()
+    shutil.copy(IMAGES / "photo.png", tmp_path / "pictures")
+    verification = verify(fp32_checkpoint, model, tmp_path / "pictures", quiet=True)
     config = open_source(str(HF_CHECKPOINT)).config
     card = Card(Provenance(), config, quantization, verification=verification.markdown())
     text = written(model, card).text

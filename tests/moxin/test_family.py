@@ -22,7 +22,15 @@ class Loaded:
     reference: Reference
 
 
-@pytest.fixture(scope="module", params=FORMS, ids="-".join)
+# The largest member's form that is loaded as the native one is once it is converted.
+SLOW = ("siglip384", "hf")
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(form, marks=pytest.mark.slow if form == SLOW else ()) for form in FORMS],
+    ids="-".join,
+)
 def member(request, tmp_path_factory):
     name, form = request.param
     path = FAMILY / name / form

@@ -68,9 +68,10 @@ for table in (MODEL_CONFIG, SINGLE_IMAGE_ONLY_MODELS, NATIVE_PREPROCESS_MODELS):
     assert {"moxin", "prismatic"} <= set(table)
 print("ok")
 """
-    assert run_python(code).strip() == "ok"
+    assert run_python(code, is_warm=True).strip() == "ok"
     reverse = "import mlx_vlm.trainer.datasets.next_token as n, mlx_vlm.models.moxin;"
-    assert run_python(reverse + "print('moxin' in n.NATIVE_PREPROCESS_MODELS)").strip() == "True"
+    shown = "print('moxin' in n.NATIVE_PREPROCESS_MODELS)"
+    assert run_python(reverse + shown, is_warm=True).strip() == "True"
 
 
 def test_a_moxin_of_mlx_vlms_own_wins(tmp_path):
@@ -83,7 +84,7 @@ mlx_vlm.models.__path__.append(sys.argv[1])
 import mlx_vlm.models.moxin, mlx_vlm.models.prismatic
 print(mlx_vlm.models.moxin.OWNER, mlx_vlm.models.prismatic.OWNER)
 """
-    assert run_python(code, tmp_path).strip() == "mlx-vlm mlx-vlm"
+    assert run_python(code, tmp_path, is_warm=True).strip() == "mlx-vlm mlx-vlm"
 
 
 @pytest.mark.parametrize("model_type", ["moxin", "prismatic"])
@@ -98,7 +99,7 @@ try:
 except RuntimeError as error:
     print(error)
 """
-    message = run_python(code, model_type)
+    message = run_python(code, model_type, is_warm=True)
     assert f"mlx-vlm-moxin {mlx_vlm_moxin.__version__} cannot be loaded into mlx-vlm " in message
     assert "LlamaModel" in message
 
@@ -112,7 +113,7 @@ print([importlib.util.find_spec(name) is not None for name in sys.argv[1:]])
 """
     monkeypatch.setenv("MLX_VLM_MOXIN_DISABLE", value)
     names = ("mlx_vlm.models.moxin", "mlx_vlm.models.prismatic", "mlx_lm.models.moxin")
-    assert run_python(code, *names).strip() == str([is_found] * 3)
+    assert run_python(code, *names, is_warm=True).strip() == str([is_found] * 3)
 
 
 def test_switched_off_mlx_vlm_does_not_know_the_model_and_our_commands_say_why():

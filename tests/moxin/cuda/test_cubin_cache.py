@@ -2,11 +2,12 @@
 
 import os
 import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from mlx_vlm.models.moxin.cuda import cubin_cache, device, nvrtc
+from warm_processes import command as warm_command
+from warm_processes import offline
 
 SOURCE = 'extern "C" __global__ void k(int* x) { *x = 1; }'
 
@@ -112,7 +113,8 @@ def test_the_oldest_files_are_removed(compiled, monkeypatch):
 
 def test_processes_that_start_together_read_whole_files(tmp_path):
     code = """
-import sys, time
+import os, sys
+os.environ["XDG_CACHE_HOME"] = sys.argv[1]
 from mlx_vlm.models.moxin.cuda import cubin_cache, device, nvrtc
 nvrtc.version = lambda: (13, 0)
 nvrtc.compile_source = lambda source, architecture: source.encode() * 100_000
@@ -120,8 +122,9 @@ device.driver_version, device.name = (lambda: 13000), (lambda: "a GPU")
 for index in range(20):
     assert cubin_cache.load(f"kernel {index}", "sm_90") == f"kernel {index}".encode() * 100_000
 """
-    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path)}
-    started = [subprocess.Popen([sys.executable, "-c", code], env=environment) for _ in range(3)]
+    environment = offline(os.environ)
+    command = warm_command("-c", code, tmp_path, environment=environment)
+    started = [subprocess.Popen(command, env=environment) for _ in range(3)]
     assert [process.wait() for process in started] == [0, 0, 0]
     folder = tmp_path / "mlx-vlm-moxin" / "kernels"
     assert len(list(folder.glob("*.cubin"))) == 20
