@@ -202,6 +202,19 @@ def test_a_side_whose_round_is_too_long_is_left_out(monkeypatch):
     assert peer.values == [1.0]
 
 
+def test_a_library_that_catches_the_time_limit_is_stopped_all_the_same():
+    caught = []
+    with pytest.raises(TimeoutError), rounds.time_limit(0.05):
+        while True:
+            try:
+                while True:
+                    pass
+            except TimeoutError:
+                if caught:
+                    raise
+                caught.append(1)
+
+
 def test_a_side_without_kernels_runs_with_the_switch_off(monkeypatch):
     monkeypatch.delenv(rounds.KERNELS_SWITCH, raising=False)
     seen = []

@@ -34,7 +34,8 @@ def time_limit(seconds: float) -> Iterator[None]:
         raise TimeoutError(f"stopped after {seconds:.0f} s")
 
     before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    # Once more each second: a library may have caught the first one and gone on.
+    signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)
     try:
         yield
     finally:
