@@ -17,9 +17,9 @@ from mlx_vlm_moxin.actions.training import (
 
 
 def make_task(original: Callable[..., Any]) -> Callable[..., Any]:
-    """``mlx_vlm.trainer.vlm.sft.runtime.make_task`` that takes action data too, for Moxin.
+    """``mlx_vlm.trainer.vlm.sft.runtime.make_task`` that also supports action data, for Moxin.
 
-    The statistics of the data are written beside the adapter.
+    The statistics of the data are written next to the adapter.
     """
 
     @functools.wraps(original)

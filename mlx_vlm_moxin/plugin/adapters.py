@@ -1,4 +1,4 @@
-"""Adapters: names and shapes, which mlx-vlm does not compare with the base, and statistics."""
+"""Adapters: checks of names and shapes, which mlx-vlm does not do, and action statistics."""
 
 import functools
 from collections.abc import Callable, Iterator
@@ -10,15 +10,15 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 from mlx_vlm.models.moxin import Model
 
-# Names of an adapter's weights in its directory, the one that mlx-vlm writes first.
+# File names of an adapter's weights, mlx-vlm's first.
 WEIGHTS_FILES = ("adapters.safetensors", "weights.safetensors")
 
 
 def weights_file(path: Path) -> Path:
-    """The weights of the adapter at ``path``, which is its directory or already that file.
+    """The weights of the adapter at ``path``, a directory or the file itself.
 
-    mlx-vlm gets this file, so that what it reads is what is checked. A path without weights is
-    returned as it is, for mlx-vlm's own error.
+    mlx-vlm gets this file, so that it reads the checked one. A path without weights is returned
+    unchanged, for mlx-vlm's error.
     """
     files = (path / name for name in WEIGHTS_FILES)
     return next((file for file in files if file.is_file()), path)
@@ -31,7 +31,7 @@ def _dims(linear: nn.Module) -> tuple[int, int]:
 
 
 def _expected(model: nn.Module, rank: int) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Name and shape of what an adapter adds to ``model``; mlx-vlm has two forms of layers."""
+    """Names and shapes of an adapter's weights in ``model``; mlx-vlm has two forms of layers."""
     for name, module in model.named_modules():
         for base, first, second in (("linear", "lora_a", "lora_b"), ("original_layer", "A", "B")):
             if base in module and first in module:
@@ -43,7 +43,7 @@ def _expected(model: nn.Module, rank: int) -> Iterator[tuple[str, tuple[int, ...
 
 
 def check_adapter(model: nn.Module, file: Path, rank: int) -> None:
-    """Compare an adapter's weights with the layers that were made for it.
+    """Compare an adapter's weights with the layers created for it.
 
     Args:
         model: with the adapter.
@@ -70,7 +70,7 @@ def check_adapter(model: nn.Module, file: Path, rank: int) -> None:
 
 
 def apply_lora_layers(original: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
-    """``apply_lora_layers`` that checks an adapter and uses the statistics beside it, for Moxin."""
+    """``apply_lora_layers`` that checks an adapter and uses its action statistics, for Moxin."""
 
     @functools.wraps(original)
     def apply(model: nn.Module, adapter_path: str | Path) -> nn.Module:

@@ -1,4 +1,4 @@
-"""Call a function after a module has been imported, whenever that is."""
+"""Calls a function after a module has been imported, now or later."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -22,7 +22,7 @@ class _AfterImportFinder:
         spec = next((spec for spec in found if spec is not None), None)
         if spec is None or spec.loader is None:
             return spec
-        # A loader is made anew for every spec, so this one belongs to this module alone.
+        # Every spec gets a new loader, so this one is used for this module only.
         execute = spec.loader.exec_module
 
         def exec_module(module: ModuleType) -> None:

@@ -1,4 +1,4 @@
-"""``AutoProcessor`` for Moxin checkpoints, with the errors of a processor that fails."""
+"""``AutoProcessor`` for Moxin checkpoints that does not hide errors."""
 
 from collections.abc import Callable
 from typing import Any
@@ -24,8 +24,8 @@ def from_pretrained(original: Callable) -> classmethod:
     """``AutoProcessor.from_pretrained`` that returns ``MoxinProcessor`` for Moxin.
 
     The model folder registers its processor with ``install_auto_processor_patch``, as every
-    model of mlx-vlm does. That function answers any error with a bare tokenizer, and the
-    picture is silently ignored. This one is called before it and lets errors pass.
+    model of mlx-vlm does. That function returns a bare tokenizer after any error, and the picture
+    is then silently ignored. This one is called before it and raises errors.
 
     Args:
         original: the bound method, used for all other checkpoints.

@@ -1,4 +1,4 @@
-"""Prompts for ``mlx_vlm.batch_generate``, which may have the chat template's form already.
+"""Prompts for ``mlx_vlm.batch_generate`` that are already formatted by the chat template.
 
 ``batch_generate`` applies the chat template itself, ``generate`` does not; so a program that
 prepares its prompts in the same way for both would prompt the model with
@@ -15,7 +15,7 @@ _MESSAGE = "message"
 
 
 def apply_chat_template(original: Callable) -> Callable:
-    """mlx-vlm's function, which leaves prompts alone that have the template's form."""
+    """mlx-vlm's function, without a second formatting of formatted prompts."""
 
     @functools.wraps(original)
     def apply_once(processor: Any, config: Any, prompt: Any, *args: Any, **kwargs: Any) -> Any:

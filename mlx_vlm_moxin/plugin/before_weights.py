@@ -1,4 +1,4 @@
-"""What is checked and prepared when mlx-vlm has built Moxin and is about to read its weights."""
+"""Checks after mlx-vlm has built Moxin, before it reads the weights."""
 
 import functools
 from collections.abc import Callable
@@ -11,12 +11,12 @@ from mlx_vlm_moxin.plugin import chat_commands, command_options
 
 
 def load_model_weights(original: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
-    """``mlx_vlm.utils.load_model_weights``, after options, memory and a chat have been seen to."""
+    """``mlx_vlm.utils.load_model_weights``, after checks of options and memory."""
 
     @functools.wraps(original)
     def load(model: nn.Module, config: dict, weights: dict[str, mx.array], *args, **kwargs):
         if isinstance(model, Model):
-            # Not before: the library imports the model, whose import brings this module in.
+            # Imported here: the library imports the model, whose import imports this module.
             from mlx_vlm_moxin.library import memory
 
             chat_commands.install()

@@ -1,7 +1,7 @@
-"""``mlx_vlm.chat`` and ``mlx_vlm.chat_ui``: the end of the input, and a picture's later questions.
+"""``mlx_vlm.chat`` and ``mlx_vlm.chat_ui``: the end of input, and further questions on a picture.
 
-Both load their model while they run, as ``__main__`` or while they are imported, so no row of
-the table of replaced names can name them: what they use is replaced in the running module.
+Both load their model while they run as ``__main__`` or while they are imported, so the table of
+replaced names cannot name them: the names that they use are replaced in the running module.
 """
 
 import functools
@@ -12,14 +12,14 @@ from typing import Any
 
 
 def running_module(name: str) -> ModuleType | None:
-    """The module ``name``, also if ``python -m`` runs it; None if it is not there."""
+    """The module ``name``, also if ``python -m`` runs it; None if it is not imported."""
     main = sys.modules.get("__main__")
     spec = getattr(main, "__spec__", None)
     return main if spec is not None and spec.name == name else sys.modules.get(name)
 
 
 def install() -> None:
-    """Change the chat that this process runs, if it runs one; called while it loads its model."""
+    """Change the running chat, if there is one; called while it loads its model."""
     chat, page = running_module("mlx_vlm.chat"), running_module("mlx_vlm.chat_ui")
     if chat is not None and not issubclass(chat.Prompt, _EndOfInput):
         chat.Prompt = ending_prompt(chat.Prompt)
@@ -34,8 +34,8 @@ class _EndOfInput:
 def ending_prompt(prompt: type) -> type:
     """Rich's ``Prompt``, which ends the process when the input ends.
 
-    The chat handles the ``EOFError`` like an error after which the next line may succeed, and so
-    prints it for ever.
+    The chat handles ``EOFError`` like an error after which the next line may succeed, and so prints
+    it forever.
     """
 
     class EndingPrompt(prompt, _EndOfInput):
@@ -51,7 +51,7 @@ def ending_prompt(prompt: type) -> type:
 
 
 class _Gradio:
-    """Gradio, whose chat interface keeps the picture that is talked about."""
+    """Gradio with a chat interface that remembers the conversation's picture."""
 
     def __init__(self, gradio: ModuleType):
         self._gradio = gradio
@@ -66,8 +66,8 @@ class _Gradio:
 def keeping_picture(answer: Callable) -> Callable:
     """The page's function that answers a message, given the last picture of the conversation.
 
-    mlx-vlm's passes on the picture of the message alone, and so answers a second question about
-    it without it.
+    mlx-vlm's function uses the current message's picture only, and so answers a second question
+    about a picture without it.
     """
 
     @functools.wraps(answer)
@@ -83,7 +83,7 @@ def keeping_picture(answer: Callable) -> Callable:
 
 
 def last_picture(history: list) -> str | None:
-    """Path of the last file that a user has sent in a conversation as Gradio keeps it."""
+    """Path of the last file that a user has sent in Gradio's history of a conversation."""
     for item in reversed(history):
         if not isinstance(item, dict) or item.get("role") != "user":
             continue

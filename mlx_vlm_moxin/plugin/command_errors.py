@@ -1,10 +1,10 @@
 """One line instead of a traceback when a command of mlx-vlm meets bad input.
 
-mlx-vlm's commands let every exception end the process with a traceback. Once the model
-package is loaded in such a command, this hook prints the errors that speak of the
-user's input (a file, a picture, a checkpoint, an option) as one line on standard error;
-the exit status stays 1. The server's log shows them without a traceback too. Everything
-else, and everything in a program that merely imports mlx-vlm, keeps its traceback.
+In mlx-vlm's commands every exception ends the process with a traceback. Once the model
+package is loaded in such a command, this hook prints errors about the user's input (a file, a
+picture, a checkpoint, an option) as one line on standard error; the exit status stays 1. The
+server's log also shows them without a traceback. Everything else, and everything in a program
+that merely imports mlx-vlm, keeps its traceback.
 ``MLX_VLM_MOXIN_TRACEBACK=1`` switches it off.
 """
 
@@ -36,12 +36,12 @@ _CHECKS = (
     "mlx_vlm.utils",
     "huggingface_hub",
 )
-# Packages whose ImportErrors of their own say which package an option needs.
+# Packages whose ImportErrors name the package that an option needs.
 _HOSTS = ("mlx_vlm",)
-# An error of an MLX operation carries the operation's name. Only reading a file is about input.
+# An error of an MLX operation has the operation's name. Only reading a file is about input.
 _OPERATION = re.compile(r"\[(?!load_safetensors)\w+\]")
 _READING = "[load_safetensors]"
-# The loggers that a server's start and its loading of models write to.
+# The loggers used when a server starts and when it loads models.
 _LOGGERS = ("mlx_vlm.server", "uvicorn.error")
 
 
@@ -62,7 +62,7 @@ def _main_module() -> str:
 
 
 def _is_check(error: BaseException) -> bool:
-    """Whether ``error`` was raised on purpose, about something that the user has given."""
+    """Whether ``error`` was raised deliberately, about the user's input."""
     if isinstance(error, OSError):
         return True
     module = _raised_in(error)
@@ -78,10 +78,10 @@ def _is_check(error: BaseException) -> bool:
 
 
 def input_error(error: BaseException | None) -> BaseException | None:
-    """The exception in ``error``'s chain that tells the user what was wrong.
+    """The exception in ``error``'s chain that describes the wrong input.
 
-    Our own checks come first, since mlx-vlm wraps them; then the outermost one.
-    Returns None if no exception in the chain speaks of the input.
+    Our checks have priority, since mlx-vlm wraps their errors; then the outermost one. Returns None
+    if no exception in the chain is about the input.
     """
     found = None
     for cause in causes(error):
@@ -93,7 +93,7 @@ def input_error(error: BaseException | None) -> BaseException | None:
 
 
 class _WithoutTraceback(logging.Filter):
-    """Leaves the traceback of an error about input out of a log record."""
+    """Removes the traceback of an error about input from a log record."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         error = record.exc_info[1] if record.exc_info else sys.exc_info()[1]
@@ -101,7 +101,7 @@ class _WithoutTraceback(logging.Filter):
         if found is None:
             return True
         record.exc_info = record.exc_text = None
-        # uvicorn logs the text of the traceback that ended the start.
+        # uvicorn logs the text of the traceback of a failed start.
         if record.getMessage().startswith("Traceback"):
             record.msg, record.args = f"error: {one_line(found)}", ()
         return True

@@ -1,8 +1,8 @@
-"""Options of a command checked when it loads Moxin, before weights are read.
+"""Checks a command's options when it loads Moxin, before weights are read.
 
-mlx-vlm's commands parse their options before any model is known, and keep the result in a
-local variable of the function that loads the model. It is looked up there: whatever the
-command, the values are the ones that it uses.
+mlx-vlm's commands parse their options before any model is known, and keep the result in a local
+variable of the function that loads the model. They are read there, so the checked values are the
+ones that the command uses.
 """
 
 import functools
@@ -36,7 +36,7 @@ def running_command() -> tuple[str, Namespace] | None:
     Returns:
         None if there is none, as in a program that imports mlx-vlm.
     """
-    # A server loads in another thread, while its main one waits within the command.
+    # A server loads in another thread, while its main thread waits within the command.
     frame = sys._current_frames().get(threading.main_thread().ident)
     while frame is not None:
         module = _module(frame)
@@ -52,7 +52,7 @@ def check(model: nn.Module, quantization: dict[str, Any] | None) -> None:
     """Refuse the running command's options that cannot be used with ``model``.
 
     Args:
-        model: Moxin, built; its weights are not looked at.
+        model: Moxin, built; its weights are not used.
         quantization: config.json's.
 
     Raises:
@@ -61,7 +61,7 @@ def check(model: nn.Module, quantization: dict[str, Any] | None) -> None:
     found = running_command()
     if found is None:
         return
-    # Not before: the rules import the library, which imports the model, which imports this.
+    # Imported here: the rules import the library, which imports the model, which imports this.
     from mlx_vlm_moxin.plugin.option_rules import RULES
     from mlx_vlm_moxin.plugin.option_tables import Command, flag
 
@@ -79,9 +79,9 @@ def _as_typed(value: Any) -> str:
 
 
 def prepare_generation_inputs(original: Callable[..., Any]) -> Callable[..., Any]:
-    """``mlx_vlm.generate.dispatch._prepare_generation_inputs`` that keeps pictures whole.
+    """``mlx_vlm.generate.dispatch._prepare_generation_inputs`` that keeps all visual tokens.
 
-    A cache of limited size drops the oldest tokens but four, which are the picture's.
+    A cache of limited size drops the oldest tokens except four, which are the picture's.
     """
 
     @functools.wraps(original)

@@ -1,4 +1,4 @@
-"""Import specs for the model package, made when mlx-vlm first imports it."""
+"""Import specs for the model package, created when mlx-vlm first imports it."""
 
 import importlib
 import sys
@@ -36,7 +36,7 @@ class _AliasLoader:
         return None
 
     def exec_module(self, module: ModuleType) -> None:
-        # The import system returns what sys.modules holds after this call. Returning
+        # The import system returns the entry of sys.modules after this call. Returning
         # the package from create_module would overwrite its __spec__ instead.
         try:
             sys.modules[module.__name__] = importlib.import_module(ALIASES[module.__name__])

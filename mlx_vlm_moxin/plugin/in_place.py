@@ -1,8 +1,8 @@
-"""Change a function that programs may have bound to a name of their own already.
+"""Changes a function object in place, since programs may already have imported its name.
 
-``from mlx_vlm import load, stream_generate`` comes before the model is loaded, and with it
-this package. Another function under ``mlx_vlm.stream_generate`` would not reach such programs,
-so the function object itself receives other code.
+``from mlx_vlm import load, stream_generate`` runs before the model and this package are loaded.
+Such programs would not see another function under ``mlx_vlm.stream_generate``, so the function
+object itself gets other code.
 """
 
 import inspect
@@ -14,12 +14,12 @@ from typing import Any
 def replace_code(
     function: FunctionType, make: Callable[[Callable[..., Any]], Callable[..., Any]]
 ) -> FunctionType:
-    """Let ``function`` do what another one does.
+    """Give ``function`` the behaviour of another one.
 
     Args:
         function: a function without a closure.
-        make: receives a copy of ``function`` and returns what is called in its place, with the
-            same arguments.
+        make: receives a copy of ``function`` and returns its replacement, which is called with
+            the same arguments.
 
     Returns:
         ``function`` itself, changed.
@@ -40,12 +40,12 @@ def replace_code(
 def change_argument(
     function: FunctionType, parameter: str, change: Callable[[Any], Any], processor: type
 ) -> FunctionType:
-    """Let ``function`` see ``change(argument)`` in place of one of its arguments.
+    """Make ``function`` receive ``change(argument)`` instead of one of its arguments.
 
     Args:
         function: a function without a closure, with a parameter ``processor``.
         parameter: name of the argument.
-        change: called with the argument if the caller gives it.
+        change: called with the argument if the caller passes it.
         processor: class of the processors for whose calls the argument is changed.
 
     Returns:

@@ -1,4 +1,4 @@
-"""``--model`` of this package's commands: a directory or Hub repository, or one line."""
+"""``--model`` of this package's commands: a directory or Hub repository, else a one-line error."""
 
 import functools
 from collections.abc import Callable
@@ -12,10 +12,10 @@ def get_model_path(original: Callable[..., Path], **settings: Any) -> Callable[.
     """``mlx_vlm.utils.get_model_path`` that expands ``~`` and names what is missing.
 
     mlx-vlm treats every name that does not exist on disk as a Hub repository, so a mistyped
-    directory ends with the rules for names of repositories.
+    directory gives an error about the rules for repository names.
 
     Args:
-        settings: those of other rows of the table of replaced names.
+        settings: settings of other rows of the table, ignored.
     """
 
     @functools.wraps(original)

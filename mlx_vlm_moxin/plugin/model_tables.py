@@ -1,4 +1,4 @@
-"""mlx-vlm's per-model tables: the entries that an in-tree model would have there."""
+"""Entries for mlx-vlm's per-model tables, as an in-tree model would have them."""
 
 from mlx_vlm.models.moxin.config import MODEL_TYPES
 from mlx_vlm.prompt_utils import MessageFormat

@@ -1,7 +1,7 @@
-"""What mlx-vlm's commands may do with Moxin: each rule goes through the options of a command.
+"""Rules for the options of mlx-vlm's commands; each rule checks the options of a command.
 
-tests/plugin/test_command_options.py goes through the parsers of all commands: an option that
-no rule or table is about, nor its list of those that need no check, fails it.
+tests/plugin/test_command_options.py checks the parsers of all commands: every option must have a
+rule, be in a table, or be in the test's list of options without a check.
 """
 
 import inspect
@@ -51,7 +51,7 @@ def _no_effect(command: Command) -> Iterator[Fault]:
 
 
 def _repeated(command: Command) -> Iterator[Fault]:
-    """Of an option that takes several values argparse keeps the last occurrence alone."""
+    """For an option with several values argparse keeps only the last occurrence."""
     for name, value in vars(command.args).items():
         typed = [argument.partition("=")[0] for argument in sys.argv].count(flag(name))
         if isinstance(value, list) and typed > 1:
@@ -78,9 +78,9 @@ def _generation(command: Command) -> Iterator[Fault]:
 
 
 def _picture_in_cache(command: Command) -> Iterator[Fault]:
-    """A cache that is smaller than a picture would drop visual tokens without a word."""
+    """A cache smaller than a picture would silently drop visual tokens."""
     size, vision = command.get("max_kv_size"), command.model.config.vision_config
-    # Where there is no such option, pictures come later.
+    # In commands without this option, pictures are given later.
     has_picture = command.get("image") or not hasattr(command.args, "image")
     least = vision.num_patches + 1 + KEPT_TOKENS
     if isinstance(size, int) and has_picture and KEPT_TOKENS < size < least:
@@ -88,7 +88,7 @@ def _picture_in_cache(command: Command) -> Iterator[Fault]:
 
 
 def _batched_cache(command: Command) -> Iterator[Fault]:
-    """The cache of the server's batches has fewer kinds than that of one answer."""
+    """The server's batches support fewer kinds of caches than a single answer."""
     if not command.module.startswith("mlx_vlm.server") or command.get("kv_bits") is None:
         return
     scheme = command.get("kv_quant_scheme")
@@ -108,7 +108,7 @@ def _batched_cache(command: Command) -> Iterator[Fault]:
 
 def _checkpoint(command: Command) -> Iterator[Fault]:
     path = command.get("hf_path") or command.get("model")
-    # "main" is what mlx_vlm.generate has where none is given.
+    # "main" is mlx_vlm.generate's default.
     if command.get("revision") not in (None, "main") and path and Path(path).exists():
         yield "revision", f"{path} is a local directory, which has one version"
     if command.get("quantize_activations"):

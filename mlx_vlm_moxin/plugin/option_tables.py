@@ -1,7 +1,7 @@
-"""Options of mlx-vlm's commands in tables: their ranges, and those that cannot apply to Moxin.
+"""Tables of options of mlx-vlm's commands: their ranges, and those that Moxin does not support.
 
-Options are named as argparse stores them: ``max_kv_size`` for ``--max-kv-size``. An option
-means the same in every command that has it, so there is one table for all of them.
+Options have the names of argparse's attributes: ``max_kv_size`` for ``--max-kv-size``. An option
+has the same meaning in every command, so there is one table for all of them.
 """
 
 from argparse import Namespace
@@ -34,7 +34,7 @@ class Command:
         return getattr(self.args, name, None)
 
 
-# Beside those of generation_settings.RANGES.
+# In addition to those of generation_settings.RANGES.
 RANGES = {
     "port": Range(0, 65535),
     "vision_cache_size": COUNT,
@@ -44,8 +44,8 @@ RANGES = {
     "lora_rank": COUNT,
     "lora_alpha": Range(0, is_open=True),
 }
-# What Moxin is not -> options that are about it and would be ignored, in the commands that
-# are about one model; a server may serve others too.
+# A kind of model that Moxin is not -> its options, which would be ignored. Only for commands with
+# one model; a server may serve other models too.
 ONE_MODEL = ("mlx_vlm.generate", "mlx_vlm.chat", "mlx_vlm.convert")
 NOT_FOR_MOXIN = {
     "Moxin hears nothing": ("audio", "ref_audio"),
@@ -69,7 +69,7 @@ NOT_FOR_MOXIN = {
     "Moxin has no experts to keep on disk": ("expert_cache_gb",),
     "Moxin has no layers that predict several tokens": ("mtp", "mtp_output"),
 }
-# Values of these options that mean "not given", where it is neither None nor False.
+# Default values of these options that are neither None nor False.
 DEFAULTS = {
     "fps": 2.0,
     "output_modality": "text",
@@ -96,7 +96,7 @@ NEEDS = {
 
 
 def flag(name: str) -> str:
-    """The option as one types it."""
+    """The option as written on the command line."""
     return f"--{name.replace('_', '-')}"
 
 

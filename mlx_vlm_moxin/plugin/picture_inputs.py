@@ -1,8 +1,7 @@
-"""Pictures for ``mlx_vlm.generate`` and its siblings: in every form, alone or in a list.
+"""Pictures for ``mlx_vlm.generate`` and similar functions: in every form, alone or in a list.
 
-mlx-vlm reads paths, URLs and PIL images. Here the model's own
-``picture.read_picture`` reads them, and with them bytes, files,
-arrays and dictionaries of data sets. Other models' pictures are left to mlx-vlm.
+mlx-vlm reads paths, URLs and PIL images. The model's ``picture.read_picture`` also reads bytes,
+files, arrays and dictionaries of data sets. Other models' pictures are left to mlx-vlm.
 """
 
 import functools
@@ -35,7 +34,7 @@ def process_image(original: Callable) -> Callable:
 
 
 def resized(picture: Image.Image, shape: tuple[int, int] | None) -> Image.Image:
-    """``picture`` as large as fits into ``shape`` (width, height), as mlx-vlm resizes it.
+    """``picture`` resized to fit into ``shape`` (width, height), as in mlx-vlm.
 
     Raises:
         PictureError: if no pixel would be left, or more than the limit.
@@ -53,7 +52,7 @@ def resized(picture: Image.Image, shape: tuple[int, int] | None) -> Image.Image:
 
 
 def _listed(image: Any) -> Any:
-    """One picture in a list; a list, or None, as it is."""
+    """One picture in a list; a list or None unchanged."""
     if image is None or isinstance(image, list):
         return image
     return list(image) if isinstance(image, tuple) else [image]
@@ -64,7 +63,7 @@ def _read_all(images: Any) -> Any:
 
 
 def stream_generate(original: FunctionType) -> FunctionType:
-    """mlx-vlm's function, which would look at an array's truth value."""
+    """mlx-vlm's function, which would evaluate an array's truth value."""
     return change_argument(original, "image", _listed, MoxinProcessor)
 
 

@@ -1,7 +1,7 @@
-"""``--quantize`` for mlx-vlm's own commands.
+"""``--quantize`` for mlx-vlm's commands.
 
-Each of them loads through ``mlx_vlm.utils.load``, in this process or in a thread of it,
-and ``load`` finds ``load_model`` in its own module: one name to replace.
+Each of them loads through ``mlx_vlm.utils.load`` in this process, and ``load`` looks up
+``load_model`` in its module, so one name is replaced.
 """
 
 import re
@@ -28,7 +28,7 @@ _SNAPSHOT = re.compile(r"/models--(.+?)--(.+)/snapshots/(\w+)$")
 
 
 def _is_drafter(model_path: Path) -> bool:
-    """Whether the model only drafts tokens for another one (speculative decoding)."""
+    """Whether the model is a drafter for another one (speculative decoding)."""
     architecture, _ = utils.get_model_and_args(utils.load_config(model_path), model_path)
     return architecture.__name__.startswith("mlx_vlm.speculative.")
 
@@ -36,7 +36,7 @@ def _is_drafter(model_path: Path) -> bool:
 def fetch_action_parts(model_path: Path, model_type: str) -> None:
     """Download OpenVLA-OFT's parts too, if ``model_path`` is a Hub repository in the cache.
 
-    mlx-vlm downloads no ``.pt`` files, and without them the model would run as another one.
+    mlx-vlm downloads no ``.pt`` files, and without them the model would run as a different one.
     """
     repository = _SNAPSHOT.search(model_path.as_posix())
     if model_type == "openvla" and repository is not None:
@@ -51,10 +51,10 @@ def load_model(
     """``mlx_vlm.utils.load_model`` that loads Moxin quantised, and OminiX exports.
 
     Args:
-        original: the function, used for other models. If the command was to quantise one,
-            it ends with an error, drafters aside.
-        options: how Moxin is to be quantised.
-        actions: what the files of an action model do not say.
+        original: the function, used for other models. With ``--quantize`` these are an error,
+            except drafters.
+        options: options for quantising Moxin.
+        actions: settings that the files of an action model lack.
     """
 
     def load(model_path: Path, lazy: bool = False, **kwargs: Any) -> nn.Module:

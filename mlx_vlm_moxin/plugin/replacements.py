@@ -1,8 +1,8 @@
 """Applies the rows of ``upstream.UPSTREAM``.
 
-This is the only place that assigns to a module of another package. A module that is not
-imported yet gets its rows when it is, so the order of imports does not matter. A name that is
-missing ends the import with one ``RuntimeError`` that says which.
+This is the only place that assigns to a module of another package. Rows of a module that is not
+yet imported are applied when it is, so the order of imports does not matter. A missing name ends
+the import with one ``RuntimeError`` that names it.
 """
 
 import importlib
@@ -18,7 +18,7 @@ from mlx_vlm_moxin import __version__
 from mlx_vlm_moxin.plugin.after_import import after_import
 from mlx_vlm_moxin.plugin.upstream import UPSTREAM, Replacement
 
-# Rows that are applied, by their place in other packages.
+# Applied rows, by their place in other packages.
 _applied: set[tuple[str, str]] = set()
 
 
@@ -30,10 +30,10 @@ def _installed(distribution: str) -> str:
 
 
 def cannot_load(host: str, reason: str | Exception) -> RuntimeError:
-    """The error for a version of another package that lacks what this one needs.
+    """The error for a version of another package that lacks a name that this package needs.
 
     Args:
-        host: the other package, as the index calls it.
+        host: the other package's name on the index.
         reason: what is missing.
 
     Returns:
@@ -48,7 +48,7 @@ def cannot_load(host: str, reason: str | Exception) -> RuntimeError:
 
 
 def _owner(row: Replacement) -> tuple[Any, str]:
-    """The module or class that holds the name, and the last part of the name.
+    """The module or class with the name, and the last part of the name.
 
     Raises:
         RuntimeError: if the module or the name does not exist.
@@ -78,7 +78,7 @@ def _is_needed(row: Replacement) -> bool:
 
 
 def _replace(rows: Iterable[Replacement], settings: dict[str, Any]) -> None:
-    """Look for every name first, so that a missing one leaves nothing half replaced."""
+    """Look up every name first, so that a missing one leaves nothing partly replaced."""
     places = [(row, *_owner(row)) for row in rows if (row.module, row.name) not in _applied]
     for row, owner, name in places:
         if row.make is not None:
@@ -107,7 +107,7 @@ def apply(when: str, **settings: Any) -> None:
     for row in UPSTREAM:
         if row.when == when and _is_needed(row):
             groups.setdefault(row.after or row.module, []).append(row)
-    # Of modules that are imported already, every name is looked for before any is replaced.
+    # In already imported modules, every name is looked up before any is replaced.
     imported = [row for module, rows in groups.items() if module in sys.modules for row in rows]
     _replace(imported, settings)
     for module, rows in groups.items():

@@ -1,7 +1,7 @@
-"""``python -m mlx_vlm_moxin server``: mlx-vlm's server with settings that are safe to begin with.
+"""``python -m mlx_vlm_moxin server``: mlx-vlm's server with restrictive defaults.
 
-It is reached from this machine only, reads no picture on its own disk or in its own networks
-for a request, and answers scripts of no web page, unless an option says so.
+Unless options allow more, it listens on this machine only, reads no pictures from its disk or
+private networks for a request, and allows no scripts of web pages.
 """
 
 import argparse
@@ -16,7 +16,7 @@ DEFAULT_HOST = "127.0.0.1"
 
 
 def parser() -> argparse.ArgumentParser:
-    """The options that this package adds, and the ones of mlx-vlm whose default it changes."""
+    """This package's options, and mlx-vlm's options with another default."""
     made = argparse.ArgumentParser(
         prog="python -m mlx_vlm_moxin server",
         usage="%(prog)s [options below] [options of mlx_vlm]",
@@ -58,7 +58,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def environment(options: argparse.Namespace) -> dict[str, str]:
-    """The variables that stand for ``options``; one that is set already stands without them."""
+    """The environment variables for ``options``; an option that is not given keeps its variable."""
     strict = {
         settings.LOCAL_FILES: "1" if options.allow_local_files else None,
         settings.PRIVATE_ADDRESSES: "1" if options.allow_private_addresses else None,
@@ -119,7 +119,7 @@ def _has_key(arguments: Sequence[str]) -> bool:
 
 
 def allow(arguments: Sequence[str]) -> list[str]:
-    """Put the settings that ``arguments`` name into the environment.
+    """Store the settings in ``arguments`` in the environment.
 
     Returns:
         The arguments for mlx-vlm's server.

@@ -16,7 +16,7 @@ PRIVATE_ADDRESSES = "MLX_VLM_MOXIN_PRIVATE_ADDRESSES"
 PIN_MODEL = "MLX_VLM_MOXIN_PIN_MODEL"
 MAX_BODY_BYTES = "MLX_VLM_MOXIN_MAX_BODY_BYTES"
 ALLOW_ORIGINS = "MLX_VLM_MOXIN_ALLOW_ORIGINS"
-# Of all commands, see PictureLimits.from_environment.
+# Variables of all commands, see PictureLimits.from_environment.
 MAX_PIXELS = "MLX_VLM_MOXIN_MAX_PIXELS"
 PICTURE_TIMEOUT = "MLX_VLM_MOXIN_PICTURE_TIMEOUT"
 
@@ -25,15 +25,14 @@ _YES, _NO = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
 
 @dataclass(frozen=True)
 class ServerSettings:
-    """What the server allows.
+    """The server's restrictions.
 
     Attributes:
         local_files: whether a request may name a picture on the server's disk.
-        private_addresses: whether a picture's URL may lead to the server's own networks.
+        private_addresses: whether a picture's URL may lead to the server's private networks.
         pin_model: whether requests get the loaded model only.
         max_body_bytes: size of a request's body.
-        allow_origins: web pages whose scripts may use the server; None for mlx-vlm's choice,
-            which is all.
+        allow_origins: web pages whose scripts may use the server; None for mlx-vlm's default, all.
     """
 
     local_files: bool = True
@@ -44,7 +43,7 @@ class ServerSettings:
 
     @classmethod
     def from_environment(cls) -> "ServerSettings":
-        """The settings as the environment has them now.
+        """The settings in the current environment.
 
         Raises:
             ValueError: naming the variable whose value cannot be used.

@@ -1,7 +1,7 @@
 """The model card of ``mlx_vlm.convert`` for Moxin, and its upload.
 
-mlx-vlm's card has no text until the upload, and then tells people to install mlx-vlm alone,
-which cannot load the model.
+mlx-vlm's card has no text until the upload, and then says to install only mlx-vlm, which cannot
+load the model.
 """
 
 import json
@@ -17,16 +17,16 @@ from mlx_vlm_moxin.plugin.in_place import replace_code
 
 
 def _moxin_config(directory: Path) -> dict[str, Any] | None:
-    """config.json of a directory with Moxin; None if it holds another model."""
+    """config.json of a directory with Moxin; None for another model."""
     config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
     return config if config.get("model_type") in MODEL_TYPES else None
 
 
 def _card_directory(repository: str | Path | None, directory: Path) -> Path:
-    """Where the card of a Hub repository is; ``directory`` if that cannot be had."""
+    """Directory of a Hub repository's card; ``directory`` if it cannot be downloaded."""
     try:
         return Path(hf_hub_download(str(repository), "README.md")).parent
-    # A card is worth no failure.
+    # A missing card must not end a conversion.
     except Exception:
         return directory
 
@@ -40,7 +40,7 @@ def create_model_card(function: FunctionType) -> FunctionType:
             content = _moxin_config(directory)
             if content is None:
                 return original(path, hf_path)
-            # Not before: the card's module imports the model, whose import brings this one in.
+            # Imported here: the card's module imports the model, whose import imports this module.
             from mlx_vlm_moxin.checkpoints.card import Card
             from mlx_vlm_moxin.checkpoints.provenance import read_provenance
 

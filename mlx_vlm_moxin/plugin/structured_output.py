@@ -1,7 +1,7 @@
-"""Structured output where there is no Metal.
+"""Structured output without Metal.
 
-mlx-vlm masks the logits that a JSON schema forbids with a Metal kernel, which fails on
-MLX's other backends for every model. The same mask in plain MLX operations serves there.
+mlx-vlm masks the logits that a JSON schema forbids with a Metal kernel, which fails on MLX's other
+backends for every model. There, the same mask is computed by MLX operations.
 """
 
 from collections.abc import Callable
@@ -25,9 +25,9 @@ def apply_llguidance_mask(logits: mx.array, mask: mx.array) -> mx.array:
 
 
 def mask_function(original: Callable[..., mx.array]) -> Callable[..., mx.array]:
-    """``mlx_vlm.structured._apply_llguidance_mask`` that runs on this machine.
+    """``mlx_vlm.structured._apply_llguidance_mask`` for this machine's backend.
 
     Args:
-        original: mlx-vlm's function, kept where there is Metal, which it needs.
+        original: mlx-vlm's function, used with Metal.
     """
     return original if mx.metal.is_available() else apply_llguidance_mask

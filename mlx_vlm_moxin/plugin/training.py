@@ -1,7 +1,7 @@
-"""Training that goes wrong ends with one line, and leaves weights that can be used.
+"""Failing training ends with one line, and usable weights are kept.
 
-mlx-vlm trains on after a loss has become NaN, saves NaN over what it saved before and ends
-with status 0. Moxin in float16 gets there in its second step: Adam's ``eps`` is 0 in float16.
+mlx-vlm continues after a loss has become NaN, overwrites saved weights with NaN and ends with
+status 0. With Moxin in float16 this happens in the second step, because Adam's ``eps`` is 0 there.
 """
 
 import functools
@@ -17,17 +17,17 @@ from mlx_vlm.models.moxin import Model
 from mlx_vlm.trainer.common.callbacks import TrainingCallback
 from mlx_vlm.trainer.common.utils import save_trainable_weights
 
-# Weights are kept in memory up to this share of the model's, as an adapter's are.
+# Weights are kept in memory up to this share of the model's size, such as those of adapters.
 KEPT_SHARE = 0.1
 Weights = list[tuple[str, mx.array]]
 
 
 class TrainingError(ValueError):
-    """Training has been ended; the message says why, and what has been kept."""
+    """Training was ended; the message says why, and which weights were kept."""
 
 
 def check_precision(model: nn.Module, optimizer: Any) -> None:
-    """Refuse an optimizer that would divide by zero in the dtype of the weights it changes.
+    """Refuse an optimizer that would divide by zero in the dtype of the trained weights.
 
     Raises:
         TrainingError: naming the dtype and the conversion that helps.
@@ -50,15 +50,15 @@ def _nbytes(weights: Weights) -> int:
 
 
 class Guard(TrainingCallback):
-    """Ends training when a loss is not finite, with the last good weights in the file.
+    """Ends training when a loss is not finite, with the last finite weights in the file.
 
-    Weights are good once a finite loss was computed with them: those of one report are known
-    to be when the loss of the next is.
+    Weights are known to be good once a finite loss was computed with them, so those of one report
+    are confirmed by the loss of the next.
 
     Args:
         save: writes a model's trainable weights to a path.
-        path: where they go.
-        wrapped: the callback that gets the reports too.
+        path: the file to write.
+        wrapped: the callback to which reports are forwarded.
     """
 
     def __init__(
@@ -125,7 +125,7 @@ class Guard(TrainingCallback):
 
 
 def train(original: Callable[..., dict]) -> Callable[..., dict]:
-    """``mlx_vlm.trainer.common.engine.train`` that ends when it makes no sense to go on."""
+    """``mlx_vlm.trainer.common.engine.train`` that ends when a loss is not finite."""
 
     @functools.wraps(original)
     def run(

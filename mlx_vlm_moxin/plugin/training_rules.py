@@ -1,4 +1,4 @@
-"""Options of ``mlx_vlm.train`` that cannot be used with the model or the adapter they are about."""
+"""Checks options of ``mlx_vlm.train`` that do not fit the model or the adapter."""
 
 from collections.abc import Iterator
 from pathlib import Path

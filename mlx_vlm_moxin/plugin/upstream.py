@@ -2,7 +2,7 @@
 
 Each name is one row of ``UPSTREAM``; ``replacements.py`` applies them.
 tests/plugin/test_upstream_calls.py checks for every row that an ordinary use of mlx-vlm still
-reaches what the row puts in place.
+calls the replacement.
 """
 
 from dataclasses import dataclass
@@ -95,7 +95,7 @@ UPSTREAM = (
         "mlx_vlm.utils",
         "apply_lora_layers",
         "adapters:apply_lora_layers",
-        "an adapter of another rank or base is loaded without a word; its statistics are not",
+        "an adapter of another rank or base is silently loaded; its statistics are not",
     ),
     Replacement(
         "mlx_vlm.structured",
@@ -107,7 +107,7 @@ UPSTREAM = (
         "mlx_vlm.utils",
         "process_image",
         "picture_inputs:process_image",
-        "bytes, files, arrays and dictionaries are no pictures, and 16-bit grey turns white",
+        "bytes, files, arrays and dictionaries are not supported, and 16-bit grey turns white",
     ),
     Replacement(
         "mlx_vlm.generate.dispatch",
@@ -131,7 +131,7 @@ UPSTREAM = (
         "mlx_vlm.generate.ar",
         "apply_chat_template",
         "batch_prompts:apply_chat_template",
-        "batch_generate applies the chat template to prompts that have its form already",
+        "batch_generate applies the chat template to prompts that are already formatted",
     ),
     Replacement(
         "mlx_vlm.trainer.vlm.sft.dataset",
@@ -149,7 +149,7 @@ UPSTREAM = (
         "mlx_vlm.utils",
         "load_model_weights",
         "before_weights:load_model_weights",
-        "an option that cannot be used ends in a traceback, in gibberish, or is ignored",
+        "an unusable option ends in a traceback or in meaningless text, or is ignored",
     ),
     Replacement(
         "mlx_vlm.utils",
@@ -161,26 +161,26 @@ UPSTREAM = (
         "mlx_vlm.utils",
         "upload_to_hub",
         "stock_card:upload_to_hub",
-        "the upload replaces the card's text by one that tells people to install mlx-vlm alone",
+        "the upload replaces the card's text by one that says to install only mlx-vlm",
     ),
     Replacement(
         "mlx_vlm.generate.dispatch",
         "_prepare_generation_inputs",
         "command_options:prepare_generation_inputs",
-        "a cache smaller than the prompt drops visual tokens without a word",
+        "a cache smaller than the prompt silently drops visual tokens",
     ),
     Replacement(
         "mlx_vlm.trainer.common.engine",
         "train",
         "training:train",
-        "a loss of NaN is trained on, saved over good weights, and ends with status 0",
+        "training continues after a loss of NaN, overwrites good weights and ends with status 0",
     ),
     _on_server(
         "mlx_vlm.server",
         "app",
         "server.application:extended",
-        "errors of the client are HTTP 500; bodies and pictures have no limits; clients that hang "
-        "up are not noticed; there is no GET /v1/models/{id} and no POST /act",
+        "errors of the client are HTTP 500; bodies and pictures have no limits; disconnected "
+        "clients are not noticed; there is no GET /v1/models/{id} and no POST /act",
     ),
     _on_server(
         "mlx_vlm.server.anthropic",
@@ -198,7 +198,7 @@ UPSTREAM = (
         "mlx_vlm.server.request_normalization",
         "_build_gen_args",
         "server.parameters:build_gen_args",
-        "parameters out of range are ignored or end every request under way",
+        "parameters out of range are ignored or end every running request",
     ),
     _on_server(
         "mlx_vlm.server.request_normalization",
@@ -210,7 +210,7 @@ UPSTREAM = (
         "mlx_vlm.server.app",
         "_decode_token",
         "server.logprobs:decode_token",
-        "tokens of log-probabilities lack their space, and split characters their bytes",
+        "tokens of log-probabilities lack their space, and split characters lack their bytes",
     ),
     _on_server(
         "mlx_vlm.server.anthropic",
@@ -282,13 +282,13 @@ UPSTREAM = (
         "mlx_vlm.server.generation",
         "ResponseGenerator._collect_pending_requests",
         None,
-        "requests whose clients have left are answered; no other work with the model has a turn",
+        "requests of disconnected clients are answered; no other work can use the model",
     ),
     Replacement(
         "mlx_vlm.utils",
         "get_model_path",
         "model_paths:get_model_path",
-        "a mistyped directory ends with the rules for names of Hub repositories",
+        "a mistyped directory gives an error about the rules for repository names",
         when=COMMAND,
     ),
     Replacement(

@@ -1,4 +1,4 @@
-"""``mlx_lm.models.moxin``: Mistral from mlx-lm's own Llama blocks, out of a Moxin checkpoint.
+"""``mlx_lm.models.moxin``: a Moxin checkpoint's decoder from mlx-lm's Llama blocks.
 
 mlx-lm reads tensors when they are computed; those of the vision towers and the projector
 are dropped before that, so they stay on disk.
@@ -26,11 +26,11 @@ replacements.apply(upstream.DECODER)
 
 @dataclass
 class ModelArgs(BaseModelArgs):
-    """What mlx-lm reads from config.json.
+    """The settings that mlx-lm reads from config.json.
 
     Attributes:
-        text_config: the decoder, complete: a source checkpoint's config.json leaves out
-            what equals the library's Mistral defaults.
+        text_config: the complete settings of the decoder; a source checkpoint's config.json omits
+            those that equal the library's Mistral defaults.
     """
 
     model_type: str
@@ -41,7 +41,7 @@ class ModelArgs(BaseModelArgs):
         """From config.json.
 
         Raises:
-            ValueError: what is missing, out of range or not supported.
+            ValueError: naming what is missing, out of range or not supported.
         """
         config = ModelConfig.from_dict(params)
         text_config = LlamaArgs.from_dict(asdict(config.text_config))
@@ -87,7 +87,7 @@ class Decoder(LlamaForCausalLM):
 
 
 class Model(nn.Module):
-    """The decoder under the name it has in the checkpoint, ``language_model``.
+    """The decoder under its name in the checkpoint, ``language_model``.
 
     It has no ``make_cache``, so that ``--max-kv-size`` keeps its meaning.
     """
@@ -108,11 +108,11 @@ class Model(nn.Module):
         return self.language_model(inputs, cache, input_embeddings)
 
     def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
-        """The decoder's weights; source and converted checkpoints name them alike."""
+        """The decoder's weights, whose names are the same in source and converted checkpoints."""
         return {name: value for name, value in weights.items() if name.startswith(PREFIX)}
 
     def quant_predicate(self, path: str, module: nn.Module) -> bool:
-        """Quantise what mlx-vlm's converter quantises: all but the token embeddings."""
+        """Quantise the same layers as mlx-vlm's converter: all but the token embeddings."""
         return "embed_tokens" not in path
 
     def shard(self, group: mx.distributed.Group | None = None) -> None:

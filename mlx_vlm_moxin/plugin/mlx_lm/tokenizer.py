@@ -1,6 +1,6 @@
-"""Moxin's tokenizer for mlx-lm: the one that the model has in mlx-vlm.
+"""Moxin's tokenizer for mlx-lm, the same as in mlx-vlm.
 
-mlx-lm's own loading differs in three points that change ids or text: ``AutoTokenizer``
+mlx-lm's loading differs in three points that change ids or text: ``AutoTokenizer``
 rebuilds a source checkpoint's tokenizer, a chat template is expected to write ``<s>``,
 and the streaming detokenizer has no entry for ids above ``<PAD>``.
 """
@@ -26,7 +26,7 @@ def load_moxin_tokenizer(
     """Tokenizer, chat template and detokenizer of a Moxin checkpoint directory.
 
     Raises:
-        FileNotFoundError, ValueError: what its tokenizer files lack.
+        FileNotFoundError, ValueError: naming what its tokenizer files lack.
     """
     tokenizer = load_tokenizer(
         model_path,

@@ -1,23 +1,23 @@
-"""What Moxin needs of mlx-vlm's server beyond what it does for every model.
+"""Moxin's additions to mlx-vlm's server.
 
 The rows of ``upstream.UPSTREAM`` for ``mlx_vlm.server`` name the
-functions here. Every change acts only while Moxin is the model that is loaded.
+functions here. Every change applies only while Moxin is the loaded model.
 
 A request passes, in this order:
 
 - ``gate``: the middleware before the endpoints, with
   ``json_body`` (limits and checks), ``picture_parts`` (where pictures are),
-  ``context`` (what fits into the model's context), ``models`` (loading another model),
-  ``pictures`` (reading) and ``client`` (noticing that it has hung up).
-- ``parameters`` and ``structured``: what cannot be done is refused.
+  ``context`` (the limit of the model's context), ``models`` (loading another model),
+  ``pictures`` (reading) and ``client`` (detecting that it has disconnected).
+- ``parameters`` and ``structured``: refuse what is not supported.
 - ``generator``, with ``sampling`` and ``stopping``: settings that belong to one request.
-- ``errors``, ``log`` and ``logprobs``: what comes back, and what is written down.
+- ``errors``, ``log`` and ``logprobs``: the answer and the log.
 
 ``settings`` are environment variables, ``command`` the options of
-``python -m mlx_vlm_moxin server``, ``application`` puts all of it in place.
+``python -m mlx_vlm_moxin server``, ``application`` installs all of it.
 """
 
-# Either import puts functions of the modules below in place, which need both: here, before
-# one of them is imported half.
+# Either import installs functions of the modules below, which need both; done here, before one of
+# them is partly imported.
 import mlx_vlm.models.moxin
 import mlx_vlm.server  # noqa: F401

@@ -1,9 +1,9 @@
-"""``POST /act``: the robot's side of OpenVLA's and OpenVLA-OFT's servers, on mlx-vlm's own.
+"""``POST /act``: the API of OpenVLA's and OpenVLA-OFT's servers, in mlx-vlm's server.
 
-Both speak json_numpy. OpenVLA: ``{"image", "instruction", "unnorm_key"}``, answered with an action;
+Both use json_numpy. OpenVLA: ``{"image", "instruction", "unnorm_key"}``, answered with an action;
 OpenVLA-OFT: ``{"full_image", "...wrist...", "state", "instruction"}``, answered with a list of
-actions. ``{"encoded": text}`` holds such a request as text, and is answered with text. Where
-theirs answer any error with the string "error", this one answers with a 4xx and a sentence.
+actions. ``{"encoded": text}`` contains such a request as text, and is answered with text. Errors
+are a 4xx with a sentence, instead of the string "error" of these servers.
 
 Reference: vla-scripts/deploy.py of openvla/openvla and of moojink/openvla-oft.
 """
@@ -40,7 +40,7 @@ def _loaded() -> Any:
     """The running generator, with an action model loaded.
 
     Raises:
-        HTTPException: 409, saying what is loaded instead.
+        HTTPException: 409, naming the loaded model.
     """
     generator = runtime.response_generator
     name = runtime.model_cache.get("model_path")
@@ -57,7 +57,7 @@ def _loaded() -> Any:
 
 
 def _parse(body: bytes) -> tuple[dict[str, Any], bool]:
-    """The request, and whether it was text within JSON."""
+    """The request, and whether it was encoded as text."""
     try:
         payload = json_numpy.loads(body)
         is_encoded = isinstance(payload, dict) and [*payload] == ["encoded"]
@@ -73,7 +73,7 @@ def _parse(body: bytes) -> tuple[dict[str, Any], bool]:
 def _pictures(payload: dict[str, Any], count: int) -> list[np.ndarray]:
     """The main camera's picture, then those of the wrists in the order of the request.
 
-    As in the reference, a model with one camera is shown the main one's picture.
+    As in the reference, a model with one camera gets the main camera's picture.
     """
     main = next((name for name in _MAIN_CAMERA if name in payload), None)
     if main is None:
@@ -90,7 +90,7 @@ def _prepare(generator: Any, payload: dict[str, Any]) -> ActionInputs:
     """Read the pictures and texts of a request, which does not need the generation thread.
 
     Raises:
-        HTTPException: 400, saying what cannot be used.
+        HTTPException: 400, naming what cannot be used.
     """
     model, processor = generator.model, generator.processor
     config = action_config(model)
@@ -112,7 +112,7 @@ def _prepare(generator: Any, payload: dict[str, Any]) -> ActionInputs:
 
 
 def _read(body: bytes) -> tuple[Any, ActionInputs, bool]:
-    """The generator for a request, its prepared inputs, and whether it was text within JSON."""
+    """The generator for a request, its prepared inputs, and whether it was encoded as text."""
     generator = _loaded()
     payload, is_encoded = _parse(body)
     return generator, _prepare(generator, payload), is_encoded
@@ -136,7 +136,7 @@ async def _body(request: Request) -> bytes:
 async def act(request: Request) -> Response:
     """The action for a picture and an instruction.
 
-    Computed by the generation thread between two steps of the answers under way.
+    Computed by the generation thread between two steps of the running answers.
     """
     generator, inputs, is_encoded = await run_in_threadpool(_read, await _body(request))
     try:
@@ -147,12 +147,12 @@ async def act(request: Request) -> Response:
         raise _refused(503, str(error)) from error
     except ValueError as error:
         raise _refused(400, str(error)) from error
-    # Without a prediction nobody receives the answer.
+    # Without a prediction there is no client to answer.
     return Response(status_code=499) if prediction is None else _answer(prediction, is_encoded)
 
 
 def describe() -> dict[str, Any]:
-    """What the model that is loaded needs and gives (``GET /act``)."""
+    """The inputs and outputs of the loaded model (``GET /act``)."""
     model = _loaded().model
     config = action_config(model)
     return {

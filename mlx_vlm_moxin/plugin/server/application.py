@@ -1,4 +1,4 @@
-"""mlx-vlm's FastAPI application with everything that this package adds to it."""
+"""mlx-vlm's FastAPI application with this package's additions."""
 
 from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
@@ -24,7 +24,7 @@ def extended(app: FastAPI) -> FastAPI:
     add_model_route(app)
     add_act_routes(app)
     add_completions(app)
-    # The innermost: its answers get the headers that the others add.
+    # The innermost middleware, so that its answers get the headers of the others.
     app.user_middleware.append(Middleware(Gate))
     if settings.allow_origins is not None:
         for middleware in app.user_middleware:
@@ -32,6 +32,6 @@ def extended(app: FastAPI) -> FastAPI:
                 middleware.kwargs["allow_origins"] = list(settings.allow_origins)
                 middleware.kwargs["allow_credentials"] = False
     log.install()
-    # Built when the server started; the next request builds it with all of this.
+    # Built when the server started; the next request builds it again with the additions.
     app.middleware_stack = None
     return app

@@ -1,7 +1,7 @@
-"""Work with the model beside the answers under way, such as a robot's action.
+"""Other work with the model while answers are generated, such as a robot's action.
 
-Only the generation thread may use the model. It looks for new requests before each step of
-the answers under way; one piece of work has its turn there.
+Only the generation thread may use the model. It checks for new requests before each step of the
+running answers; one piece of other work is done there too.
 """
 
 import asyncio
@@ -13,23 +13,22 @@ from typing import Any, TypeVar
 from mlx_vlm.server.generation import ResponseGenerator
 
 Result = TypeVar("Result")
-# How often a waiting request looks whether the generation thread and its client are still there,
-# in seconds.
+# Interval in seconds at which a waiting request checks the generation thread and its client.
 WATCH_INTERVAL = 0.5
 
 
 class StoppingError(RuntimeError):
-    """The generation thread has ended, since the model is being unloaded."""
+    """The generation thread has ended, because the model is being unloaded."""
 
 
 class WorkBetweenSteps(ResponseGenerator):
     """A generator whose thread does other work between the steps of its answers."""
 
-    # By generator, since a running one is given this class: its __init__ is over.
+    # Set by adopt_work: a running generator is changed to this class without calling __init__.
     _work: deque[tuple[Callable, Future]]
 
     def adopt_work(self) -> None:
-        """To be called once the running generator has this class. Idempotent."""
+        """Set up a running generator that was changed to this class. Idempotent."""
         self.__dict__.setdefault("_work", deque())
 
     async def between_steps(
@@ -37,12 +36,12 @@ class WorkBetweenSteps(ResponseGenerator):
     ) -> Result | None:
         """Run ``work`` in the generation thread, and wait for it without holding a thread.
 
-        One piece of work runs after each step of the answers under way, in the order in which
-        they came, so neither waits for the other to be finished.
+        One piece of work runs after each step of the running answers, in the order of the
+        requests, so neither waits for the other to finish.
 
         Args:
-            work: what to compute.
-            is_gone: whether nobody waits for the result any more. Work that has not begun by then
+            work: the function to call.
+            is_gone: whether nobody waits for the result any more. Work that has not started by then
                 is dropped.
 
         Returns:
@@ -63,7 +62,7 @@ class WorkBetweenSteps(ResponseGenerator):
                     return None
             return result.result()
         finally:
-            result.cancel()  # and with it the work, unless it runs or is done
+            result.cancel()  # which also drops the work, unless it runs or is done
 
     def _collect_pending_requests(self, *, active: bool, **kwargs: Any) -> tuple[list[Any], bool]:
         """New requests for the batch; called by the generation thread before each step."""
@@ -73,7 +72,7 @@ class WorkBetweenSteps(ResponseGenerator):
         return pending
 
     def _do_next(self) -> None:
-        """Do the first piece of work that somebody waits for, if there is one."""
+        """Do the first piece of work whose client still waits, if any."""
         while self._work:
             work, future = self._work.popleft()
             if not future.set_running_or_notify_cancel():

@@ -1,8 +1,8 @@
-"""The request that is being answered, wherever its code runs, and whether its sender still waits.
+"""The current request in any thread, and whether its client is still connected.
 
-mlx-vlm's endpoints hand work to threads and ask only streams whether the client is still there.
-Context variables follow a request into its threads, so the generator can find out here which
-request it works for, and end the work when the client has hung up.
+mlx-vlm's endpoints use threads and check only in streams whether the client is still connected.
+Context variables are copied into a request's threads, so the generator knows here which request it
+works for, and can end the work when the client disconnects.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _active: set[Client] = set()
 
 
 class ClientGoneError(ConnectionError):
-    """Nobody waits for the answer any more."""
+    """The client no longer waits for the answer."""
 
     def __init__(self) -> None:
         super().__init__("The client has closed the connection")
@@ -28,9 +28,9 @@ class Client:
     """One request.
 
     Attributes:
-        is_gone: whether its sender has hung up.
-        pictures: what was read for it beforehand, by source.
-        generator: mlx-vlm's generator of the model that the request gets.
+        is_gone: whether its client has disconnected.
+        pictures: its pictures that were already read, by source.
+        generator: mlx-vlm's generator of the model that answers the request.
     """
 
     def __init__(self, pictures: dict[str, Any] | None = None, generator: Any = None):
@@ -44,7 +44,7 @@ class Client:
         """``tokens``, an iterator with ``close``, which ends with the connection.
 
         Raises:
-            ClientGoneError: if the connection has ended already.
+            ClientGoneError: if the connection has already ended.
         """
         with self._lock:
             self._tokens.append(tokens)
@@ -55,7 +55,7 @@ class Client:
         return ClientTokens(tokens, self)
 
     def leave(self) -> None:
-        """The client has hung up: end what is generated for it."""
+        """The client has disconnected: end the generation for it."""
         with self._lock:
             self.is_gone = True
             tokens, self._tokens = self._tokens, []
@@ -64,7 +64,7 @@ class Client:
 
 
 class ClientTokens:
-    """An answer's tokens; if the client leaves, an error in place of a short answer."""
+    """An answer's tokens; if the client disconnects, an error instead of a short answer."""
 
     def __init__(self, tokens: Any, client: Client):
         self._tokens = tokens
@@ -82,12 +82,12 @@ class ClientTokens:
             raise
 
     def close(self) -> None:
-        """End the request if it is still under way."""
+        """End the request if it is still running."""
         self._tokens.close()
 
 
 def current_client() -> Client | None:
-    """The request that the calling code works for; None outside of one."""
+    """The request that the calling code works for; None outside of a request."""
     return _current.get()
 
 
@@ -104,5 +104,5 @@ def serving(client: Client) -> Iterator[None]:
 
 
 def is_in_use(generator: Any) -> bool:
-    """Whether a request is under way that gets ``generator``'s model."""
+    """Whether a request that uses ``generator``'s model is running."""
     return any(client.generator is generator for client in list(_active))

@@ -1,7 +1,7 @@
 """``POST /v1/completions``: the text after a prompt, without the chat template.
 
-OpenAI's older API, which editors and benchmarks use; mlx-vlm's server lacks it. Sampling
-settings, limits, ``stop`` and a client that hangs up are dealt with as on the other endpoints.
+OpenAI's older API, used by editors and benchmarks; mlx-vlm's server lacks it. Sampling settings,
+limits, ``stop`` and disconnected clients are handled as on the other endpoints.
 """
 
 import asyncio
@@ -22,15 +22,15 @@ from mlx_vlm_moxin.plugin.server.errors import BadRequestError, sentence, serves
 
 ENDPOINT = "/v1/completions"
 DEFAULT_MAX_TOKENS = 16  # OpenAI's
-# What can be asked for there and not here, and the values that ask for nothing.
+# Parameters of OpenAI's API that are not supported here, and their values without effect.
 _UNSUPPORTED = {"echo": (False,), "suffix": ("",), "logprobs": (0, False), "best_of": (1,)}
 
 
 def chat_request(body: dict[str, Any]) -> tuple[str, ChatRequest]:
-    """The prompt, and the other parameters as mlx-vlm's request for a chat has them.
+    """The prompt, and the other parameters in the form of mlx-vlm's chat request.
 
     Raises:
-        BadRequestError: what cannot be used.
+        BadRequestError: naming what cannot be used.
     """
     prompt = body.get("prompt")
     if isinstance(prompt, list) and len(prompt) == 1:
@@ -51,7 +51,7 @@ def chat_request(body: dict[str, Any]) -> tuple[str, ChatRequest]:
 
 
 class Completion:
-    """One answer under way."""
+    """One running answer."""
 
     def __init__(self, request: ChatRequest, prompt_tokens: int, tokens: Any):
         self._request = request
@@ -63,7 +63,7 @@ class Completion:
         self._finish_reason: str | None = None
 
     def next_text(self) -> str | None:
-        """Text of the next token; None after the last one. Blocks until it is there."""
+        """Text of the next token; None after the last one. Blocks until it is generated."""
         token = None if self._finish_reason else next(self._tokens, None)
         if token is None:
             return None
@@ -134,12 +134,12 @@ async def complete(http_request: Request) -> Response:
     """Answer a request.
 
     Raises:
-        HTTPException: 400, with what is wrong with the request; 404 for other models than Moxin.
+        HTTPException: 400, with the error of the request; 404 for other models than Moxin.
     """
     if not serves_moxin():
         raise HTTPException(404, "Not Found")
     prompt, request = chat_request(await http_request.json())
-    # Looked up now: they are replaced after this module has been imported.
+    # Looked up here, because they are replaced after this module has been imported.
     _, processor, _ = server.get_cached_model(request.model)
     args = server._build_gen_args(request, processor)
     generate = runtime.response_generator.generate

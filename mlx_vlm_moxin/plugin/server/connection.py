@@ -1,4 +1,4 @@
-"""The client's side of a request: its body, and whether the client is still there."""
+"""The connection of a request: its body, and whether the client is still connected."""
 
 import asyncio
 import contextlib
@@ -12,13 +12,13 @@ from mlx_vlm_moxin.plugin.server.errors import RefusedError
 
 
 def declared_length(scope: Scope) -> int:
-    """Bytes of the body by the request's header; 0 if it has none."""
+    """Bytes of the body according to the request's header; 0 if it has none."""
     length = dict(scope["headers"]).get(b"content-length", b"")
     return int(length) if length.isdigit() else 0
 
 
 class Connection:
-    """One request's, made of what the ASGI server hands out."""
+    """The connection of one request, from the ASGI server's functions."""
 
     def __init__(self, receive: Receive):
         self._receive = receive
@@ -54,7 +54,7 @@ class Connection:
 
     @contextlib.asynccontextmanager
     async def watched(self) -> AsyncIterator[None]:
-        """Notice in the enclosed code when the client hangs up."""
+        """Detect within the block that the client disconnects."""
         watch = asyncio.create_task(self._watch())
         try:
             yield
@@ -70,13 +70,13 @@ class Connection:
             self._client.leave()
 
     def serve(self, client: Client) -> None:
-        """Tell ``client`` when its sender has gone."""
+        """Mark ``client`` when it has disconnected."""
         self._client = client
         if self._gone.is_set():
             client.leave()
 
     async def unless_gone(self, work: Coroutine[Any, Any, Any]) -> Any:
-        """The result of ``work``; None, without waiting for it, if the client hangs up."""
+        """The result of ``work``; None, without waiting for it, if the client disconnects."""
         task = asyncio.create_task(work)
         gone = asyncio.create_task(self._gone.wait())
         try:
@@ -87,14 +87,14 @@ class Connection:
             gone.cancel()
 
     def replay(self, data: bytes) -> Receive:
-        """What the endpoint receives: ``data``, then the end of the connection."""
+        """The messages that the endpoint receives: ``data``, then the end of the connection."""
         messages = iter([{"type": "http.request", "body": data, "more_body": False}])
 
         async def receive() -> Message:
             message = next(messages, None)
             if message is None:
                 await self._gone.wait()
-                # A stream that is cancelled before it begins would count as under way for ever.
+                # A stream that is cancelled before it begins would be counted as running forever.
                 await self._answering.wait()
                 message = {"type": "http.disconnect"}
             return message
@@ -102,7 +102,7 @@ class Connection:
         return receive
 
     def noted(self, send: Send) -> Send:
-        """``send``, by which it is known whether the answer has begun."""
+        """``send`` that records whether the answer has begun."""
 
         async def note(message: Message) -> None:
             await send(message)

@@ -1,7 +1,7 @@
 """The model's context as a limit on every endpoint.
 
-mlx-vlm's chat endpoint knows the limit; the others queue any number of tokens. And counting
-them takes long for a text of megabytes, so one that cannot fit is refused by its length alone.
+mlx-vlm's chat endpoint has the limit; the others queue any number of tokens. Counting tokens is
+slow for a text of megabytes, so a text that cannot fit is refused by its length alone.
 """
 
 from typing import Any
@@ -37,7 +37,7 @@ def check_length(request: dict[str, Any], picture_sources: list[str]) -> None:
         picture_sources: its pictures, which are no text.
 
     Raises:
-        BadRequestError: saying how much text there is, and how much fits at most.
+        BadRequestError: naming the length of the text and the largest length that fits.
     """
     config = runtime.model_cache.get("config")
     limit = context_limit(config)

@@ -1,7 +1,7 @@
-"""Errors of the client answered as such, for requests to a loaded Moxin.
+"""Answers errors of the client with a 4xx, for requests to a loaded Moxin.
 
-mlx-vlm's server answers every exception but its own with HTTP 500, also a picture that
-cannot be read. The exceptions stay what they are; only the answer made from them changes.
+mlx-vlm's server answers every exception except its own with HTTP 500, even for an unreadable
+picture. The exceptions are unchanged; only the answer to them differs.
 """
 
 import re
@@ -32,7 +32,7 @@ _REPR = re.compile(r" ?<[\w.]+ object at 0x[0-9a-f]+>")
 
 
 class BadRequestError(ValueError):
-    """A request that cannot be answered as it is; the message says why, in one sentence."""
+    """An invalid request; the message says why, in one sentence."""
 
 
 class RefusedError(Exception):
@@ -49,12 +49,12 @@ def serves_moxin() -> bool:
 
 
 def client_error(error: BaseException | None) -> BaseException | None:
-    """The exception in ``error``'s chain that speaks of the request; None if none does."""
+    """The exception in ``error``'s chain that is about the request; None if there is none."""
     checked = input_error(error)
     for cause in causes(error):
         if isinstance(cause, (BadRequestError, TemplateError)):
             return cause
-    # An OSError outside the checks is the server's own, for example a full disk.
+    # An OSError outside the checks is the server's fault, for example a full disk.
     return checked if isinstance(checked, ValueError) else None
 
 
@@ -91,13 +91,13 @@ def _better_answer(error: BaseException | None) -> tuple[int, Any] | None:
 
 
 def _answer(status: int, message: str, detail: Any, headers: Any = None) -> Response:
-    """mlx-vlm's ``detail`` and, where OpenAI's clients look for it, ``error``."""
+    """mlx-vlm's ``detail``, and ``error``, which OpenAI's clients read."""
     error = {"message": message, "type": "invalid_request_error", "param": None, "code": None}
     return JSONResponse({"detail": detail, "error": error}, status, headers)
 
 
 def error_answer(path: str, status: int, message: str) -> Response:
-    """An error as the clients of the API at ``path`` expect it."""
+    """An error in the form that clients of the API at ``path`` expect."""
     if path.removeprefix("/v1").startswith("/messages"):
         kinds = {404: "not_found_error", 413: "request_too_large"}
         error = {"type": kinds.get(status, "invalid_request_error"), "message": message}
@@ -106,7 +106,7 @@ def error_answer(path: str, status: int, message: str) -> Response:
 
 
 def add_exception_handlers(app: FastAPI) -> None:
-    """Let mlx-vlm's application answer errors of the client as such."""
+    """Make mlx-vlm's application answer errors of the client with a 4xx."""
     answer_http_exception = app.exception_handlers[HTTPException]
     answer_invalid = app.exception_handlers[RequestValidationError]
 
@@ -139,7 +139,7 @@ def add_exception_handlers(app: FastAPI) -> None:
 
 
 def parse_response_request(original: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """mlx-vlm's reader of a body for ``/v1/responses``, given JSON objects only."""
+    """mlx-vlm's reader of a body for ``/v1/responses``, which gets JSON objects only."""
 
     def parse(body: Any) -> Any:
         if serves_moxin() and not isinstance(body, dict):

@@ -1,9 +1,9 @@
-"""What every request to a loaded Moxin passes before an endpoint of mlx-vlm sees it.
+"""Middleware that checks requests to a loaded Moxin before mlx-vlm's endpoints.
 
-The body is limited, parsed and checked once; the model that it names is loaded without holding
-up other requests; its picture is read. Whatever is wrong with them is answered here, in the
-same way for every endpoint, streamed or not. While the endpoint works, the connection is
-watched, and when the client hangs up the work ends.
+The body is limited, parsed and checked once; the model that it names is loaded without delaying
+other requests; its picture is read. Errors in these steps are answered here, in the same way for
+every endpoint, streamed or not. While the endpoint works, the connection is watched, and the work
+ends when the client disconnects.
 """
 
 import json
@@ -33,7 +33,7 @@ from mlx_vlm_moxin.plugin.server.picture_parts import CHAT, MESSAGES, RESPONSES,
 from mlx_vlm_moxin.plugin.server_settings import ServerSettings
 
 COMPLETIONS = "/completions"
-# Paths without /v1 -> the API whose messages they hold, and whether their pictures are used.
+# Paths without /v1 -> the API of their messages, and whether their pictures are used.
 _ENDPOINTS = {
     CHAT: (CHAT, True),
     RESPONSES: (RESPONSES, True),
@@ -83,7 +83,7 @@ class Gate:
         """A request for another endpoint.
 
         Raises:
-            RefusedError: if it would unload a model that is pinned, or is too large.
+            RefusedError: if it would unload a pinned model, or is too large.
         """
         if scope["path"] == "/unload" and settings.pin_model:
             raise RefusedError(403, "This server keeps its model")
@@ -101,10 +101,10 @@ def _is_authorized(scope: Scope) -> bool:
 
 
 async def _prepare(path: str, body: bytes) -> tuple[Client, bytes]:
-    """The request and its body as the endpoint shall see them.
+    """The request and its body for the endpoint.
 
     Raises:
-        RefusedError: why it cannot be answered.
+        RefusedError: with the reason if it cannot be answered.
     """
     endpoint, uses_pictures = _ENDPOINTS[path]
     try:
@@ -114,7 +114,7 @@ async def _prepare(path: str, body: bytes) -> tuple[Client, bytes]:
         context.check_length(request, sources)
         await models.load_for(request)
         client = Client(generator=runtime.response_generator)
-        # Of two, mlx-vlm says itself that there is one too many.
+        # mlx-vlm itself refuses a second picture.
         if uses_pictures and len(sources) == 1 and serves_moxin():
             await _read_picture(client, sources[0], request, is_stored=endpoint == RESPONSES)
     except (BadRequestError, PictureError) as error:

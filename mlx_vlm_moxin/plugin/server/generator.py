@@ -1,7 +1,7 @@
-"""mlx-vlm's generator for Moxin: what belongs to one request does not touch the others.
+"""mlx-vlm's generator for Moxin, in which requests do not affect each other.
 
-Pictures come prepared, counting tokens reads none, the context is a limit, ``stop`` ends an
-answer, sampling settings belong to their request, and a client that leaves frees its place.
+Pictures are prepared before, counting tokens reads none, the context is a limit, ``stop`` ends an
+answer, each request has its sampling settings, and a disconnected client's request ends.
 """
 
 from collections.abc import Callable
@@ -27,13 +27,13 @@ from mlx_vlm_moxin.plugin.server.stopping import StoppingTokens
 
 
 class UnusableInputError(BadRequestError, PromptTooLongError):
-    """Input that cannot be used, as the one error that the server expects of a generator."""
+    """Unusable input, as the only type of error that the server expects from a generator."""
 
 
 class MoxinResponseGenerator(WorkBetweenSteps):
     """A running ``ResponseGenerator`` whose model is Moxin, see ``adopt``."""
 
-    # Of the batch under way; None with a drafter, and until the first batch starts.
+    # Sampler of the running batch; None with a drafter, and until the first batch starts.
     _row_sampler: RowSampler | None = None
     pictures: PictureReader
 
@@ -50,12 +50,12 @@ class MoxinResponseGenerator(WorkBetweenSteps):
         Raises:
             UnusableInputError: for audio, video, and a picture that cannot be used.
             PromptTooLongError: if the context has no room for an answer.
-            ClientGoneError: if the client has hung up.
+            ClientGoneError: if the client has disconnected.
         """
         client = current_client()
         prepared_for = client.generator if client is not None else self
         if prepared_for is not self and isinstance(prepared_for, MoxinResponseGenerator):
-            # The server has changed its model meanwhile; this one stays until it is not needed.
+            # The server has changed its model meanwhile; this one remains until it is not needed.
             return prepared_for.generate(prompt, images, audio, args, videos)
         _refuse_audio(audio, videos)
         pictures = self._prepared(images, args)
@@ -76,7 +76,7 @@ class MoxinResponseGenerator(WorkBetweenSteps):
         args: GenerationArguments | None = None,
         videos: list | None = None,
     ) -> None:
-        """Called before a stream opens, while errors can still be answered.
+        """Check a request before its stream opens, while an error can still be answered.
 
         Raises:
             UnusableInputError, PromptTooLongError: see ``generate``.
@@ -122,7 +122,7 @@ class MoxinResponseGenerator(WorkBetweenSteps):
         videos: list | None = None,
         **options: Any,
     ) -> dict[str, Any]:
-        """What mlx-vlm calls to count tokens: an array of the right size, of zeros."""
+        """Called by mlx-vlm to count tokens: zeros in an array of the right size."""
         _refuse_audio(audio, videos)
         return {"input_ids": np.zeros((1, self._count(prompt, images)), np.int8)}
 
@@ -134,11 +134,11 @@ class MoxinResponseGenerator(WorkBetweenSteps):
         videos: list | None = None,
         **options: Any,
     ) -> dict[str, Any]:
-        """What mlx-vlm calls for the model's inputs."""
+        """Called by mlx-vlm for the model's inputs."""
         return super()._cpu_preprocess(prompt, images, audio, videos, **options)
 
     def _collect_pending_requests(self, **options: Any) -> tuple[list, bool]:
-        """The requests that join the batch, without those whose clients have left."""
+        """The requests that join the batch, without those of disconnected clients."""
         pending, should_stop = super()._collect_pending_requests(**options)
         waiting = []
         for request in pending:
@@ -175,7 +175,7 @@ class MoxinResponseGenerator(WorkBetweenSteps):
 
 
 def _refuse_audio(audio: list | None, videos: list | None) -> None:
-    """Raise ``UnusableInputError`` for what mlx-vlm would hand to the processor."""
+    """Raise ``UnusableInputError`` for audio and video, which the processor does not support."""
     if audio or videos:
         raise UnusableInputError("Moxin takes text and a picture, but no audio and no video")
 
@@ -183,7 +183,7 @@ def _refuse_audio(audio: list | None, videos: list | None) -> None:
 def adopt(generator: ResponseGenerator) -> MoxinResponseGenerator:
     """Make a running generator a ``MoxinResponseGenerator``, in place. Idempotent.
 
-    It exists before the model that it loads is known, so it cannot be made as one.
+    It is created before its model is known, so it cannot be created as one.
     """
     if not isinstance(generator, MoxinResponseGenerator):
         generator.pictures = PictureReader(generator.processor)

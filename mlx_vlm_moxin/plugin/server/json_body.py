@@ -1,8 +1,8 @@
 """The body of a request as JSON that the endpoints can work with.
 
-What Python's parser accepts and JSON, UTF-8 or the endpoints do not is refused here with the
-place where it is: NaN and infinity, numbers of more than 64 bits, half surrogate pairs, deep
-nesting. An explicit ``null``, which official clients send for what is not set, is left out.
+Values that Python's parser accepts but JSON, UTF-8 or the endpoints do not are refused here,
+naming their place: NaN and infinity, numbers of more than 64 bits, half surrogate pairs, deep
+nesting. An explicit ``null``, which official clients send for unset fields, is removed.
 """
 
 import json
@@ -14,7 +14,7 @@ from mlx_vlm_moxin.plugin.server.errors import BadRequestError
 
 MAX_DEPTH = 64
 _INT64 = 2**63
-# Their content is data of the client, in which a null may mean something.
+# Their content is the client's data, in which a null may have a meaning.
 _OPAQUE = ("response_format", "text", "tools", "functions", "metadata", "logit_bias")
 
 
@@ -22,7 +22,7 @@ def parse_object(body: bytes) -> dict[str, Any]:
     """The JSON object in ``body``.
 
     Raises:
-        BadRequestError: what it is instead, or which of its values cannot be used.
+        BadRequestError: naming the other type, or the value that cannot be used.
     """
     try:
         value = json.loads(body)

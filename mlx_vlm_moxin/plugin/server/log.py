@@ -1,7 +1,7 @@
-"""The server's log: a line for a request that cannot be answered, no traceback.
+"""The server's log: one line for an invalid request, without a traceback.
 
 mlx-vlm logs every exception of a request as unexpected, with its traceback and with the data
-of the picture that could not be read.
+of an unreadable picture.
 """
 
 import logging
@@ -25,7 +25,7 @@ def brief(record: logging.LogRecord) -> bool:
     """A filter that shortens records; it keeps all of them."""
     error = record.exc_info[1] if record.exc_info else None
     if error is None and record.levelno >= logging.ERROR:
-        # The filter of commands (command_errors) may have taken the traceback out already.
+        # The filter of commands (command_errors) may already have removed the traceback.
         error = sys.exc_info()[1]
     if _is_gone(error):
         record.msg, record.levelno, record.levelname = str(ClientGoneError()), 20, "INFO"
@@ -45,7 +45,7 @@ def _is_gone(error: BaseException | None) -> bool:
 
 
 def _explained(error: BaseException | None) -> BaseException | None:
-    """What is wrong with the request, if that ended it."""
+    """The error of the request, if that ended it."""
     return client_error(error) if error is not None and serves_moxin() else None
 
 
@@ -55,7 +55,7 @@ def install() -> None:
 
 
 def traceback_module(original: ModuleType) -> SimpleNamespace:
-    """What Anthropic's endpoints call ``traceback``: they print every exception."""
+    """Replaces ``traceback`` in Anthropic's endpoints, which print every exception."""
 
     def print_exc() -> None:
         logger.exception("Request to /v1/messages failed")

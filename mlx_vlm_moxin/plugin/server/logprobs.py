@@ -1,7 +1,7 @@
-"""Tokens of log-probabilities as they stand in the answer, with the bytes that they are.
+"""Tokens of log-probabilities with their text and bytes in the answer.
 
-mlx-vlm decodes every token by itself: the space before a word is lost, and a character of
-several tokens becomes U+FFFD several times.
+mlx-vlm decodes every token separately, so the space before a word is lost, and a character of
+several tokens becomes several U+FFFD.
 """
 
 import re
@@ -11,11 +11,11 @@ from typing import Any
 from mlx_vlm_moxin.plugin.server.errors import serves_moxin
 
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
-_SPACE = "\u2581"  # SentencePiece's sign for it
+_SPACE = "\u2581"  # SentencePiece's symbol for a space
 
 
 def decode_token(original: Callable) -> Callable:
-    """mlx-vlm's function that gives a token's text and its UTF-8 bytes."""
+    """mlx-vlm's function for a token's text and its UTF-8 bytes."""
 
     def decode(tokenizer: Any, token_id: int) -> tuple[str, list[int] | None]:
         piece = tokenizer.convert_ids_to_tokens(int(token_id)) if serves_moxin() else None

@@ -1,4 +1,4 @@
-"""``GET /v1/models/{id}``, which clients ask before they use a model."""
+"""``GET /v1/models/{id}``, which clients request before they use a model."""
 
 from typing import Any
 
@@ -10,10 +10,10 @@ def model_info(model_id: str) -> dict[str, Any]:
     """A model's entry in the list of ``GET /v1/models``.
 
     Raises:
-        HTTPException: 404 if the list has none.
+        HTTPException: 404 if the list does not contain it.
     """
     for model in models_endpoint()["data"]:
-        # A path begins with a slash, which clients and proxies may leave out.
+        # A path begins with a slash, which clients and proxies may omit.
         if model["id"].lstrip("/") == model_id.lstrip("/"):
             return model
     raise HTTPException(404, f"No model {model_id!r} on this server; GET /v1/models lists them")

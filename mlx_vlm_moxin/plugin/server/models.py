@@ -1,8 +1,8 @@
-"""Which model a request gets: the one that is served stays until another one is loaded.
+"""The model for a request: the served model stays until another one is loaded.
 
 mlx-vlm's server unloads its model before it looks for the one that a request names, so that a
-misspelt name would take the model, and requests under way, from everybody else. It also loads
-on the event loop, where nobody gets an answer meanwhile.
+misspelt name would end all running requests. It also loads on the event loop, which blocks all
+answers meanwhile.
 """
 
 import asyncio
@@ -36,17 +36,17 @@ _is_loading: ContextVar[bool] = ContextVar("mlx_vlm_moxin_loading", default=Fals
 
 
 class _Registry(ModelCacheRegistry):
-    """mlx-vlm's registry, in which code that loads a language model sees none loaded."""
+    """mlx-vlm's registry; code that loads a language model sees no loaded one in it."""
 
     def for_kind(self, kind: str | None = None) -> dict:
         return {} if _is_loading.get() and self._kind(kind) == _KIND else super().for_kind(kind)
 
 
 def check_model(name: str, adapter: Any) -> None:
-    """Look for a model and an adapter; of a Hub repository, fetch the small files only.
+    """Find a model and an adapter; from a Hub repository, only the small files are downloaded.
 
     Raises:
-        HTTPException: 404, naming what was not found and what this server has loaded.
+        HTTPException: 404, naming what was not found and the loaded model.
     """
     loaded = runtime.model_cache.get("model_path")
     if ServerSettings.from_environment().pin_model:
@@ -67,7 +67,7 @@ def get_cached_model(original: Callable) -> Callable:
     """``mlx_vlm.server.get_cached_model``, which every endpoint calls.
 
     Args:
-        original: the function, called to load a model beside the one that is served.
+        original: the function, called to load a model while another one is served.
     """
 
     @functools.wraps(original)
@@ -93,7 +93,7 @@ def get_cached_model(original: Callable) -> Callable:
 
 
 def _is_served(model_path: str, adapter_path: Any) -> bool:
-    """Whether mlx-vlm would return the loaded model; by the key that it compares."""
+    """Whether mlx-vlm would return the loaded model, according to the key that it compares."""
     key = runtime.model_cache.for_kind(_KIND).get("cache_key")
     if adapter_path is server._INHERIT_ADAPTER:
         adapter_path = key[1] if key and key[0] == model_path else None
@@ -102,7 +102,7 @@ def _is_served(model_path: str, adapter_path: Any) -> bool:
 
 
 def _switch(load: Callable[[], Any]) -> Any:
-    """Load a model while the other one is served, and let that one go afterwards."""
+    """Load a model while the other one is served, and unload that one afterwards."""
     registry = runtime.model_cache
     if type(registry) is ModelCacheRegistry:
         registry.__class__ = _Registry
@@ -120,7 +120,7 @@ def _switch(load: Callable[[], Any]) -> Any:
 
 
 def _retire(cache: dict[str, Any]) -> None:
-    """Free a model once the requests that get it are answered."""
+    """Free a model once the requests that use it are answered."""
     generator = cache["response_generator"]
     while is_in_use(generator):
         time.sleep(_DRAIN_INTERVAL_S)
@@ -134,10 +134,10 @@ def _retire(cache: dict[str, Any]) -> None:
 
 
 async def load_for(request: dict[str, Any]) -> None:
-    """Load the model that ``request`` names in a thread, if it is not the one that is served.
+    """Load the model that ``request`` names in a thread, unless it is the served one.
 
     Raises:
-        HTTPException: why it cannot be loaded.
+        HTTPException: with the reason if it cannot be loaded.
     """
     model, adapter = request.get("model"), request.get("adapter_path", server._INHERIT_ADAPTER)
     is_adapter = adapter is server._INHERIT_ADAPTER or isinstance(adapter, str)

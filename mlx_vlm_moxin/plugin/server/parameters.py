@@ -1,8 +1,8 @@
-"""Parameters of a request: those that mlx-vlm's server would ignore, or choke on.
+"""Parameters of a request that mlx-vlm's server would ignore or fail on.
 
-An ignored parameter gives an answer that nobody asked for. One that fails in the
-generation thread ends every request under way, and a ``logit_bias`` for an id outside
-the vocabulary writes outside the logits' memory.
+An ignored parameter gives a wrong answer. One that fails in the generation thread ends every
+running request, and a ``logit_bias`` for an id outside the vocabulary writes outside the logits'
+memory.
 """
 
 import functools
@@ -27,9 +27,9 @@ _RANGES = {
     "typical_p": (0, 1),
 }
 MAX_TOP_LOGPROBS = 20
-# How OpenAI's Responses API is asked for them.
+# Value of `include` for log-probabilities in OpenAI's Responses API.
 _INCLUDED_LOGPROBS = "message.output_text.logprobs"
-# Parameters of OpenAI's APIs: the values that ask for what every answer is, and what it is.
+# Parameters of OpenAI's APIs: the supported values, and the reason for the limit.
 _FIXED = {
     "n": ((None, 1), "a request gets one answer, so send it several times"),
     "best_of": ((None, 1), "a request gets one answer, so send it several times"),
@@ -54,7 +54,7 @@ def stop_strings(request: Any) -> list[str]:
     """OpenAI's ``stop`` (a string or a list) or Anthropic's ``stop_sequences``.
 
     Raises:
-        BadRequestError: if it is anything else.
+        BadRequestError: if it is neither.
     """
     stop = getattr(request, "stop_sequences", None)
     if stop is None:
@@ -66,7 +66,7 @@ def stop_strings(request: Any) -> list[str]:
 
 
 def check(request: Any, vocab_size: int) -> None:
-    """Refuse what cannot be done.
+    """Refuse unsupported parameters.
 
     Args:
         request: one of mlx-vlm's request models; fields that they lack are ignored.
@@ -124,7 +124,7 @@ def _is_number(value: Any, kind: type | tuple[type, ...] = (int, float)) -> bool
 
 
 def _check_logprobs(request: Any, values: dict[str, Any]) -> None:
-    """Log-probabilities are there on the chat endpoint, as many as the server is started with."""
+    """The chat endpoint returns log-probabilities, as many as the server was started with."""
     wanted = values.get("top_logprobs") or 0
     if not _is_number(wanted, int):
         _refuse("top_logprobs", wanted, "it must be a whole number")
@@ -145,7 +145,7 @@ def _check_logprobs(request: Any, values: dict[str, Any]) -> None:
 
 
 def build_gen_args(original: Callable) -> Callable:
-    """The function that turns every request into ``GenerationArguments``.
+    """The function that converts every request into ``GenerationArguments``.
 
     Args:
         original: mlx-vlm's ``_build_gen_args``, called once the parameters are checked.
@@ -155,7 +155,7 @@ def build_gen_args(original: Callable) -> Callable:
     def build_gen_args(request: Any, processor: Any = None, *args: Any, **kwargs: Any) -> Any:
         if not isinstance(processor, MoxinProcessor):
             return original(request, processor, *args, **kwargs)
-        # Also those that the gate has let by when no model was loaded yet.
+        # Also for requests that passed the gate before a model was loaded.
         if runtime.response_generator is not None:
             adopt(runtime.response_generator)
         check(request, processor.vocab_size)
@@ -164,16 +164,16 @@ def build_gen_args(original: Callable) -> Callable:
         except ValueError as error:
             raise BadRequestError(str(error)) from error
         arguments.stop = stop_strings(request)
-        # Extra fields reach no model that lacks them, and mlx-vlm's default is always the same.
+        # mlx-vlm drops fields that its request models lack, and its default seed is constant.
         extra = request.model_extra or {}
         for name in ("min_p", "seed"):
             if name in extra:
                 setattr(arguments, name, extra[name])
         if "seed" not in extra and "seed" not in request.model_fields_set:
             arguments.seed = secrets.randbits(32)
-        # Anthropic's endpoint cuts the stop sequence off itself, to say which one it was.
+        # Anthropic's endpoint removes the stop sequence itself, to report which one it was.
         arguments.include_stop = hasattr(request, "stop_sequences")
-        # They are computed for a batch if its first request wants them; the others get zeros.
+        # Computed for a batch only if its first request has them; the others would get zeros.
         arguments.logprobs = True
         length = extra.get("max_completion_tokens")
         if length is not None and "max_tokens" not in request.model_fields_set:

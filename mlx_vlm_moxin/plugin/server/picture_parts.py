@@ -1,9 +1,9 @@
-"""The pictures in a request's messages: found, checked, and put where the endpoints see them.
+"""Finds and checks the pictures in a request's messages, and moves them where they are used.
 
 mlx-vlm's endpoints drop a picture that is not in a user's message, or whose source they do not
-understand, and answer without it. Where a picture stands makes no difference to Moxin, whose
-visual tokens always come first; so one in another message is moved to a user's, and a source
-that names nothing is refused.
+support, and answer without it. The position of a picture makes no difference to Moxin, whose
+visual tokens always come first, so a picture in another message is moved to a user's message; an
+empty source is refused.
 """
 
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from typing import Any
 from mlx_vlm_moxin.plugin.server.errors import BadRequestError
 
 CHAT, RESPONSES, MESSAGES = "/chat/completions", "/responses", "/messages"
-# Content parts that hold no text and no picture, which Moxin cannot use.
+# Content parts that are neither text nor a picture, which Moxin cannot use.
 _OTHER_MEDIA = {
     "input_audio": "audio",
     "input_video": "video",
@@ -32,17 +32,17 @@ Part = dict[str, Any]
 
 
 def picture_sources(endpoint: str, body: dict[str, Any]) -> list[str]:
-    """The pictures of a request, after they have been put where the endpoint sees them.
+    """The pictures of a request, moved to where the endpoint reads them.
 
     Args:
         endpoint: one of the names above, or one without messages.
-        body: the request, which is changed in place.
+        body: the request, changed in place.
 
     Returns:
-        Paths, URLs or data URIs, as mlx-vlm will call them.
+        Paths, URLs or data URIs, in mlx-vlm's form.
 
     Raises:
-        BadRequestError: for media that are no picture, and for a source that cannot be one.
+        BadRequestError: for other media than pictures, and for an unusable source.
     """
     messages = body.get("input" if endpoint == RESPONSES else "messages")
     if endpoint not in _KINDS or not isinstance(messages, list):

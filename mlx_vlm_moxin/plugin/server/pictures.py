@@ -1,9 +1,9 @@
-"""Pictures of requests, read and prepared in threads of their own.
+"""Reads and prepares pictures of requests in separate threads.
 
 mlx-vlm reads pictures while it holds its tokenizer's lock, several times each, in the same few
-threads in which all other requests wait for their tokens; a slow address would stop everybody.
-Here a picture is read once, before its request goes anywhere else. Waiting for a network and
-decoding are done in different threads, and of large pictures one is decoded at a time.
+threads in which all other requests wait for their tokens; a slow address would block all of them.
+Here a picture is read once, before the rest of its request is handled. Waiting for a network and
+decoding use different threads, and only one large picture is decoded at a time.
 """
 
 import asyncio
@@ -25,12 +25,12 @@ from PIL import Image
 from mlx_vlm_moxin.plugin.picture_inputs import resized
 from mlx_vlm_moxin.plugin.server_settings import ServerSettings
 
-# They wait, and each may hold a picture of ServerSettings.max_body_bytes.
+# Threads that wait; each may hold a picture of ServerSettings.max_body_bytes.
 DOWNLOADS_AT_ONCE = 32
 DECODINGS_AT_ONCE = 4
-# A picture with more pixels waits until no other such picture is being decoded.
+# A picture with more pixels waits while another such picture is decoded.
 LARGE_PICTURE_PIXELS = 2**24
-# After a picture with more pixels, free memory is given back to the system.
+# After a picture with more pixels, free memory is returned to the system.
 TRIMMED_PIXELS = 2**21
 # Pictures of stored responses, about a megabyte each.
 REMEMBERED = 32
@@ -53,10 +53,10 @@ class PictureReader:
 
         Args:
             source: path, URL or data URI.
-            resize_shape: the request's, as mlx-vlm has normalized it.
+            resize_shape: the request's, normalised by mlx-vlm.
 
         Raises:
-            PictureError: what cannot be used as a picture, and why.
+            PictureError: naming what cannot be used as a picture, and why.
         """
         limits = ServerSettings.from_environment().picture_limits()
         loop = asyncio.get_running_loop()
@@ -65,7 +65,7 @@ class PictureReader:
         return await loop.run_in_executor(_decodings, self._prepare, *arguments)
 
     def read_now(self, source: Any, resize_shape: Any = None) -> PreparedPicture:
-        """``read`` for a caller that may wait; pictures of stored responses are known."""
+        """``read`` for a caller that may block; also finds pictures of stored responses."""
         if isinstance(source, str) and resize_shape is None:
             with self._lock:
                 known = self._remembered.get(_code(source))
@@ -75,7 +75,7 @@ class PictureReader:
         return self._prepare(source, _open(source, limits), limits, resize_shape)
 
     def remember(self, source: str, picture: PreparedPicture) -> None:
-        """Keep a picture for requests that go on from the response to this one."""
+        """Keep a picture for requests that continue the response to this one."""
         with self._lock:
             self._remembered[_code(source)] = picture
             self._remembered.move_to_end(_code(source))
@@ -111,7 +111,7 @@ def _open(source: Any, limits: PictureLimits) -> BinaryIO:
 
 
 def _trim_memory() -> None:
-    """Give free memory back: glibc keeps the blocks in which Pillow has held a large picture."""
+    """Return free memory: glibc keeps the blocks in which Pillow held a large picture."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:
         trim(0)

@@ -1,8 +1,8 @@
-"""Sampling by row: each request of a batch with its own settings and its own seed.
+"""Sampling per row: each request of a batch has its own settings and seed.
 
 mlx-vlm's server samples a whole batch with the settings of its first request, and ignores
-``min_p``. Logits processors, which it does run row by row just before the batch is sampled,
-tell here which row belongs to which request.
+``min_p``. Its logits processors, which run row by row just before the batch is sampled, are used
+here to record which row belongs to which request.
 """
 
 from collections.abc import Callable
@@ -15,10 +15,10 @@ from mlx_vlm.server.generation import GenerationArguments
 
 
 class FilteredSampler:
-    """mlx-vlm's sampler for the server, which draws from what further filters leave.
+    """mlx-vlm's sampler for the server with additional filters.
 
-    Those filters are ignored there (``min_p``) or come with a sampler that draws from a state
-    which all requests share, so that no seed repeats an answer.
+    mlx-vlm ignores these filters (``min_p``) or uses a sampler whose random state is shared by all
+    requests, so that no seed repeats an answer.
 
     Args:
         sampler: draws by seed and position, after ``top_k`` and ``top_p``.
@@ -53,7 +53,7 @@ class FilteredSampler:
 
 
 class RowSampler:
-    """Samples each row of a batch as its own request asks.
+    """Samples each row of a batch with the settings of its request.
 
     Args:
         fallback: the sampler of the batch's first request, mlx-vlm's choice for all rows,
@@ -74,7 +74,7 @@ class RowSampler:
             self._rows.append((sampler, position))
             return logits
 
-        # The name under which mlx-vlm passes only the last token, which is all it costs.
+        # With this attribute mlx-vlm passes only the last token, which is cheaper.
         announce.process_last_token = announce
         return announce
 

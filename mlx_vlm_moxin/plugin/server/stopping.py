@@ -1,4 +1,4 @@
-"""Stop strings, which mlx-vlm's server ignores: the end of an answer's tokens."""
+"""Ends an answer's tokens at stop strings, which mlx-vlm's server ignores."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -10,13 +10,13 @@ from mlx_vlm.server.generation import StreamingToken
 class StoppingTokens:
     """The tokens of an answer up to the stop string that is complete first.
 
-    Of two that are complete at once, the longer one counts. Text that may be the beginning
+    If two are complete at the same time, the longer one is used. Text that may be the beginning
     of a stop string is held back until it is known.
 
     Args:
         tokens: the iterator that ``ResponseGenerator.generate`` returns.
         stop: strings, none empty.
-        include_stop: give out the stop string too, as the end of the text.
+        include_stop: include the stop string at the end of the text.
     """
 
     def __init__(self, tokens: Any, stop: Sequence[str], include_stop: bool = False):
@@ -55,5 +55,5 @@ class StoppingTokens:
         return 0
 
     def close(self) -> None:
-        """End the request if it is still under way."""
+        """End the request if it is still running."""
         self._tokens.close()

@@ -1,7 +1,7 @@
-"""Schemas of structured output, refused with the request where they cannot be used.
+"""Refuses unusable schemas of structured output when the request arrives.
 
-One that mlx-vlm's grammar engine cannot compile ends in HTTP 500, and one that it finds out
-about with the first token ends every request in the batch.
+A schema that mlx-vlm's grammar engine cannot compile gives HTTP 500, and one that fails at the
+first token ends every request in the batch.
 """
 
 import functools
@@ -15,7 +15,7 @@ from mlx_vlm_moxin.plugin.server.errors import BadRequestError, sentence
 
 
 def structured_logits_processors(original: Callable) -> Callable:
-    """mlx-vlm's function that makes a logits processor of a request's schema, if it has one."""
+    """mlx-vlm's function that creates a logits processor from a request's schema, if it has one."""
 
     @functools.wraps(original)
     def build(request: Any, processor: Any, *args: Any, **kwargs: Any) -> Any:
@@ -38,7 +38,7 @@ def structured_logits_processors(original: Callable) -> Callable:
 
 
 def _check_format(request: Any) -> None:
-    """Refuse what is no object where mlx-vlm and the engine expect one.
+    """Refuse other values where mlx-vlm and the engine expect an object.
 
     Raises:
         BadRequestError: naming the place.
@@ -65,10 +65,10 @@ def _check_format(request: Any) -> None:
 
 
 def _check_grammar(processor: Any) -> None:
-    """Compute what the grammar allows as the first token.
+    """Compute the mask of the first token.
 
     Raises:
-        ValueError: if it allows no answer.
+        ValueError: if the grammar allows no answer.
     """
     from llguidance import LLMatcher
 
