@@ -243,7 +243,13 @@ def test_the_table_has_our_best_side_beside_each_other_one():
     measure = replace(sides, unit="tokens/s")
     table = report.markdown({"m": report.to_dict(measure, results, 3000.0)})
     expected = "| a measure | 1,500 tokens/s (50% of the limit) | 750 tokens/s (peer, c) | 2.00 |"
-    assert table.splitlines()[2:] == [expected]
+    assert table.splitlines()[2:] == [expected, "| | 200 tokens/s (a) | | |"]
+
+
+def test_the_table_shows_extremes_that_are_far_apart():
+    results = [Result("ours", True, [2.0, 2.1]), Result("peer", False, [4.0, 8.0, 5.0])]
+    table = report.markdown({"m": report.to_dict(_measure("ours", "peer"), results, None)})
+    assert table.splitlines()[2:] == ["| a measure | 2.05 ms | 5 ms (4 to 8; peer) | 0.41 |"]
 
 
 def test_a_run_goes_on_after_what_is_complete(tmp_path):

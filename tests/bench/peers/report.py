@@ -58,27 +58,46 @@ def _amount(value: float, unit: str) -> str:
     return f"{value:,.0f} {unit}" if value >= 100 else f"{value:.3g} {unit}"
 
 
+def _value(side: dict[str, Any], unit: str, *notes: str) -> str:
+    """Median, and in brackets the extremes if they differ by more than a tenth, and notes."""
+    low, high = min(side["values"]), max(side["values"])
+    if high > 1.1 * low:
+        notes = (f"{_amount(low, unit).split()[0]} to {_amount(high, unit).split()[0]}", *notes)
+    return _amount(side["median"], unit) + (f" ({'; '.join(notes)})" if notes else "")
+
+
 def markdown(measures: dict[str, Any]) -> str:
-    """A table of a run: our best side of a measure, each other side, and the ratio."""
+    """A table of a run: our best side of a measure beside each other one, and the ratio.
+
+    Our further sides of a measure have a line each, without a ratio.
+    """
     lines = ["| | here | other side | ratio |", "|---|--:|--:|--:|"]
     for measure in measures.values():
-        unit, title = measure["unit"], measure["title"]
+        unit = measure["unit"]
         sides = [side for side in measure["sides"] if side["median"] is not None]
-        best = max if unit == "tokens/s" else min
-        ours = [side["median"] for side in sides if side["is_ours"]]
+        ours = [side for side in sides if side["is_ours"]]
         if not ours:
             continue
-        value = best(ours)
-        share = f" ({value / measure['limit']:.0%} of the limit)" if measure["limit"] else ""
-        first = f"{_amount(value, unit)}{share}"
-        for side in [side for side in sides if not side["is_ours"]] or [None]:
-            cells = [title, first, "", ""]
-            if side is not None:
-                cells[2] = f"{_amount(side['median'], unit)} ({side['side']})"
-                cells[3] = f"{value / side['median']:.2f}"
-            lines.append(f"| {' | '.join(cells)} |".replace("|  |", "| |"))
-            title = first = ""
+        choose = max if unit == "tokens/s" else min
+        best = choose(ours, key=lambda side: side["median"])
+        limit = measure["limit"]
+        share = (f"{best['median'] / limit:.0%} of the limit",) if limit else ()
+        rows = [
+            ["", "", _value(side, unit, _short(side)), f"{best['median'] / side['median']:.2f}"]
+            for side in sides
+            if not side["is_ours"]
+        ] or [["", "", "", ""]]
+        rows[0][:2] = [measure["title"], _value(best, unit, *share)]
+        rows += [["", _value(side, unit, _short(side)), "", ""] for side in ours if side != best]
+        lines += [
+            "|" + "|".join(f" {cell} " if cell else " " for cell in row) + "|" for row in rows
+        ]
     return "\n".join(lines)
+
+
+def _short(side: dict[str, Any]) -> str:
+    """A side's name without what the column says already."""
+    return side["side"].removeprefix("the same model, ").removeprefix("ours, ")
 
 
 def complete(path: Path) -> dict[str, Any]:
