@@ -1,4 +1,4 @@
-"""Accelerated forward passes on NVIDIA GPUs, by kernels of our own.
+"""Accelerated forward passes on NVIDIA GPUs, by this package's kernels.
 
 The model in the folder above works without this folder. ``attach`` connects the two, for all
 instances: ``LanguageModel.engine_logits`` becomes ``decoder.logits``, ``engine_hidden_states``
@@ -34,7 +34,7 @@ def attach() -> None:
 
 
 def _precompiling(load_weights: Callable[..., Model]) -> Callable[..., Model]:
-    """``load_weights``, which starts compiling the model's kernels once weights are assigned."""
+    """``load_weights`` that starts compiling the model's kernels once weights are assigned."""
 
     @functools.wraps(load_weights)
     def load(model: Model, *args: Any, **kwargs: Any) -> Model:
@@ -46,7 +46,7 @@ def _precompiling(load_weights: Callable[..., Model]) -> Callable[..., Model]:
 
 
 def _connecting(shard: Callable[..., None]) -> Callable[..., None]:
-    """``shard``, after which the processes' GPUs can add up the decoder's parts themselves."""
+    """``shard`` that also connects the processes' GPUs, so that they add up the decoder's parts."""
 
     @functools.wraps(shard)
     def connect(model: LanguageModel, group: mx.distributed.Group | None = None) -> None:

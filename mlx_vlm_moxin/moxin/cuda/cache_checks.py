@@ -1,4 +1,4 @@
-"""Whether the key-value caches of a pass are ones that the kernels can read and append to."""
+"""Checks that the kernels can read and append to the key-value caches of a pass."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -20,7 +20,7 @@ def caches_fit(
     Args:
         cache: one per layer; all of the same one of ``kinds`` and filled alike.
         inputs: ids of the new tokens ``[B, T]``.
-        inputs_embeds: their embeddings, if they are not the ids' own.
+        inputs_embeds: their embeddings, if given instead of ids.
     """
     if not cache:
         return False
@@ -35,7 +35,7 @@ def caches_fit(
     if keys is None:
         return filled == 0 and all(layer.keys is None for layer in cache)
     if inputs.shape[1] == 1:
-        cache = cache[:1]  # the graph of a step checks all when it is traced
+        cache = cache[:1]  # the graph of a step checks all layers when it is traced
     return are_alike(
         [array for layer in cache for array in (layer.keys, layer.values)], inputs.shape[0], sizes
     )

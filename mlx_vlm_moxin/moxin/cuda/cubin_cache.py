@@ -1,7 +1,7 @@
-"""Compiled kernels: each is compiled once in a process and, as a rule, once on a machine.
+"""Caches compiled kernels: each is compiled once per process and usually once per machine.
 
-The driver and NVRTC keep results too, but not where their cache is disabled, full, or in a home
-folder that does not last. Files are in ``$XDG_CACHE_HOME/mlx-vlm-moxin/kernels`` (by default
+The driver and NVRTC also cache results, but not if their cache is disabled, full, or in a
+temporary home folder. Files are in ``$XDG_CACHE_HOME/mlx-vlm-moxin/kernels`` (by default
 ``~/.cache``), named after everything that the machine code depends on. A file is written under
 another name and then renamed, so processes that start together never read half a file, and it
 begins with its digest, so a damaged one is compiled again.
@@ -23,7 +23,7 @@ from . import device, nvrtc
 logger = logging.getLogger(__name__)
 
 DIGEST_BYTES = 32
-# Files that are kept; a model needs about 20.
+# Maximum number of files; a model needs about 20.
 MAX_FILES = 300
 
 _futures: dict[str, Future[bytes]] = {}
@@ -32,7 +32,7 @@ _announced: list[str] = []
 
 
 def folder() -> Path:
-    """Where compiled kernels are kept."""
+    """The folder of compiled kernels."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "mlx-vlm-moxin" / "kernels"
 

@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 class DecoderEngine:
-    """The passes of one ``LanguageModel``. It refers to the model's submodules only."""
+    """The passes of one ``LanguageModel``. It references the model's submodules only."""
 
     def __init__(self, decoder: nn.Module, head: nn.Module):
         self._decoder, self._head = decoder, head
@@ -56,7 +56,7 @@ class DecoderEngine:
     def _try(
         self, run: Callable[[DecoderSizes], mx.array | None], is_prompt: bool
     ) -> mx.array | None:
-        """What ``run`` gives for the decoder's sizes; None if the kernels do not compute it."""
+        """The result of ``run`` for the decoder's sizes; None if kernels do not support it."""
         try:
             require(not self._decoder.training, TRAINING)
             if is_prompt or not self._is_checked:
@@ -132,7 +132,7 @@ def hidden_states(model: nn.Module, inputs_embeds: mx.array, is_causal: bool) ->
 
 
 def _run(model: nn.Module, compute: Callable[[DecoderEngine], mx.array | None]) -> mx.array | None:
-    """What ``compute`` gives for the model's engine; None if the kernels cannot be used."""
+    """The result of ``compute`` for the model's engine; None if the kernels cannot be used."""
     if not device.enabled():
         return None
     try:

@@ -1,4 +1,4 @@
-"""The decoder as the kernels read it, and the strict check that they compute the same.
+"""The decoder's layers as the kernels read them, with a strict check that results are the same.
 
 Supported: bfloat16 and float16; plain matrices and 8 or 4 bits in groups; the Llama blocks of
 mlx-vlm with plain RoPE, whole or sharded over processes by ``LanguageModel.shard``. Everything else
@@ -67,8 +67,8 @@ def _read_norm(norm: nn.Module, sizes: DecoderSizes) -> mx.array:
 
 
 def _read_layer(layer: nn.Module, sizes: DecoderSizes) -> DecoderLayer:
-    # Parts are read as from dictionaries, which modules are: this runs before each prompt, and
-    # attributes cost several times as much.
+    # Parts are read as dictionary entries, since modules are dictionaries: this runs before each
+    # prompt, and attributes take several times as long.
     require(type(layer) is TransformerBlock, "a layer is not one of mlx-vlm's Llama blocks")
     attention, mlp = layer["self_attn"], layer["mlp"]
     is_known = type(attention) is Attention and type(mlp) is MLP

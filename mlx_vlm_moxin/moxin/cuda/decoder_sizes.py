@@ -14,7 +14,7 @@ WIDTH_MULTIPLE = 64
 
 
 class DecoderSizes(NamedTuple):
-    """What all layers of a decoder have in common.
+    """Sizes and settings that all layers of a decoder share.
 
     Heads and ``intermediate`` of a sharded decoder are this process's.
 

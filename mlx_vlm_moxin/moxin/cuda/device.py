@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 SWITCH = "MLX_VLM_MOXIN_KERNELS"
 # The kernels write into their inputs, and MLX calls their interface experimental, so they are used
-# with the versions on which their tests have run: from the first up to, not including, the second.
+# with tested versions only: from the first up to, not including, the second.
 TESTED_MLX = ((0, 32), (0, 33))
 # bfloat16 conversion in one instruction.
 MIN_COMPUTE_CAPABILITY = 8
@@ -37,11 +37,11 @@ _failures: list[str] = []
 
 
 def disable_after(error: RuntimeError) -> None:
-    """Leave everything to MLX from now on, with one warning that says why.
+    """Switch the kernels off for this process, with one warning that says why.
 
     Args:
-        error: of compiling, loading or launching a kernel. Raised again if memory ran out, which
-            MLX's own path would not cure.
+        error: of compiling, loading or launching a kernel. Raised again if memory ran out, since
+            MLX's kernels would not need less.
     """
     reason = str(error)
     if "out of memory" in reason.lower() or "allocate" in reason.lower():

@@ -1,7 +1,7 @@
 """Engines of modules, kept outside the module tree.
 
-A copy of a module then gets an engine of its own, which computes with the copy's weights, and an
-engine is dropped together with its module.
+So a copy of a module gets a new engine, which computes with the copy's weights, and an engine is
+freed together with its module.
 """
 
 import weakref
@@ -14,7 +14,7 @@ E = TypeVar("E")
 
 
 class EngineTable(Generic[E]):
-    """The engine of each living module: an accelerated pass with what it keeps between calls.
+    """The engine of each existing module: an accelerated pass with its state between calls.
 
     An engine must not refer to the module, which would then never be freed. It may refer to the
     module's parts.

@@ -1,4 +1,4 @@
-"""Why a pass is left to the modules."""
+"""The error that leaves a pass to the modules."""
 
 
 class UnsupportedError(Exception):

@@ -1,4 +1,4 @@
-"""The sums of a decoder that is sharded over processes, where each layer has kernels of its own."""
+"""The sums of a sharded decoder that is computed layer by layer."""
 
 import functools
 import math

@@ -1,4 +1,4 @@
-"""Kernels that compute many decoder layers in one launch: what the step and the prompt share."""
+"""Common parts of the kernels of the step and the prompt: many decoder layers in one launch."""
 
 import itertools
 import math
@@ -15,7 +15,7 @@ from .projections import Format
 
 # A kernel has 4 KB of parameters, and a layer up to 25 arrays.
 LAYERS_AT_ONCE = 18
-# Those of a prompt's first launch.
+# Layers of a prompt's first launch.
 FIRST_LAYERS = 4
 # Matrices of each projection, in the order of DecoderLayer.projections.
 MATRICES = {"qkv": 3, "output": 1, "gate_up": 2, "down": 1}
@@ -69,7 +69,7 @@ def build(
 
     Args:
         formats: of the four projections of every layer.
-        constants: of the file, besides those of the decoder.
+        constants: of the file, in addition to those of the decoder.
         outputs: names, shapes and dtypes; the first is the hidden states after the layers.
         scalars: of the file.
         further: dtypes of parameters before the layers.
@@ -142,7 +142,7 @@ def launch(
     Args:
         fused: the kernel of these layers.
         x: hidden states before them.
-        filled: what ``kernel.count_array`` gives.
+        filled: as from ``kernel.count_array``.
         arrays: keys and values of each of these layers in turn; the kernel writes into them.
         further: as in ``build``.
     """

@@ -3,13 +3,13 @@
 MLX updates an array in place only if nothing can still be reading it. While the GPU works on the
 previous token, something always is, so each token would cost a copy of the whole cache, in two
 operations per layer (2.4 GB for 32 sequences of 300 tokens). Instead, the kernels write after the
-last position of the arrays that the caches hold, and read what these arrays hold, whoever has
-written it.
+last position of the arrays that the caches hold, and read the contents of these arrays, also if
+others have written them.
 
-Each position of an array is written once by a kernel, so whatever else shares the array's memory (a
-copy of the cache, a slice that somebody kept) never sees a change. That is why it is recorded which
-arrays were last returned and how far they are written: a cache that was copied, trimmed, or given
-other arrays gets new ones.
+A kernel writes each position of an array once, so other users of the array's memory (a copy of the
+cache, a slice that is still referenced) never see a change. For this, the arrays that were last
+returned and the number of written positions are recorded: a cache that was copied, trimmed, or
+given other arrays gets new ones.
 """
 
 import functools
@@ -66,7 +66,7 @@ def held(cache: Sequence[Cache]) -> list[mx.array]:
 
 
 def is_current(cache: Sequence[Any]) -> bool:
-    """Whether ``cache`` holds what ``append`` gave it last, with the same number of tokens."""
+    """Whether ``cache`` holds the arrays of the last ``append``, with the same number of tokens."""
     if type(cache[0]) not in (KVCache, BatchKVCache):
         return False
     known = _appendable.get(cache[0])
@@ -89,16 +89,16 @@ def reserve(cache: Sequence[Cache], count: int = 1) -> list[mx.array]:
     if cache[0].size() + count <= arrays[0].shape[2] and is_current(cache):
         return arrays
     if arrays[0].shape[0] > 1 or type(cache[0]) is BatchKVCache:
-        del arrays  # which would keep what is replaced here
+        del arrays  # which would keep the replaced arrays alive
         return _grow(cache, count)
     return _gather(cache, arrays, [], count)
 
 
 def _grow(cache: Sequence[Cache], count: int) -> list[mx.array]:
-    """Let each layer of ``cache`` hold a copy of what it holds, with room for ``count`` tokens.
+    """Replace the arrays of each layer of ``cache`` by copies with room for ``count`` tokens.
 
-    Each layer has arrays of its own and releases the old ones as soon as they are copied: the
-    caches of a batch may fill most of the memory, and only some of its sequences go on.
+    Each layer has separate arrays and releases the old ones as soon as they are copied, because the
+    caches of a batch may fill most of the memory.
     """
     filled = cache[0].size()
     room = [(0, 0), (0, 0), (0, _capacity(filled + count) - filled), (0, 0)]
@@ -110,7 +110,7 @@ def _grow(cache: Sequence[Cache], count: int) -> list[mx.array]:
 
 
 def _capacity(positions: int) -> int:
-    """Positions of an array for at least so many."""
+    """The smallest multiple of the cache's step with at least this many positions."""
     return -(-positions // KVCache.step) * KVCache.step
 
 
@@ -130,7 +130,7 @@ def after(arrays: Sequence[mx.array], written_by: mx.array) -> list[mx.array]:
 
 
 def append(cache: Sequence[Cache], arrays: Sequence[mx.array], count: int) -> None:
-    """Let ``cache`` hold ``arrays``, in which ``count`` more tokens are written."""
+    """Assign ``arrays``, in which ``count`` more tokens are written, to ``cache``."""
     is_batch = type(cache[0]) is BatchKVCache
     if is_batch:
         # One array for all layers, which does not refer to those of all tokens before.

@@ -1,6 +1,6 @@
 """The kernels between the products of a pass that computes one layer after the other.
 
-All functions keep what they return, because building a kernel takes longer than launching it.
+All functions cache their results, because building a kernel takes longer than launching it.
 A product of a kernel is float32 ``[splits, rows, N]``, the sum of which is the product; one of MLX
 is ``[rows, N]`` in the model's dtype (``splits`` is 0).
 """

@@ -1,6 +1,6 @@
-"""The kernels that multiply by plain or quantised matrices, and the one that unpacks these.
+"""The kernels that multiply by plain or quantised matrices, and the one that unpacks the latter.
 
-All functions keep what they return, because building a kernel takes longer than launching it.
+All functions cache their results, because building a kernel takes longer than launching it.
 A product of a kernel is float32 ``[splits, rows, N]``, the sum of which is the product.
 """
 
@@ -14,7 +14,7 @@ from .kernel import C_TYPES, Kernel
 from .projections import Format
 from .tiling import MAX_SPLITS, MULTIPLY_THREADS, PRODUCT_WARPS, TILING, find_tiling
 
-# Threads that unpack weights, and how many times eight weights each.
+# Threads per block that unpack weights, and groups of eight weights per thread.
 UNPACK_THREADS, UNPACK_UNITS = 256, 4
 
 

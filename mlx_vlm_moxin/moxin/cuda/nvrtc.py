@@ -66,7 +66,7 @@ def compile_source(source: str, architecture: str) -> bytes:
 
     Args:
         source: the text of a .cu file.
-        architecture: as MLX names it, such as ``sm_90``.
+        architecture: in MLX's form, such as ``sm_90``.
 
     Raises:
         RuntimeError: with the compiler's messages.

@@ -1,9 +1,9 @@
-"""Memory through which the GPUs of a sharded decoder add up their parts, without MLX's all-reduce.
+"""Shared memory for adding up the parts of a sharded decoder without MLX's all-reduce.
 
 Processes of one machine write into each other's memory through NVLink (CUDA's inter-process
-handles). A kernel can then go on after a sum, instead of ending before each; kernels/peers.cuh says
-how. ``connect`` is called on all processes alike, and either all of them can do so or none
-does. Without it the sums are MLX's.
+handles). A kernel can then continue after a sum, instead of ending before each (kernels/peers.cuh).
+``connect`` is called in all processes, and either all of them use the memory or none does. Without
+it MLX computes the sums.
 """
 
 import ctypes
@@ -26,7 +26,7 @@ HALF_BYTES = 32 << 20
 # As in peers.cuh; the token by which a mapping is checked comes after the state.
 PARTS, TOKEN = 4096, 512
 TOKEN_BYTES = HANDLE_BYTES = 64
-# A launch fails if other processes do not arrive within so many seconds. They may be compiling.
+# Seconds after which a launch fails if other processes, which may be compiling, do not arrive.
 PATIENCE = 120
 ENABLE_PEER_ACCESS = 1  # CU_IPC_MEM_LAZY_ENABLE_PEER_ACCESS
 
@@ -46,7 +46,7 @@ class Peers(NamedTuple):
 
     @property
     def constants(self) -> dict[str, int]:
-        """What peers.cuh expects in namespace ``config``."""
+        """The constants of peers.cuh in namespace ``config``."""
         return {"RANKS": self.size, "PATIENCE": PATIENCE}
 
     @property
@@ -55,7 +55,7 @@ class Peers(NamedTuple):
         return {"rank": self.rank, "half_bytes": HALF_BYTES}
 
     def fits(self, part_bytes: int) -> bool:
-        """Whether there is room for parts of so many bytes."""
+        """Whether there is room for parts of this many bytes."""
         return self.size * part_bytes <= HALF_BYTES
 
 
@@ -66,7 +66,7 @@ class _Handle(ctypes.Structure):
 
 
 class _Offer(NamedTuple):
-    """What a process tells the others."""
+    """The data that a process sends to the others."""
 
     is_ready: bool
     machine: bytes = b""  # equal where kernels and their launches are
@@ -162,7 +162,7 @@ def _map(offer: _Offer) -> int:
     """Address in this process of another one's memory.
 
     Raises:
-        RuntimeError: if it cannot be mapped or is not what was offered.
+        RuntimeError: if it cannot be mapped or is not the offered memory.
     """
     address, found = ctypes.c_uint64(), ctypes.create_string_buffer(TOKEN_BYTES)
     handle = _Handle((ctypes.c_ubyte * HANDLE_BYTES)(*offer.handle))

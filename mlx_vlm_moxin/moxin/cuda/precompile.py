@@ -1,8 +1,8 @@
 """Compiles a model's kernels in threads, while its weights are still being read.
 
-Sizes, dtypes and formats are known as soon as the weights are assigned, before they are read. What
-is needed first is compiled first: the towers, a prompt with a picture, single tokens, further
-questions, batches.
+Sizes, dtypes and formats are known as soon as the weights are assigned, before they are read.
+Kernels are compiled in the order of their first use: the towers, a prompt with a picture, single
+tokens, further questions, batches.
 """
 
 import atexit
@@ -82,7 +82,7 @@ def _work() -> None:
 
 @atexit.register
 def stop() -> None:
-    """Drop what has not begun and wait for the rest: the compiler must not outlive the process."""
+    """Drop builds that have not begun and wait for the others: none may outlive the process."""
     while True:
         try:
             _waiting.get_nowait()
@@ -168,7 +168,7 @@ def _decoder_builds(decoder: nn.Module, head: nn.Module) -> Iterator[Build]:
 
 
 def _whole_pass_builds(decoder: nn.Module) -> Iterator[Build]:
-    """What a pass without a causal mask uses besides."""
+    """The additional kernels of a pass without a causal mask."""
     tokens = kernels.Tokens(1, PROMPT, is_causal=False)
     yield partial(kernels.attend, read_sizes(decoder), tokens, PROMPT)
 

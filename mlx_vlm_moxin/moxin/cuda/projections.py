@@ -107,7 +107,7 @@ def read_projection(
     Raises:
         UnsupportedError: if they are of different formats or of other classes, dtypes or shapes.
     """
-    # The second question about a picture waits for this, which is why it is written to be fast.
+    # Written for speed, because a further question about a picture waits for this.
     form, rows, arrays = _format(layers[0], kinds), [], []
     expected = _expected(form, dtype, width)
     for layer in layers:

@@ -28,8 +28,8 @@ def step_attention(
     Returns:
         A function of the products of q_proj, k_proj and v_proj (three times the same one if
         ``splits``), the numbers of cached and of masked tokens, and the cached keys and values
-        ``[B, KV, capacity, D]``. It gives the result ``[B, H * D]``, and the keys and values with
-        the new ones: the same arrays, for whatever reads them afterwards.
+        ``[B, KV, capacity, D]``. It returns the result ``[B, H * D]``, and the keys and values with
+        the new ones: the same arrays, with a dependency on the kernel.
     """
     dtype, threads = sizes.dtype, 32 * tiling.ATTENTION_WARPS
     tiles = math.ceil(sizes.heads // sizes.kv_heads / tiling.FEW_QUERIES)

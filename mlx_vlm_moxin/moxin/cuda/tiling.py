@@ -1,4 +1,4 @@
-"""How products and attention are divided among thread blocks, and what that needs.
+"""How products and attention are divided among thread blocks, and the memory that this needs.
 
 A product of a kernel is float32 ``[splits, rows, N]``, the sum of which is the product.
 """
@@ -35,7 +35,7 @@ ATTENTION_WARPS = 4
 MANY_QUERIES, FEW_QUERIES = 64, 16
 MANY_BLOCKS = 128
 KEYS = 64
-# What the kernels must know of the above.
+# The above constants that the kernels use.
 TILING = {
     "TILE_K": TILE_K,
     "STAGES": STAGES,
@@ -108,7 +108,7 @@ def find_tiling(form: Format, rows: int, width: int) -> Tiling | None:
     fitting = [tile for tile in WIDE_ROW_TILES if product_memory(tile) <= limit]
     if not fitting:
         return None
-    # The one with the fewest rows left over, or the higher one.
+    # The one with the fewest unused rows, or the higher one.
     tile = min(fitting, key=lambda tile: (math.ceil(rows / tile) * tile, -tile))
     return Tiling(tile, 4, 1)
 

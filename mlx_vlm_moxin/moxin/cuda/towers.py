@@ -1,8 +1,8 @@
 """``VisionModel.engine_blocks``: the layers of both vision towers by a kernel.
 
-For one picture the arithmetic takes less than a millisecond. What takes time is that MLX records
-each matrix product and each attention as a graph of its own, 20 us of host time. Here one launch
-computes many layers of both towers.
+For one picture the arithmetic takes less than a millisecond, but MLX records each matrix product
+and each attention as a separate graph, which takes 20 us of host time. Here one launch computes
+many layers of both towers.
 """
 
 import functools
@@ -39,8 +39,8 @@ class LayerPair(NamedTuple):
 def make_pairs(towers: Sequence[nn.Module]) -> list[LayerPair]:
     """The layers of the two ``towers`` side by side.
 
-    A tower with fewer layers than the other takes part in the rest with 0 rows, which spares
-    compiling a kernel for one tower alone.
+    A tower with fewer layers than the other has 0 rows in the remaining layers, which avoids
+    compiling a kernel for a single tower.
     """
     return [
         LayerPair(
@@ -69,7 +69,7 @@ def _check_linear(linear: nn.Module, rows: int, columns: int, dtype: mx.Dtype) -
 
 
 def _check_layer(layer: nn.Module, first: nn.Module, eps: float, dtype: mx.Dtype) -> None:
-    """Raise unless the kernel computes what ``layer`` computes, given its tower's ``first``."""
+    """Raise unless the kernel supports ``layer``, given its tower's ``first``."""
     is_known = type(layer) is Block and type(layer.attn) is Attention and type(layer.mlp) is MLP
     require(is_known, "a layer of another class")
     width, inner = first.norm1.weight.shape[0], first.mlp.fc1.weight.shape[0]
@@ -97,7 +97,7 @@ def _check_layer(layer: nn.Module, first: nn.Module, eps: float, dtype: mx.Dtype
 
 
 def check(pairs: Sequence[LayerPair]) -> None:
-    """Raise ``UnsupportedError`` unless the kernel computes what the layers compute."""
+    """Raise ``UnsupportedError`` unless the kernel supports the layers."""
     require(device.enabled(), "there is no GPU for the kernels, or they are off")
     require(kernels.find_tiles() is not None, "the GPU has too little shared memory")
     first = pairs[0].layers
@@ -109,7 +109,7 @@ def check(pairs: Sequence[LayerPair]) -> None:
 
 
 def supports(pairs: Sequence[LayerPair]) -> bool:
-    """Whether the kernel computes what the layers compute."""
+    """Whether the kernel supports the layers."""
     try:
         require(not any(layer.training for pair in pairs for layer in pair.layers), TRAINING)
         check(pairs)

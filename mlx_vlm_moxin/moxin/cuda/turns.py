@@ -11,7 +11,7 @@ class _Turns:
     """Contexts in which kernels with a grid barrier are launched.
 
     Two of them at once could each wait for multiprocessors that the other occupies. Launches in one
-    stream run one after the other; before one in another stream, the last one is awaited.
+    stream run in order; before one in another stream, this waits for the last one.
     """
 
     def __init__(self):
@@ -21,7 +21,7 @@ class _Turns:
 
     @contextlib.contextmanager
     def __call__(self) -> Iterator[Callable[[mx.array], None]]:
-        """A context for launches; call what it yields with an output that is being computed."""
+        """A context for launches; call the yielded function with an output of the kernel."""
         stream = mx.default_stream(mx.default_device())
 
         def launched(output: mx.array) -> None:
