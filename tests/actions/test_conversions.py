@@ -16,6 +16,7 @@ from mlx_vlm import load as stock_load
 
 from mlx_vlm_moxin import load, save_quantized
 from mlx_vlm_moxin.actions.policy import predict
+from mlx_vlm_moxin.actions.prompt import prompt_ids
 from mlx_vlm_moxin.checkpoints.action_options import ActionOptions
 from mlx_vlm_moxin.checkpoints.quantize_options import QuantizeOptions
 from mlx_vlm_moxin.conversion import command_line
@@ -116,6 +117,16 @@ def test_native_runs_give_the_actions_of_their_published_code(tmp_path):
                 [*prediction.token_ids] == case["ids"]
             )
             np.testing.assert_allclose(prediction.action, action, atol=1e-12)
+
+
+def test_native_runs_drop_image_markers_from_instructions_as_in_training(tmp_path):
+    run, llm = write_native_run(tmp_path)
+    model, processor = stock_load(str(converted(run, tmp_path / "model", llm=str(llm))))
+    marked, plain = (
+        prompt_ids(processor.tokenizer, model.config, text)
+        for text in ("close the <image> door", "close the  door")
+    )
+    assert marked == plain
 
 
 def test_the_command_accepts_the_options_of_action_models(action_checkpoint, tmp_path, capsys):

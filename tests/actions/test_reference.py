@@ -39,6 +39,19 @@ def test_native_runs_drop_the_image_marker(action_model):
     assert dropped == prompt_ids(processor.tokenizer, config, "close the  door") != with_marker
 
 
+def test_the_token_at_the_prompts_end_is_appended_once(action_model):
+    model, processor = action_model("openvla")
+    config = replace(model.config)
+
+    def ids(append_token_id):
+        config.action_config = replace(config.action_config, append_token_id=append_token_id)
+        return prompt_ids(processor.tokenizer, config, "close the door")
+
+    text = ids(None)
+    assert ids(29871) == [*text, 29871]
+    assert ids(text[-1]) == text
+
+
 @pytest.mark.parametrize("name", ["openvla", "oft", "moxin"])
 def test_pixels_and_visual_tokens_equal_the_published_codes(action_model, name):
     model, processor = action_model(name)

@@ -1,5 +1,7 @@
 """Config and tokenizer of a native checkpoint's language model."""
 
+import json
+
 import pytest
 from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 from source_checkpoints import HUB, NATIVE_FILES, copy_checkpoint
@@ -16,13 +18,15 @@ from mlx_vlm_moxin.checkpoints.sources.language_model import (
 TEXTS = ["What is shown?", "two  spaces", "line\none", "café 你好 🙂", "1234"]
 
 
+CORPUS = [line for line in (REFERENCE / "README.md").read_text("utf-8").splitlines() if line]
+
+
 @pytest.fixture(scope="module")
 def sentencepiece(tmp_path_factory):
     """A directory with a small tokenizer.model of Llama's kind."""
     directory = tmp_path_factory.mktemp("llm")
-    corpus = (REFERENCE / "README.md").read_text(encoding="utf-8").splitlines()
     SentencePieceTrainer.train(
-        sentence_iterator=iter(line for line in corpus if line),
+        sentence_iterator=iter(CORPUS),
         model_prefix=str(directory / "tokenizer"),
         vocab_size=600,
         model_type="bpe",
@@ -47,6 +51,27 @@ def test_a_tokenizer_in_sentencepieces_format_gives_sentencepieces_ids(sentencep
         assert ids == [1, *reference.encode(text)]
         assert tokenizer.decode(ids, skip_special_tokens=True) == text
     assert (tokenizer.pad_token, tokenizer.pad_token_id) == ("<PAD>", 600)
+
+
+def test_long_texts_merge_in_sentencepieces_order(sentencepiece):
+    reference = SentencePieceProcessor(model_file=str(sentencepiece / SENTENCEPIECE_FILE))
+    tokenizer = read_tokenizer(sentencepiece, 2048, "vicuna")
+    # Special tokens in a text are control characters, which SentencePiece does not encode.
+    special = tokenizer.all_special_tokens
+    texts = [line for line in CORPUS if not any(token in line for token in special)]
+    assert len(texts) > 20
+    for text in texts:
+        assert tokenizer(text)["input_ids"] == [1, *reference.encode(text)], text
+
+
+def test_splits_of_one_piece_are_in_the_vocabularys_order(sentencepiece):
+    tokenizer = read_tokenizer(sentencepiece, 2048, "vicuna")
+    model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    splits: dict[str, list[list[int]]] = {}
+    for pair in model["merges"]:
+        splits.setdefault("".join(pair), []).append([model["vocab"][piece] for piece in pair])
+    assert max(map(len, splits.values())) > 1
+    assert all(pairs == sorted(pairs) for pairs in splits.values())
 
 
 def test_text_after_an_answers_end_begins_with_a_space_as_in_training(sentencepiece):

@@ -6,7 +6,7 @@ import pytest
 from source_checkpoints import HUB
 from support import ARRAYS
 
-from mlx_vlm_moxin.checkpoints.sources.towers import resample, resample_pos_embed
+from mlx_vlm_moxin.checkpoints.sources.towers import read_towers, resample, resample_pos_embed
 from mlx_vlm_moxin.checkpoints.tensors import LazyTensor, read_safetensors
 
 
@@ -47,3 +47,11 @@ def test_dtype_is_kept():
     resampled = resample(source, 4)
     assert resampled.shape == resampled.load().shape == (1, 4, 4)
     assert resampled.dtype == resampled.load().dtype == mx.bfloat16
+
+
+def test_dino_alone_is_resampled_to_the_pictures_of_the_published_models(tmp_path):
+    path = tmp_path / "dino.safetensors"
+    mx.save_safetensors(str(path), {"pos_embed": mx.zeros((1, 37 * 37, 4))})
+    towers = read_towers(["vit_large_patch14_reg4_dinov2.lvd142m"], {"dino": str(path)})
+    # 224 pixels in patches of 14.
+    assert towers["vision_tower.dino.pos_embed"].shape == (1, 16 * 16, 4)

@@ -1,7 +1,12 @@
 """Placeholders encode the picture in ids that never occur in text."""
 
 import numpy as np
-from mlx_vlm.models.moxin.prepared_picture import image_placeholders
+import pytest
+from mlx_vlm.models.moxin import prepared_picture
+from mlx_vlm.models.moxin.prepared_picture import LastPicture, image_placeholders
+from mlx_vlm.models.moxin.processing_moxin import MoxinProcessor
+from PIL import Image
+from support import HF_CHECKPOINT
 
 
 def test_placeholders_tell_pictures_apart_and_repeat_for_the_same_one():
@@ -32,3 +37,17 @@ def test_one_changed_pixel_changes_the_placeholders():
     changed = pixels.copy()
     changed[5, 3, 3] = 1e-7
     assert image_placeholders(pixels, 256, 1, 64) != image_placeholders(changed, 256, 1, 64)
+
+
+@pytest.mark.parametrize(("size", "is_remembered"), [((6, 10), True), ((61, 1), False)])
+def test_pictures_of_more_pixels_than_the_limit_are_not_remembered(
+    monkeypatch, size, is_remembered
+):
+    monkeypatch.setattr(prepared_picture, "MAX_REMEMBERED", 60)
+    processor = MoxinProcessor.from_pretrained(HF_CHECKPOINT)
+    last, image = LastPicture(), Image.new("RGB", size)
+    placeholders = (16, 512, 576)
+    first, second = (
+        last.prepared(image, processor.image_processor, placeholders) for _ in range(2)
+    )
+    assert (first is second) == is_remembered
