@@ -64,10 +64,12 @@ class TestReference:
         source = write_ominix(tmp_path / "source", bits=None)
         check_run(converted(source, tmp_path / "x"), "hf")
 
+    @pytest.mark.slow
     def test_a_stock_conversion_gives_the_reference_outputs(self, tmp_path):
         upstream_convert(str(HF_CHECKPOINT), str(tmp_path / "stock"), trust_remote_code=False)
         check_run(converted(tmp_path / "stock", tmp_path / "x"), "hf")
 
+    @pytest.mark.slow
     def test_a_conversion_converted_again_gives_the_reference_outputs(self, tmp_path):
         first = converted(HF_CHECKPOINT, tmp_path / "first", QuantizeOptions())
         check_run(converted(first, tmp_path / "x"), "hf")

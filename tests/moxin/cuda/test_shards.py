@@ -36,6 +36,7 @@ def launch(backend: str, **environment: str) -> list[dict]:
     return answers
 
 
+@pytest.mark.slow
 def test_two_processes_compute_what_one_computes():
     answers = launch("ring")
     assert sorted((answer["rank"], answer["bits"]) for answer in answers) == [
