@@ -12,6 +12,7 @@ from .decoder_layers import TRAINING, read_layers
 from .decoder_sizes import DecoderSizes, read_sizes
 from .engine_table import EngineTable
 from .errors import UnsupportedError, require
+from .fused_batch import FusedBatch
 from .fused_prompt import FusedPrompt
 from .fused_step import FusedStep
 from .layerwise import Layerwise
@@ -25,7 +26,7 @@ class DecoderEngine:
     def __init__(self, decoder: nn.Module, head: nn.Module):
         self._decoder, self._head = decoder, head
         self._step, self._prompt = FusedStep(decoder, head), FusedPrompt(decoder, head)
-        self._layerwise = Layerwise(decoder, head)
+        self._batch, self._layerwise = FusedBatch(decoder, head), Layerwise(decoder, head)
         self._sizes: DecoderSizes | None = None
         self._is_checked = False
 
@@ -82,7 +83,7 @@ class DecoderEngine:
         if self._step.supports(*arguments, sizes):
             mx.async_eval(inputs)
             return self._step(inputs, cache, sizes)
-        for run in (self._prompt, self._layerwise):
+        for run in (self._prompt, self._batch, self._layerwise):
             if run.supports(*arguments, sizes):
                 mx.async_eval(inputs)
                 return run(*arguments, logits_to_keep, sizes)

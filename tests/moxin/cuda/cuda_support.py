@@ -11,6 +11,7 @@ from mlx_vlm.models.moxin.cuda import (
     decoder,
     device,
     exchange,
+    fused_batch,
     fused_prompt,
     fused_step,
     kernel,
@@ -78,6 +79,7 @@ def recording(calls: list[str]):
 # Collected when the tests start, because tests replace some of them.
 _KEEPING = (
     exchange.exchange_norm,
+    fused_batch.batch_kernel,
     fused_prompt.prompt_kernel,
     fused_step.step_kernel,
     kernel.compiled,

@@ -5,6 +5,7 @@ import mlx.nn as nn
 import pytest
 from mlx_vlm.models.moxin.cuda import (
     decoder_sizes,
+    fused_batch,
     kv_cache,
     layerwise_graph,
     layerwise_kernels,
@@ -23,6 +24,7 @@ def use(patch: pytest.MonkeyPatch) -> None:
         patch.setattr(layerwise_kernels, kernel.__name__, kernel)
     patch.setattr(layerwise_graph, "step_attention", step_attention)
     patch.setattr(kv_cache, "gather_caches", gather_caches)
+    patch.setattr(fused_batch.FusedBatch, "supports", lambda *arguments: False)
     patch.setattr(decoder_sizes, "DTYPES", (mx.float32,))
 
 

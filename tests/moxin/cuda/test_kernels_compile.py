@@ -3,12 +3,14 @@
 import os
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from types import SimpleNamespace
 
 import mlx.core as mx
 import pytest
 from mlx_vlm.models.moxin.cuda import (
     device,
     exchange,
+    fused_batch,
     fused_layers,
     fused_prompt,
     fused_step,
@@ -27,6 +29,8 @@ from mlx_vlm.models.moxin.cuda.projections import Format
 from mlx_vlm.models.moxin.cuda.tower_kernel import OPTIONAL_PARAMETERS, PARAMETERS, Tower
 
 KILOBYTE = 1024
+# Sequences of a batch, one of each tiling.
+BATCHES = (8,)
 # Number of multiprocessors, and bytes of shared memory per thread block.
 ARCHITECTURES = {
     "sm_80": (108, 163 * KILOBYTE),
@@ -118,6 +122,17 @@ def decoder_builds(sizes, form, rows=64):
     ]
 
 
+def batch_builds(sizes, form):
+    """Steps of batches in one launch, where the GPU has shared memory for them."""
+    layers, forms = fused_layers.LAYERS_AT_ONCE, 4 * (form,)
+    some = [SimpleNamespace(formats=forms)]
+    return [
+        partial(fused_batch.batch_kernel, sizes, forms, layers, batch, 512)
+        for batch in BATCHES
+        if fused_batch.fits(sizes, some, batch)
+    ]
+
+
 def tower_build():
     tiles, layers = tower_kernel.find_tiles(), tower_kernel.LAYERS_AT_ONCE
     build = tower_kernel.tower_layers
@@ -133,14 +148,19 @@ def build_all(builds):
 def test_all_kernels_compile(architecture, on):
     on(architecture)
     rows = tiling.ROW_TILES[-1 if architecture == "sm_90" else 0]
-    build_all([tower_build(), *decoder_builds(MOXIN, FORMATS[architecture], rows)])
+    form = FORMATS[architecture]
+    batches = batch_builds(MOXIN, form)
+    assert bool(batches) is (architecture != "sm_89")  # 99 KB and 16 bits
+    build_all([tower_build(), *batches, *decoder_builds(MOXIN, form, rows)])
 
 
 @pytest.mark.parametrize("sizes", [VICUNA_7B, LLAMA_13B], ids=["7B without groups", "13B"])
 def test_kernels_of_other_decoders_compile(sizes, on):
     on("sm_90")
     step, _prompt, *others = decoder_builds(sizes, Format(16, 0), 16)
-    build_all([step, *others])
+    batches = batch_builds(sizes, Format(8, 64))
+    assert batches
+    build_all([step, *batches, *others])
 
 
 @pytest.mark.parametrize("architecture", ALL)

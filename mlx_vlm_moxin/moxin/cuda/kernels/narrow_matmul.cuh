@@ -64,33 +64,7 @@ struct LaneWeights {
 
   // Converts the next eight weights of a 16-byte unit to T and shifts the unit on.
   __device__ void next(int n, int c, unsigned int* words) {
-    uint4& unit = packed[n][c];
-    if constexpr (BITS == 16) {
-      words[0] = unit.x;
-      words[1] = unit.y;
-      words[2] = unit.z;
-      words[3] = unit.w;
-    } else if constexpr (BITS == 4) {
-      unsigned int scale = scales[n][c].bits, bias = biases[n][c].bits;
-      scale |= scale << 16;
-      bias |= bias << 16;
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        words[i] = dequantised<T>(nibble_pair(unit.x, unit.x >> 4, i), scale, bias);
-      }
-      unit = uint4{unit.y, unit.z, unit.w, 0};
-    } else {
-      float scale = to_float(scales[n][c]), bias = to_float(biases[n][c]), values[8];
-      bias -= BYTE_RAISE / BYTE_UNIT * scale;
-      scale /= BYTE_UNIT;
-#pragma unroll
-      for (int k = 0; k < 8; ++k) {
-        values[k] = raised_byte(k < 4 ? unit.x : unit.y, k % 4) * scale + bias;
-      }
-#pragma unroll
-      for (int i = 0; i < 4; ++i) words[i] = pack<T>(values[2 * i], values[2 * i + 1]);
-      unit = uint4{unit.z, unit.w, 0, 0};
-    }
+    next_eight<T, BITS>(packed[n][c], scales[n][c], biases[n][c], words);
   }
 };
 

@@ -14,6 +14,26 @@ __device__ inline void copy_async(unsigned int to, const void* from, bool inside
                : "r"(to), "l"(from), "r"(inside ? 16 : 0));
 }
 
+// The same for weights, which are read once.
+__device__ inline void copy_once(unsigned int to, const void* from) {
+  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" : : "r"(to), "l"(from));
+}
+
+// Copies 4 or 8 bytes.
+template <int BYTES>
+__device__ inline void copy_few(unsigned int to, const void* from) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" : : "r"(to), "l"(from), "n"(BYTES));
+}
+
+// Ends a group of copies, which may be empty.
+__device__ inline void commit_copies() { asm volatile("cp.async.commit_group;" : : : "memory"); }
+
+// Waits until all but the last PENDING groups of this thread's copies are done.
+template <int PENDING>
+__device__ inline void wait_copies() {
+  asm volatile("cp.async.wait_group %0;" : : "n"(PENDING) : "memory");
+}
+
 // Four 8 x 8 matrices of 16-bit values; lane i gives the address of row i % 8 of matrix i / 8.
 __device__ inline void load_matrices(unsigned int* registers, unsigned int address) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"

@@ -74,6 +74,36 @@ __device__ inline unsigned int dequantised<float16>(
   return weights;
 }
 
+// Converts the next eight weights of a 16-byte unit to T, two per word, and shifts the unit on.
+// scale and bias are theirs, if they are quantised.
+template <typename T, int BITS>
+__device__ inline void next_eight(uint4& unit, T scale, T bias, unsigned int* words) {
+  if constexpr (BITS == 16) {
+    words[0] = unit.x;
+    words[1] = unit.y;
+    words[2] = unit.z;
+    words[3] = unit.w;
+  } else if constexpr (BITS == 4) {
+    unsigned int scales = scale.bits | scale.bits << 16, biases = bias.bits | bias.bits << 16;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      words[i] = dequantised<T>(nibble_pair(unit.x, unit.x >> 4, i), scales, biases);
+    }
+    unit = uint4{unit.y, unit.z, unit.w, 0};
+  } else {
+    float unit_scale = to_float(scale), raised_bias = to_float(bias), values[8];
+    raised_bias -= BYTE_RAISE / BYTE_UNIT * unit_scale;
+    unit_scale /= BYTE_UNIT;
+#pragma unroll
+    for (int k = 0; k < 8; ++k) {
+      values[k] = raised_byte(k < 4 ? unit.x : unit.y, k % 4) * unit_scale + raised_bias;
+    }
+#pragma unroll
+    for (int i = 0; i < 4; ++i) words[i] = pack<T>(values[2 * i], values[2 * i + 1]);
+    unit = uint4{unit.z, unit.w, 0, 0};
+  }
+}
+
 // Streaming loads of weights. Volatile keeps them before barriers, so that the first weights of a
 // step are in flight while its input is being prepared.
 __device__ inline uint4 load_once(const void* address) {

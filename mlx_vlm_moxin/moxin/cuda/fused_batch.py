@@ -1,0 +1,234 @@
+"""One decoding step of a few sequences: many layers in one launch.
+
+As for a single sequence (``fused_step``) reading the weights is the limit. Kernels for each product
+reach 40 to 95 % of it, since each has to start and to end, and the host needs as long for 250
+launches as they run. More sequences use ``layerwise``.
+"""
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from ...cache import BatchKVCache, KVCache
+from . import device, fused_layers, kernel, kv_cache, layerwise_graph, turns
+from .cache_checks import are_alike, caches_fit
+from .decoder_layers import DecoderLayer, read_layers
+from .decoder_sizes import DecoderSizes
+from .errors import UnsupportedError, require
+from .graph import compile_graph
+from .projections import Format
+
+# Sequences, at most.
+MAX_BATCH = 8
+# Rows of the input are multiplied eight at a time: the columns of a product of tensor cores.
+ROW_TILE = 8
+# A warp multiplies TILE rows of weights at a time, in steps of STEP columns, of which at least
+# MIN_SLOTS are in flight.
+STEP = 128
+TILE = 16
+MIN_SLOTS = 3
+GROUP_SIZES = (32, 64)
+
+
+class Tiling(NamedTuple):
+    """How a batch is divided.
+
+    Attributes:
+        warps: of a thread block.
+        row_tiles: of eight rows, multiplied by the same warp.
+        heads: with the same keys that are attended to together, at most.
+        steps: whose inputs fit into a warp's registers.
+    """
+
+    warps: int
+    row_tiles: int
+    heads: int
+    steps: int
+
+
+FEW = Tiling(16, 1, 2, 3)
+MANY = Tiling(8, 2, 4, 4)
+
+
+def find_tiling(batch: int) -> Tiling:
+    """The tiling for ``batch`` sequences."""
+    return FEW if batch <= ROW_TILE else MANY
+
+
+class FusedBatch:
+    """The step of one token of each sequence, compiled into one graph.
+
+    Args:
+        decoder: a ``MistralModel``.
+        head: the output head.
+    """
+
+    def __init__(self, decoder: nn.Module, head: nn.Module):
+        # For the last sizes only: MLX keeps a graph for each shape it has seen.
+        self._fits = functools.lru_cache(maxsize=1)(functools.partial(_fits, decoder))
+        self._graph = functools.lru_cache(maxsize=1)(functools.partial(_compile, decoder, head))
+
+    def supports(
+        self,
+        inputs: mx.array,
+        inputs_embeds: mx.array | None,
+        cache: Sequence[Any] | None,
+        sizes: DecoderSizes,
+    ) -> bool:
+        """Whether ``inputs`` ``[B, 1]`` are few and follow others in plain or a batch's caches."""
+        return (
+            inputs.shape[1] == 1
+            and inputs.shape[0] <= MAX_BATCH
+            and inputs_embeds is None
+            and caches_fit(cache, (KVCache, BatchKVCache), inputs, None, sizes)
+            and cache[0].keys is not None
+            and self._fits(sizes, len(inputs))
+        )
+
+    def __call__(
+        self,
+        inputs: mx.array,
+        inputs_embeds: None,
+        cache: Sequence[KVCache | BatchKVCache],
+        logits_to_keep: int,
+        sizes: DecoderSizes,
+    ) -> mx.array:
+        """Logits ``[B, 1, vocab_size]`` after the tokens ``inputs`` ``[B, 1]``; fills ``cache``.
+
+        Raises:
+            UnsupportedError: if the kernels do not compute the decoder; ``cache`` is as before.
+        """
+        places = kv_cache.places(cache, len(inputs))
+        arrays = kv_cache.reserve(cache)
+        step = self._graph(sizes, arrays[0].shape)
+        with turns.turn() as launched:
+            logits, arrays = step(inputs, places, arrays)
+            mx.async_eval(logits, arrays)  # as in fused_step
+            launched(logits)
+        kv_cache.append(cache, arrays, 1)
+        return logits
+
+
+def fits(sizes: DecoderSizes, layers: Sequence[DecoderLayer], batch: int) -> bool:
+    """Whether there is a kernel of so many sequences for all ``layers``."""
+    try:
+        for formats in {layer.formats for layer in layers}:
+            check(sizes, formats, find_tiling(batch))
+    except UnsupportedError:
+        return False
+    return True
+
+
+def _fits(decoder: nn.Module, sizes: DecoderSizes, batch: int) -> bool:
+    try:
+        return fits(sizes, read_layers(decoder, sizes), batch)
+    except UnsupportedError:
+        return False
+
+
+def check(sizes: DecoderSizes, formats: fused_layers.Formats, tiling: Tiling) -> None:
+    """Raise UnsupportedError if there is no kernel for layers of these sizes and formats."""
+    form = formats[0]
+    require(sizes.group is None, "the decoder is sharded")
+    require(all(other == form for other in formats), "matrices of a layer are packed apart")
+    require(form.bits == 16 or form.group_size in GROUP_SIZES, "groups of another size")
+    widths = sizes.hidden, sizes.attended, sizes.intermediate
+    require(all(width % STEP == 0 for width in widths), f"a width is no multiple of {STEP}")
+    require(sizes.keys % TILE == 0, f"the keys' width is no multiple of {TILE}")
+    most = tiling.steps * tiling.warps * STEP
+    require(max(sizes.hidden, sizes.attended) <= most, "inputs do not fit into registers")
+    has_room = slots(sizes, form, tiling) >= MIN_SLOTS * FEW.warps // tiling.warps
+    require(has_room, "the GPU has too little shared memory")
+
+
+def heads_at_once(sizes: DecoderSizes, tiling: Tiling) -> int:
+    """Heads that share keys and are attended to together."""
+    return math.gcd(sizes.heads // sizes.kv_heads, tiling.heads)
+
+
+def _step_bytes(form: Format) -> int:
+    """Of a warp's step: weights and, if they are quantised, scales and biases."""
+    groups = STEP // form.group_size if form.bits < 16 else 0
+    return TILE * (STEP * form.bits // 8 + 4 * groups)
+
+
+def _scratch_bytes(sizes: DecoderSizes, tiling: Tiling) -> int:
+    """Shared memory after the weights: as scratch() in batch_products.cuh."""
+    heads, width = heads_at_once(sizes, tiling), sizes.head_dim
+    attention = (heads + 2) * width * 2 + heads * tiling.warps * 4 * (width + 2)
+    return max(2 * tiling.warps * TILE * tiling.row_tiles * ROW_TILE * 4, attention)
+
+
+def slots(sizes: DecoderSizes, form: Format, tiling: Tiling) -> int:
+    """Steps of a warp that are in flight."""
+    room = device.max_shared_memory() - _scratch_bytes(sizes, tiling)
+    return room // (tiling.warps * _step_bytes(form))
+
+
+def _compile(
+    decoder: nn.Module, head: nn.Module, sizes: DecoderSizes, shape: tuple[int, ...]
+) -> Any:
+    return compile_graph(functools.partial(_step, decoder, head, sizes), [decoder, head])
+
+
+def _step(
+    decoder: nn.Module,
+    head: nn.Module,
+    sizes: DecoderSizes,
+    inputs: mx.array,
+    places: kv_cache.Places,
+    arrays: list[mx.array],
+) -> tuple[mx.array, list[mx.array]]:
+    """Logits, and ``arrays`` (keys and values of each layer) after the kernels wrote into them."""
+    require(are_alike(arrays, len(inputs), sizes), "caches of other shapes or dtypes")
+    layers = read_layers(decoder, sizes)
+    x = decoder.embed_tokens(inputs).flatten(0, 1)
+    for group in fused_layers.groups(layers):
+        caches = arrays[2 * group.start : 2 * group.stop]
+        some = layers[group]
+        fused = batch_kernel(sizes, some[0].formats, len(some), len(inputs), arrays[0].shape[2])
+        x = fused_layers.launch(fused, some, x, places[0], caches, places[1])
+    logits = layerwise_graph.logits(head, decoder.norm(x[:, None]))
+    return logits, kv_cache.after(arrays, x)
+
+
+@functools.lru_cache
+def batch_kernel(
+    sizes: DecoderSizes, formats: fused_layers.Formats, count: int, batch: int, capacity: int
+) -> kernel.Kernel:
+    """The kernel of ``count`` layers, for caches of ``capacity`` positions.
+
+    Raises:
+        UnsupportedError: if there is none.
+    """
+    tiling = find_tiling(batch)
+    check(sizes, formats, tiling)
+    form, dtype = formats[0], sizes.dtype
+    depth, parts = slots(sizes, form, tiling), math.ceil(batch / (ROW_TILE * tiling.row_tiles))
+    return fused_layers.build(
+        "fused_batch",
+        sizes,
+        formats,
+        count,
+        {
+            "STEP": STEP,
+            "SLOTS": depth,
+            "ROW_TILES": tiling.row_tiles,
+            "HEADS_AT_ONCE": heads_at_once(sizes, tiling),
+        },
+        {
+            "out": ((batch, sizes.hidden), dtype),
+            "products": ((batch, sizes.attended + 2 * sizes.keys), mx.float32),
+            "attended": ((batch, sizes.attended), dtype),
+            "gated": ((batch, sizes.intermediate), dtype),
+        },
+        {"batch": batch, "capacity": capacity, "parts": parts},
+        blocks=device.multiprocessors() // parts * parts,
+        threads=32 * tiling.warps,
+        shared_memory=tiling.warps * depth * _step_bytes(form) + _scratch_bytes(sizes, tiling),
+        further=[mx.int32],
+    )
