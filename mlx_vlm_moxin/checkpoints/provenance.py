@@ -8,7 +8,8 @@ from typing import Any
 from huggingface_hub import ModelCard
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
-from mlx_vlm_moxin.checkpoints.sources.files import check_inside, is_repository, split_repository
+from mlx_vlm_moxin.checkpoints.sources.directory import check_inside
+from mlx_vlm_moxin.checkpoints.sources.files import is_repository, split_repository
 
 CARD_FILE = "README.md"
 _MAX_CARD_BYTES = 1 << 20

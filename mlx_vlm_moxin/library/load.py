@@ -21,7 +21,8 @@ from mlx_vlm_moxin.checkpoints.quantize_options import (
 from mlx_vlm_moxin.checkpoints.skeleton import build_skeleton
 from mlx_vlm_moxin.checkpoints.sources import Source, open_source
 from mlx_vlm_moxin.checkpoints.sources.action_heads import FILES as ACTION_FILES
-from mlx_vlm_moxin.checkpoints.sources.files import SMALL_FILES, fetch, read_json
+from mlx_vlm_moxin.checkpoints.sources.directory import SMALL_FILES, read_json
+from mlx_vlm_moxin.checkpoints.sources.files import fetch
 from mlx_vlm_moxin.checkpoints.tensor_values import compute_tensors
 from mlx_vlm_moxin.library.memory import warn_if_too_large
 

@@ -5,7 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mlx_vlm_moxin.checkpoints.sources.files import SMALL_FILES, fetch, local_path
+from mlx_vlm_moxin.checkpoints.sources.directory import SMALL_FILES
+from mlx_vlm_moxin.checkpoints.sources.files import fetch, local_path
 
 
 def get_model_path(original: Callable[..., Path], **settings: Any) -> Callable[..., Path]:

@@ -1,5 +1,7 @@
 """A model that can answer the tasks, and small data sets in each published form."""
 
+import shutil
+
 import pytest
 from small_data import write_all
 from tiny_words import write_checkpoint
@@ -23,3 +25,13 @@ def words_model(words_checkpoint):
 def data(tmp_path_factory):
     """A folder with a folder for each task. Tests must not change it."""
     return write_all(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture
+def copy(data, tmp_path):
+    """Copies a task's folder, so that a test can change it."""
+
+    def make(task: str):
+        return shutil.copytree(data / task, tmp_path / task)
+
+    return make

@@ -4,12 +4,17 @@ import json
 import pickle
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from moxin_tiny.dataset import balanced_questions
 from moxin_tiny.drawing import draw
 from moxin_tiny.questions import NUMBERS, Question
 from moxin_tiny.scenes import Scene, Thing, draw_scene
 from PIL import Image
+
+from mlx_vlm_moxin.evals.data.source import Source
+from mlx_vlm_moxin.evals.example import Example
+from mlx_vlm_moxin.evals.tasks import TASKS
 
 SPLIT = "test"
 COUNT = 12
@@ -212,3 +217,8 @@ def write_all(root: Path) -> Path:
     for task, write in WRITERS.items():
         write(root / task)
     return root
+
+
+def read(task: str, folder: Path, **options: Any) -> list[Example]:
+    """The examples of a task in ``folder``; ``options`` are those of ``Source``."""
+    return list(TASKS[task].read(Source(str(folder), **options)))

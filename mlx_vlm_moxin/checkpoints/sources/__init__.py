@@ -13,14 +13,8 @@ from mlx_vlm_moxin.checkpoints.messages import bounded_errors
 from mlx_vlm_moxin.checkpoints.sources.action_heads import FILES as ACTION_FILES
 from mlx_vlm_moxin.checkpoints.sources.action_heads import with_actions
 from mlx_vlm_moxin.checkpoints.sources.base import MALFORMED, Source, malformed
-from mlx_vlm_moxin.checkpoints.sources.files import (
-    SMALL_FILES,
-    check_directory,
-    commit_of,
-    fetch,
-    is_repository,
-    read_json,
-)
+from mlx_vlm_moxin.checkpoints.sources.directory import SMALL_FILES, check_directory, read_json
+from mlx_vlm_moxin.checkpoints.sources.files import commit_of, fetch, is_repository
 from mlx_vlm_moxin.checkpoints.sources.native import open_native
 from mlx_vlm_moxin.checkpoints.sources.ominix import open_ominix
 from mlx_vlm_moxin.checkpoints.sources.runs import fetch_native, is_native

@@ -11,7 +11,8 @@ from transformers import PreTrainedTokenizerFast
 from mlx_vlm_moxin.checkpoints.language_models import LANGUAGE_MODELS
 from mlx_vlm_moxin.checkpoints.native_output import native_errors_dropped
 from mlx_vlm_moxin.checkpoints.regular_files import check_regular
-from mlx_vlm_moxin.checkpoints.sources.files import SMALL_FILES, check_directory, fetch, read_json
+from mlx_vlm_moxin.checkpoints.sources.directory import SMALL_FILES, check_directory, read_json
+from mlx_vlm_moxin.checkpoints.sources.files import fetch
 from mlx_vlm_moxin.checkpoints.sources.sentencepiece_file import read_sentencepiece
 
 SENTENCEPIECE_FILE = "tokenizer.model"

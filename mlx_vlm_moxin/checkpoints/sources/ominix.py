@@ -12,7 +12,7 @@ import re
 from pathlib import Path
 
 from mlx_vlm_moxin.checkpoints.sources.base import Source, Tensors
-from mlx_vlm_moxin.checkpoints.sources.files import read_json
+from mlx_vlm_moxin.checkpoints.sources.directory import read_json
 from mlx_vlm_moxin.checkpoints.sources.saved import (
     config_dtype,
     model_source,

@@ -10,12 +10,8 @@ from mlx_vlm.models.moxin.config import STATISTICS_FILE
 from mlx_vlm.models.moxin.prismatic import check_supported
 
 from mlx_vlm_moxin.checkpoints.prismatic_models import PRISMATIC_MODELS, PrismaticModel
-from mlx_vlm_moxin.checkpoints.sources.files import (
-    fetch,
-    is_repository,
-    list_files,
-    read_json,
-)
+from mlx_vlm_moxin.checkpoints.sources.directory import read_json
+from mlx_vlm_moxin.checkpoints.sources.files import fetch, is_repository, list_files
 
 _FOLDER = "checkpoints"
 LATEST = f"{_FOLDER}/latest-checkpoint.pt"

@@ -10,7 +10,7 @@ from mlx_vlm.models.moxin.validation import check_settings
 
 from mlx_vlm_moxin.checkpoints.native_output import native_errors_dropped
 from mlx_vlm_moxin.checkpoints.sources.base import Source, Tensors, our_tensors
-from mlx_vlm_moxin.checkpoints.sources.files import read_json
+from mlx_vlm_moxin.checkpoints.sources.directory import read_json
 
 # The keys that mlx_vlm.convert checks, and their name in newer transformers.
 _DTYPE_KEYS = ("torch_dtype", "dtype")

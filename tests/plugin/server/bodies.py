@@ -10,6 +10,8 @@ from support import image_path
 
 CHAT, RESPONSES, MESSAGES_API = "/v1/chat/completions", "/v1/responses", "/v1/messages"
 ENDPOINTS = (CHAT, RESPONSES, MESSAGES_API)
+# Characters of an error's message.
+MAX_MESSAGE = 500
 
 
 def picture_data(name: str) -> str:
@@ -68,3 +70,14 @@ def get(server: Any, path: str) -> Any:
     """Decoded JSON of a GET, which must succeed."""
     with urllib.request.urlopen(server.url + path, timeout=60) as response:
         return json.loads(response.read())
+
+
+def refusal(server, endpoint: str, request, *statuses: int) -> str:
+    """The message of a 400, or of one of ``statuses``."""
+    status, answer = server.post(endpoint, request)
+    assert status in (statuses or (400,)), answer
+    message = answer["error"]["message"]
+    assert "\n" not in message
+    assert len(message) <= MAX_MESSAGE
+    assert len(json.dumps(answer)) <= 4 * MAX_MESSAGE
+    return message

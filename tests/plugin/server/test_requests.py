@@ -1,4 +1,4 @@
-"""Requests: seeds, nulls, bodies, limits, log-probabilities, and clients that disconnect."""
+"""Requests: seeds, nulls, bodies, limits, and clients that disconnect."""
 
 import http.client
 import json
@@ -6,27 +6,24 @@ import math
 import time
 
 import pytest
-from bodies import CHAT, ENDPOINTS, MESSAGES_API, RESPONSES, answer_text, body, get, picture_data
-from server_process import Server
+from bodies import (
+    CHAT,
+    ENDPOINTS,
+    MAX_MESSAGE,
+    MESSAGES_API,
+    RESPONSES,
+    answer_text,
+    body,
+    get,
+    picture_data,
+    refusal,
+)
 from support import GOLDENS, MESSAGES
 
-from mlx_vlm_moxin.plugin.server import logprobs
 from mlx_vlm_moxin.plugin.server.json_body import parse_object, without_nulls
 
 QUESTION = MESSAGES[0]
 GOLDEN = GOLDENS["generate"]["hf"]["photo"][0]["text"]
-MAX_MESSAGE = 500
-
-
-def refusal(server, endpoint: str, request, *statuses: int) -> str:
-    """The message of a 400, or of one of ``statuses``."""
-    status, answer = server.post(endpoint, request)
-    assert status in (statuses or (400,)), answer
-    message = answer["error"]["message"]
-    assert "\n" not in message
-    assert len(message) <= MAX_MESSAGE
-    assert len(json.dumps(answer)) <= 4 * MAX_MESSAGE
-    return message
 
 
 @pytest.mark.parametrize("endpoint", ENDPOINTS)
@@ -232,56 +229,6 @@ def test_more_tokens_than_the_context_holds_are_refused(server, endpoint, stream
 def test_a_body_that_is_too_large_is_refused_early(server, endpoint):
     message = refusal(server, endpoint, b" " * (51 * 2**20), 413)
     assert message == f"The body of the request is larger than {50 * 2**20} bytes"
-
-
-def test_tokens_of_log_probabilities_make_up_the_answer(server):
-    request = body(CHAT, server.model, QUESTION, picture_data("photo"), logprobs=True)
-    choice = server.post(CHAT, request)[1]["choices"][0]
-    tokens = choice["logprobs"]["content"]
-    # Up to the first character that consists of several byte tokens.
-    text = "".join(token["token"] for token in tokens).partition("\ufffd")[0].lstrip()
-    assert len(text) > 5
-    assert choice["message"]["content"].startswith(text)
-    assert any(token["token"].startswith(" ") for token in tokens)
-
-
-def test_the_bytes_of_tokens_make_up_their_text(processor, monkeypatch):
-    monkeypatch.setattr(logprobs, "serves_moxin", lambda: True)
-    decode = logprobs.decode_token(None)
-    text = "A na\u00efve \u65e5\u672c \U0001f642 dog.\n"
-    ids = processor.tokenizer(text, add_special_tokens=False)["input_ids"]
-    tokens = [decode(processor.tokenizer, token) for token in ids]
-    assert b"".join(bytes(data) for _, data in tokens).decode().removeprefix(" ") == text
-    assert decode(processor.tokenizer, processor.tokenizer.eos_token_id)[0] == "</s>"
-
-
-@pytest.mark.parametrize("stream", [False, True])
-def test_more_log_probabilities_than_the_server_computes_are_refused(server, stream):
-    request = body(CHAT, server.model, QUESTION, logprobs=True, top_logprobs=3, stream=stream)
-    option = "this server returns 0; start it with --top-logprobs-k 3"
-    assert refusal(server, CHAT, request) == f"top_logprobs=3 cannot be used: {option}"
-    assert "from 0 to 20" in refusal(server, CHAT, {**request, "top_logprobs": 50})
-    included = ["message.output_text.logprobs"]
-    for endpoint, more in (
-        (RESPONSES, {"top_logprobs": 3}),
-        (RESPONSES, {"include": included}),
-        (MESSAGES_API, {"top_logprobs": 3}),
-    ):
-        request = body(endpoint, server.model, QUESTION, stream=stream, **more)
-        assert "/v1/chat/completions only" in refusal(server, endpoint, request)
-    request = {"model": server.model, "prompt": "a", "logprobs": 3, "stream": stream}
-    expected = "logprobs=3 cannot be used on /v1/completions"
-    assert refusal(server, "/v1/completions", request) == expected
-
-
-def test_as_many_log_probabilities_as_the_server_is_started_with(fp32_checkpoint, tmp_path):
-    with Server(fp32_checkpoint, tmp_path / "log.txt", "--top-logprobs-k", "3") as server:
-        request = body(CHAT, server.model, QUESTION, logprobs=True, max_tokens=4, top_logprobs=3)
-        tokens = server.post(CHAT, request)[1]["choices"][0]["logprobs"]["content"]
-        assert all(len(token["top_logprobs"]) == 3 for token in tokens)
-        assert tokens[0]["token"] == tokens[0]["top_logprobs"][0]["token"]
-        message = refusal(server, CHAT, {**request, "top_logprobs": 4})
-        assert "returns 3; start it with --top-logprobs-k 4" in message
 
 
 ANSWERS = [("A dog.", " A dog. \n"), (" ", " \n"), ("A dog.", "<image>\tA dog.\u2003")]
