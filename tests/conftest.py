@@ -19,14 +19,25 @@ hypothesis.settings.load_profile("any machine")
 
 # The slowest files run first: one that starts last would keep the other processes waiting.
 LONG_FILES = (
-    "plugin/server/test_requests.py",
-    "moxin/cuda/test_kernels_compile.py",
-    "plugin/server/test_soak.py",
     "test_install.py",
-    "test_main_job.py",
-    "library/test_command_line.py",
-    "entry_points/test_generate_options.py",
+    "test_openvla_tiny.py",
+    "moxin/cuda/test_kernels_compile.py",
+    "moxin/cuda/test_shards.py",
+    "plugin/server/test_soak.py",
+    "plugin/server/test_picture_memory.py",
+    "conversion/test_family.py",
+    "conversion/test_convert.py",
+    "conversion/verify/test_compare.py",
+    "conversion/test_sweep.py",
+    "conversion/test_command_line.py",
+    "checkpoints/test_tensor_values.py",
     "moxin/test_family.py",
+    "actions/test_training.py",
+    "entry_points/test_train.py",
+    "entry_points/test_train_methods.py",
+    "evals/test_answering.py",
+    "plugin/server/test_batching.py",
+    "plugin/server/test_requests.py",
 )
 
 
