@@ -145,7 +145,7 @@ def append(cache: Sequence[Cache], arrays: Sequence[mx.array], count: int) -> No
     _appendable[cache[0]] = _Appendable(arrays, cache[0].size())
 
 
-def extend(cache: Sequence[KVCache], keys: Sequence[mx.array], values: Sequence[mx.array]) -> None:
+def extend(cache: Sequence[Cache], keys: Sequence[mx.array], values: Sequence[mx.array]) -> None:
     """Append the ``keys`` and ``values`` ``[B, KV, T, head_dim]`` of each layer, in new arrays."""
     old = [] if cache[0].keys is None else held(cache)
     new = [array for pair in zip(keys, values) for array in pair]
@@ -154,16 +154,16 @@ def extend(cache: Sequence[KVCache], keys: Sequence[mx.array], values: Sequence[
 
 
 def _gather(
-    cache: Sequence[KVCache], old: Sequence[mx.array], new: Sequence[mx.array], count: int
+    cache: Sequence[Cache], old: Sequence[mx.array], new: Sequence[mx.array], count: int
 ) -> list[mx.array]:
     """Copies of ``old``, which ``cache`` holds, each followed by one of ``new``, with room for
     ``count`` tokens.
     """
-    capacity = _capacity(cache[0].offset + count)
+    capacity = _capacity(cache[0].size() + count)
     shapes = [arrays[0].shape if arrays else None for arrays in (old, new)]
     arrays = len(old or new)
     copy = gather_caches((old or new)[0].dtype, arrays, *shapes, capacity)
-    (stacked,) = copy(count_array(cache[0].offset), *old, *new)
+    (stacked,) = copy(count_array(cache[0].size()), *old, *new)
     return mx.split(stacked, arrays)
 
 

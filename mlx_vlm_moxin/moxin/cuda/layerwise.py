@@ -99,7 +99,7 @@ class Layerwise:
         arrays, norm = kv_cache.held(cache), self._decoder.norm.weight
         h, keys, values = hidden_states(layers, norm, sizes, x, places, arrays, graphs, True)
         result = logits(self._head, h[:, -logits_to_keep:])
-        if isinstance(cache[0], KVCache):
+        if isinstance(cache[0], KVCache) or len(inputs) == 1:
             kv_cache.extend(cache, keys, values)
         else:
             for layer, key, value in zip(cache, keys, values):

@@ -40,6 +40,14 @@ PASSES = {
     "long question": (lambda dtype: filled_cache(90, dtype), [(1, 100), (1, 5)]),
     "first prompt": (lambda dtype: empty(), [(1, 300), (1, 20), (1, 1)]),
     "rows": (lambda dtype: filled_cache(255, dtype, 3), 3 * [(3, 1)]),
+    "batch of one": (
+        lambda dtype: batch_cache(200, [7], dtype),
+        [(1, 70), (1, 1), (1, 5), (1, 1)],
+    ),
+    "first prompt of a batch of one": (
+        lambda dtype: empty(lambda: BatchKVCache([3])),
+        [(1, 70), (1, 200), (1, 1)],
+    ),
     "batch": (lambda dtype: batch_cache(254, [0, 7, 100], dtype), [(3, 1), (3, 1), (3, 4), (3, 1)]),
     "beyond the window": (lambda dtype: filled_cache(1100, dtype), [(1, 30), (1, 1)]),
 }
@@ -90,6 +98,24 @@ def test_everything_around_the_kernels_equals_the_modules(
     for layer, other in zip(ours, modules):
         for name in ("keys", "values"):
             assert relative_error(filled(layer, name), filled(other, name)) < 1e-5
+
+
+def test_right_padding_of_a_prompt_becomes_left_padding(kernels_in_mlx, monkeypatch):
+    model, results = make_decoder(mx.float32), []
+    for is_enabled in (True, False):
+        monkeypatch.setattr(device, "enabled", lambda is_enabled=is_enabled: is_enabled)
+        cache = empty(lambda: BatchKVCache([0]))
+        for layer in cache:
+            layer.prepare(right_padding=[4])
+        run(model, cache, [(1, 70)])
+        assert uses_kernels(model)
+        for layer in cache:
+            layer.finalize()
+        logits = run(model, cache, [(1, 1), (1, 1)])
+        results.append((logits, [layer.offset.tolist() for layer in cache]))
+    (actual, offsets), (expected, of_modules) = results
+    assert offsets == of_modules == 2 * [[68]]
+    assert relative_error(actual, expected) < 1e-5
 
 
 def test_weights_may_change_between_passes(kernels_in_mlx):
