@@ -11,7 +11,9 @@ import pytest
 from support import HF_CHECKPOINT, TINY
 
 from mlx_vlm_moxin.checkpoints.quantize_options import QuantizeOptions
-from mlx_vlm_moxin.checkpoints.sources import open_source
+from mlx_vlm_moxin.checkpoints.skeleton import build_skeleton
+from mlx_vlm_moxin.checkpoints.sources import Source, open_source
+from mlx_vlm_moxin.checkpoints.tensor_values import compute_tensors
 from mlx_vlm_moxin.conversion.convert import convert
 from mlx_vlm_moxin.conversion.source_files import SourceFiles
 
@@ -120,3 +122,8 @@ def refused(directory: Path, kind: type[Exception] = ValueError) -> str:
         open_source(str(directory))
     assert "\n" not in str(error.value)
     return str(error.value)
+
+
+def computed(source: Source, options: QuantizeOptions) -> dict[str, mx.array]:
+    """The tensors of a conversion of ``source``."""
+    return dict(compute_tensors(source, build_skeleton(source, options)))

@@ -8,13 +8,13 @@ from mlx_vlm import convert as upstream_convert
 from mlx_vlm.convert import QUANT_RECIPES
 from mlx_vlm.models.moxin.quantization import AFFINE_BITS, AFFINE_GROUP_SIZES
 from mlx_vlm.utils import load_config
-from source_checkpoints import edit_json, load_weights, with_weights, write_ominix
+from source_checkpoints import computed, load_weights, write_ominix
 from support import HF_CHECKPOINT
 
 from mlx_vlm_moxin.checkpoints import tensor_values
 from mlx_vlm_moxin.checkpoints.quantize_options import QuantizeOptions
 from mlx_vlm_moxin.checkpoints.skeleton import Skeleton, build_skeleton
-from mlx_vlm_moxin.checkpoints.sources import Source, open_source
+from mlx_vlm_moxin.checkpoints.sources import open_source
 from mlx_vlm_moxin.checkpoints.tensor_values import compute_tensors, group_by_layer
 from mlx_vlm_moxin.conversion.awq import apply_awq
 
@@ -33,10 +33,6 @@ def source():
 @pytest.fixture(scope="module")
 def packed(tmp_path_factory):
     return open_source(str(write_ominix(tmp_path_factory.mktemp("ominix") / "8bit")))
-
-
-def computed(source: Source, options: QuantizeOptions) -> dict[str, mx.array]:
-    return dict(compute_tensors(source, build_skeleton(source, options)))
 
 
 def assert_same(ours: dict[str, mx.array], theirs: dict[str, mx.array]) -> None:
@@ -201,99 +197,6 @@ class TestPackedSources:
 def test_dequantising_an_unquantised_source_is_refused(source):
     with pytest.raises(ValueError, match="nothing to dequantise"):
         build_skeleton(source, QuantizeOptions(dequantize=True))
-
-
-class TestBrokenTensors:
-    def converted(self, tmp_path, change, **settings):
-        source = open_source(str(with_weights(tmp_path / "broken", change)))
-        return computed(source, QuantizeOptions(**settings))
-
-    @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-    def test_values_that_are_not_finite_are_refused(self, tmp_path, value):
-        name = "language_model.model.layers.2.self_attn.q_proj.weight"
-
-        def change(weights):
-            weights[name][3, 5] = value
-
-        with pytest.raises(ValueError, match=f"{name} has values that are not finite"):
-            self.converted(tmp_path, change, quantize=True)
-
-    def test_large_finite_values_are_accepted(self, tmp_path):
-        name = "language_model.model.norm.weight"
-        values = {name: mx.full((128,), 3e38)}
-        assert (
-            self.converted(tmp_path, lambda weights: weights.update(values))[name][0].item() > 2e38
-        )
-
-    def test_values_beyond_float16_are_refused(self, tmp_path):
-        name = "language_model.model.norm.weight"
-        values = {name: mx.full((128,), 1e6)}
-        with pytest.raises(ValueError, match="beyond the range of float16; use --dtype bfloat16"):
-            self.converted(tmp_path, lambda weights: weights.update(values), dtype="float16")
-
-    @pytest.mark.parametrize(
-        ("name", "value", "message"),
-        [
-            ("projector.fc3.bias", mx.zeros((7,)), r"has shape \(7,\), expected \(128,\)"),
-            ("projector.fc3.extra", mx.zeros((7,)), "1 tensors unknown"),
-            ("projector.fc3.bias", None, "1 tensors missing"),
-            ("projector.fc3.bias", mx.zeros((128,), mx.int8), "expected floating-point values"),
-        ],
-    )
-    def test_tensors_that_do_not_fit_are_named(self, tmp_path, name, value, message):
-        def change(weights):
-            del weights[name]
-            weights.update({name: value} if value is not None else {})
-
-        def add(weights):
-            weights[name] = value
-
-        with pytest.raises(ValueError, match=message):
-            self.converted(tmp_path, add if "extra" in name else change)
-
-    def test_a_projector_of_another_model_is_refused(self, tmp_path):
-        def change(weights):
-            weights["projector.fc1.weight"] = mx.zeros((512, 64))
-
-        with pytest.raises(ValueError, match="projector maps width 64 to 128, but"):
-            self.converted(tmp_path, change)
-
-    def test_packed_tensors_of_another_width_are_refused(self, tmp_path):
-        directory = write_ominix(tmp_path / "x")
-        (directory / "quantize_config.json").write_text(
-            '{"quantization": {"group_size": 64, "bits": 4}}'
-        )
-        with pytest.raises(
-            ValueError, match=r"lm_head\.weight is U32 of shape \(576, 32\), expected U32"
-        ):
-            build_skeleton(open_source(str(directory)), QuantizeOptions())
-
-    @pytest.mark.parametrize(("part", "dtype"), [("scales", mx.int8), ("weight", mx.int32)])
-    def test_packed_tensors_of_another_kind_are_refused(self, tmp_path, part, dtype):
-        def change(weights):
-            (name,) = (n for n in weights if "lm_head." in n and n.endswith(f".{part}"))
-            weights[name] = weights[name].astype(dtype)
-
-        directory = with_weights(tmp_path / "y", change, write_ominix(tmp_path / "x"))
-        with pytest.raises(ValueError, match=rf"lm_head\.{part} is I"):
-            build_skeleton(open_source(str(directory)), QuantizeOptions())
-
-    @pytest.mark.parametrize(
-        "quantization",
-        [
-            {"bits": 8},
-            {"bits": "x", "group_size": 64},
-            {"bits": 8, "group_size": 0},
-            {"bits": 7, "group_size": 64},
-        ],
-    )
-    def test_quantization_settings_that_mlx_does_not_support_are_refused(
-        self, tmp_path, quantization
-    ):
-        directory = write_ominix(tmp_path / "x")
-        edit_json(directory / "quantize_config.json", quantization=quantization)
-        with pytest.raises(ValueError, match=r"`quantization` of .* does not exist in MLX"):
-            build_skeleton(open_source(str(directory)), QuantizeOptions())
 
 
 def test_packed_parts_of_one_layer_are_one_group():
