@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +146,7 @@ class Llama:
         context: int,
         flash_attention: bool = True,
         unified: bool = False,
+        threads: int = 1,
     ):
         self._library = self._load(libraries)
         path = str(model).encode()
@@ -165,8 +167,7 @@ class Llama:
         self._context = self._model and self._library.llama_init_from_model(self._model, parameters)
         if not self._context:
             raise RuntimeError(f"llama.cpp could not load {model}")
-        # The weights are on the GPU; a thread gathers embeddings.
-        self._library.llama_set_n_threads(self._context, 1, 1)
+        self._library.llama_set_n_threads(self._context, threads, threads)
         self._rows = rows
         self._batch = self._library.llama_batch_init(2048, 0, rows)
 
@@ -247,15 +248,18 @@ class Llama:
 
 
 def measure(
-    libraries: Path, model: Path, rows: int, sizes: Sizes, rounds: int, **options: bool
+    libraries: Path, model: Path, rows: int, sizes: Sizes, rounds: int, **options: int
 ) -> dict[str, list[float]]:
-    """Values of each round after one that warms up, by what was measured."""
+    """Values of each round after one that warms up, by what was measured.
+
+    A prompt is measured where decoding starts after one that is as long.
+    """
     found: dict[str, list[float]] = {}
     context = sizes.context + sizes.tokens + 8
     llama = Llama(libraries, model, rows, context, **options)
     for number in range(1 + rounds):
         values = {f"decode, batch {rows}, tokens/s": llama.decode_rate(sizes.context, sizes.tokens)}
-        if rows == 1:
+        if rows == 1 and sizes.context >= sizes.short_prompt:
             values[f"prompt of {sizes.short_prompt}, ms"] = llama.prompt_ms(sizes.short_prompt)
         for name, value in values.items():
             found.setdefault(name, []).extend([value] if number else [])
@@ -269,6 +273,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("libraries", type=Path, help="folder with libllama*.so and the others")
     parser.add_argument("--kinds", nargs="+", choices=["Q8_0", "Q4_0"], default=["Q8_0", "Q4_0"])
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--context", type=int, help="tokens before those that are decoded")
+    parser.add_argument("--tokens", type=int, help="tokens that are decoded in a round")
+    parser.add_argument("--threads", type=int, default=1, help="1 where a GPU has the weights")
     parser.add_argument("--no-flash-attention", action="store_true")
     parser.add_argument("--unified", action="store_true", help="one cache for all rows")
     parser.add_argument("--folder", type=Path, help="keep the GGUF files here, and reuse them")
@@ -278,6 +285,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything to this file")
     args = parser.parse_args(argv)
     sizes = SMALL if args.small else Sizes()
+    changed = {"context": args.context, "tokens": args.tokens}
+    sizes = replace(sizes, **{name: value for name, value in changed.items() if value})
     done: dict[str, dict[str, list[float]]] = {}
     with tempfile.TemporaryDirectory(prefix="moxin-gguf-") as temporary:
         folder = args.folder or Path(temporary)
@@ -291,6 +300,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             if args.write_only:
                 continue
             options = {"flash_attention": not args.no_flash_attention, "unified": args.unified}
+            options["threads"] = args.threads
             for rows in args.batches:
                 found = measure(args.libraries, path, rows, sizes, args.rounds, **options)
                 done.setdefault(kind, {}).update(found)
