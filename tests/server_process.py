@@ -43,7 +43,7 @@ class Server:
 
     # What follows ``python -m``.
     command = ("mlx_vlm.server",)
-    # Whether it starts anew, rather than warm, so that `process.pid` is the server's.
+    # Whether it is a new process instead of a forked one, so that `process.pid` is the server's.
     is_new_process = False
 
     def __init__(self, model: Path, log: Path, *options: str, **environment: str):

@@ -51,10 +51,10 @@ def preprocessor_config(image_size: int) -> dict[str, Any]:
 
 
 def run_module(*arguments: str, python: str | None = None, **kwargs) -> subprocess.CompletedProcess:
-    """``python -m ...`` in a process of its own, offline, with its output captured as text.
+    """``python -m ...`` in a separate process, offline, with its output captured as text.
 
     Args:
-        python: the interpreter, started anew; None is this one, started warm (``warm_processes``).
+        python: the interpreter of a new process; None for this one, forked (``warm_processes``).
     """
     environment = {**offline(os.environ), **kwargs.pop("env", {})}
     if python is None:

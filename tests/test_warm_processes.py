@@ -11,7 +11,8 @@ from support import run_module
 from warm_processes import command, offline
 
 pytestmark = pytest.mark.skipif(
-    sys.platform != "linux" or not warm_processes._enabled, reason="commands start anew here"
+    sys.platform != "linux" or not warm_processes._enabled,
+    reason="commands are not forked here",
 )
 
 # What a command sees of its process, in one line.
@@ -28,7 +29,7 @@ print(json.dumps([
 
 
 def both(tmp_path, *arguments: str) -> list[subprocess.CompletedProcess]:
-    """The command started warm and anew."""
+    """The command as a forked and as a new process."""
     environment = {**offline(os.environ), "COLUMNS": "77"}
     warm = command(*arguments, environment=environment)
     assert "relay.py" in " ".join(warm)

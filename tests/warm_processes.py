@@ -1,4 +1,4 @@
-"""Commands that start warm: forked from a process that has imported mlx-vlm already.
+"""Fast commands: forked from a process that has already imported mlx-vlm.
 
 ``python -m COMMAND`` costs 1.4 to 1.8 s of CPU, most of it imports that are the same each time.
 Where forking is safe (Linux, MLX on the CPU: no Metal, no CUDA, no threads of MLX yet) ``command``
@@ -20,10 +20,10 @@ from pathlib import Path
 import mlx.core as mx
 
 FOLDER = Path(__file__).parent / "warm"
-# What Python, its native modules and tqdm read without Python's os.environ[name].
+# Variables that Python, its native modules and tqdm read without os.environ[name].
 READ_NATIVELY = ("PYTHON", "LD_", "LC_", "LANG", "TZ", "MLX_", "OMP_", "OPENBLAS_", "MALLOC_")
 READ_NATIVELY += ("GLIBC_", "TQDM_", "RAYON_", "TOKENIZERS_")
-# Of mlx-vlm's server and of this package: read by code that is not preloaded.
+# Variables of mlx-vlm's server and this package, read by code that is not preloaded.
 READ_LATER = ("MLX_VLM_",)
 
 
@@ -58,7 +58,7 @@ class _Host:
         return natively or name in self._read
 
     def stop(self) -> None:
-        """End the process; commands that still run go on."""
+        """End the process; running commands continue."""
         self._process.stdin.close()
         self._process.wait(timeout=60)
         self._process.stdout.close()
@@ -70,7 +70,7 @@ _enabled = False
 
 
 def enable() -> None:
-    """Start commands warm from now on, where that is possible."""
+    """Fork commands from now on, where that is possible."""
     global _enabled
     _enabled = sys.platform == "linux" and mx.default_device() == mx.cpu
 
@@ -86,7 +86,7 @@ def offline(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def command(*arguments: object, environment: Mapping[str, str]) -> list[str]:
-    """What to give ``subprocess`` for ``python ARGUMENTS``, run in ``environment``.
+    """The arguments of ``subprocess`` for ``python ARGUMENTS``, run in ``environment``.
 
     It has the same output, exit status and effects, and receives signals. The process id is not
     the command's, and resource limits set on it (``preexec_fn``) do not reach the command.
@@ -102,7 +102,7 @@ def command(*arguments: object, environment: Mapping[str, str]) -> list[str]:
 
 
 def stop() -> None:
-    """End the process that commands are forked from, if there is one."""
+    """End the process from which commands are forked, if there is one."""
     if _host.cache_info().currsize:
         _host().stop()
         _host.cache_clear()

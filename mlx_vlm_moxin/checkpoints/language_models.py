@@ -20,8 +20,8 @@ class Licence:
 LLAMA_2 = Licence(
     "llama2",
     "Llama 2 is licensed under the LLAMA 2 Community License, Copyright (c) Meta Platforms, Inc. "
-    "All Rights Reserved. Whoever passes weights on that were made from it does so with a copy of "
-    "this licence (https://ai.meta.com/llama/license/) and under Meta's Acceptable Use Policy.",
+    "All Rights Reserved. Weights made from it may only be distributed with a copy of this "
+    "licence (https://ai.meta.com/llama/license/) and under Meta's Acceptable Use Policy.",
 )
 APACHE_2 = Licence("apache-2.0")
 MIT = Licence("mit")

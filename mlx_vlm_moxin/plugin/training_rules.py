@@ -11,7 +11,7 @@ from mlx_vlm_moxin.plugin.option_tables import Command, is_given
 
 # Files that an adapter's directory may hold, in mlx-vlm's order.
 ADAPTER_FILES = ("adapters.safetensors", "weights.safetensors")
-# What --train-vision trains beside the decoder's adapter.
+# Parts that --train-vision trains in addition to the decoder's adapter.
 TOWERS = ("vision_tower.", "multi_modal_projector.")
 
 

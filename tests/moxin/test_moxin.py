@@ -132,7 +132,7 @@ def test_batch_generate_gives_each_row_its_own_answer(model, processor, rows):
         images=[image_path(name) for name in names],
         prompts=messages,
         max_tokens=GOLDENS["new_tokens"],
-        # Pictures of different sizes would be batches of their own.
+        # Pictures of different sizes would be in separate batches.
         group_by_shape=False,
     )
     for row, name in enumerate(names):

@@ -1,7 +1,7 @@
 """Moxin's architecture in small sizes, and the source checkpoint's config.json.
 
 Sizes: 112-pixel pictures make 64 visual tokens. Both towers keep the real ones' 16
-heads, one unused block behind the features and, for SigLIP, timm's MLP ratio. The
+heads, one unused block after the features and, for SigLIP, timm's MLP ratio. The
 decoder's widths are multiples of 128, so that every group size divides them.
 """
 

@@ -20,8 +20,8 @@ import sys
 from types import ModuleType
 from typing import Any
 
-# mlx_vlm imports transformers, numpy and more, and is what each of its commands imports first;
-# the others are libraries that the commands import later.
+# mlx_vlm imports transformers, numpy and more, and each of its commands imports it first; the
+# others are libraries that the commands import later.
 PRELOADED = (
     "mlx_vlm",
     "transformers.models.auto.processing_auto",
@@ -34,7 +34,7 @@ MAX_MESSAGE_BYTES = 1 << 20
 
 def _preload() -> set[str]:
     """Import ``PRELOADED``; returns the environment variables that were read meanwhile."""
-    importlib.import_module("tqdm.utils")  # reads all of them, for those named TQDM_...
+    importlib.import_module("tqdm.utils")  # reads all variables, for those named TQDM_...
     kind, names = type(os.environ), set()
     read = kind.__getitem__
 
@@ -52,7 +52,7 @@ def _preload() -> set[str]:
 
 
 def _receive(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:
-    """The command as its relay sends it: one line of JSON with three descriptors."""
+    """Receive a command from its relay: one line of JSON with three descriptors."""
     data, descriptors, _, _ = socket.recv_fds(connection, MAX_MESSAGE_BYTES, 3)
     while not data.endswith(b"\n"):
         more = connection.recv(MAX_MESSAGE_BYTES)
@@ -63,7 +63,7 @@ def _receive(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:
 
 
 def _become(command: dict[str, Any], descriptors: list[int]) -> None:
-    """Give this process what ``python ARGUMENTS`` would have given a new one."""
+    """Set up this process like a new one of ``python ARGUMENTS``."""
     for number, descriptor in enumerate(descriptors):
         os.dup2(descriptor, number)
     os.closerange(3, 256)
@@ -76,7 +76,7 @@ def _become(command: dict[str, Any], descriptors: list[int]) -> None:
     sys.argv = [option, *rest]
     sys.orig_argv = [sys.executable, *command["arguments"]]
     sys.modules["__main__"] = ModuleType("__main__")
-    # Seeded when they were imported: every command would draw the same numbers.
+    # Seeded at their import; without this every command would draw the same numbers.
     sys.modules["numpy"].random.seed()
     sys.modules["mlx.core"].random.seed(int.from_bytes(os.urandom(8), "little"))
 

@@ -1,4 +1,4 @@
-"""Stands for a command that ``host.py`` runs: ``relay.py SOCKET_PATH -m MODULE ARGUMENTS``.
+"""Represents a command that ``host.py`` runs: ``relay.py SOCKET_PATH -m MODULE ARGUMENTS``.
 
 The command works on this process's descriptors, directory and environment; signals sent to this
 process reach it, and this process ends as it does. Imports little: it starts for each command.

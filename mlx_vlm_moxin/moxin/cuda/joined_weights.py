@@ -1,7 +1,7 @@
 """Plain matrices that are multiplied by the same input, as one matrix.
 
-MLX records each product with cuBLAS as a graph of its own, which costs 20 us of host time. For
-a prompt of 288 tokens the smaller products run no longer than that. So q_proj, k_proj and v_proj,
+MLX records each product with cuBLAS as a separate graph, which takes 20 us of host time. For a
+prompt of 288 tokens the smaller products run no longer than that. So q_proj, k_proj and v_proj,
 and gate_proj and up_proj, are moved next to each other in memory, once, and each module's weight
 becomes a view of its part. Nothing is stored twice.
 """

@@ -183,7 +183,7 @@ def _pictures(sizes: Sizes) -> tuple[Measure, ...]:
 
 
 def _actions(sizes: Sizes, width: str) -> tuple[Measure, ...]:
-    """One action, those of several robots, a chunk; in bfloat16 beside the published code."""
+    """One action, those of several robots, a chunk; in bfloat16 next to the published code."""
     torch = ("torch towers", "torch decoder")
     batch = {"batch": sizes.robots}
     compiled = Side("PyTorch, static cache, compiled", "torch_actions:static", torch)

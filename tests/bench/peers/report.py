@@ -67,7 +67,7 @@ def _value(side: dict[str, Any], unit: str, *notes: str) -> str:
 
 
 def markdown(measures: dict[str, Any]) -> str:
-    """A table of a run: our best side of a measure beside each other one, and the ratio.
+    """A table of a run: our best side of a measure, each other side, and the ratio.
 
     Our further sides of a measure have a line each, without a ratio.
     """

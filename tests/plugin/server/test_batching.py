@@ -47,7 +47,7 @@ def test_each_row_gets_the_tokens_that_it_gets_alone(model, processor, batches, 
         images=[image_path(name) for name, _ in cases],
         prompts=[MESSAGES[index] for _, index in cases],
         max_tokens=TOKENS,
-        # Pictures of different sizes would be batches of their own.
+        # Pictures of different sizes would be in separate batches.
         group_by_shape=False,
     )
     (batch,) = batches

@@ -109,7 +109,7 @@ def test_a_batch_with_a_drafter_changes_no_answer(model, processor, drafter):
         max_tokens=TOKENS,
         draft_model=drafter,
         draft_kind="eagle3",
-        # Pictures of different sizes would be batches of their own.
+        # Pictures of different sizes would be in separate batches.
         group_by_shape=False,
     )
     expected = [GOLDEN[name][index]["text"] for name, index in CASES[:7]]
