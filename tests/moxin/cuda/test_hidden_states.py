@@ -104,6 +104,13 @@ def test_only_padding_that_would_be_seen_needs_the_modules(
         assert relative_error(actual[index, : part.shape[1]], part[0]) < TOLERANCE
 
 
+def test_what_the_engine_computes_is_the_result(on_cpu, monkeypatch):
+    model, x = make_decoder(mx.float32), embeddings(1, 9, mx.float32)
+    computed = mx.zeros_like(x)
+    monkeypatch.setattr(type(model), "engine_hidden_states", lambda *_: computed)
+    assert decode(model, x, [9], False) is computed
+
+
 @needs_gpu
 @pytest.mark.parametrize("is_causal", [True, False])
 @pytest.mark.parametrize("shape", [(1, 40), (1, 609), (2, 100)])
