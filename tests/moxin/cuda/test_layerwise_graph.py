@@ -118,6 +118,25 @@ def test_right_padding_of_a_prompt_becomes_left_padding(kernels_in_mlx, monkeypa
     assert relative_error(actual, expected) < 1e-5
 
 
+def test_sequences_join_and_leave_a_batch_of_one(kernels_in_mlx, monkeypatch):
+    model, results = make_decoder(mx.float32), []
+    for is_enabled in (True, False):
+        monkeypatch.setattr(device, "enabled", lambda is_enabled=is_enabled: is_enabled)
+        cache, other = (empty(lambda: BatchKVCache([0])) for _ in range(2))
+        logits = [run(model, cache, [(1, 70), (1, 1), (1, 1)])]
+        logits.append(run(model, other, [(1, 90), (1, 1)]))
+        for layer, another in zip(cache, other):
+            layer.extend(another)
+        logits.append(run(model, cache, [(2, 1), (2, 1)]))
+        for layer in cache:
+            layer.filter(mx.array([0]))
+        logits.append(run(model, cache, [(1, 1), (1, 1)]))
+        results.append((mx.concatenate(logits), [layer.offset.tolist() for layer in cache]))
+    (actual, offsets), (expected, of_modules) = results
+    assert offsets == of_modules == 2 * [[76]]
+    assert relative_error(actual, expected) < 1e-5
+
+
 def test_weights_may_change_between_passes(kernels_in_mlx):
     model = make_decoder(mx.float32)
     before = run(model, filled_cache(9, mx.float32), [(1, 5)])
