@@ -141,6 +141,17 @@ def check_learned(model, processor) -> None:
         np.testing.assert_allclose(predicted, taught)
 
 
+def test_training_lowers_the_loss_and_writes_the_statistics(fp32, data, tmp_path):
+    few = [*SETTINGS[: SETTINGS.index("--iters")], "--iters", "20"]
+    learned = losses(train(fp32, tmp_path / "adapter", "--data", data, *few))
+    assert learned[-1] < learned[0] / 2
+    statistics = json.loads((tmp_path / "adapter" / "dataset_statistics.json").read_text())
+    assert [*statistics] == ["my_robot"]
+    model, _ = stock_load(str(fp32), adapter_path=str(tmp_path / "adapter"))
+    assert [*model.config.norm_stats] == ["my_robot"]
+
+
+@pytest.mark.slow
 def test_an_adapter_learns_actions_and_keeps_their_statistics(fp32, data, tmp_path):
     learned = losses(train(fp32, tmp_path / "adapter", "--data", data, *SETTINGS))
     assert learned[-1] < learned[0] / 20

@@ -68,6 +68,7 @@ def test_lora_learns_fuses_and_converts(fp32_checkpoint, jsonl, tmp_path):
     assert answers(*load(str(tmp_path / "moxin"))) == LEARNED
 
 
+@pytest.mark.slow
 def test_qlora_learns_and_fuses(fp32_checkpoint, parquet, tmp_path):
     base, adapter = tmp_path / "base", tmp_path / "adapter"
     options = {"quantize": True, "q_bits": 4, "q_group_size": 32, "trust_remote_code": False}

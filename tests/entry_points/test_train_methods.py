@@ -36,6 +36,7 @@ def adapted(checkpoint, adapter):
     return load(str(checkpoint), adapter_path=str(adapter))
 
 
+@pytest.mark.slow
 def test_dora_learns_and_fuses(fp32_checkpoint, data, tmp_path):
     options = ["--train-type", "dora", "--data", data, *SUPERVISED, "0.05"]
     learned = losses(train(fp32_checkpoint, tmp_path / "adapter", *options))
@@ -123,7 +124,7 @@ def margins(model, processor) -> list[float]:
     ]
 
 
-@pytest.mark.parametrize("algorithm", ["orpo", "dpo"])
+@pytest.mark.parametrize("algorithm", ["orpo", pytest.param("dpo", marks=pytest.mark.slow)])
 def test_preference_training_prefers_the_chosen_answers(
     fp32_checkpoint, model, processor, tmp_path, algorithm
 ):
