@@ -1,6 +1,6 @@
 """Rules for the options of mlx-vlm's commands; each rule checks the options of a command.
 
-tests/plugin/test_command_options.py checks the parsers of all commands: every option must have a
+tests/plugin/test_option_coverage.py checks the parsers of all commands: every option must have a
 rule, be in a table, or be in the test's list of options without a check.
 """
 

@@ -145,7 +145,13 @@ def train(original: Callable[..., dict]) -> Callable[..., dict]:
             guard = Guard(model, save, args.adapter_file, training_callback)
             task, training_callback = replace(task, save_weights=guard.save), guard
         return original(
-            *(model, optimizer, train_dataset, val_dataset, args, task, training_callback),
+            model,
+            optimizer,
+            train_dataset,
+            val_dataset,
+            args,
+            task,
+            training_callback,
             *rest,
             **kwargs,
         )

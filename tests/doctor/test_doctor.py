@@ -19,8 +19,17 @@ from mlx_vlm_moxin.library.memory import Memory
 
 GB = 10**9
 NAMES = [
-    *("mlx-vlm-moxin", "mlx-vlm", "transformers", "mlx-lm", "mlx", "start-up file"),
-    *("model package", "memory", "disk", "CUDA kernels", "self-test"),
+    "mlx-vlm-moxin",
+    "mlx-vlm",
+    "transformers",
+    "mlx-lm",
+    "mlx",
+    "start-up file",
+    "model package",
+    "memory",
+    "disk",
+    "CUDA kernels",
+    "self-test",
 ]
 
 
