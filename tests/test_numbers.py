@@ -62,6 +62,11 @@ def download(source: str) -> str:
     return f"{ROWS[source].download / 1e9:.1f}"
 
 
+def memory(source: str, bits: int) -> str:
+    """Size of a published model's weights at a width in GB."""
+    return f"{ROWS[source].memory[bits] / 1e9:.1f}"
+
+
 def visual_tokens() -> list[int]:
     """Numbers of visual tokens of the family's models, each once."""
     configs = [models.config_of(each.model) for each in models.PUBLISHED.values()]
@@ -91,6 +96,8 @@ FACTS = [
     ("README.md", r"\| bf16 \| [\d.]+ GB \| ([\d.]+) GB \|", [download(HF)]),
     ("README.md", r"\| 4 bits \| [\d.]+ GB \| ([\d.]+) GB \|", [download(HF)]),
     ("README.md", r"\| 8 bits \| [\d.]+ GB \| ([\d.]+) GB \|", [gigabytes(8, digits=1)]),
+    ("README.md", r"download of ([\d.]+) GB to a server", [download("openvla/openvla-7b")]),
+    ("docs/actions.md", r"([\d.]+) GB for OpenVLA at 8 bits", [memory("openvla/openvla-7b", 8)]),
     ("docs/limits.md", r"(\d+ x \d+) pixels and (\d+) visual", [SIZE, VISION.num_patches]),
     ("docs/limits.md", r"have (\d+) to (\d+) pixels", [pixels()[0], pixels()[-1]]),
     (
