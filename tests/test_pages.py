@@ -28,7 +28,8 @@ def test_blocks_tables_and_code_within_text_are_commands(tmp_path, monkeypatch):
         "`python -m mlx_vlm` alone is a name, `python -m mlx_vlm generate \n--model x` is not.\n"
         "```bash\n# a remark\nfirst --a \\\n    --b    # why\n\nsecond\n```\n"
         "| cell | `python -m y -q --z 1` |\n```python\nimport x\n\nx.run()\n```\n"
-        "    ```python\n    excerpt\n    ```\n```json\n{}\n```\n",
+        "    ```python\n    excerpt\n    ```\n```json\n{}\n```\n"
+        "```console\n$ third\none\ntwo\n$ fourth\n```\n",
         encoding="utf-8",
     )
     found = [*commands(page)]
@@ -39,9 +40,10 @@ def test_blocks_tables_and_code_within_text_are_commands(tmp_path, monkeypatch):
             "second",
             "python -m y -q --z 1",
         ),
-        "Python: x.run() ...",
+        *("Python: x.run() ...", "third", "fourth"),
     ]
-    assert [command.is_python for command in found] == [False] * 4 + [True]
+    assert [command.is_python for command in found] == [False] * 4 + [True] + [False] * 2
+    assert [command.output for command in found[-2:]] == ["one\ntwo\n", ""]
 
 
 @pytest.mark.parametrize("pattern", [*STAND_INS, *LEFT_OUT])
@@ -75,6 +77,14 @@ def test_a_command_that_fails_is_shown_with_its_end_and_the_status_is_1(tmp_path
     assert "nothing" in shown
     assert shown.endswith("3 ran, 2 failed, 1 left out\n")
     assert program.report([Outcome(Command("page.md", "true"), RAN)]) == 0
+
+
+def test_another_output_than_the_page_shows_is_a_failure(tmp_path):
+    reader = Reader(tmp_path)
+    right = Command("page.md", "echo a circle", output="a circle\n")
+    assert reader.run(right).state == RAN
+    outcome = reader.run(Command("page.md", "echo a star", output="a circle\n"))
+    assert (outcome.state, outcome.reason) == (FAILED, "a star\n")
 
 
 def test_a_server_that_does_not_start_is_a_failure(tmp_path):

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pages.commands import PAGES, ROOT, commands
-from pages.materials import copy_folder, write_materials
+from pages.materials import CONVERSIONS, copy_folder, write_materials
 from pages.reader import FAILED, OUT, RAN, Outcome, Reader
 
 
@@ -52,10 +52,10 @@ def main() -> int:
         start = Path(temporary) / "start"
         start.mkdir()
         write_materials(start)
-        convert = "python -m mlx_vlm convert --hf-path materials/hf --mlx-path moxin -q --q-bits 8"
-        reason = Reader(start).type(convert)
-        if reason:
-            raise SystemExit(f"error: the small model could not be made: {reason}")
+        for command in CONVERSIONS:
+            reason = Reader(start).type(command)
+            if reason:
+                raise SystemExit(f"error: the small model could not be made: {reason}")
         for number, page in enumerate(pages):
             folder = Path(temporary) / str(number)
             copy_folder(start, folder, str(page.relative_to(ROOT)))

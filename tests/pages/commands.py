@@ -14,11 +14,10 @@ PAGES = [
     ROOT / "tests" / "openvla_tiny" / "README.md",
     *sorted((ROOT / "docs").glob("*.md")),
 ]
-# A block of shell commands or of Python at the margin, or a complete command in the text: with
-# an option and its value.
-# Indented blocks are excerpts of files.
+# A block of shell commands, of a session or of Python at the margin, or a complete command in the
+# text: with an option and its value. Indented blocks are excerpts of files.
 _SHOWN = re.compile(
-    r"^```(?P<language>bash|python)\n(?P<block>.*?)^```"
+    r"^```(?P<language>bash|console|python)\n(?P<block>.*?)^```"
     r"|`(?P<inline>(?:cd tests && )?python -m [^`]*\s--(?:help|\S+\s+\w)[^`]*)`",
     re.DOTALL | re.MULTILINE,
 )
@@ -32,11 +31,13 @@ class Command:
         page: path of the page, relative to the repository.
         text: a shell command in one line, or a block of Python.
         is_python: which of the two it is.
+        output: what the page shows below the command, in a session.
     """
 
     page: str
     text: str
     is_python: bool = False
+    output: str = ""
 
     @property
     def title(self) -> str:
@@ -53,6 +54,11 @@ def commands(page: Path) -> Iterator[Command]:
     for shown in _SHOWN.finditer(page.read_text(encoding="utf-8")):
         if shown["language"] == "python":
             yield Command(name, shown["block"], is_python=True)
+            continue
+        if shown["language"] == "console":
+            for session in re.split(r"^\$ ", shown["block"], flags=re.MULTILINE)[1:]:
+                text, _, output = session.partition("\n")
+                yield Command(name, text, output=output)
             continue
         if shown["inline"]:
             yield Command(name, " ".join(shown["inline"].split()))

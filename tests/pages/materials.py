@@ -18,8 +18,14 @@ from source_checkpoints import HUB, NATIVE, write_ominix
 from pages.commands import ROOT
 
 _CAMERAS = ("camera", "front", "wrist", "left", "right")
-# Each page's own folder has the same DATA; of these pages it is about actions.
+# Pages on which DATA is about actions, and on which `moxin` knows the words of the tasks.
 ACTION_PAGES = ("docs/actions.md",)
+TASK_PAGES = ("docs/evaluations.md",)
+# Commands that make `moxin` and the other one, which takes its place on these pages.
+CONVERSIONS = [
+    f"python -m mlx_vlm convert --hf-path {source} --mlx-path {name} -q --q-bits 8"
+    for source, name in (("tests/moxin_tiny/checkpoint", "moxin"), ("materials/hf", "words"))
+]
 
 
 def _write_lines(path: Path, rows: list[dict]) -> None:
@@ -35,7 +41,7 @@ def _write_openvla(directory: Path) -> None:
 
 
 def write_materials(folder: Path) -> None:
-    """Write the files that the pages assume, except ``moxin``, which is converted."""
+    """Write the small models and data that the pages use; ``CONVERSIONS`` make the rest."""
     place = folder / "materials"
     place.mkdir()
     tiny_words.write_checkpoint(place / "hf")
@@ -76,6 +82,9 @@ def write_action_data(folder: Path) -> None:
 def copy_folder(start: Path, folder: Path, page: str) -> None:
     """A reader's folder for one page."""
     shutil.copytree(start, folder, symlinks=True, copy_function=os.link)
+    if page in TASK_PAGES:
+        shutil.rmtree(folder / "moxin")
+        (folder / "words").rename(folder / "moxin")
     if page in ACTION_PAGES:
         (folder / "DATA" / "train.jsonl").unlink()
         write_action_data(folder)

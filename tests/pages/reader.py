@@ -71,11 +71,16 @@ class Reader:
             self._python += typed
             reason = self.type(self._python, is_python=True)
         else:
-            reason = self._serve(typed) if _serves(typed) else self.type(typed)
+            reason = (
+                self._serve(typed) if _serves(typed) else self.type(typed, False, command.output)
+            )
         return Outcome(command, FAILED if reason else RAN, reason)
 
-    def type(self, command: str, is_python: bool = False) -> str:
-        """Run a command to its end; the last of its output if it fails, else nothing."""
+    def type(self, command: str, is_python: bool = False, output: str = "") -> str:
+        """Run a command to its end; the last of its output if it fails, else nothing.
+
+        Printing anything but ``output``, if the page shows one, is a failure too.
+        """
         program = [sys.executable, "-c"] if is_python else ["bash", "-c"]
         try:
             result = subprocess.run(
@@ -89,7 +94,7 @@ class Reader:
             )
         except subprocess.TimeoutExpired:
             return f"did not end within {TIMEOUT} s"
-        if result.returncode == 0:
+        if result.returncode == 0 and output in ("", result.stdout):
             return ""
         output = (result.stdout + result.stderr)[-MAX_REASON:]
         return output or f"ended with status {result.returncode}"
