@@ -22,7 +22,9 @@ _CHROMINANCE = """
 99 99 99 99 99 99 99 99   99 99 99 99 99 99 99 99"""
 # Default quality of tf.io.encode_jpeg.
 QUALITY = 95
-_ROW, _COLUMN = -1, -2
+# Axes along which rows and columns are transformed.
+_ROW = -1
+_COLUMN = -2
 
 
 def _fixed(value: float, bits: int) -> int:

@@ -24,7 +24,9 @@ from mlx_vlm_moxin.actions.statistics import choose_data_set, scale_of
 from mlx_vlm_moxin.actions.tokens import ActionTokenizer
 
 # Columns of a row; the last one may be missing.
-INSTRUCTION, ACTION, DATA_SET = "instruction", "action", "data_set"
+INSTRUCTION = "instruction"
+ACTION = "action"
+DATA_SET = "data_set"
 _DEFAULT_NAME = "action_data"
 
 

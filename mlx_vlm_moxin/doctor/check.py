@@ -11,7 +11,9 @@ from typing import Any
 # Maximum characters of an unexpected error's message.
 MAX_MESSAGE = 400
 
-OK, WARNING, FAILED = "ok", "warning", "failed"
+OK = "ok"
+WARNING = "warning"
+FAILED = "failed"
 
 
 @dataclass

@@ -31,7 +31,9 @@ from mlx_vlm_moxin.evals.stand_in import stand_in_processor
 from mlx_vlm_moxin.evals.tasks import TASKS
 from mlx_vlm_moxin.library.load import load
 
-WIDTH, HEIGHT = 640, 480
+# Pixels of each picture.
+WIDTH = 640
+HEIGHT = 480
 # A typical question of each task.
 QUESTIONS = {
     "vsr": "The cat is beneath the dining table.",

@@ -15,7 +15,8 @@ from .towers import DINO_ID, SIGLIP_ID, TIMM_MODELS, TOWER_NAMES, TimmModel
 from .vision_config import PROJECTOR_LAYERS
 
 _SIGLIP_384_ID = "vit_so400m_patch14_siglip_384"
-_CLIP_ID, _CLIP_336_ID = "vit_large_patch14_clip_224.openai", "vit_large_patch14_clip_336.openai"
+_CLIP_ID = "vit_large_patch14_clip_224.openai"
+_CLIP_336_ID = "vit_large_patch14_clip_336.openai"
 _IN1K_ID = "vit_large_patch16_224.augreg_in21k_ft_in1k"
 
 # vision_backbone_id of a native run -> timm's id and activation of each tower. Next to DINOv2,

@@ -104,7 +104,8 @@ _CLIP = {
 }
 _IN1K = {"class_token": True, "class_position": True}
 
-DINO_ID, SIGLIP_ID = "vit_large_patch14_reg4_dinov2.lvd142m", "vit_so400m_patch14_siglip_224"
+DINO_ID = "vit_large_patch14_reg4_dinov2.lvd142m"
+SIGLIP_ID = "vit_so400m_patch14_siglip_224"
 TIMM_MODELS = {
     DINO_ID: TimmModel("dino", 224, 14, *_IMAGENET, _DINO),
     SIGLIP_ID: TimmModel("siglip", 224, 14, *_HALF, _SIGLIP),

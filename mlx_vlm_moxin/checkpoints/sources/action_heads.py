@@ -24,7 +24,8 @@ _UNSUPPORTED = {
     "vision_backbone": "towers conditioned on the instruction (FiLM)",
     "noisy_action_projector": "a diffusion head",
 }
-_HEAD, _PROPRIO = "action_head", "proprio_projector"
+_HEAD = "action_head"
+_PROPRIO = "proprio_projector"
 # Settings that are derived from tensors.
 _SIZES = ("action_dim", "proprio_dim")
 

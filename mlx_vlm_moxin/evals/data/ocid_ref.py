@@ -18,7 +18,8 @@ GROUPS = ("minimum clutter", "medium clutter", "maximum clutter")
 # Number of a series' last picture in which the objects are separate, touching, and stacked.
 _LAST_TAKES = (9, 16, 20)
 # Size of all pictures in pixels.
-_WIDTH, _HEIGHT = 640, 480
+_WIDTH = 640
+_HEIGHT = 480
 
 
 class _Expression(BaseModel):

@@ -14,8 +14,10 @@ from .kernel import C_TYPES, Kernel
 from .projections import Format
 from .tiling import MAX_SPLITS, MULTIPLY_THREADS, PRODUCT_WARPS, TILING, find_tiling
 
-# Threads per block that unpack weights, and groups of eight weights per thread.
-UNPACK_THREADS, UNPACK_UNITS = 256, 4
+# Threads per block that unpack weights.
+UNPACK_THREADS = 256
+# Groups of eight weights per thread.
+UNPACK_UNITS = 4
 
 
 @functools.lru_cache

@@ -23,9 +23,12 @@ logger = logging.getLogger(__name__)
 
 # Bytes of the parts of one sum, from all processes.
 HALF_BYTES = 32 << 20
-# As in peers.cuh; the token by which a mapping is checked comes after the state.
-PARTS, TOKEN = 4096, 512
-TOKEN_BYTES = HANDLE_BYTES = 64
+# Bytes before the first half (peers.cuh).
+PARTS = 4096
+# Offset of the token by which a mapping is checked, after the state of peers.cuh.
+TOKEN = 512
+TOKEN_BYTES = 64
+HANDLE_BYTES = 64
 # Seconds after which a launch fails if other processes, which may be compiling, do not arrive.
 PATIENCE = 120
 ENABLE_PEER_ACCESS = 1  # CU_IPC_MEM_LAZY_ENABLE_PEER_ACCESS

@@ -37,8 +37,14 @@ from .projections import Projection, read_projection
 from .step_attention import step_attention
 
 MAX_THREADS = 8
-# Tokens of a picture and a question, of a long prompt, of another question; sequences of a batch.
-PROMPT, LONG_PROMPT, QUESTION, BATCH = 288, 384, 24, 8
+# Tokens of a picture and a question.
+PROMPT = 288
+LONG_PROMPT = 384
+# Tokens of a further question about a picture.
+QUESTION = 24
+# Sequences of a batch.
+BATCH = 8
+# Positions of the cache.
 CAPACITY = 512
 
 Build = Callable[[], object]

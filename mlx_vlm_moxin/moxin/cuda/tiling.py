@@ -9,31 +9,36 @@ from typing import NamedTuple
 from . import device
 from .projections import Format
 
-# Rows of a product's tile; of up to FEW_ROWS rows with quantised weights.
+# Rows of a product's tile, and those of quantised weights with up to FEW_ROWS rows.
 ROW_TILES = (16, 32, 64)
 FEW_ROWS = 8
-# Tiles of more rows are used with quantised weights, and for up to so many rows: beyond that it is
+# Tiles of more rows, used with quantised weights for up to MAX_WIDE_ROWS rows. Above that it is
 # faster to unpack the weights and to use MLX's product, which is always faster for plain weights
 # (docs/speed.md). The unpacked weights of some layers need 2 GB, which smaller GPUs may not have.
 WIDE_ROW_TILES = (96, 128)
 MAX_WIDE_ROWS = 128
 SMALL_MEMORY = 15 * 10**9
 SMALL_MAX_WIDE_ROWS = {8: 512, 4: 384}
-# Values of K per step of a product, warps of its thread block, and stages of its input.
-# WIDE_TILE_K: with few rows and 4 bits, which would need a step for every 8 KB of weights.
-TILE_K, WIDE_TILE_K = 128, 256
+# Values of K per step of a product.
+TILE_K = 128
+# The same with few rows and 4 bits, where a step of TILE_K would read only 8 KB of weights.
+WIDE_TILE_K = 256
+# Warps of a product's thread block, and stages of its input in shared memory.
 PRODUCT_WARPS = 8
 STAGES = 3
-# Tiles of 8 rows of weights per warp in a fused prompt; in its gated product 4 compute all columns
-# of the real model in one round.
-TILES, FUSED_GATED_TILES = 2, 4
+# Tiles of 8 rows of weights per warp in a fused prompt.
+TILES = 2
+# The same in its gated product, where 4 compute all columns of the real model in one round.
+FUSED_GATED_TILES = 4
 MAX_SPLITS = 8
 MULTIPLY_THREADS = 32 * PRODUCT_WARPS
 ATTENTION_WARPS = 4
-# Query rows per attention block: 64, or 16 when 64 would leave multiprocessors idle. KEYS: keys per
-# tile, double-buffered.
-MANY_QUERIES, FEW_QUERIES = 64, 16
+# Query rows per attention block: few if many would leave multiprocessors idle.
+MANY_QUERIES = 64
+FEW_QUERIES = 16
+# Thread blocks from which no multiprocessor is idle.
 MANY_BLOCKS = 128
+# Keys per tile, double-buffered.
 KEYS = 64
 # The above constants that the kernels use.
 TILING = {

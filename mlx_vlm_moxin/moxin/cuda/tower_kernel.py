@@ -14,10 +14,14 @@ THREADS = 256
 # fewer layers, so that the GPU starts while Python records the next.
 FIRST_LAYERS = 4
 LAYERS_AT_ONCE = 11
-# Rows and values of K of a product's tile, and its columns if it is wide or narrow.
-TILE_ROWS, TILE_K = 96, 64
-WIDE_WIDTH, NARROW_WIDTH = 128, 64
-WIDE_STAGES, NARROW_GROUPS = 3, 2
+# Rows of a product's tile, and values of K per step.
+TILE_ROWS = 96
+TILE_K = 64
+# Columns of a wide and of a narrow product's tile.
+WIDE_WIDTH = 128
+NARROW_WIDTH = 64
+WIDE_STAGES = 3
+NARROW_GROUPS = 2
 # A layer's arrays, in the order of moxin::TowerLayer (tower_layers.cu).
 PARAMETERS = (
     ("norm1", "weight"),

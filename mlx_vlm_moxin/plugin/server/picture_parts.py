@@ -11,7 +11,9 @@ from typing import Any
 
 from mlx_vlm_moxin.plugin.server.errors import BadRequestError
 
-CHAT, RESPONSES, MESSAGES = "/chat/completions", "/responses", "/messages"
+CHAT = "/chat/completions"
+RESPONSES = "/responses"
+MESSAGES = "/messages"
 # Content parts that are neither text nor a picture, which Moxin cannot use.
 _OTHER_MEDIA = {
     "input_audio": "audio",
