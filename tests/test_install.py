@@ -90,7 +90,7 @@ def test_one_package_is_installed(light_python, tmp_path):
     assert "ModuleNotFoundError: No module named 'conversion'" in result.stderr
 
 
-@pytest.mark.parametrize("kind", ["folder", "file"])
+@pytest.mark.parametrize("kind", ["folder", pytest.param("file", marks=pytest.mark.slow)])
 def test_names_in_the_working_directory_do_not_get_in_the_way(light_python, tmp_path, kind):
     names = ("conversion", "library", "plugin", "checkpoints", "moxin", "bench", "evals")
     for name in names:

@@ -33,9 +33,7 @@ FORMATS = {
 
 @pytest.fixture(
     scope="module",
-    params=[
-        pytest.param(name, marks=() if name == "bf16" else pytest.mark.slow) for name in FORMATS
-    ],
+    params=FORMATS,
 )
 def converted(request, tmp_path_factory):
     """(model, processor) after stock mlx-vlm's conversion."""
@@ -69,6 +67,7 @@ def error(found: np.ndarray, expected: np.ndarray) -> float:
     return float(np.abs(found - expected)[:, MOVES].mean())
 
 
+@pytest.mark.slow
 def test_held_out_episodes_succeed_in_every_format(converted):
     episodes = [episode(kind, index) for kind in KINDS for index in range(EPISODES)]
     assert run_episodes(*converted, episodes).done.sum() >= ENOUGH
@@ -78,7 +77,6 @@ def test_the_checkpoint_is_small_enough_for_the_repository():
     assert sum(file.stat().st_size for file in CHECKPOINT.iterdir()) <= 4 * 2**20
 
 
-@pytest.mark.slow
 def test_another_instruction_moves_the_gripper_elsewhere(policy):
     """On the same tables, an instruction about another item leads to that item."""
     episodes, first_tasks = [], []

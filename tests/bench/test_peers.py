@@ -145,6 +145,7 @@ def test_moxin_is_built_in_the_sizes_of_the_run(sizes, layers, monkeypatch):
     assert peer_models.ours(sizes).text_config.num_hidden_layers == layers
 
 
+@pytest.mark.slow
 def test_a_small_run_gives_a_value_for_every_side_of_mlx(tmp_path):
     file = tmp_path / "peers.json"
     options = ["--small", "--rounds", "1", "--json", file, "--only", *MLX_MEASURES]

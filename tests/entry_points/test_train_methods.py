@@ -146,6 +146,7 @@ def test_preference_training_prefers_the_chosen_answers(
     assert min(margins(*adapted(fp32_checkpoint, tmp_path / "adapter"))) > 3
 
 
+@pytest.mark.slow
 def test_grpo_makes_the_right_answers_likelier(fp32_checkpoint, data, tmp_path):
     # An answer that never occurs gets no reward, so the right answers are first made likely.
     supervised = ["--data", data, *SUPERVISED, "0.05", "--iters", "7"]

@@ -75,7 +75,7 @@ def test_generated_answers_are_those_of_mlx_vlm(words_model, questions, single_t
     assert single_texts == [ask(question) for question in questions]
 
 
-@pytest.mark.parametrize("size", [3, 8])
+@pytest.mark.parametrize("size", [3, pytest.param(8, marks=pytest.mark.slow)])
 def test_probabilities_of_a_batch_are_those_one_by_one(
     words_model, questions, single_probabilities, size
 ):

@@ -18,11 +18,11 @@ GB = 10**9
 @pytest.mark.parametrize(
     ("gigabytes", "advice"),
     [
-        (16, "8 bits ("),
+        pytest.param(16, "8 bits (", marks=pytest.mark.slow),
         pytest.param(10, "6 bits (", marks=pytest.mark.slow),
         pytest.param(9, "5 bits", marks=pytest.mark.slow),
-        pytest.param(7.5, "4 bits", marks=pytest.mark.slow),
-        (2, "No width of this model fits"),
+        (7.5, "4 bits"),
+        pytest.param(2, "No width of this model fits", marks=pytest.mark.slow),
     ],
 )
 def test_the_widest_that_fits_is_named(gigabytes, advice):

@@ -59,7 +59,10 @@ def test_every_form_is_resized_by_mlx_vlms_function(form):
     assert max(picture.size) == 32
 
 
-@pytest.mark.parametrize("listed", [False, True], ids=["alone", "in a list"])
+@pytest.mark.parametrize(
+    "listed",
+    [pytest.param(False, id="alone", marks=pytest.mark.slow), pytest.param(True, id="in a list")],
+)
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_of_a_picture_is_answered_by_every_function(tiny, prompt, form, listed, capsys):
     picture = [FORMS[form]] if listed else FORMS[form]

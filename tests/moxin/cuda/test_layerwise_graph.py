@@ -80,7 +80,7 @@ def test_a_layer_that_is_not_supported_leaves_the_prompt_to_the_modules(kernels_
     assert relative_error(actual, run(other, modules, [(1, 100), (1, 1)])) == 0
 
 
-@pytest.mark.parametrize("intermediate_size", [640, 576])
+@pytest.mark.parametrize("intermediate_size", [640, pytest.param(576, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("bits", [16, 8])
 @pytest.mark.parametrize("name", PASSES)
 def test_everything_around_the_kernels_equals_the_modules(
