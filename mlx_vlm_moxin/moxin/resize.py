@@ -18,7 +18,7 @@ from .picture_sources import PictureError, PictureLimits
 
 # Pictures are resized in threads, each a strip. One of fewer pixels is not worth handing over (0.4
 # ms of work), and the copy of one of more needs too much memory.
-MIN_STRIP_PIXELS, MAX_STRIP_PIXELS = 2**16, 2**20
+MIN_STRIP_PIXELS, MAX_STRIP_PIXELS = 2**16, 2**18
 MAX_THREADS = 8
 # Four bytes each.
 MAX_EXTRA_PIXELS = 2**24
