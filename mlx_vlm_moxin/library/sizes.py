@@ -4,6 +4,7 @@
 loaded or computed: the model is built and quantised, and no weight is ever evaluated.
 """
 
+import argparse
 import contextlib
 import io
 
@@ -150,4 +151,6 @@ def tables() -> str:
 
 
 if __name__ == "__main__":
+    # Refuses options, which would have no effect.
+    argparse.ArgumentParser(description="Sizes of Moxin-7B at every width.").parse_args()
     print(tables())

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from comparing import size
-from support import HF_CHECKPOINT, run_python
+from support import HF_CHECKPOINT, run_module, run_python
 
 from mlx_vlm_moxin import load
 from mlx_vlm_moxin.library import sizes
@@ -62,3 +62,11 @@ mx.eval(mx.value_and_grad(lambda w: (w * weight).sum())(weight))
 print("computed")
 """
     assert run_python(code).strip() == "computed"
+
+
+def test_the_command_prints_the_tables_and_refuses_options():
+    command = "mlx_vlm_moxin.library.sizes"
+    assert run_module(command).stdout == sizes.tables() + "\n"
+    result = run_module(command, "--bits", "99")
+    assert result.returncode == 2
+    assert "unrecognized arguments: --bits 99" in result.stderr
