@@ -24,9 +24,11 @@ CORE = (
     "moxin",
     "plugin",
     "library",
+    "actions/test_training.py",
     "conversion/test_convert.py",
     "evals/test_answering.py",
     "entry_points/test_generate_options.py",
+    "entry_points/test_train.py",
     "test_lift.py",
     "test_main_job.py",
 )
