@@ -58,13 +58,13 @@ def test_an_environment_that_is_there_is_used(clone, arguments):
         (["BACKEND="], ["python3.12 -m venv --clear", '-e ".[test]"']),
     ],
 )
-def test_another_backend_or_python_makes_it_anew(clone, arguments, parts):
+def test_another_backend_or_python_recreates_the_environment(clone, arguments, parts):
     commands = planned(clone, *arguments)
     for part in parts:
         assert part in commands
 
 
-def test_newer_requirements_make_it_anew_with_the_same_backend(clone):
+def test_newer_requirements_recreate_the_environment_with_the_same_backend(clone):
     newer = (clone / ".venv" / "ready").stat().st_mtime + 10
     os.utime(clone / "requirements.txt", (newer, newer))
     assert '-e ".[test,cuda13]"' in planned(clone)

@@ -42,7 +42,7 @@ def _anchors(text: str) -> set[str]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_links_between_pages_lead_somewhere(page):
+def test_links_between_pages_have_targets(page):
     text = page.read_text(encoding="utf-8")
     for link, anchor in re.findall(r"\]\(([^)#\s]*)(#[^)\s]*)?\)", text):
         if re.match(r"[a-z]+:", link):

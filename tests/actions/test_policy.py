@@ -124,7 +124,7 @@ def test_only_action_ids_can_be_chosen(action_checkpoint, monkeypatch, name):
     assert ((actions.token_ids >= 31744) & (actions.token_ids < 32000)).all()
 
 
-def test_a_statistics_file_beside_the_checkpoint_wins(action_checkpoint, tmp_path):
+def test_a_statistics_file_next_to_the_checkpoint_has_priority(action_checkpoint, tmp_path):
     shutil.copytree(action_checkpoint("openvla"), tmp_path / "model")
     statistics = {"my_robot": {"action": {"q01": [0.0] * 3, "q99": [1.0] * 3}}}
     (tmp_path / "model" / "dataset_statistics.json").write_text(json.dumps(statistics))

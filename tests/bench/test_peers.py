@@ -237,7 +237,7 @@ def test_a_side_without_kernels_runs_with_the_switch_off(monkeypatch):
     assert rounds.KERNELS_SWITCH == device.SWITCH
 
 
-def test_the_table_has_our_best_side_beside_each_other_one():
+def test_the_table_has_our_best_side_next_to_each_other_one():
     sides = _measure("ours, a", "ours, b", "peer, c", "peer, d")
     results = [Result("ours, a", True, [200.0]), Result("ours, b", True, [1500.0])]
     results += [Result("peer, c", False, [750.0]), Result("peer, d", False, error="failed")]

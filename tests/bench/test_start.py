@@ -48,6 +48,6 @@ def test_mlx_vlms_own_model_answers_from_the_stock_server(checkpoint, tmp_path):
         assert load.tokens > 0
 
 
-def test_a_conversion_is_timed_beside_reading_its_source(tmp_path, capsys):
+def test_a_conversion_is_timed_together_with_reading_its_source(tmp_path, capsys):
     conversion.main([str(tmp_path), "--small", "--layers", "2", "--rounds", "1", "--to", "4"])
     assert "times reading alone" in capsys.readouterr().out

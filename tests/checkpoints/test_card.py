@@ -69,7 +69,7 @@ def test_a_fine_tune_stays_one_when_it_is_quantised(tmp_path):
     assert "It is a fine-tune of [a/b](https://huggingface.co/a/b)." in card.text
 
 
-def test_a_hub_source_is_linked_beside_its_base_model(tmp_path):
+def test_a_hub_source_is_linked_in_addition_to_its_base_model(tmp_path):
     known = replace(KNOWN, source="somebody/Moxin-7B-VLM-hf")
     card = written(tmp_path, provenance=known)
     link = "[somebody/Moxin-7B-VLM-hf](https://huggingface.co/somebody/Moxin-7B-VLM-hf)"

@@ -41,7 +41,7 @@ def test_the_commit_is_the_name_of_the_snapshot(tmp_path):
     assert commit_of("owner/name/llama2+7b", tmp_path / "abc" / "llama2+7b") == "abc"
 
 
-def test_a_local_directory_is_fetched_as_it_is_and_has_no_revisions(tmp_path):
+def test_a_local_directory_is_used_directly_and_has_no_revisions(tmp_path):
     assert fetch(str(tmp_path), []) == tmp_path
     with pytest.raises(ValueError, match="one version: revision 'v1' would have no effect"):
         fetch(str(tmp_path), [], "v1")

@@ -100,7 +100,7 @@ def result(*pairs: tuple[float, str]) -> Result:
     return Result(answers, {"accuracy": mean}, len(pairs), 1.0)
 
 
-def test_the_change_and_its_error_worked_out_by_hand():
+def test_the_change_and_its_error_equal_values_computed_by_hand():
     before = result((1, "a"), (1, "b"), (0, "c"), (0, "d"))
     after = result((1, "a"), (0, "x"), (0, "y"), (0, "d"))
     # Changes 0, -1, 0, 0: mean -1/4, variance 3/16, error sqrt(3/16/4).

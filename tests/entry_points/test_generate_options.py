@@ -103,7 +103,7 @@ def test_a_seed_gives_the_same_sample_again(fp32_checkpoint):
     assert len({sample(7), sample(8), GOLDEN["text"]}) == 3
 
 
-def test_top_p_leaves_the_likeliest_token_alone_in_the_end(model, processor):
+def test_a_small_top_p_leaves_only_the_likeliest_token(model, processor):
     options = {"max_tokens": TOKENS, "temperature": 1.0, "top_p": 1e-6}
     result = generate(model, processor, PROMPT, [PHOTO], **options)
     assert result.token_ids == GOLDEN["tokens"]

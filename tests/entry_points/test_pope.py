@@ -44,7 +44,7 @@ def rows(category: str, *pairs: tuple[str, str]) -> list[dict[str, str]]:
     return [{"category": category, "prediction": p, "answer": a} for p, a in pairs]
 
 
-def test_scores_are_those_worked_out_by_hand():
+def test_scores_equal_values_computed_by_hand():
     # random: TP 2, FP 1, TN 1, FN 1; popular: TP 0, FP 1, TN 3, FN 0.
     answers = rows("random", *[("Yes", "yes")] * 2, ("Yes", "no"), ("No", "no"), ("No", "yes"))
     answers += rows("popular", ("A cup", "no"), *[("No", "no")] * 3)

@@ -67,12 +67,12 @@ def test_a_box_that_is_written_down_is_read_back(box):
         ([0.5, 0.5, 0.5, 0.5], [0.5, 0.5, 0.5, 0.5], 0),
     ],
 )
-def test_overlap_worked_out_by_hand(first, second, value):
+def test_overlap_equals_values_computed_by_hand(first, second, value):
     assert iou(first, second) == pytest.approx(value, abs=1e-12)
 
 
 @given(BOXES, BOXES)
-def test_overlap_is_symmetric_and_lies_between_0_and_1(first, second):
+def test_overlap_is_symmetric_and_between_0_and_1(first, second):
     value = iou(first, second)
     assert value == pytest.approx(iou(second, first), abs=1e-9)
     assert 0 <= value <= 1 + 1e-9

@@ -23,7 +23,7 @@ def rows(published: str | None, **locations: str) -> list[report.Row]:
     return report.rows(results, locations, published)
 
 
-def test_accuracy_and_its_error_worked_out_by_hand():
+def test_accuracy_and_its_error_equal_values_computed_by_hand():
     (row,) = rows(None, gqa="folder")
     assert row.accuracy == 75
     # Variance 3/16 of 4 scores.
@@ -54,7 +54,7 @@ def test_the_whole_data_set_in_its_own_form_differs_in_nothing():
     assert report.rows({"vsr": found}, {"vsr": "folder"}, None)[0].differs == ""
 
 
-def test_the_table_on_the_screen_and_as_json(tmp_path, capsys):
+def test_the_table_has_the_same_numbers_on_the_screen_and_as_json(tmp_path, capsys):
     found = rows("moxin-7b-vlm", gqa="f", **{"refcoco+": "f"})
     report.print_table("moxin, 8 bits", found, "moxin-7b-vlm")
     output = capsys.readouterr().out

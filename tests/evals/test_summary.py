@@ -14,7 +14,7 @@ def answer(score=0.0, group="", prediction="", right="", probabilities=None) -> 
     return Answer("m", "w", "t", "1", group, "?", right, prediction, score, probabilities)
 
 
-def test_ranking_worked_out_by_hand():
+def test_ranking_equals_values_computed_by_hand():
     # Ranked: + - + -. Of the pairs, (0.9, 0.8), (0.9, 0.2), (0.4, 0.2) are right: 3 / 4.
     labels, values = [True, False, True, False], [0.9, 0.8, 0.4, 0.2]
     assert roc_auc(labels, values) == pytest.approx(3 / 4)
@@ -34,7 +34,7 @@ def test_ranking_needs_both_kinds():
 
 
 @given(st.lists(st.tuples(st.booleans(), st.floats(0, 1)), min_size=2, max_size=30))
-def test_turning_the_order_around_turns_the_area_around(pairs):
+def test_reversing_the_order_reverses_the_area(pairs):
     labels, values = zip(*pairs)
     area = roc_auc(labels, values)
     if area is not None:
@@ -42,7 +42,7 @@ def test_turning_the_order_around_turns_the_area_around(pairs):
         assert 0 <= average_precision(labels, values) <= 1
 
 
-def test_f1_worked_out_by_hand():
+def test_f1_equals_values_computed_by_hand():
     # Two of three found, one of three found ones wrong: precision and recall 2/3.
     labels, found = [True, True, True, False], [True, True, False, True]
     assert f1(labels, found) == pytest.approx(2 / 3)

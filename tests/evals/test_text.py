@@ -32,7 +32,7 @@ def test_gqa_drops_punctuation_and_capitals_only(text, form):
     assert gqa_form(text) == form
 
 
-def test_gqa_leaves_the_right_answer_as_it_is():
+def test_gqa_does_not_change_the_right_answer():
     assert gqa_score("Red.", "red") == 1
     assert gqa_score("red", "Red.") == 0
 
@@ -69,7 +69,7 @@ def test_gqa_leaves_the_right_answer_as_it_is():
         ("", ""),
     ],
 )
-def test_vizwiz_form_worked_out_by_hand(text, form):
+def test_vizwiz_form_equals_forms_written_by_hand(text, form):
     assert vizwiz_form(text) == form
 
 
@@ -92,7 +92,7 @@ def test_vqav2_writes_apostrophes(text, form):
         ("a,b", "ab"),
     ],
 )
-def test_textvqa_form_worked_out_by_hand(text, form):
+def test_textvqa_form_equals_forms_written_by_hand(text, form):
     assert textvqa_form(text) == form
 
 
@@ -123,7 +123,7 @@ def test_textvqa_brings_both_sides_to_its_form():
 
 
 @given(st.text(), st.lists(st.text(), min_size=1, max_size=10))
-def test_scores_of_any_text_lie_between_0_and_1(prediction, answers):
+def test_scores_of_any_text_are_between_0_and_1(prediction, answers):
     for score in (vizwiz_score, vqa_score, textvqa_score):
         assert 0 <= score(prediction, answers) <= 1
 

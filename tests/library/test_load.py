@@ -74,7 +74,7 @@ def test_an_ominix_export_is_loaded_with_its_packed_weights(converted, ominix):
     assert tokens(model, processor) == tokens(stock_model, stock_processor)
 
 
-def test_a_checkpoint_that_has_the_settings_asked_for_stays_as_it_is(converted, caplog):
+def test_a_checkpoint_that_has_the_requested_settings_is_unchanged(converted, caplog):
     model, _ = load(converted(8), quantize=8)
     assert_same_parameters(model, mlx_vlm.load(str(converted(8)))[0])
     assert not caplog.records

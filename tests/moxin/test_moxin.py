@@ -225,7 +225,7 @@ def test_settings_that_mlx_vlm_puts_on_the_config_stay_there(fp32_checkpoint):
 
 
 @pytest.mark.parametrize(("length", "passes"), [(40, 1), (512, 1), (513, 2)])
-def test_a_short_prompt_takes_one_pass_to_the_first_token(model, pass_lengths, length, passes):
+def test_a_short_prompt_needs_one_pass_to_the_first_token(model, pass_lengths, length, passes):
     ids = mx.full((1, length), 5)
     next(generate_step(ids, model, None, None, temperature=0.0, max_tokens=1))
     assert pass_lengths[:passes] == ([length] if passes == 1 else [length - 1, 1])

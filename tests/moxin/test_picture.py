@@ -63,7 +63,7 @@ def test_a_picture_in_rgb_is_not_copied_and_never_changed():
     assert picture.getexif()[0x0112] == 6
 
 
-def test_a_file_object_is_read_from_its_beginning_as_often_as_it_is_given():
+def test_a_file_object_is_read_from_its_beginning_every_time():
     file = io.BytesIO(DATA)
     file.seek(5)
     for _ in range(2):

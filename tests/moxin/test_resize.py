@@ -70,7 +70,7 @@ def test_strips_share_no_more_weights_than_fit_into_the_extra_memory(monkeypatch
     assert resize._count_strips((longest + 1, 8), 1) > 1
 
 
-def test_a_forked_process_resizes_with_threads_of_its_own(monkeypatch):
+def test_a_forked_process_starts_new_threads_for_resizing(monkeypatch):
     monkeypatch.setattr(resize.os, "cpu_count", lambda: 3)
     picture = Image.effect_noise((640, 480), 50).convert("RGB")
     expected = resize.resize_naive(picture, 224).tobytes()

@@ -59,7 +59,7 @@ def test_the_file_that_is_checked_is_the_one_that_is_loaded(save, present):
     assert marker(utils.apply_lora_layers(base(), str(directory / present[-1]))) == len(present)
 
 
-def test_statistics_beside_the_weights_are_used_however_the_adapter_is_named(save):
+def test_statistics_next_to_the_weights_are_used_for_any_form_of_the_path(save):
     directory = save("adapter")
     action = {"q01": [0.0], "q99": [1.0], "mask": [True]}
     statistics = {"mine": {"action": action}}

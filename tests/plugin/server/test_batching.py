@@ -135,7 +135,7 @@ def logprobs_of(answer: dict) -> list[float]:
     return [entry["logprob"] for entry in answer["choices"][0]["logprobs"]["content"]]
 
 
-def test_log_probabilities_are_right_beside_requests_without_them(server):
+def test_log_probabilities_are_right_while_other_requests_have_none(server):
     picture = picture_data("photo")
     asking = body(CHAT, server.model, MESSAGES[0], picture, logprobs=True)
     alone = logprobs_of(server.post(CHAT, asking)[1])

@@ -78,7 +78,7 @@ def assert_follows_the_schema(text: str) -> None:
     assert answer["legs"] in range(10)
 
 
-def test_answers_follow_a_schema_beside_answers_that_have_none(server):
+def test_answers_follow_a_schema_while_other_answers_have_none(server):
     plain = request(CHAT, server.model)
     alone = answer_text(CHAT, server.post(*plain)[1])
     settings = ({}, {"temperature": 1, "seed": 1}, {"temperature": 1, "seed": 2})
