@@ -1,6 +1,8 @@
 """Action data is encoded as in OpenVLA's training, can be learned, and keeps its statistics."""
 
+import base64
 import json
+from dataclasses import replace
 
 import mlx.core as mx
 import numpy as np
@@ -87,6 +89,18 @@ def test_a_row_is_the_prompt_the_actions_ids_and_the_end(fp32, data):
     # A bin is 1/127.5 of the range between the 1 % and 99 % quantiles.
     np.testing.assert_allclose(decoded, ROWS[0][2], atol=0.015)
     assert row["pixel_values"].shape == (1, 6, 28, 28)
+
+
+def test_pictures_need_no_file_in_the_folder(fp32, data):
+    model, processor = stock_load(str(fp32))
+    rows, photo = rows_of(data), data / "photo.png"
+    expected = ActionDataset(rows, replace(model.config), processor)[0]["pixel_values"]
+    as_url = f"data:image/png;base64,{base64.b64encode(photo.read_bytes()).decode()}"
+    for image in (picture("photo"), as_url, str(photo)):
+        changed = [{**rows[0], "image": image}, rows[1]]
+        for given in (RawSplit(changed, data), changed):
+            dataset = ActionDataset(given, replace(model.config), processor)
+            assert mx.array_equal(dataset[0]["pixel_values"], expected)
 
 
 def test_statistics_in_the_folder_count(fp32, data):
