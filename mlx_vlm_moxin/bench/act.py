@@ -43,6 +43,7 @@ class ActionRun:
 
     @property
     def num_images(self) -> int:
+        """Number of pictures in the batch."""
         return len(self._images)
 
     def __call__(self) -> mx.array:

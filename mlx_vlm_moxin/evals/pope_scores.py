@@ -59,24 +59,29 @@ class Scores:
 
     @property
     def questions(self) -> int:
+        """Number of answered questions."""
         return (
             self.true_positives + self.false_positives + self.true_negatives + self.false_negatives
         )
 
     @property
     def accuracy(self) -> float:
+        """Share of right answers, 0 to 1."""
         return _ratio(self.true_positives + self.true_negatives, self.questions)
 
     @property
     def precision(self) -> float:
+        """Share of "yes" answers that are right, 0 to 1."""
         return _ratio(self.true_positives, self.true_positives + self.false_positives)
 
     @property
     def recall(self) -> float:
+        """Share of "yes" questions that were answered with "yes", 0 to 1."""
         return _ratio(self.true_positives, self.true_positives + self.false_negatives)
 
     @property
     def f1(self) -> float:
+        """Harmonic mean of precision and recall."""
         return _ratio(2 * self.precision * self.recall, self.precision + self.recall)
 
     @property

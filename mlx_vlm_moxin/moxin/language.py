@@ -163,12 +163,15 @@ class LanguageModel(nn.Module):
 
     @property
     def layers(self) -> list[nn.Module]:
+        """The decoder's layers, for mlx-vlm's caches."""
         return self.model.layers
 
     @property
     def head_dim(self) -> int:
+        """Width of a head, for mlx-vlm's caches."""
         return self.config.head_dim
 
     @property
     def n_kv_heads(self) -> int:
+        """Number of key-value heads, for mlx-vlm's caches."""
         return self.config.num_key_value_heads

@@ -220,4 +220,5 @@ class Model(nn.Module):
 
     @property
     def layers(self) -> list[nn.Module]:
+        """The decoder's layers."""
         return self.language_model.layers

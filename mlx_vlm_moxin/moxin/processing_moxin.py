@@ -150,6 +150,7 @@ class MoxinProcessor:
 
     @property
     def chat_template(self) -> str:
+        """The tokenizer's."""
         return self.tokenizer.chat_template
 
     def apply_chat_template(self, conversation: list[dict[str, Any]], **kwargs: Any) -> Any:

@@ -1,8 +1,8 @@
 """One decoding step of a few sequences: many layers in one launch.
 
-As for a single sequence (``fused_step``) reading the weights is the limit. Kernels for each product
-reach 40 to 95 % of it, since each has to start and to end, and the host needs as long for 250
-launches as they run. More sequences use ``layerwise``.
+As for a single sequence (``fused_step``), reading the weights is the limit. Separate kernels for
+each product reach 40 to 95 % of it, since each has to start and to end, and 250 launches take the
+host as long as the kernels run. More sequences use ``layerwise``.
 """
 
 import functools
@@ -40,8 +40,8 @@ class Tiling(NamedTuple):
     Attributes:
         warps: of a thread block.
         row_tiles: of eight rows, multiplied by the same warp.
-        heads: with the same keys that are attended to together, at most.
-        steps: whose inputs fit into a warp's registers.
+        heads: largest number of heads with the same keys that are computed together.
+        steps: largest number of steps whose inputs fit into a warp's registers.
     """
 
     warps: int
@@ -114,7 +114,7 @@ class FusedBatch:
 
 
 def fits(sizes: DecoderSizes, layers: Sequence[DecoderLayer], batch: int) -> bool:
-    """Whether there is a kernel of so many sequences for all ``layers``."""
+    """Whether there is a kernel for this number of sequences and all ``layers``."""
     try:
         for formats in {layer.formats for layer in layers}:
             check(sizes, formats, find_tiling(batch))
@@ -164,7 +164,13 @@ def _scratch_bytes(sizes: DecoderSizes, tiling: Tiling) -> int:
 
 
 def slots(sizes: DecoderSizes, form: Format, tiling: Tiling) -> int:
-    """Steps of a warp that are in flight."""
+    """Number of a warp's steps whose weights are in flight.
+
+    Args:
+        sizes: of the decoder.
+        form: of the weights.
+        tiling: of the batch.
+    """
     room = device.max_shared_memory() - _scratch_bytes(sizes, tiling)
     return room // (tiling.warps * _step_bytes(form))
 
@@ -200,10 +206,20 @@ def _step(
 def batch_kernel(
     sizes: DecoderSizes, formats: fused_layers.Formats, count: int, batch: int, capacity: int
 ) -> kernel.Kernel:
-    """The kernel of ``count`` layers, for caches of ``capacity`` positions.
+    """The kernel of ``count`` layers for one token of each sequence.
+
+    Args:
+        sizes: of the decoder.
+        formats: of the four projections of every layer.
+        batch: number of sequences.
+        capacity: positions of the cached arrays.
+
+    Returns:
+        A kernel for ``fused_layers.launch``; its first result is the hidden states
+        ``[batch, hidden]``.
 
     Raises:
-        UnsupportedError: if there is none.
+        UnsupportedError: if there is no such kernel.
     """
     tiling = find_tiling(batch)
     check(sizes, formats, tiling)

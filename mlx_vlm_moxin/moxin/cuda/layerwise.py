@@ -52,7 +52,14 @@ class Layerwise:
         cache: Sequence[Any] | None,
         sizes: DecoderSizes,
     ) -> bool:
-        """Whether the caches are plain or a batch's and fit the new tokens ``[B, T]``."""
+        """Whether the pass over new tokens can be computed here.
+
+        Args:
+            inputs: ids ``[B, T]``.
+            inputs_embeds: their embeddings ``[B, T, hidden]``, if given instead of ids.
+            cache: one per layer; plain caches or those of a batch.
+            sizes: of the decoder.
+        """
         attention = tiling.attention_memory(tiling.FEW_QUERIES, sizes.head_dim)
         return (
             inputs.shape[1] <= MAX_TOKENS

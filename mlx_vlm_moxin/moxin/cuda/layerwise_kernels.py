@@ -40,6 +40,7 @@ class Tokens(NamedTuple):
 
     @property
     def rows(self) -> int:
+        """Number of tokens."""
         return self.batch * self.length
 
 

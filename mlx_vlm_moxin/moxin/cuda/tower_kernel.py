@@ -90,6 +90,7 @@ class Tower(NamedTuple):
 
     @property
     def head_dim(self) -> int:
+        """Width of a head."""
         return self.width // self.heads
 
 

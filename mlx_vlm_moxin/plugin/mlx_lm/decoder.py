@@ -121,4 +121,5 @@ class Model(nn.Module):
 
     @property
     def layers(self) -> list[nn.Module]:
+        """The decoder's layers, for mlx-lm's caches."""
         return self.language_model.layers
