@@ -24,6 +24,8 @@ NATIVE_FILES = SourceFiles(
     siglip=str(HUB / "siglip.safetensors"),
     llm=str(HUB / "llm"),
 )
+# Arguments of the converter for both sources.
+HF_ARGUMENTS = ["--model", str(HF_CHECKPOINT)]
 NATIVE_ARGUMENTS = ["--model", str(NATIVE)]
 for _option in ("dino", "siglip", "llm"):
     NATIVE_ARGUMENTS += [f"--{_option}", getattr(NATIVE_FILES, _option)]
