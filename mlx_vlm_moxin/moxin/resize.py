@@ -16,9 +16,8 @@ from PIL import Image
 
 from .picture_sources import PictureError, PictureLimits
 
-# Pictures are resized in threads, each a strip. One of fewer pixels is not worth handing over (0.4
-# ms of work), and the copy of one of more needs too much memory.
-MIN_STRIP_PIXELS, MAX_STRIP_PIXELS = 2**16, 2**18
+# Pictures of so many pixels are resized in threads, in strips small enough to be copied.
+MIN_PIXELS, STRIP_PIXELS = 2**21, 2**18
 MAX_THREADS = 8
 # Four bytes each.
 MAX_EXTRA_PIXELS = 2**24
@@ -145,19 +144,21 @@ def _resize_side(image: Image.Image, size: tuple[int, int], axis: int) -> Image.
 
 def _count_strips(size: tuple[int, int], axis: int) -> int:
     """Strips of a picture of ``size`` for a pass along ``axis``."""
-    threads = min(os.cpu_count() or 1, MAX_THREADS)
+    threads, pixels = _count_threads(), size[0] * size[1]
     # Each strip has a table of weights.
-    if threads < 2 or size[axis] > _longest_side() // threads:
+    if threads < 2 or pixels < MIN_PIXELS or size[axis] > _longest_side() // threads:
         return 1
-    pixels = size[0] * size[1]
-    strips = max(min(pixels // MIN_STRIP_PIXELS, threads), pixels // MAX_STRIP_PIXELS)
-    return max(1, min(strips, size[1 - axis]))
+    return min(pixels // STRIP_PIXELS, size[1 - axis])
+
+
+def _count_threads() -> int:
+    return min(os.cpu_count() or 1, MAX_THREADS)
 
 
 @functools.cache
 def _pool(process: int) -> ThreadPoolExecutor:
     """Threads that resize. A forked process has none of its parent's, hence the argument."""
-    return ThreadPoolExecutor(MAX_THREADS, "resize")
+    return ThreadPoolExecutor(_count_threads(), "resize")
 
 
 def _longest_side() -> int:

@@ -17,7 +17,8 @@ def test_strips_of_a_large_picture_give_the_same_pixels(strategy, size, monkeypa
     processor = MoxinImageProcessor(28, strategy)
     whole = processor(noise)
     strips = count_strips(monkeypatch)
-    monkeypatch.setattr(resize, "MIN_STRIP_PIXELS", 100)
+    monkeypatch.setattr(resize, "MIN_PIXELS", 200)
+    monkeypatch.setattr(resize, "STRIP_PIXELS", 100)
     monkeypatch.setattr(resize.os, "cpu_count", lambda: 3)
     np.testing.assert_array_equal(processor(noise), whole)
     assert max(strips) > 1
@@ -32,27 +33,24 @@ def count_strips(monkeypatch):
     return counts
 
 
-SMALLEST, LARGEST = resize.MIN_STRIP_PIXELS, resize.MAX_STRIP_PIXELS
+MIN, STRIP = resize.MIN_PIXELS, resize.STRIP_PIXELS
 
 
 @pytest.mark.parametrize(
     ("pixels", "height", "cores", "strips"),
     [
-        (2 * SMALLEST - 8, 8, 8, 1),
-        (2 * SMALLEST, 8, 8, 2),
-        (3 * SMALLEST - 8, 8, 8, 2),
-        (3 * SMALLEST, 8, 8, 3),
-        (3 * SMALLEST, 8, 2, 2),
-        (3 * SMALLEST, 8, None, 1),
-        (3 * SMALLEST, 3, 8, 3),
-        (3 * SMALLEST, 2, 8, 2),
-        (3 * SMALLEST, 1, 8, 1),
-        (10 * SMALLEST, 16, 16, resize.MAX_THREADS),
-        # Of a large picture more than there are threads, because strips are copied.
-        (12 * LARGEST, 2048, 4, 12),
+        (MIN - 8, 8, 8, 1),
+        (MIN, 8, 8, 8),
+        (MIN, 16, 2, MIN // STRIP),
+        (MIN, 16, None, 1),
+        (MIN, 2, 2, 2),
+        (MIN, 1, 8, 1),
+        (40 * STRIP, 1024, 16, 40),
     ],
 )
-def test_a_strip_has_pixels_for_a_thread_and_a_row(pixels, height, cores, strips, monkeypatch):
+def test_a_large_picture_is_cut_into_strips_of_at_least_a_row(
+    pixels, height, cores, strips, monkeypatch
+):
     monkeypatch.setattr(resize.os, "cpu_count", lambda: cores)
     counts = count_strips(monkeypatch)
     picture = Image.linear_gradient("L").resize((pixels // height, height)).convert("RGB")
@@ -65,14 +63,14 @@ def test_a_strip_has_pixels_for_a_thread_and_a_row(pixels, height, cores, strips
 def test_strips_share_no_more_weights_than_fit_into_the_extra_memory(monkeypatch):
     monkeypatch.setattr(resize.os, "cpu_count", lambda: 8)
     longest = resize._longest_side() // 8
-    assert resize._count_strips((longest, 8), 0) == 8
-    assert resize._count_strips((longest + 1, 8), 0) == 1
-    assert resize._count_strips((longest + 1, 8), 1) > 1
+    assert resize._count_strips((longest, 80), 0) > 1
+    assert resize._count_strips((longest + 1, 80), 0) == 1
+    assert resize._count_strips((longest + 1, 80), 1) > 1
 
 
 def test_a_forked_process_starts_new_threads_for_resizing(monkeypatch):
     monkeypatch.setattr(resize.os, "cpu_count", lambda: 3)
-    picture = Image.effect_noise((640, 480), 50).convert("RGB")
+    picture = Image.effect_noise((2048, 1024), 50).convert("RGB")
     expected = resize.resize_naive(picture, 224).tobytes()
     monkeypatch.setattr(resize.os, "getpid", lambda: -1)
     assert resize.resize_naive(picture, 224).tobytes() == expected
