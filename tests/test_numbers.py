@@ -185,19 +185,19 @@ SAME = {
     ],
     "tokens per second at 8 bits on an H200": [
         ("README.md", r"(\d+) tokens/s where mlx-lm"),
-        ("docs/speed.md", r"context 300, greedy loop \| 8 bits \| (\d+) tokens/s"),
+        ("docs/speed.md", r"decode, 8 bits, batch 1, context 300 \| (\d+) tokens/s"),
     ],
     "mlx-lm's tokens per second at 8 bits on an H200": [
         ("README.md", r"where mlx-lm gives (\d+)"),
-        ("docs/speed.md", r"\| (\d+) \(119 to 193; mlx-lm\)"),
+        ("docs/speed.md", r"(\d+) tokens/s \(128 to 170; mlx-lm, benchmark"),
     ],
     "seconds a token takes with llama.cpp": [
         ("README.md", r"some (0\.\d) s for a decoder"),
         ("docs/speed.md", r"about (0\.\d) s of one x86-64 core"),
     ],
     "milliseconds of eight robots' actions": [
-        ("docs/speed.md", r"OpenVLA's sizes \| (\d+) ms"),
-        ("docs/actions.md", r"seven tokens: (\d+) ms"),
+        ("docs/speed.md", r"8 robots at once, bf16 \| (\d+) ms"),
+        ("docs/actions.md", r"8 robots at once \| (\d+) "),
     ],
     "minutes that the evaluation takes": [
         ("docs/accuracy.md", r"\((\d+) minutes on two"),
