@@ -105,7 +105,7 @@ class TextConfig(BaseModelConfig):
         if self.tie_word_embeddings:
             raise ValueError(
                 "config.json: text_config.tie_word_embeddings is True; supported are models whose "
-                "output head has weights of its own"
+                "output head has separate weights"
             )
         if self.head_dim % 2 or not self.head_dim:
             raise ValueError(

@@ -49,7 +49,7 @@ RANGES = {
 ONE_MODEL = ("mlx_vlm.generate", "mlx_vlm.chat", "mlx_vlm.convert")
 NOT_FOR_MOXIN = {
     "Moxin hears nothing": ("audio", "ref_audio"),
-    "Moxin sees one still picture: give a frame with --image": (
+    "Moxin supports one still picture: give a frame with --image": (
         "video",
         "fps",
         "video_num_frames",
@@ -69,7 +69,7 @@ NOT_FOR_MOXIN = {
         "guidance",
         "prompt_expansion_model",
     ),
-    "Moxin writes one token after another, it is no diffusion model": (
+    "Moxin generates one token after another and is no diffusion model": (
         "max_denoising_steps",
         "block_length",
         "num_to_transfer",
@@ -91,8 +91,8 @@ NOT_FOR_MOXIN = {
         "thinking_start_token",
         "thinking_end_token",
     ),
-    "Moxin has no experts to keep on disk": ("expert_cache_gb",),
-    "Moxin has no layers that predict several tokens": ("mtp", "mtp_output"),
+    "Moxin has no experts": ("expert_cache_gb",),
+    "Moxin has no multi-token prediction layers": ("mtp", "mtp_output"),
 }
 # Default values of these options that are neither None nor False.
 DEFAULTS = {

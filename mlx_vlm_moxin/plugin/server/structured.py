@@ -59,7 +59,7 @@ def _check_format(request: Any) -> None:
         try:
             schema = json.loads(schema)
         except ValueError as error:
-            raise BadRequestError(f"The schema of response_format is no JSON: {error}") from error
+            raise BadRequestError(f"The schema of response_format is not JSON: {error}") from error
     if not isinstance(schema, dict):
         raise BadRequestError(f"The schema of response_format must be an object, got {schema!r}")
 
