@@ -35,7 +35,9 @@ def random_model(bits: int, group_size: int = 64) -> nn.Module:
     from mlx_vlm.models.moxin import Model
 
     model = Model(real_config())
-    for path, module in tree_flatten(model.leaf_modules(), is_leaf=nn.Module.is_module):
+    modules = tree_flatten(model.leaf_modules(), is_leaf=nn.Module.is_module)
+    while modules:
+        path, module = modules.pop()  # or a list would keep what was quantised
         module.update(tree_map(_random_like, module.parameters()))
         if bits < 16 and hasattr(module, "to_quantized") and model.quant_predicate(path, module):
             module = module.to_quantized(group_size=group_size, bits=bits)

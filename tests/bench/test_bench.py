@@ -1,5 +1,6 @@
 """The benchmark: its arithmetic, its models, and a run as a process."""
 
+import gc
 import json
 
 import mlx.core as mx
@@ -74,6 +75,15 @@ def test_operations_are_two_per_weight_and_row_at_any_width():
 )
 def test_a_share_is_how_much_of_the_limit_was_reached(unit, value, limit, share):
     assert Figure("x", value, unit, limit).share == share
+
+
+def test_a_random_model_is_quantised_one_module_at_a_time(small_config):
+    gc.collect()
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    model = models.random_model(4)
+    size = sum(value.nbytes for _, value in tree_flatten(model.parameters()))
+    assert mx.get_peak_memory() - before < 1.3 * size
 
 
 def test_every_planned_figure_is_measured(small_config):
