@@ -13,8 +13,9 @@ from openvla_tiny.architecture import NUM_PATCHES, model_config
 from openvla_tiny.dataset import Batch, Encoder, make_batch, square_bytes, start_worker
 from openvla_tiny.drawing import draw
 from openvla_tiny.layouts import make_table
-from openvla_tiny.lesson import patch_labels
+from openvla_tiny.lesson import colour_index, patch_labels
 from openvla_tiny.objective import ActionLearner, answer_logits, answers
+from openvla_tiny.start import start_from_moxin_tiny
 from openvla_tiny.tasks import WORDINGS
 from openvla_tiny.texts import prompt, train_tokenizer
 from openvla_tiny.train import RISE, rate_at
@@ -38,7 +39,9 @@ def encoder(tokenizer, config):
 @pytest.fixture(scope="module")
 def learner(tokenizer, config, encoder):
     mx.random.seed(0)
-    return ActionLearner(Model(config), tokenizer, encoder.start)
+    model = Model(config)
+    start_from_moxin_tiny(model, tokenizer)
+    return ActionLearner(model, encoder.start)
 
 
 @pytest.fixture(scope="module")
@@ -65,10 +68,7 @@ def test_every_thing_is_in_the_towers_lesson():
     table, _ = make_table("train", 0)
     labels = patch_labels(table)
     seen = {tuple(label) for label in labels[:, :2]} - {(0, 0)}
-    named = {
-        (1 + SHAPES.index(item.shape), 1 + tuple(COLOURS).index(item.colour))
-        for item in table.items
-    }
+    named = {(1 + SHAPES.index(item.shape), 1 + colour_index(item.colour)) for item in table.items}
     assert seen == named | {(1 + len(SHAPES), 1 + len(COLOURS))}
 
 

@@ -1,11 +1,15 @@
 """The tabletop: its rules, its expert, and the data held out from training."""
 
+import itertools
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 from moxin_tiny.scenes import HELD_OUT_COMBINATIONS, HELD_OUT_TINTS
+from openvla_tiny.dataset import square_bytes
+from openvla_tiny.drawing import draw
 from openvla_tiny.environment import TableEnv
 from openvla_tiny.expert import act, disturb
 from openvla_tiny.layouts import make_table
@@ -113,6 +117,32 @@ def test_what_is_held_moves_along_and_stays_where_it_is_released():
     released = step(raised, as_action(0, 0, 0, 1))
     assert released.held is None
     assert step(released, as_action(-0.08, 0, 0, 1)).items == released.items
+
+
+def test_a_gripper_that_holds_an_item_shows_it():
+    """Low over an item, closed is not the same as closed around it: the next action differs."""
+    table, _ = make_table("train", 3)
+    item = table.items[0]
+    over = replace(table, x=item.x, y=item.y, z=0.0)
+    states = [replace(over, is_open=True), replace(over, is_open=False)]
+    states.append(replace(over, is_open=False, held=0))
+    seen = [np.asarray(square_bytes(draw(state)), np.int32) for state in states]
+    for a, b in itertools.combinations(seen, 2):
+        assert (np.abs(a - b).max(axis=-1) > 60).sum() >= 12
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_expert_lets_go_of_what_it_should_not_hold(kind):
+    table, rng = make_table("train", 4)
+    task = make_task(kind, table, "train", rng)
+    table = replace(table.moved(1, table.x, table.y), held=1, is_open=False)
+    table = step(table, act(table, task))
+    assert table.held is None
+    for _ in range(MAX_STEPS):
+        table = step(table, act(table, task))
+        if task.is_done(table):
+            break
+    assert task.is_done(table)
 
 
 def test_an_unknown_kind_is_refused():

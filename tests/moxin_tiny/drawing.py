@@ -5,7 +5,7 @@ import random
 
 from PIL import Image, ImageChops, ImageDraw
 
-from .scenes import COLOURS, TINTS, Scene, Thing
+from .scenes import COLOURS, TINTS, UNNAMED_COLOURS, Scene, Thing
 
 RGB = tuple[int, int, int]
 Point = tuple[float, float]
@@ -41,7 +41,8 @@ _RING_HOLE = 0.55
 
 def mix_colour(colour: str, mix: float) -> RGB:
     """The RGB bytes at ``mix`` (0 to 1) of a named colour's range."""
-    return tuple(round(a + (b - a) * mix) for a, b in zip(*COLOURS[colour]))
+    ends = (COLOURS if colour in COLOURS else UNNAMED_COLOURS)[colour]
+    return tuple(round(a + (b - a) * mix) for a, b in zip(*ends))
 
 
 def _background(scene: Scene) -> Image.Image:

@@ -25,6 +25,15 @@ COLOURS = {
     "pink": ((240, 105, 175), (255, 155, 210)),
     "black": ((0, 0, 5), (45, 45, 50)),
 }
+# Colours that no question and no instruction names; OpenVLA-tiny's training shows shapes in them.
+UNNAMED_COLOURS = {
+    "lime": ((150, 215, 20), (185, 240, 70)),
+    "magenta": ((205, 0, 120), (235, 30, 160)),
+    "grey": ((105, 105, 110), (140, 140, 145)),
+    "maroon": ((100, 10, 25), (130, 35, 50)),
+    "navy": ((10, 15, 90), (35, 45, 130)),
+    "salmon": ((235, 130, 110), (250, 160, 140)),
+}
 # Background tints: light and pale, so that every colour stands out.
 TINTS = {
     "white": (252, 252, 252),

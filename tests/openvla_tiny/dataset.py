@@ -60,9 +60,9 @@ def _tasks(table: Table, first: Task, count: int, rng: random.Random) -> list[Ta
     while len(tasks) < count:
         if table.held is not None:
             kind, item = rng.choice(("move", "beside", "into", "into")), table.held
-            item = item if kind != "move" else rng.randrange(len(table.items))
+            item = item if kind != "move" else rng.choice(table.named)
         else:
-            kind, item = rng.choice(KINDS), rng.randrange(len(table.items))
+            kind, item = rng.choice(KINDS), rng.choice(table.named)
             item = first.item if rng.random() < 0.3 else item
         tasks.append(make_task(kind, table, "train", rng, item=item))
     return tasks

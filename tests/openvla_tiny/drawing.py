@@ -12,9 +12,19 @@ SIZE = 224
 # Distance in the picture between the gripper at height 1 and its shadow.
 LIFT = 0.14
 BOX_COLOUR = (120, 78, 40)
-JAW_COLOUR = (60, 66, 78)
-HAND_COLOUR = (0, 170, 190)
+# Half see-through, so that the gripper hides no item.
+JAW_COLOUR = (60, 66, 78, 150)
+JAW_OUTLINE = (255, 255, 255, 150)
+HAND_COLOUR = (0, 170, 190, 150)
 SHADOW = (0, 0, 0, 90)
+# From the gripper's middle to each jaw: closed, open, and around an item. A closed gripper low over
+# an item would otherwise look like one that holds it.
+JAW_GAPS = (6, 18, 12)
+
+
+def gripper_state(table: Table) -> int:
+    """0 closed, 1 open, 2 holding an item."""
+    return 2 if table.held is not None else int(table.is_open)
 
 
 def things(table: Table) -> tuple[Thing, ...]:
@@ -38,10 +48,10 @@ def _draw_box(pen: ImageDraw.ImageDraw, box: tuple[float, float]) -> None:
 
 def _draw_gripper(pen: ImageDraw.ImageDraw, table: Table, lift: float) -> None:
     x, y = table.x * SIZE, (table.y - lift) * SIZE
-    gap = 16 if table.is_open else 7
+    gap = JAW_GAPS[gripper_state(table)]
     for side in (-1, 1):
         near, far = sorted((x + side * gap, x + side * (gap + 6)))
-        pen.rectangle((near, y - 14, far, y + 8), fill=JAW_COLOUR, outline=(255, 255, 255))
+        pen.rectangle((near, y - 14, far, y + 8), fill=JAW_COLOUR, outline=JAW_OUTLINE)
     pen.rectangle((x - gap - 6, y - 22, x + gap + 6, y - 14), fill=HAND_COLOUR)
 
 

@@ -15,6 +15,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 from moxin_tiny.evaluate import FORMATS, Format, load_unpacked
@@ -32,6 +33,7 @@ from .tasks import KINDS, MAX_STEPS, Task, make_task
 
 EPISODES = 500
 BATCH = 250
+CACHE_BYTES = 2 * 2**30
 # The error of an action is measured on its moves, in the table's units.
 MOVES = slice(0, 3)
 GROUP_64 = [form for form in FORMATS if form.group_size in (0, 64) or form.mode != "affine"]
@@ -89,6 +91,8 @@ def run_episodes(model: nn.Module, processor: Any, episodes: list[tuple[Table, T
 
 def measure(checkpoint: Path, kind: str, count: int, split: str) -> tuple[float, list[float]]:
     """Success rate of a converted checkpoint at a kind of task, and its actions' errors."""
+    # Buffers that a process keeps for later are memory that the others, on the same GPU, lack.
+    mx.set_cache_limit(CACHE_BYTES)
     model, processor = load_unpacked(checkpoint)
     outcome = run_episodes(model, processor, [episode(kind, i, split) for i in range(count)])
     return round(float(outcome.done.mean()), 4), outcome.errors

@@ -17,7 +17,7 @@ NEAR = 0.05
 # Moves are multiples of this; finer ones would not be visible in the picture.
 GRAIN = 0.01
 # Distance from the item's centre at which pushing starts.
-PUSH_FROM = 0.135
+PUSH_FROM = 0.155
 
 
 def _towards(table: Table, x: float, y: float) -> tuple[float, float]:
@@ -51,11 +51,15 @@ def _pick_and_place(table: Table, task: Task) -> np.ndarray:
 
 def _push(table: Table, task: Task) -> np.ndarray:
     item = table.items[task.item]
+    if table.held is not None:
+        return as_action(0, 0, 0, 1)
     direction = -1 if task.kind == "left" else 1
     # Distance of the gripper from the item, on the side that it pushes from.
     gap = (item.x - table.x) * direction
     if table.z < LOW:
-        if abs(item.y - table.y) < NEAR and 0.05 < gap < PUSH_FROM + 0.06:
+        # An open gripper would pick the item up as it closes.
+        is_beside = abs(item.y - table.y) < NEAR and 0.05 < gap < PUSH_FROM + 0.06
+        if is_beside and not table.is_open:
             return as_action(direction * STEP, _towards(table, item.x, item.y)[1], -STEP_Z, 0)
         return as_action(0, 0, STEP_Z, 0)
     return _approach(table, item.x - direction * PUSH_FROM, item.y, 0, 0)

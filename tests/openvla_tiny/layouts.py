@@ -2,6 +2,8 @@
 
 As in moxin-tiny, training has neither the held-out background tints, nor the held-out colour mixes,
 nor seven combinations of colour and shape; every test instruction names a held-out combination.
+Training also shows every shape in unnamed colours, which no instruction mentions, so that a model
+does not learn which shapes a colour never has.
 """
 
 import random
@@ -15,16 +17,21 @@ from moxin_tiny.scenes import (
     TEXTURES,
     TINTS,
     TRAIN_MIXES,
+    UNNAMED_COLOURS,
 )
 
 from .table import Item, Table
 
 SPLITS = ("train", "validation", "test")
-RADII = (0.055, 0.07)
+# Nine to ten of the 112 pixels: in smaller shapes the towers do not tell a heart from a triangle.
+RADII = (0.08, 0.09)
 BOX_RADIUS = 0.1
 # Minimum distance to the edge, so that the gripper can reach either side of an item.
 MARGIN = 0.2
-GAP = 0.1
+GAP = 0.09
+MAX_ITEMS = 4
+# Share of the training tables with fewer items that get one more, in an unnamed colour.
+UNNAMED = 0.4
 # Minimum distance from the gripper's start to every item.
 CLEARANCE = 0.12
 
@@ -39,10 +46,12 @@ def layout_random(split: str, index: int) -> random.Random:
 def _names(rng: random.Random, count: int, held_out: bool) -> list[tuple[str, str]]:
     """``count`` different pairs of colour and shape; the first is held out if requested.
 
-    Colours and shapes repeat often, so that an instruction's two words are both needed.
+    Colours and shapes repeat often, so that an instruction's two words are both needed; in
+    training more often still.
     """
-    colours = rng.sample(tuple(COLOURS), rng.randint(2, len(COLOURS)))
-    shapes = rng.sample(SHAPES, rng.randint(2, len(SHAPES)))
+    few = not held_out and rng.random() < 0.5
+    colours = rng.sample(tuple(COLOURS), rng.randint(2, 3 if few else len(COLOURS)))
+    shapes = rng.sample(SHAPES, rng.randint(2, 3 if few else len(SHAPES)))
     if held_out:
         first = rng.choice(sorted(HELD_OUT_COMBINATIONS))
         colours, shapes = {first[0], *colours}, {first[1], *shapes}
@@ -82,10 +91,12 @@ def make_table(split: str, index: int) -> tuple[Table, random.Random]:
     rng = layout_random(split, index)
     held_out = split != "train"
     while True:
-        names = _names(rng, rng.randint(2, 4), held_out)
-        count = len(names)
-        if count < 2:
+        names = _names(rng, rng.randint(2, MAX_ITEMS), held_out)
+        if len(names) < 2:
             continue
+        if not held_out and len(names) < MAX_ITEMS and rng.random() < UNNAMED:
+            names.append((rng.choice(tuple(UNNAMED_COLOURS)), rng.choice(SHAPES)))
+        count = len(names)
         radii = [rng.uniform(*RADII) for _ in range(count)]
         places = _places(rng, [*radii, BOX_RADIUS])
         if places is not None:

@@ -12,11 +12,14 @@ from mlx_vlm.models.moxin import Model
 from moxin_tiny.scenes import COLOURS, SHAPES
 
 from .architecture import NUM_PATCHES
+from .drawing import gripper_state
 from .expert import GRAIN
 from .table import Table
 
 # Shape, colour, x and y from the gripper; of the whole picture: the gripper's x, y, z and state.
 LABELS = 8
+# Which item an instruction means hangs on its shape, what the towers find hardest, and its colour.
+WEIGHTS = (4, 2, 1, 1, 1, 1, 1, 1)
 CLASSES = 64
 # Largest distance of a patch's centre from the thing that it shows; half a diagonal is 0.088.
 RADIUS = 0.09
@@ -30,14 +33,19 @@ def _offset(value: float) -> int:
     return round((min(max(value, -_FAR), _FAR) + _FAR) / GRAIN)
 
 
+def colour_index(colour: str) -> int:
+    """Of a named colour; then the box, then all the colours without a name."""
+    return tuple(COLOURS).index(colour) if colour in COLOURS else len(COLOURS) + 1
+
+
 def patch_labels(table: Table) -> np.ndarray:
     """``[N, 8]`` int32, see ``LABELS``; a thing's labels count from 1, and 0 is background."""
     labels = np.zeros((_SIDE, _SIDE, LABELS), np.int32)
-    state = 2 if table.held is not None else int(table.is_open)
-    labels[..., 4:] = int(63 * table.x), int(63 * table.y), round(2 * table.z), state
+    gripper = int(63 * table.x), int(63 * table.y), round(2 * table.z), gripper_state(table)
+    labels[..., 4:] = gripper
     things = [(*_BOX, *table.box)]
     things += [
-        (SHAPES.index(item.shape), tuple(COLOURS).index(item.colour), item.x, item.y)
+        (SHAPES.index(item.shape), colour_index(item.colour), item.x, item.y)
         for index, item in enumerate(table.items)
         if index != table.held
     ]
@@ -58,7 +66,7 @@ class Lesson(nn.Module):
         self.siglip = nn.Linear(sizes.siglip.hidden_size, LABELS * CLASSES)
 
     def __call__(self, features: mx.array, labels: mx.array) -> mx.array:
-        """Mean cross entropy of the labels.
+        """Weighted mean cross entropy of the labels.
 
         Args:
             features: of both towers, ``[P, N, D]``.
@@ -68,5 +76,5 @@ class Lesson(nn.Module):
         losses = []
         for layer, part in zip((self.dino, self.siglip), parts):
             logits = layer(part).reshape(*labels.shape, CLASSES).astype(mx.float32)
-            losses.append(nn.losses.cross_entropy(logits, labels).mean())
+            losses.append((nn.losses.cross_entropy(logits, labels) * mx.array(WEIGHTS)).mean())
         return (losses[0] + losses[1]) / 2

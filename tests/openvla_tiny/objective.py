@@ -8,11 +8,9 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx_vlm.models.moxin import Model
 from moxin_tiny.dataset import normalise
-from tokenizers import Tokenizer
 
 from .dataset import ANSWER_TOKENS, Batch
 from .lesson import Lesson
-from .start import start_from_moxin_tiny
 
 
 class _Shared:
@@ -63,11 +61,10 @@ def answers(batch: Batch) -> mx.array:
 
 
 class ActionLearner(nn.Module):
-    """A model that starts from moxin-tiny, and the layers of the towers' auxiliary loss."""
+    """A model, and the layers of the towers' auxiliary loss."""
 
-    def __init__(self, model: Model, tokenizer: Tokenizer, start: list[int]):
+    def __init__(self, model: Model, start: list[int]):
         super().__init__()
-        start_from_moxin_tiny(model, tokenizer)
         self.model = model
         self.lesson = Lesson(model)
         self._start = mx.array(start)

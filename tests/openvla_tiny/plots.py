@@ -21,7 +21,7 @@ def plot_training(log: dict[str, Any], path: Path) -> None:
     other = axes.twinx()
     other.plot(steps, [100 * share for share in right], "s--", color="tab:green", markersize=3)
     other.set(ylabel="whole actions right (%, dashed)", ylim=(0, 101))
-    axes.legend(loc="lower left")
+    axes.legend(loc="center right")
     save_figure(figure, path)
 
 

@@ -1,9 +1,11 @@
-"""Initial weights from moxin-tiny, which already recognises shapes, colours and places.
+"""Initial weights: an earlier run's, or moxin-tiny's, which already recognises shapes and colours.
 
 Its Mistral decoder has two key-value heads for four query heads. Each is duplicated here, which
 computes the same with as many key-value heads as query heads, as in Llama-2. Of its MLPs the most
 important units are kept, and of its vocabulary the words that also occur in instructions.
 """
+
+from pathlib import Path
 
 import mlx.core as mx
 from mlx.utils import tree_flatten, tree_map_with_path
@@ -59,3 +61,18 @@ def start_from_moxin_tiny(model: Model, tokenizer: Tokenizer) -> None:
         return old[:, kept] if part == "down_proj" else old[kept]
 
     model.update(tree_map_with_path(start, model.parameters()))
+
+
+def start_from_checkpoint(model: Model, checkpoint: Path) -> None:
+    """Give ``model`` the weights of an earlier training of this architecture, in place.
+
+    Raises:
+        ValueError: if the checkpoint has other weights, or others in shape.
+    """
+    source, _ = load(str(checkpoint))
+    source.set_dtype(mx.float32)
+    known = dict(tree_flatten(source.parameters()))
+    shapes = {name: value.shape for name, value in tree_flatten(model.parameters())}
+    if shapes != {name: value.shape for name, value in known.items()}:
+        raise ValueError(f"{checkpoint} is not a checkpoint of OpenVLA-tiny's architecture")
+    model.update(source.parameters())

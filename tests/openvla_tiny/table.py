@@ -7,6 +7,7 @@ height ``z`` goes from 0 (on the table) to 1. A table is a value: a step gives a
 from dataclasses import dataclass, replace
 
 import numpy as np
+from moxin_tiny.scenes import COLOURS
 
 # Largest move of the gripper in one step, along each axis of the table and in height.
 STEP = 0.08
@@ -67,6 +68,11 @@ class Table:
     tint: str
     texture: str
     texture_seed: int
+
+    @property
+    def named(self) -> list[int]:
+        """Indices of the items that an instruction can be about."""
+        return [index for index, item in enumerate(self.items) if item.colour in COLOURS]
 
     def moved(self, index: int, x: float, y: float) -> "Table":
         """The table with an item at another place."""

@@ -13,10 +13,12 @@ MAX_STEPS = 40
 REACHED = 0.06
 # Distance of "beside" to the left or the right of the other item's centre, and its tolerance.
 # No two items are this close to each other at the start (``layouts.GAP``).
-BESIDE_OFFSET = 0.15
+BESIDE_OFFSET = 0.19
 BESIDE = 0.055
 INSIDE = 0.07
 PUSHED = 0.12
+# Share of the names in training that leave the colour out, if no other item has the shape.
+SHAPE_ALONE = 0.2
 # Training has all but the last wording of each kind, and every word of that one.
 WORDINGS = {
     "move": (
@@ -93,6 +95,15 @@ class Task:
         return item.distance(*self.target(table)) < tolerance
 
 
+def _name(table: Table, index: int, split: str, rng: random.Random) -> str:
+    """What an instruction calls an item: colour and shape, in training at times its shape alone."""
+    item = table.items[index]
+    if split != "train" or rng.random() >= SHAPE_ALONE:
+        return item.name
+    is_unique = [each.shape for each in table.items].count(item.shape) == 1
+    return item.shape if is_unique else item.name
+
+
 def make_task(
     kind: str,
     table: Table,
@@ -110,8 +121,9 @@ def make_task(
     texts = WORDINGS[kind]
     if wording is None:
         wording = rng.randrange(len(texts) - (split == "train"))
-    other = rng.choice([index for index in range(len(table.items)) if index != item])
-    text = texts[wording].format(item=table.items[item].name, other=table.items[other].name)
+    other = rng.choice([index for index in table.named if index != item])
+    names = [_name(table, index, split, rng) for index in (item, other)]
+    text = texts[wording].format(item=names[0], other=names[1])
     return Task(kind, item, other, (table.items[item].x, table.items[item].y), text)
 
 

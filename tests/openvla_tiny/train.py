@@ -1,8 +1,8 @@
 """Train OpenVLA-tiny: ``python -m openvla_tiny.train``, run in the folder ``tests``.
 
-Training starts from moxin-tiny (``start.py``). Weights stay float32 and are averaged over the last
-steps; the average is rounded to bfloat16 in the checkpoint, which is written at every report of the
-validation loss. On an NVIDIA GPU set ``MLX_USE_CUDA_GRAPHS=0``.
+Training starts from moxin-tiny or an earlier checkpoint (``start.py``). Weights stay float32 and
+are averaged over the last steps; the average is rounded to bfloat16 in the checkpoint, which is
+written at every report of the validation loss. On an NVIDIA GPU set ``MLX_USE_CUDA_GRAPHS=0``.
 """
 
 import argparse
@@ -34,6 +34,7 @@ from .checkpoint import save_checkpoint
 from .dataset import Batch, Encoder, make_batch, start_worker
 from .objective import ActionLearner
 from .plots import plot_training
+from .start import start_from_checkpoint, start_from_moxin_tiny
 from .texts import train_tokenizer
 
 # Pictures of the training kind that are not trained on; their seeds are far higher.
@@ -119,8 +120,12 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
 
     mx.random.seed(args.seed)
     start = Encoder(tokenizer, *setup[1:]).start
-    learner = ActionLearner(Model(config), tokenizer, start)
-    model = learner.model
+    model = Model(config)
+    if args.start:
+        start_from_checkpoint(model, args.start)
+    else:
+        start_from_moxin_tiny(model, tokenizer)
+    learner = ActionLearner(model, start)
     learner.train()
     weights = FlatWeights(learner)
     average = weights.vector
@@ -176,6 +181,7 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
         "pictures_per_step": size,
         "instructions_per_picture": rows,
         "learning_rate": args.learning_rate,
+        "start": args.start.name if args.start else "moxin_tiny",
         "seed": args.seed,
         "parameters": sum(value.size for _, value in tree_flatten(model.parameters())),
         "device": str(mx.device_info().get("device_name", mx.default_device())),
@@ -187,6 +193,9 @@ def main() -> None:
     """Parse the command line and train."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--output", type=Path, default=CHECKPOINT, help="checkpoint folder")
+    parser.add_argument(
+        "--start", type=Path, help="checkpoint of an earlier run to start from; else moxin-tiny"
+    )
     parser.add_argument("--log", type=Path, default=TRAINING, help="JSON file; a PNG beside it")
     parser.add_argument(
         "--state", type=Path, default=STATE, help="a run that was interrupted goes on from here"
