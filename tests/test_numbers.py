@@ -23,6 +23,11 @@ TINY = ROOT / "tests" / "moxin_tiny"
 RESULTS = json.loads((TINY / "results.json").read_text(encoding="utf-8"))
 TRAINING = json.loads((TINY / "training.json").read_text(encoding="utf-8"))
 FORMATS = {row["name"]: row for row in RESULTS["formats"]}
+ACTING = ROOT / "tests" / "openvla_tiny"
+ACTING_README = "tests/openvla_tiny/README.md"
+ACTING_TRAINING = json.loads((ACTING / "training.json").read_text(encoding="utf-8"))
+ACTING_RESULTS = json.loads((ACTING / "results.json").read_text(encoding="utf-8"))
+ACTING_FORMATS = {row["name"].partition(",")[0]: row for row in ACTING_RESULTS["formats"]}
 ROWS = {row.source: row for row in models.rows()}
 PARTS = sizes.part_parameters()
 VISION = MOXIN_7B.vision_config
@@ -61,6 +66,19 @@ def share(*parts: str) -> str:
 def right(name: str) -> str:
     """Right answers of a format of moxin-tiny, in per cent."""
     return f"{100 * FORMATS[name]['exact_match']:.1f}"
+
+
+def success(name: str) -> str:
+    """Episodes that OpenVLA-tiny does in a format, in per cent."""
+    return f"{100 * ACTING_FORMATS[name]['success']:.1f}"
+
+
+def acting_row(name: str) -> tuple[str, str, list[str]]:
+    """A format's row of OpenVLA-tiny's table: each kind, all of them, the actions' error."""
+    row = ACTING_FORMATS[name]
+    pattern = rf"\| {name} \| [\d.]+ MB" + r" \| ([\d.]+) %" * 6 + r" \| ([\d.]+) \|"
+    shares = [f"{100 * share:.1f}" for share in (*row["by_kind"].values(), row["success"])]
+    return ACTING_README, pattern, [*shares, f"{row['action_error']:.4f}"]
 
 
 def download(source: str) -> str:
@@ -169,6 +187,12 @@ FACTS = [
     ),
     ("tests/moxin_tiny/README.md", r"([\d.]+) % at 4 bits", [right("4 bits, group 64")]),
     ("tests/moxin_tiny/README.md", r"([\d.]+) to ([\d.]+) % at 2 bits", two_bits()),
+    (ACTING_README, r"([\d,]+) steps, [\d.]+ per second", [f"{ACTING_TRAINING['steps']:,}"]),
+    (ACTING_README, r"--seconds (\d+) --pictures", [ACTING_TRAINING["seconds"]]),
+    (ACTING_README, r"--pictures (\d+) --", [ACTING_TRAINING["pictures_per_step"]]),
+    (ACTING_README, r"bf16 reaches ([\d.]+) %", [success("bf16")]),
+    ("README.md", r"In bf16, ([\d.]+) % of [\d,]+ held-out episodes", [success("bf16")]),
+    *map(acting_row, ACTING_FORMATS),
     ("CHANGELOG.md", r"stock mlx-vlm ([\d.]+) to", [upstream.MLX_VLM[2:].split(",")[0]]),
 ]
 # Measured numbers, which are not in code: pages and patterns that must all give one number.
