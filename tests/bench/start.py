@@ -6,6 +6,7 @@ the cold process left.
 """
 
 import argparse
+import faulthandler
 import functools
 import itertools
 import json
@@ -25,12 +26,15 @@ CACHES = ("XDG_CACHE_HOME", "MLX_PTX_CACHE_DIR", "CUDA_CACHE_PATH")
 TESTS = Path(__file__).parents[1]
 STARTED = "MOXIN_BENCH_STARTED"
 TIMES = "times: "
+# Name of the limit's variable, and seconds after which a process ends.
+LIMIT, LIMIT_S = "MOXIN_BENCH_LIMIT", 300.0
 PROMPT = "What is shown in the picture, and where is it?"
 
 
 def child(arguments: list[str]) -> None:
     """``mlx_vlm generate`` that prints the time of each stage to standard error."""
     times = {"start": float(os.environ[STARTED])}
+    faulthandler.dump_traceback_later(float(os.environ[LIMIT]), exit=True)
     from mlx_vlm.generate import dispatch
 
     from mlx_vlm_moxin import register
@@ -52,28 +56,32 @@ def child(arguments: list[str]) -> None:
     def timed_stream_generate(*args: Any, **kwargs: Any) -> Any:
         for number, result in enumerate(stream_generate(*args, **kwargs)):
             times[("first token", "second token")[min(number, 1)]] = time.time()
-            yield result
             if number:
-                break
+                # How the command ends is not measured.
+                print(TIMES + json.dumps(times), file=sys.stderr, flush=True)
+                os._exit(0)
+            yield result
 
     dispatch.load, dispatch.stream_generate = timed_load, timed_stream_generate
     sys.argv = ["mlx_vlm.generate", *arguments]
     dispatch.main()
-    print(TIMES + json.dumps(times), file=sys.stderr)
+    sys.exit("The answer ended before its second token.")
 
 
-def run(checkpoint: Path, picture: Path, caches: Path, kernels: bool) -> dict[str, float]:
+def run(
+    checkpoint: Path, picture: Path, caches: Path, kernels: bool, limit_s: float = LIMIT_S
+) -> dict[str, float]:
     """Seconds of each part of a new process, and of all up to the first token.
 
     Raises:
-        RuntimeError: if the command failed.
+        RuntimeError: if the command failed, or took too long; with the stacks of its threads.
     """
     command = [sys.executable, "-m", "bench.start", "--child"]
     options = ["--image", str(picture), "--prompt", PROMPT, "--max-tokens", "8"]
     environment = {name: str(caches / name.lower()) for name in CACHES}
     for folder in environment.values():
         Path(folder).mkdir(parents=True, exist_ok=True)
-    environment |= {"HF_HUB_OFFLINE": "1", STARTED: repr(time.time())}
+    environment |= {LIMIT: str(limit_s), "HF_HUB_OFFLINE": "1", STARTED: repr(time.time())}
     environment["MLX_VLM_MOXIN_KERNELS"] = str(int(kernels))
     result = subprocess.run(
         [*command, "--model", str(checkpoint.absolute()), *options],
@@ -84,7 +92,7 @@ def run(checkpoint: Path, picture: Path, caches: Path, kernels: bool) -> dict[st
     )
     lines = [line for line in result.stderr.splitlines() if line.startswith(TIMES)]
     if result.returncode or not lines:
-        raise RuntimeError(f"The command failed:\n{result.stderr[-1500:]}")
+        raise RuntimeError(f"The command failed:\n{result.stderr[-6000:]}")
     times = json.loads(lines[0].removeprefix(TIMES))
     names = list(times)
     parts = {after: times[after] - times[before] for before, after in itertools.pairwise(names)}

@@ -30,6 +30,11 @@ def test_a_command_that_fails_is_an_error(tmp_path):
         start.run(tmp_path / "none", tmp_path / "none.png", tmp_path, True)
 
 
+def test_a_process_that_takes_too_long_ends_and_says_where_it_was(checkpoint, tmp_path):
+    with pytest.raises(RuntimeError, match=r"(?s)Timeout.* in child"):
+        start.run(checkpoint, tmp_path / "none.png", tmp_path, True, limit_s=0.01)
+
+
 def test_clients_get_tokens_from_a_server(checkpoint, tmp_path):
     with serve.MoxinServer(checkpoint, tmp_path / "log.txt") as server:
         load = serve.Load(server, 1, seconds=1e6, max_tokens=6)
