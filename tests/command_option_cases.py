@@ -52,15 +52,15 @@ SAMPLING = [
     ("--prompt=a --prompt b", "--prompt is given 2 times"),
 ]
 NOT_FOR_MOXIN = [
-    ("--audio missing.wav", "--audio missing.wav cannot be used: Moxin hears nothing"),
+    ("--audio missing.wav", "--audio missing.wav cannot be used: Moxin does not support audio"),
     ("--video missing.mp4", "one still picture"),
     ("--fps 3", "one still picture"),
     ("--output answer.png", "answers in text"),
     ("--steps 3", "answers in text"),
-    ("--max-denoising-steps 3", "no diffusion model"),
-    ("--diffusion-sampler entropy-bound", "no diffusion model"),
-    ("--enable-thinking", "--enable-thinking cannot be used: Moxin answers without thinking"),
-    ("--thinking-budget 5", "without thinking"),
+    ("--max-denoising-steps 3", "not a diffusion model"),
+    ("--diffusion-sampler entropy-bound", "not a diffusion model"),
+    ("--enable-thinking", "--enable-thinking cannot be used: Moxin has no thinking mode"),
+    ("--thinking-budget 5", "no thinking mode"),
     ("--expert-cache-gb 3", "no experts"),
     # Before a model is loaded:
     ("--output-modality audio", "--output is required"),

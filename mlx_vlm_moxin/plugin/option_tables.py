@@ -48,7 +48,7 @@ RANGES = {
 # one model; a server may serve other models too.
 ONE_MODEL = ("mlx_vlm.generate", "mlx_vlm.chat", "mlx_vlm.convert")
 NOT_FOR_MOXIN = {
-    "Moxin hears nothing": ("audio", "ref_audio"),
+    "Moxin does not support audio": ("audio", "ref_audio"),
     "Moxin supports one still picture: give a frame with --image": (
         "video",
         "fps",
@@ -69,7 +69,7 @@ NOT_FOR_MOXIN = {
         "guidance",
         "prompt_expansion_model",
     ),
-    "Moxin generates one token after another and is no diffusion model": (
+    "Moxin is not a diffusion model": (
         "max_denoising_steps",
         "block_length",
         "num_to_transfer",
@@ -84,7 +84,7 @@ NOT_FOR_MOXIN = {
         "threshold",
         "min_threshold",
     ),
-    "Moxin answers without thinking first": (
+    "Moxin has no thinking mode": (
         "enable_thinking",
         "thinking_mode",
         "thinking_budget",

@@ -106,8 +106,8 @@ def split(arguments: Sequence[str]) -> tuple[dict[str, str], list[str]]:
         print()
     elif not is_loopback(options.host) and not _has_key(stock):
         print(
-            f"warning: whoever reaches {options.host} can use this server; give it an --api-key, "
-            "and read docs/serving.md",
+            f"warning: anyone who can reach {options.host} can use this server; give it an "
+            "--api-key, and read docs/serving.md",
             file=sys.stderr,
         )
     return variables, ["--host", options.host, *stock]

@@ -69,7 +69,7 @@ def fit(prompt_tokens: int, arguments: GenerationArguments, config: Any) -> None
     if prompt_tokens >= limit:
         raise PromptTooLongError(
             f"The prompt has {prompt_tokens} tokens, its picture included; the context of {limit} "
-            "tokens holds no answer to it"
+            "tokens has no room for an answer"
         )
     arguments.max_tokens = min(arguments.max_tokens, limit - prompt_tokens)
 

@@ -143,7 +143,7 @@ def test_an_open_server_is_warned_about(clean, capsys):
         split(quiet)
     assert not capsys.readouterr().err
     split(["--host", "0.0.0.0"])
-    assert "whoever reaches 0.0.0.0 can use this server" in capsys.readouterr().err
+    assert "anyone who can reach 0.0.0.0 can use this server" in capsys.readouterr().err
     assert not is_loopback("example.org")
 
 

@@ -220,7 +220,7 @@ def test_more_tokens_than_the_context_holds_are_refused(server, endpoint, stream
     if endpoint == CHAT:  # mlx-vlm's limit, which would first have shortened a longer history
         assert message == "Protected conversation exceeds the available context budget."
     else:
-        assert f"; the context of {limit} tokens holds no answer to it" in message
+        assert f"; the context of {limit} tokens has no room for an answer" in message
     assert refusal(server, endpoint, {**request, "context_management": []}).startswith("The prompt")
 
 
