@@ -22,41 +22,40 @@ from .errors import UnsupportedError, require
 from .graph import compile_graph
 from .projections import Format
 
-# Sequences, at most.
+# Sequences, at most: the columns of a product of tensor cores.
 MAX_BATCH = 8
-# Rows of the input are multiplied eight at a time: the columns of a product of tensor cores.
-ROW_TILE = 8
+# Cached positions up to which this is faster than a kernel for each step of a layer, by bits of the
+# weights. Attention is slower here (docs/speed.md).
+MAX_POSITIONS = {16: 1024, 8: 2048, 4: 2048}
 # A warp multiplies TILE rows of weights at a time, in steps of STEP columns, of which at least
-# MIN_SLOTS are in flight.
+# MIN_BYTES_AHEAD in a thread block are in flight.
 STEP = 128
 TILE = 16
-MIN_SLOTS = 3
+MIN_BYTES_AHEAD = 64 * 1024
 GROUP_SIZES = (32, 64)
 
 
 class Tiling(NamedTuple):
-    """How a batch is divided.
+    """How a thread block divides its work.
 
     Attributes:
         warps: of a thread block.
-        row_tiles: of eight rows, multiplied by the same warp.
         heads: largest number of heads with the same keys that are computed together.
         steps: largest number of steps whose inputs fit into a warp's registers.
     """
 
     warps: int
-    row_tiles: int
     heads: int
     steps: int
 
 
-FEW = Tiling(16, 1, 2, 3)
-MANY = Tiling(8, 2, 4, 4)
+# The fastest ones, as measured on an H200.
+PLAIN, PACKED = Tiling(8, 2, 6), Tiling(16, 1, 3)
 
 
-def find_tiling(batch: int) -> Tiling:
-    """The tiling for ``batch`` sequences."""
-    return FEW if batch <= ROW_TILE else MANY
+def find_tiling(form: Format) -> Tiling:
+    """The tiling for weights of this format."""
+    return PLAIN if form.bits == 16 else PACKED
 
 
 class FusedBatch:
@@ -69,7 +68,7 @@ class FusedBatch:
 
     def __init__(self, decoder: nn.Module, head: nn.Module):
         # For the last sizes only: MLX keeps a graph for each shape it has seen.
-        self._fits = functools.lru_cache(maxsize=1)(functools.partial(_fits, decoder))
+        self._most = functools.lru_cache(maxsize=1)(functools.partial(_most_positions, decoder))
         self._graph = functools.lru_cache(maxsize=1)(functools.partial(_compile, decoder, head))
 
     def supports(
@@ -86,7 +85,7 @@ class FusedBatch:
             and inputs_embeds is None
             and caches_fit(cache, (KVCache, BatchKVCache), inputs, None, sizes)
             and cache[0].keys is not None
-            and self._fits(sizes, len(inputs))
+            and cache[0].size() < self._most(sizes)
         )
 
     def __call__(
@@ -113,26 +112,27 @@ class FusedBatch:
         return logits
 
 
-def fits(sizes: DecoderSizes, layers: Sequence[DecoderLayer], batch: int) -> bool:
-    """Whether there is a kernel for this number of sequences and all ``layers``."""
+def most_positions(sizes: DecoderSizes, layers: Sequence[DecoderLayer]) -> int:
+    """Cached positions up to which ``layers`` are computed in this way; 0 if there is no kernel."""
+    found = {layer.formats for layer in layers}
     try:
-        for formats in {layer.formats for layer in layers}:
-            check(sizes, formats, find_tiling(batch))
+        for formats in found:
+            check(sizes, formats)
     except UnsupportedError:
-        return False
-    return True
+        return 0
+    return min(MAX_POSITIONS[formats[0].bits] for formats in found)
 
 
-def _fits(decoder: nn.Module, sizes: DecoderSizes, batch: int) -> bool:
+def _most_positions(decoder: nn.Module, sizes: DecoderSizes) -> int:
     try:
-        return fits(sizes, read_layers(decoder, sizes), batch)
+        return most_positions(sizes, read_layers(decoder, sizes))
     except UnsupportedError:
-        return False
+        return 0
 
 
-def check(sizes: DecoderSizes, formats: fused_layers.Formats, tiling: Tiling) -> None:
+def check(sizes: DecoderSizes, formats: fused_layers.Formats) -> None:
     """Raise UnsupportedError if there is no kernel for layers of these sizes and formats."""
-    form = formats[0]
+    form, tiling = formats[0], find_tiling(formats[0])
     require(sizes.group is None, "the decoder is sharded")
     require(all(other == form for other in formats), "matrices of a layer are packed apart")
     require(form.bits == 16 or form.group_size in GROUP_SIZES, "groups of another size")
@@ -141,13 +141,20 @@ def check(sizes: DecoderSizes, formats: fused_layers.Formats, tiling: Tiling) ->
     require(sizes.keys % TILE == 0, f"the keys' width is no multiple of {TILE}")
     most = tiling.steps * tiling.warps * STEP
     require(max(sizes.hidden, sizes.attended) <= most, "inputs do not fit into registers")
-    has_room = slots(sizes, form, tiling) >= MIN_SLOTS * FEW.warps // tiling.warps
-    require(has_room, "the GPU has too little shared memory")
+    ahead = slots(sizes, form) * tiling.warps * _step_bytes(form)
+    require(ahead >= MIN_BYTES_AHEAD, "the GPU has too little shared memory")
 
 
-def heads_at_once(sizes: DecoderSizes, tiling: Tiling) -> int:
+def multiplies_integers(form: Format, dtype: mx.Dtype) -> bool:
+    """Whether the tensor cores multiply the integers themselves: their groups are those of a lane's
+    steps, and bfloat16 represents them exactly.
+    """
+    return form == Format(4, 64) and dtype == mx.bfloat16
+
+
+def heads_at_once(sizes: DecoderSizes, form: Format) -> int:
     """Heads that share keys and are attended to together."""
-    return math.gcd(sizes.heads // sizes.kv_heads, tiling.heads)
+    return math.gcd(sizes.heads // sizes.kv_heads, find_tiling(form).heads)
 
 
 def _step_bytes(form: Format) -> int:
@@ -156,23 +163,17 @@ def _step_bytes(form: Format) -> int:
     return TILE * (STEP * form.bits // 8 + 4 * groups)
 
 
-def _scratch_bytes(sizes: DecoderSizes, tiling: Tiling) -> int:
+def _scratch_bytes(sizes: DecoderSizes, form: Format) -> int:
     """Shared memory after the weights: as scratch() in batch_products.cuh."""
-    heads, width = heads_at_once(sizes, tiling), sizes.head_dim
-    attention = (heads + 2) * width * 2 + heads * tiling.warps * 4 * (width + 2)
-    return max(2 * tiling.warps * TILE * tiling.row_tiles * ROW_TILE * 4, attention)
+    warps, heads, width = find_tiling(form).warps, heads_at_once(sizes, form), sizes.head_dim
+    attention = (heads + 2) * width * 2 + heads * warps * 4 * (width + 2)
+    return max(2 * warps * TILE * MAX_BATCH * 4, attention)
 
 
-def slots(sizes: DecoderSizes, form: Format, tiling: Tiling) -> int:
-    """Number of a warp's steps whose weights are in flight.
-
-    Args:
-        sizes: of the decoder.
-        form: of the weights.
-        tiling: of the batch.
-    """
-    room = device.max_shared_memory() - _scratch_bytes(sizes, tiling)
-    return room // (tiling.warps * _step_bytes(form))
+def slots(sizes: DecoderSizes, form: Format) -> int:
+    """Steps of a warp that are in flight."""
+    room = device.max_shared_memory() - _scratch_bytes(sizes, form)
+    return room // (find_tiling(form).warps * _step_bytes(form))
 
 
 def _compile(
@@ -221,10 +222,9 @@ def batch_kernel(
     Raises:
         UnsupportedError: if there is no such kernel.
     """
-    tiling = find_tiling(batch)
-    check(sizes, formats, tiling)
+    check(sizes, formats)
     form, dtype = formats[0], sizes.dtype
-    depth, parts = slots(sizes, form, tiling), math.ceil(batch / (ROW_TILE * tiling.row_tiles))
+    tiling, depth = find_tiling(form), slots(sizes, form)
     return fused_layers.build(
         "fused_batch",
         sizes,
@@ -233,8 +233,8 @@ def batch_kernel(
         {
             "STEP": STEP,
             "SLOTS": depth,
-            "ROW_TILES": tiling.row_tiles,
-            "HEADS_AT_ONCE": heads_at_once(sizes, tiling),
+            "INTEGERS": multiplies_integers(form, dtype),
+            "HEADS_AT_ONCE": heads_at_once(sizes, form),
         },
         {
             "out": ((batch, sizes.hidden), dtype),
@@ -242,9 +242,9 @@ def batch_kernel(
             "attended": ((batch, sizes.attended), dtype),
             "gated": ((batch, sizes.intermediate), dtype),
         },
-        {"batch": batch, "capacity": capacity, "parts": parts},
-        blocks=device.multiprocessors() // parts * parts,
+        {"batch": batch, "capacity": capacity},
+        blocks=device.multiprocessors(),
         threads=32 * tiling.warps,
-        shared_memory=tiling.warps * depth * _step_bytes(form) + _scratch_bytes(sizes, tiling),
+        shared_memory=tiling.warps * depth * _step_bytes(form) + _scratch_bytes(sizes, form),
         further=[mx.int32],
     )

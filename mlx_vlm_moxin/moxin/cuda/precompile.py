@@ -167,16 +167,15 @@ def _decoder_builds(decoder: nn.Module, head: nn.Module) -> Iterator[Build]:
                 arguments = sizes, some[0].formats, len(some), tokens, CAPACITY
                 yield partial(fused_prompt.prompt_kernel, *arguments)
     yield from multiply_layers(LONG_PROMPT)
-    if fused_batch.fits(sizes, layers, BATCH):
+    if fused_batch.most_positions(sizes, layers):
         for group in fused_layers.groups(layers):
             some = layers[group]
             arguments = sizes, some[0].formats, len(some), BATCH, CAPACITY
             yield partial(fused_batch.batch_kernel, *arguments)
-    else:
-        yield from multiply_layers(BATCH)
-        for product in _products(sizes):
-            yield partial(step_attention, sizes, BATCH, CAPACITY, *product)
-        yield from _add_norms(sizes, BATCH)
+    yield from multiply_layers(BATCH)
+    for product in _products(sizes):
+        yield partial(step_attention, sizes, BATCH, CAPACITY, *product)
+    yield from _add_norms(sizes, BATCH)
     yield multiply(output, BATCH, sizes.hidden)
 
 

@@ -74,9 +74,30 @@ def test_layers_with_several_formats_and_small_gpus_use_other_kernels(
     mlp = model.layers[1].mlp
     mlp.down_proj = mlp.down_proj.to_quantized(64, 8)
     assert not supports(model, inputs, None, cache)
-    monkeypatch.setattr(device, "max_shared_memory", lambda: 90 * 1024)
+    monkeypatch.setattr(device, "max_shared_memory", lambda: 60 * 1024)
     assert not supports(make_decoder(**WIDE), inputs, None, cache)
-    assert supports(make_decoder(bits=4, **WIDE), inputs, None, cache)
+
+
+@pytest.mark.parametrize(("bits", "most"), [(16, 1024), (8, 2048), (4, 2048)])
+def test_long_caches_use_other_kernels(bits, most, kernels_everywhere):
+    model, inputs = make_decoder(bits=bits, **WIDE), mx.ones((2, 1), mx.int32)
+    assert supports(model, inputs, None, filled_cache(most - 1, batch=2))
+    assert not supports(model, inputs, None, filled_cache(most, batch=2))
+
+
+def test_a_batch_goes_on_in_other_kernels_when_its_cache_is_long(kernels_everywhere, monkeypatch):
+    calls = []
+    monkeypatch.setattr(kernel, "build", recording(calls))
+    monkeypatch.setattr(fused_batch, "MAX_POSITIONS", {16: 12})
+    model, cache = make_decoder(**WIDE, vocab_size=256), filled_cache(10, batch=2)
+    built = []
+    for _ in range(3):
+        model(mx.ones((2, 1), mx.int32), cache=cache)
+        built.append([name for name in calls if name != "narrow_matmul"][:1])
+        calls.clear()
+    # A graph is kept, so that the second step builds nothing.
+    assert built == [["fused_batch"], [], ["step_attention"]]
+    assert cache[0].offset == 13
 
 
 @pytest.mark.parametrize("padding", [None, [0, 4, 2]], ids=["plain", "batch"])
@@ -114,11 +135,23 @@ def test_a_batch_goes_on_in_the_arrays_that_it_has(kernels_everywhere, monkeypat
         (mx.float16, 8, 32, 2, {}),
         (mx.bfloat16, 4, 64, 5, {}),
         (mx.float16, 4, 32, 8, {}),
+        (mx.float16, 4, 64, 6, {}),
         (mx.bfloat16, 16, 64, 4, {"sliding_window": 20}),
         (mx.bfloat16, 8, 64, 8, {"num_key_value_heads": 8}),
         (mx.bfloat16, 8, 64, 7, {"hidden_size": 2176, "num_attention_heads": 34}),
     ],
-    ids=["bf16", "f16", "8 bits", "8 bits f16", "4 bits", "4 bits f16", "window", "mha", "wide"],
+    ids=[
+        "bf16",
+        "f16",
+        "8 bits",
+        "8 bits f16",
+        "4 bits",
+        "4 bits f16",
+        "groups f16",
+        "window",
+        "mha",
+        "wide",
+    ],
 )
 def test_steps_are_as_close_to_float32_as_the_modules(
     dtype, bits, group_size, batch, config, monkeypatch

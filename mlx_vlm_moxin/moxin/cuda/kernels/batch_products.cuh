@@ -1,4 +1,4 @@
-// Products of up to 16 rows with weights that arrive in shared memory (weight_stream.cuh): the inputs
+// Products of up to eight rows with weights that arrive in shared memory (weight_stream.cuh): the inputs
 // of a thread block, which its warps hold in registers, their RMS norm, and the results.
 //
 // The operands are swapped: a product of tensor cores has 16 rows of weights and eight rows of x.
@@ -9,18 +9,10 @@
 
 namespace moxin {
 
-constexpr int ROWS = 8 * ROW_TILES;
 constexpr int TILE_VALUES = TILE * ROWS;
-static_assert(ROW_TILES == 1 || ROW_TILES == 2, "sums are of two tiles");
 
 // Shared memory after the weights: parts of the results of two tiles, or what attention needs.
 __device__ inline unsigned char* scratch() { return shared + WARPS * SLOTS * SLOT_BYTES; }
-
-// Rows of the input and tiles of weights that a thread block multiplies.
-struct Share {
-  int rows;
-  int first, stride;  // tiles first, first + stride, ...
-};
 
 // Steps of a warp, at most.
 template <int K>
@@ -29,57 +21,36 @@ constexpr int MOST_STEPS = (K / STEP + WARPS - 1) / WARPS;
 // Column of a lane's vector v in its warp's step `step`.
 __device__ inline int column_of(int step, int v) {
   int thread = thread_of_step(), lane = thread % LANES, warp = thread / LANES;
-  return (step * WARPS + warp) * STEP + lane % 4 * PACK + v / PLANES * 4 * PACK + v % PLANES * 8;
+  return (step * WARPS + warp) * STEP + lane % 4 * UNIT + v / PLANES * 4 * UNIT + v % PLANES * 8;
 }
 
-// A lane's inputs of step `step` of a warp: of rows lane / 4 and lane / 4 + 8 of x [rows, K], 0 where
-// there is none.
+// A lane's inputs of step `step` of a warp: of row lane / 4 of x [rows, K], 0 if there is none.
 template <int K>
-__device__ inline void load_inputs(const T* x, int rows, int step, uint4 (*to)[VECTORS]) {
+__device__ inline void load_inputs(const T* x, int rows, int step, StepInputs& to) {
+  int row = thread_of_step() % LANES / 4;
 #pragma unroll
-  for (int tile = 0; tile < ROW_TILES; ++tile) {
-    int row = tile * 8 + thread_of_step() % LANES / 4;
-#pragma unroll
-    for (int v = 0; v < VECTORS; ++v) {
-      int column = column_of(step, v);
-      bool inside = row < rows && column < K;
-      to[tile][v] = inside ? *reinterpret_cast<const uint4*>(x + row * K + column) : uint4{0, 0, 0, 0};
-    }
+  for (int v = 0; v < VECTORS; ++v) {
+    int column = column_of(step, v);
+    bool inside = row < rows && column < K;
+    to.vectors[v] = inside ? *reinterpret_cast<const uint4*>(x + row * K + column) : uint4{0, 0, 0, 0};
   }
 }
 
-// A lane's columns of a norm's weight [K]. Loaded early, as far as there are registers for it.
+// A lane's columns of a norm's weight [K], loaded early.
 template <int K>
-class NormWeight {
- public:
-  __device__ explicit NormWeight(const T* weight) : weight_(weight) {
-    if constexpr (IS_EARLY) {
+struct NormWeight {
+  uint4 vectors[MOST_STEPS<K>][VECTORS];
+
+  __device__ explicit NormWeight(const T* weight) {
 #pragma unroll
-      for (int step = 0; step < MOST_STEPS<K>; ++step) load(step, vectors_[step]);
+    for (int step = 0; step < MOST_STEPS<K>; ++step) {
+#pragma unroll
+      for (int v = 0; v < VECTORS; ++v) {
+        int column = min(column_of(step, v), K - 8);
+        vectors[step][v] = *reinterpret_cast<const uint4*>(weight + column);
+      }
     }
   }
-
-  __device__ void get(int step, uint4* to) const {
-    if constexpr (IS_EARLY) {
-#pragma unroll
-      for (int v = 0; v < VECTORS; ++v) to[v] = vectors_[step][v];
-    } else {
-      load(step, to);
-    }
-  }
-
- private:
-  static constexpr bool IS_EARLY = ROW_TILES == 1;
-
-  __device__ void load(int step, uint4* to) const {
-#pragma unroll
-    for (int v = 0; v < VECTORS; ++v) {
-      to[v] = *reinterpret_cast<const uint4*>(weight_ + min(column_of(step, v), K - 8));
-    }
-  }
-
-  const T* weight_;
-  uint4 vectors_[IS_EARLY ? MOST_STEPS<K> : 1][VECTORS];
 };
 
 // Keeps the compiler from holding what it has computed from v.
@@ -89,52 +60,39 @@ __device__ inline void forget(uint4& v) {
 
 // RMS norm of the rows of inputs that the lanes of a thread block hold.
 template <int K>
-__device__ inline void normalise(uint4 (*x)[ROW_TILES][VECTORS], const NormWeight<K>& weight) {
+__device__ inline void normalise(StepInputs* x, const NormWeight<K>& weight) {
   __shared__ float squares[WARPS][ROWS];
   int thread = thread_of_step(), lane = thread % LANES, warp = thread / LANES;
-#pragma unroll
-  for (int tile = 0; tile < ROW_TILES; ++tile) {
-    float sum = 0;
-#pragma unroll
-    for (int step = 0; step < MOST_STEPS<K>; ++step) {
-#pragma unroll
-      for (int v = 0; v < VECTORS; ++v) {
-        float values[8];
-        unpack<T>(x[step][tile][v], values);
-#pragma unroll
-        for (float value : values) sum += value * value;
-      }
-    }
-    sum += __shfl_xor_sync(ALL_LANES, sum, 1);
-    sum += __shfl_xor_sync(ALL_LANES, sum, 2);
-    if (lane % 4 == 0) squares[warp][tile * 8 + lane / 4] = sum;
-  }
-  __syncthreads();
-  float scales[ROW_TILES];
-#pragma unroll
-  for (int tile = 0; tile < ROW_TILES; ++tile) {
-    float total = 0;
-#pragma unroll
-    for (int w = 0; w < WARPS; ++w) total += squares[w][tile * 8 + lane / 4];
-    scales[tile] = rsqrtf(total / K + config::EPS);
-  }
+  float sum = 0;
 #pragma unroll
   for (int step = 0; step < MOST_STEPS<K>; ++step) {
-    uint4 weights[VECTORS];
-    weight.get(step, weights);
 #pragma unroll
     for (int v = 0; v < VECTORS; ++v) {
-      float factors[8];
-      unpack<T>(weights[v], factors);
+      float values[8];
+      unpack<T>(x[step].vectors[v], values);
 #pragma unroll
-      for (int tile = 0; tile < ROW_TILES; ++tile) {
-        float values[8];
-        forget(x[step][tile][v]);
-        unpack<T>(x[step][tile][v], values);
+      for (float value : values) sum += value * value;
+    }
+  }
+  sum += __shfl_xor_sync(ALL_LANES, sum, 1);
+  sum += __shfl_xor_sync(ALL_LANES, sum, 2);
+  if (lane % 4 == 0) squares[warp][lane / 4] = sum;
+  __syncthreads();
+  float total = 0;
 #pragma unroll
-        for (int i = 0; i < 8; ++i) values[i] *= scales[tile] * factors[i];
-        x[step][tile][v] = pack_eight<T>(values);
-      }
+  for (int w = 0; w < WARPS; ++w) total += squares[w][lane / 4];
+  float scale = rsqrtf(total / K + config::EPS);
+#pragma unroll
+  for (int step = 0; step < MOST_STEPS<K>; ++step) {
+#pragma unroll
+    for (int v = 0; v < VECTORS; ++v) {
+      float factors[8], values[8];
+      unpack<T>(weight.vectors[step][v], factors);
+      forget(x[step].vectors[v]);
+      unpack<T>(x[step].vectors[v], values);
+#pragma unroll
+      for (int i = 0; i < 8; ++i) values[i] *= scale * factors[i];
+      x[step].vectors[v] = pack_eight<T>(values);
     }
   }
 }
@@ -146,24 +104,16 @@ __device__ inline void normalise(uint4 (*x)[ROW_TILES][VECTORS], const NormWeigh
 template <bool GATED, typename Load, typename Out>
 __device__ inline void finish_tile(
     int& finished, int tile, const float (*sums)[4], Load load, Out out) {
-  constexpr int ADDERS = 4 * ROW_TILES, USED = GATED ? ADDERS / 2 : ADDERS;
+  constexpr int ADDERS = 4;
   static_assert(WARPS % ADDERS == 0, "each adder is a warp");
   int thread = thread_of_step(), lane = thread % LANES, warp = thread / LANES;
   auto parts = reinterpret_cast<float(*)[TILE_VALUES]>(scratch()) + finished % 2 * WARPS;
   int adder = warp - finished % (WARPS / ADDERS) * ADDERS;
   ++finished;
 #pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    if constexpr (ROW_TILES == 1) {
-      parts[warp][i * LANES + lane] = sums[0][i] + sums[1][i];
-    } else {
-      parts[warp][i * LANES + lane] = sums[0][i];
-      parts[warp][(4 + i) * LANES + lane] = sums[1][i];
-    }
-  }
-  bool adds = adder >= 0 && adder < USED;
-  int row_tile = adder / (GATED ? 2 : 4), i = adder % (GATED ? 2 : 4);
-  int row = lane / 4 + i / 2 * (TILE / 2), row_of_x = row_tile * 8 + lane % 4 * 2 + i % 2;
+  for (int i = 0; i < 4; ++i) parts[warp][i * LANES + lane] = sums[0][i] + sums[1][i];
+  bool adds = adder >= 0 && adder < (GATED ? ADDERS / 2 : ADDERS);
+  int row = lane / 4 + adder / 2 * (TILE / 2), row_of_x = lane % 4 * 2 + adder % 2;
   decltype(load(0, 0, 0)) loaded{};
   if (adds) loaded = load(tile, row, row_of_x);
   __syncthreads();
@@ -171,22 +121,21 @@ __device__ inline void finish_tile(
   float total = 0, up = 0;
 #pragma unroll
   for (int w = 0; w < WARPS; ++w) {
-    total += parts[w][(row_tile * 4 + i) * LANES + lane];
-    if constexpr (GATED) up += parts[w][(row_tile * 4 + i + 2) * LANES + lane];
+    total += parts[w][adder * LANES + lane];
+    if constexpr (GATED) up += parts[w][(adder + 2) * LANES + lane];
   }
   if constexpr (GATED) total = total / (1 + __expf(-total)) * up;
   out(tile, row, row_of_x, total, loaded);
 }
 
-// A product of this thread block's tiles with inputs [steps, ROW_TILES, VECTORS] in registers.
+// A product of this thread block's tiles with inputs in registers, one per step.
 template <int PRODUCT, typename Load, typename Out>
 __device__ inline void multiply_tiles(
-    WeightStream& stream, int& finished, const Share& share, const uint4 (*x)[ROW_TILES][VECTORS],
-    Load load, Out out) {
+    WeightStream& stream, int& finished, const StepInputs* x, Load load, Out out) {
   constexpr int K = width_of(PRODUCT);
   int steps = steps_of(K, thread_of_step() / LANES);
 #pragma unroll 1
-  for (int tile = share.first; tile < tiles_of(PRODUCT); tile += share.stride) {
+  for (int tile = blockIdx.x; tile < tiles_of(PRODUCT); tile += gridDim.x) {
     float sums[2][4] = {};
 #pragma unroll
     for (int step = 0; step < MOST_STEPS<K>; ++step) {
@@ -199,25 +148,21 @@ __device__ inline void multiply_tiles(
 // The same with inputs x [rows, K] that do not fit into registers: read step by step, for two tiles.
 template <int PRODUCT, typename Load, typename Out>
 __device__ inline void multiply_pairs(
-    WeightStream& stream, int& finished, const Share& share, const T* x, Load load, Out out) {
+    WeightStream& stream, int& finished, const T* x, int rows, Load load, Out out) {
   constexpr int K = width_of(PRODUCT);
   static_assert(tiles_together(PRODUCT) == 2, "tiles are in this order");
   int steps = steps_of(K, thread_of_step() / LANES);
 #pragma unroll 1
-  for (int tile = share.first; tile < tiles_of(PRODUCT); tile += 2 * share.stride) {
-    int other = tile + share.stride;
+  for (int tile = blockIdx.x; tile < tiles_of(PRODUCT); tile += 2 * gridDim.x) {
+    int other = tile + gridDim.x;
     float sums[2][2][4] = {};
-    uint4 next[ROW_TILES][VECTORS];
-    load_inputs<K>(x, share.rows, 0, next);
+    StepInputs next;
+    load_inputs<K>(x, rows, 0, next);
 #pragma unroll 1
     for (int step = 0; step < steps; ++step) {
-      uint4 now[ROW_TILES][VECTORS];
-#pragma unroll
-      for (int row_tile = 0; row_tile < ROW_TILES; ++row_tile) {
-#pragma unroll
-        for (int v = 0; v < VECTORS; ++v) now[row_tile][v] = next[row_tile][v];
-      }
-      load_inputs<K>(x, share.rows, step + 1, next);
+      StepInputs now = next;
+      load_inputs<K>(x, rows, step + 1, next);
+      now.finish();
       stream.multiply(now, sums[0]);
       if (other < tiles_of(PRODUCT)) stream.multiply(now, sums[1]);
     }

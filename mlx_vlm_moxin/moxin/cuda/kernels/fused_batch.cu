@@ -1,4 +1,4 @@
-// One token of each of a few sequences through LAYERS decoder layers, in one launch.
+// One token of each of up to eight sequences through LAYERS decoder layers, in one launch.
 //
 // Cost: reads every weight once, and every cached key and value HEADS / KV_HEADS / HEADS_AT_ONCE
 // times (the first time from memory, then from the L2 cache). Reading is the limit: a layer of Moxin
@@ -10,8 +10,8 @@
 //
 // Constants that fused_batch.py defines in namespace config: T; HIDDEN, INTERMEDIATE, HEAD_DIM,
 // HEADS, KV_HEADS; WINDOW (0: none); LAYERS; QKV (moxin::Format of all matrices); EPS,
-// LOG2_THETA, SCALE; THREADS, STEP, SLOTS (weight_stream.cuh), ROW_TILES (batch_products.cuh),
-// HEADS_AT_ONCE (batch_attention.cuh).
+// LOG2_THETA, SCALE; THREADS, STEP, SLOTS, INTEGERS (batch_steps.cuh); HEADS_AT_ONCE
+// (batch_attention.cuh).
 
 #include "batch_attention.cuh"
 #include "batch_products.cuh"
@@ -28,47 +28,43 @@ extern "C" __global__ void __launch_bounds__(config::THREADS, 1) fused_batch(
     float* products,         // scratch [batch, PROJECTED]
     config::T* attended,     // scratch [batch, HEADS, HEAD_DIM]
     config::T* gated,        // scratch [batch, INTERMEDIATE]
-    int batch, int capacity,  // sequences; positions of their caches
-    int parts) {             // of the rows, each multiplied by other thread blocks
+    int batch, int capacity) {  // sequences; positions of their caches
   using namespace moxin;
   using config::HIDDEN, config::INTERMEDIATE;
   __shared__ Layer<T> layers[config::LAYERS];
   FILL_LAYERS(layers)
   GridBarrier barrier{arrivals};
   barrier.arrive();
-  // Consecutive thread blocks read the same weights, from memory and from the cache.
-  int first_row = blockIdx.x % parts * ROWS;
-  Share share{min(batch - first_row, ROWS), static_cast<int>(blockIdx.x / parts),
-              static_cast<int>(gridDim.x / parts)};
-  WeightStream stream(layers, share.first, share.stride);
+  WeightStream stream(layers);
   int finished = 0;
-  T* hidden = out + first_row * HIDDEN;
   auto nothing = [](int, int, int) { return T{}; };
 #pragma unroll 1
   for (int i = 0; i < config::LAYERS; ++i) {
     const Layer<T>& layer = layers[i];
-    const T* residual = i ? hidden : x + first_row * HIDDEN;
+    const T* residual = i ? out : x;
     auto load = [&](int tile, int row, int row_of_x) {
-      return load_early(residual + min(row_of_x, share.rows - 1) * HIDDEN + tile * TILE + row);
+      return load_early(residual + min(row_of_x, batch - 1) * HIDDEN + tile * TILE + row);
     };
     auto add = [&](int tile, int row, int row_of_x, float value, T before) {
       int at = row_of_x * HIDDEN + tile * TILE + row;
-      if (row_of_x < share.rows) hidden[at] = round_to<T>(to_float(before) + value);
+      if (row_of_x < batch) out[at] = round_to<T>(to_float(before) + value);
     };
     {
       NormWeight<HIDDEN> weight(layer.input_norm);
       barrier.wait();
-      uint4 inputs[MOST_STEPS<HIDDEN>][ROW_TILES][VECTORS];
+      StepInputs inputs[MOST_STEPS<HIDDEN>];
 #pragma unroll
       for (int step = 0; step < MOST_STEPS<HIDDEN>; ++step) {
-        load_inputs<HIDDEN>(residual, share.rows, step, inputs[step]);
+        load_inputs<HIDDEN>(residual, batch, step, inputs[step]);
       }
       normalise<HIDDEN>(inputs, weight);
       auto store = [&](int tile, int row, int row_of_x, float value, T) {
-        int at = (first_row + row_of_x) * PROJECTED + tile * TILE + row;
-        if (row_of_x < share.rows) products[at] = value;
+        int at = row_of_x * PROJECTED + tile * TILE + row;
+        if (row_of_x < batch) products[at] = value;
       };
-      multiply_tiles<QKV>(stream, finished, share, inputs, nothing, store);
+#pragma unroll
+      for (StepInputs& step : inputs) step.finish();
+      multiply_tiles<QKV>(stream, finished, inputs, nothing, store);
       barrier.arrive();
     }
     barrier.wait();
@@ -85,34 +81,37 @@ extern "C" __global__ void __launch_bounds__(config::THREADS, 1) fused_batch(
     barrier.arrive();
     {
       barrier.wait();
-      uint4 inputs[MOST_STEPS<ATTENDED>][ROW_TILES][VECTORS];
+      StepInputs inputs[MOST_STEPS<ATTENDED>];
 #pragma unroll
       for (int step = 0; step < MOST_STEPS<ATTENDED>; ++step) {
-        load_inputs<ATTENDED>(attended + first_row * ATTENDED, share.rows, step, inputs[step]);
+        load_inputs<ATTENDED>(attended, batch, step, inputs[step]);
       }
-      multiply_tiles<OUTPUT>(stream, finished, share, inputs, load, add);
+#pragma unroll
+      for (StepInputs& step : inputs) step.finish();
+      multiply_tiles<OUTPUT>(stream, finished, inputs, load, add);
       barrier.arrive();
     }
-    residual = hidden;
-    T* gated_rows = gated + first_row * INTERMEDIATE;
+    residual = out;
     {
       NormWeight<HIDDEN> weight(layer.post_norm);
       barrier.wait();
-      uint4 inputs[MOST_STEPS<HIDDEN>][ROW_TILES][VECTORS];
+      StepInputs inputs[MOST_STEPS<HIDDEN>];
 #pragma unroll
       for (int step = 0; step < MOST_STEPS<HIDDEN>; ++step) {
-        load_inputs<HIDDEN>(hidden, share.rows, step, inputs[step]);
+        load_inputs<HIDDEN>(out, batch, step, inputs[step]);
       }
       normalise<HIDDEN>(inputs, weight);
       auto store = [&](int tile, int row, int row_of_x, float value, T) {
         int at = row_of_x * INTERMEDIATE + tile * (TILE / 2) + row;
-        if (row_of_x < share.rows) gated_rows[at] = round_to<T>(value);
+        if (row_of_x < batch) gated[at] = round_to<T>(value);
       };
-      multiply_tiles<GATE_UP>(stream, finished, share, inputs, nothing, store);
+#pragma unroll
+      for (StepInputs& step : inputs) step.finish();
+      multiply_tiles<GATE_UP>(stream, finished, inputs, nothing, store);
       barrier.arrive();
     }
     barrier.wait();
-    multiply_pairs<DOWN>(stream, finished, share, gated_rows, load, add);
+    multiply_pairs<DOWN>(stream, finished, gated, batch, load, add);
     barrier.arrive();
   }
 }

@@ -4,87 +4,47 @@
 // Weights do not depend on what is computed, so the copies run ahead of the products by all of a
 // warp's shared memory, across the barriers between the steps of a layer: reading goes on while
 // thread blocks wait for each other, normalise or attend.
-//
-// A tile is 16 rows of weights, upper and lower eight. Its columns are divided into steps of STEP
-// values; step s of all warps is done by warp s % WARPS, so that a warp keeps its part of the input
-// in registers for all tiles. In a step, lane 4 g + j copies and multiplies rows g and g + 8: units of
-// 16 bytes at columns j PACK, (j + 4) PACK, ... (narrow_matmul.cuh says why).
 
 #pragma once
 
-#include "decoder_layer.cuh"
-#include "grid.cuh"
-#include "tensor_cores.cuh"
+#include "batch_steps.cuh"
 
 namespace moxin {
 
-using config::T;
-using Weights = config::QKV;  // the format of all matrices
-
-constexpr int WARPS = config::THREADS / LANES;
-constexpr int SLOTS = config::SLOTS;  // steps in flight
-constexpr int STEP = config::STEP;
-constexpr int TILE = 16;
-constexpr int ROW_TILES = config::ROW_TILES;  // of eight rows of the input
-constexpr int ATTENDED = config::HEADS * config::HEAD_DIM;
-constexpr int KEYS_WIDTH = config::KV_HEADS * config::HEAD_DIM;
-constexpr int PROJECTED = ATTENDED + 2 * KEYS_WIDTH;
-
-constexpr int BITS = Weights::BITS;
-constexpr int PACK = 128 / BITS;            // weights of 16 bytes
-constexpr int PLANES = PACK / 8;            // vectors of eight inputs for them
-constexpr int CHUNKS = STEP / (4 * PACK);   // units of a lane's row in a step
-constexpr int VECTORS = STEP / 32;          // vectors of eight inputs of a lane in a step
-constexpr int CHUNK_BYTES = TILE * 64;
-constexpr int GROUPS = BITS < 16 ? STEP / Weights::GROUP : 0;  // scales of a row in a step
-constexpr int SLOT_BYTES = CHUNKS * CHUNK_BYTES + 2 * TILE * GROUPS * 2;
-static_assert(STEP % (4 * PACK) == 0, "a step is whole units");
-static_assert(GROUPS % 2 == 0, "scales are copied in at least four bytes");
-
-// Products of a layer, in their order.
-enum Product { QKV, OUTPUT, GATE_UP, DOWN, PRODUCTS };
-
-__host__ __device__ constexpr int width_of(int product) {
-  return product == OUTPUT ? ATTENDED : product == DOWN ? config::INTERMEDIATE : config::HIDDEN;
-}
-
-__host__ __device__ constexpr int tiles_of(int product) {
-  return product == QKV     ? PROJECTED / TILE
-      : product == GATE_UP ? 2 * config::INTERMEDIATE / TILE
-                           : config::HIDDEN / TILE;
-}
-
-// Tiles that are multiplied together, because the input is not kept in registers.
-__host__ __device__ constexpr int tiles_together(int product) { return product == DOWN ? 2 : 1; }
-
-// Steps of a row that this warp does.
-__device__ inline int steps_of(int width, int warp) {
-  return (width / STEP - warp + WARPS - 1) / WARPS;
-}
-
 class WeightStream {
  public:
-  // The tiles of each product from number `first` on, every `stride`-th one.
-  __device__ WeightStream(const Layer<T>* layers, int first, int stride) {
+  // The tiles of each product from number blockIdx.x on, every gridDim.x-th one.
+  __device__ explicit WeightStream(const Layer<T>* layers) {
     int thread = threadIdx.x;
     at_ = thread / LANES * SLOTS * SLOT_BYTES;
-    place() = Place{layers, 0, 0, first, first, stride};
+    place() = Place{layers, 0, 0, static_cast<int>(blockIdx.x)};
     source_ = select(false);
 #pragma unroll 1
     for (int i = 0; i < SLOTS; ++i) copy();
   }
 
-  // Adds the products of the next step with this lane's inputs to the sums: of two tiles of rows, or
-  // two parts of those of one tile.
-  __device__ void multiply(const uint4 (*x)[VECTORS], float (*sums)[4]) {
+  // Adds the products of the next step with this lane's inputs to two parts of the
+  // sums.
+  __device__ void multiply(const StepInputs& x, float (*sums)[4]) {
     wait_copies<SLOTS - 1>();
     __syncwarp();
+    if constexpr (INTEGERS) {
+      multiply_integers(x, sums);
+    } else {
+      multiply_weights(x, sums);
+    }
+    __syncwarp();
+    copy();
+  }
+
+ private:
+  __device__ void multiply_weights(const StepInputs& x, float (*sums)[4]) const {
     int lane = threadIdx.x % LANES;
     const unsigned char* slot = shared + at_;
-    const T* scales = reinterpret_cast<const T*>(slot + CHUNKS * CHUNK_BYTES) + lane / 4 * GROUPS;
+    const T* scales = reinterpret_cast<const T*>(slot + COPIES * COPY_BYTES) + lane / 4 * GROUPS;
 #pragma unroll
     for (int c = 0; c < CHUNKS; ++c) {
-      const uint4* from = reinterpret_cast<const uint4*>(slot + c * CHUNK_BYTES) + lane;
+      const uint4* from = reinterpret_cast<const uint4*>(slot + c * COPY_BYTES) + lane;
       uint4 upper = from[0], lower = from[LANES];
       T upper_scale{}, upper_bias{}, lower_scale{}, lower_bias{};
       if constexpr (BITS < 16) {
@@ -102,20 +62,56 @@ class WeightStream {
         next_eight<T, BITS>(lower, lower_scale, lower_bias, low);
         const unsigned int first[4] = {up[0], low[0], up[1], low[1]};
         const unsigned int second[4] = {up[2], low[2], up[3], low[3]};
-#pragma unroll
-        for (int tile = 0; tile < ROW_TILES; ++tile) {
-          const uint4& values = x[tile][c * PLANES + plane];
-          const unsigned int b[4] = {values.x, values.y, values.z, values.w};
-          multiply_add<T>(sums[tile], first, b);
-          multiply_add<T>(sums[ROW_TILES == 1 ? 1 : tile], second, b + 2);
-        }
+        const uint4& values = x.vectors[c * PLANES + plane];
+        const unsigned int b[4] = {values.x, values.y, values.z, values.w};
+        multiply_add<T>(sums[0], first, b);
+        multiply_add<T>(sums[1], second, b + 2);
       }
     }
-    __syncwarp();
-    copy();
   }
 
- private:
+  __device__ void multiply_integers(const StepInputs& x, float (*sums)[4]) const {
+    int lane = threadIdx.x % LANES;
+    const unsigned char* slot = shared + at_;
+    // Scales of both groups; of upper and lower rows, then their biases.
+    auto scales = reinterpret_cast<const unsigned int*>(slot + COPIES * COPY_BYTES) + lane / 4;
+    unsigned int factors[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) factors[i] = scales[i * (TILE / 2)];
+#pragma unroll
+    for (int c = 0; c < CHUNKS; ++c) {
+      // See copy() for the place.
+      int first = c ^ (lane / 8 % 2);
+      auto from = reinterpret_cast<const uint2*>(slot) + lane / 4 * 8 + first * 4 + lane % 4;
+      uint2 upper = from[0], lower = from[LANES * 2];
+      float parts[4], scale[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        scale[i] = to_float(T{static_cast<unsigned short>(factors[i] >> (16 * c))});
+        parts[i] = -RAISED_NIBBLES * x.totals[c][i % 2];
+      }
+#pragma unroll
+      for (int plane = 0; plane < PLANES; ++plane) {
+        unsigned int up[4], low[4];
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          up[i] = raised_nibbles(plane ? upper.y : upper.x, i);
+          low[i] = raised_nibbles(plane ? lower.y : lower.x, i);
+        }
+        const unsigned int first[4] = {up[0], low[0], up[1], low[1]};
+        const unsigned int second[4] = {up[2], low[2], up[3], low[3]};
+        const uint4& values = x.vectors[c * PLANES + plane];
+        const unsigned int b[4] = {values.x, values.y, values.z, values.w};
+        multiply_add<T>(parts, first, b);
+        multiply_add<T>(parts, second, b + 2);
+      }
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        sums[0][i] += scale[i / 2] * parts[i] + scale[2 + i / 2] * x.totals[c][i % 2];
+      }
+    }
+  }
+
   // What is copied of a tile, by each lane: its next weights and scales, the steps that are left, and
   // whether another tile is multiplied together with it.
   struct Source {
@@ -127,7 +123,7 @@ class WeightStream {
   // Where a warp is: what is needed between tiles only, and would cost registers.
   struct Place {
     const Layer<T>* layers;
-    int layer, product, tile, first, stride;
+    int layer, product, tile;
   };
 
   __device__ static Place& place() {
@@ -142,18 +138,21 @@ class WeightStream {
       unsigned int to = static_cast<unsigned int>(__cvta_generic_to_shared(shared)) + at_;
       long long skip = 0, skip_scales = 0;
       if (is_second_) {
-        long long values = static_cast<long long>(place().stride) * TILE * width_of(DOWN);
+        long long values = static_cast<long long>(gridDim.x) * TILE * width_of(DOWN);
         skip = values * BITS / 8;
         if constexpr (BITS < 16) skip_scales = values / Weights::GROUP * sizeof(T);
       }
 #pragma unroll
-      for (int c = 0; c < CHUNKS; ++c) {
-        copy_once(to + c * CHUNK_BYTES + lane * 16, source_.upper + skip + c * 64);
-        copy_once(to + c * CHUNK_BYTES + (lane + LANES) * 16, source_.lower + skip + c * 64);
+      for (int c = 0; c < COPIES; ++c) {
+        // Lanes read integers of one group in two units of a row. Every other pair of rows swaps
+        // these with the other two units, so that a warp reads from all banks.
+        int unit = INTEGERS ? lane ^ (lane / 8 % 2 * 2) : lane;
+        copy_once(to + c * COPY_BYTES + unit * 16, source_.upper + skip + c * 64);
+        copy_once(to + c * COPY_BYTES + (unit + LANES) * 16, source_.lower + skip + c * 64);
       }
       if constexpr (BITS < 16) {
         copy_few<GROUPS * 2>(
-            to + CHUNKS * CHUNK_BYTES + lane * GROUPS * 2, source_.scales + skip_scales);
+            to + COPIES * COPY_BYTES + lane * GROUPS * 2, source_.scales + skip_scales);
       }
       advance();
     }
@@ -181,18 +180,18 @@ class WeightStream {
   // one. Not inlined, since it is called in many places. All lanes write the same to the warp's place.
   __device__ __noinline__ static Source select(bool is_done) {
     Place at = place();
-    if (is_done) at.tile += tiles_together(at.product) * at.stride;
+    if (is_done) at.tile += tiles_together(at.product) * gridDim.x;
     int warp = threadIdx.x / LANES;
 #pragma unroll 1
     for (; at.layer < config::LAYERS; ++at.layer, at.product = 0) {
 #pragma unroll 1
-      for (; at.product < PRODUCTS; ++at.product, at.tile = at.first) {
+      for (; at.product < PRODUCTS; ++at.product, at.tile = blockIdx.x) {
         int width = width_of(at.product), tiles = tiles_of(at.product);
         int steps = steps_of(width, warp);
         if (at.tile >= tiles || steps <= 0) continue;
         Source found = find_rows(at, width);
         found.steps = steps;
-        found.has_second = tiles_together(at.product) == 2 && at.tile + at.stride < tiles;
+        found.has_second = tiles_together(at.product) == 2 && at.tile + static_cast<int>(gridDim.x) < tiles;
         __syncwarp();
         place() = at;
         return found;

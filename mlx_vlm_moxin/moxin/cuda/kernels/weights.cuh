@@ -74,6 +74,15 @@ __device__ inline unsigned int dequantised<float16>(
   return weights;
 }
 
+// Nibbles i and i + 4 of a word, raised by RAISED_NIBBLES, which is exact in bfloat16: placed in the
+// upper mantissa bits of that number.
+constexpr int RAISED_NIBBLES = 16;
+
+__device__ inline unsigned int raised_nibbles(unsigned int word, int i) {
+  unsigned int shifted = i == 0 ? word << 3 : word >> (4 * i - 3);
+  return (shifted & 0x00780078u) | 0x41804180u;
+}
+
 // Converts the next eight weights of a 16-byte unit to T, two per word, and shifts the unit on.
 // scale and bias are theirs, if they are quantised.
 template <typename T, int BITS>
