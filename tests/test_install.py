@@ -90,7 +90,8 @@ def test_one_package_is_installed(light_python, tmp_path):
     assert "ModuleNotFoundError: No module named 'conversion'" in result.stderr
 
 
-@pytest.mark.parametrize("kind", ["folder", pytest.param("file", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", ["folder", "file"])
+@pytest.mark.slow
 def test_names_in_the_working_directory_do_not_get_in_the_way(light_python, tmp_path, kind):
     names = ("conversion", "library", "plugin", "checkpoints", "moxin", "bench", "evals")
     for name in names:
@@ -119,6 +120,7 @@ def test_conversion_starts_from_a_clone(tmp_path):
     assert result.stdout.startswith("usage: python -m mlx_vlm_moxin convert ")
 
 
+@pytest.mark.slow
 def test_the_doctor_of_an_installed_package_asks_the_model_that_came_along(light_python, tmp_path):
     result = run(light_python, tmp_path, "-m", "mlx_vlm_moxin", "doctor", "--json")
     checks = {check["name"]: check for check in json.loads(result.stdout)["checks"]}

@@ -33,6 +33,7 @@ def batch(tokenizer):
     return make_batch("train", 0, 2, 4, 2)
 
 
+@pytest.mark.slow
 def test_the_tokenizer_is_the_shipped_one(tokenizer):
     shipped = (CHECKPOINT / "tokenizer.json").read_text(encoding="utf-8")
     assert tokenizer.to_str(pretty=True) + "\n" == shipped

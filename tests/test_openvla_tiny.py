@@ -97,6 +97,7 @@ def test_the_checkpoint_is_small_enough_for_the_repository():
     assert sum(file.stat().st_size for file in CHECKPOINT.iterdir()) <= 4 * 2**20
 
 
+@pytest.mark.slow
 def test_another_instruction_moves_the_gripper_elsewhere(policy):
     """On the same tables, an instruction about another item leads to that item."""
     episodes, first_tasks = [], []

@@ -94,6 +94,7 @@ def test_a_server_that_does_not_start_is_a_failure(tmp_path):
     assert (outcome.state, outcome.reason) == (FAILED, "no such model\n")
 
 
+@pytest.mark.slow
 def test_a_page_runs_from_the_command_line(tmp_path):
     """Uses the shortest page with a command, and the small models that every page has."""
     page = ROOT / "docs" / "when-it-does-not-work.md"

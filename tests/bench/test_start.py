@@ -15,6 +15,7 @@ def checkpoint(tmp_path_factory):
     return folder / "8"
 
 
+@pytest.mark.slow
 def test_a_start_is_timed_in_parts(checkpoint, tmp_path, capsys):
     file = tmp_path / "start.json"
     start.main([str(checkpoint), "--kernels", "on", "--warm", "1", "--json", str(file)])

@@ -56,7 +56,10 @@ def assert_same(ours: dict[str, mx.array], theirs: dict[str, mx.array]) -> None:
         pytest.param({"quantize": True, "q_mode": "mxfp8"}, marks=pytest.mark.slow),
         {"quantize": True, "quant_predicate": "mixed_3_6"},
         pytest.param({"quantize": True, "quant_method": "awq"}, marks=pytest.mark.slow),
-        {"quantize": True, "quant_method": "awq", "calibration": "multimodal"},
+        pytest.param(
+            {"quantize": True, "quant_method": "awq", "calibration": "multimodal"},
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=lambda settings: "-".join(map(str, settings.values())) or "as it is",
 )

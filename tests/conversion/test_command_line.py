@@ -9,6 +9,8 @@ from support import HF_CHECKPOINT, IMAGES
 
 from mlx_vlm_moxin.conversion.command_line import main
 
+pytestmark = pytest.mark.usefixtures("short_answers")
+
 
 def run(capsys, *arguments) -> tuple[int, str, str]:
     status = main([str(argument) for argument in arguments])
@@ -41,7 +43,13 @@ class TestRuns:
         assert main([*arguments, "--no-verify"]) == 0
         assert capfd.readouterr() == ("", "")
 
-    @pytest.mark.parametrize("arguments", [HF_ARGUMENTS, NATIVE_ARGUMENTS], ids=["hf", "native"])
+    @pytest.mark.parametrize(
+        "arguments",
+        [
+            pytest.param(HF_ARGUMENTS, id="hf"),
+            pytest.param(NATIVE_ARGUMENTS, id="native", marks=pytest.mark.slow),
+        ],
+    )
     def test_quantising_is_verified_and_written_into_the_card(
         self, capsys, target, tmp_path, arguments
     ):

@@ -60,6 +60,7 @@ class TestReference:
     def test_an_hf_converted_checkpoint_gives_the_reference_outputs(self, tmp_path):
         check_run(converted(HF_CHECKPOINT, tmp_path / "x"), "hf")
 
+    @pytest.mark.slow
     def test_an_ominix_export_gives_the_reference_outputs(self, tmp_path):
         source = write_ominix(tmp_path / "source", bits=None)
         check_run(converted(source, tmp_path / "x"), "hf")

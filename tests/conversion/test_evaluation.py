@@ -35,7 +35,7 @@ def run(capsys, *arguments: object) -> tuple[int, str, str]:
     return status, captured.out, captured.err
 
 
-@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("bits", [8, pytest.param(4, marks=pytest.mark.slow)])
 def test_the_card_says_what_quantising_cost(checkpoint, data, tmp_path, capsys, monkeypatch, bits):
     monkeypatch.chdir(tmp_path)
     options = ["--hf-path", checkpoint, "--mlx-path", "small", "-q", "--q-bits", bits]

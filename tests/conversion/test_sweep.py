@@ -13,8 +13,9 @@ from support import HF_CHECKPOINT, IMAGES
 from mlx_vlm_moxin.conversion import sweep as sweep_module
 from mlx_vlm_moxin.conversion.command_line import main
 from mlx_vlm_moxin.conversion.sweep_plot import plot
-from mlx_vlm_moxin.conversion.verify import compare
 from mlx_vlm_moxin.conversion.verify.report import FILE_NAME
+
+pytestmark = pytest.mark.usefixtures("short_answers")
 
 
 @pytest.fixture(scope="module")
@@ -22,12 +23,6 @@ def pictures(tmp_path_factory):
     directory = tmp_path_factory.mktemp("pictures")
     shutil.copy(IMAGES / "photo.png", directory)
     return directory
-
-
-@pytest.fixture(autouse=True)
-def short_answers(monkeypatch):
-    """Verification compares 12 tokens of each answer, which is enough to tell widths apart."""
-    monkeypatch.setattr(compare, "ANSWER_TOKENS", 12)
 
 
 @pytest.fixture

@@ -108,6 +108,7 @@ def test_an_adapter_can_train_the_towers_and_the_projector(fp32_checkpoint, data
     assert answers(*adapted(fp32_checkpoint, tmp_path / "adapter")) == LEARNED
 
 
+@pytest.mark.slow
 def test_gradient_checkpointing_changes_no_loss(fp32_checkpoint, data, tmp_path):
     options = ["--full-finetune", "--data", data, *SUPERVISED, "0.003", "--iters", "10"]
     plain = losses(train(fp32_checkpoint, tmp_path / "plain", *options))

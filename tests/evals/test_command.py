@@ -105,6 +105,7 @@ def test_a_killed_run_continues(words_checkpoint, data, tmp_path, capsys):
     assert "Answers:" in output
 
 
+@pytest.mark.slow
 def test_fewer_bits_are_another_model_in_the_same_file(words_checkpoint, data, tmp_path, capsys):
     answers = tmp_path / "answers.jsonl"
     options = ["--model", words_checkpoint, "--tasks", "vsr", "--data", data / "vsr"]

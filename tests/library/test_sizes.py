@@ -49,6 +49,7 @@ def test_the_guide_has_the_tables_as_they_are_computed():
         assert table in text
 
 
+@pytest.mark.slow
 def test_sizes_of_many_models_leave_random_numbers_usable():
     code = """
 import mlx.core as mx

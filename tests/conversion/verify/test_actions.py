@@ -13,6 +13,8 @@ from mlx_vlm_moxin.conversion import command_line
 from mlx_vlm_moxin.conversion.verify.actions import compare_actions
 from mlx_vlm_moxin.conversion.verify.compare import verify
 
+pytestmark = pytest.mark.usefixtures("short_answers")
+
 
 def prediction(action, ids=None) -> Prediction:
     action = np.array(action, float)

@@ -149,7 +149,13 @@ def test_all_kernels_compile(architecture, on):
     build_all([tower_build(), *batches, *decoder_builds(MOXIN, form, rows)])
 
 
-@pytest.mark.parametrize("sizes", [VICUNA_7B, LLAMA_13B], ids=["7B without groups", "13B"])
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        pytest.param(VICUNA_7B, id="7B without groups"),
+        pytest.param(LLAMA_13B, id="13B", marks=pytest.mark.slow),
+    ],
+)
 def test_kernels_of_other_decoders_compile(sizes, on):
     on("sm_90")
     step, _prompt, *others = decoder_builds(sizes, Format(16, 0), 16)
