@@ -9,6 +9,7 @@ from mlx_vlm_moxin.checkpoints.messages import (
     one_line,
     print_error,
 )
+from mlx_vlm_moxin.checkpoints.sources.base import malformed
 
 
 def test_a_long_text_keeps_its_beginning_and_its_end():
@@ -68,3 +69,10 @@ def test_other_errors_pass_as_they_are(error):
     with pytest.raises(type(error)) as caught, bounded_errors():
         raise error
     assert caught.value is error
+
+
+def test_a_setting_that_ends_in_an_exception_is_one_bounded_line_with_the_sources_name():
+    line = malformed("owner/model", TypeError("not a\nnumber" * 50))
+    assert line.startswith("A setting in owner/model is malformed (TypeError: not a")
+    assert "\n" not in line
+    assert len(line) < 200
