@@ -28,7 +28,9 @@ KV_BITS = ("--quantized-kv-start", "0", "--kv-bits")
 def run(model, *arguments: str, image: str | None = PHOTO):
     """The finished command; greedy, about the photo, unless ``arguments`` say otherwise."""
     picture = [] if image is None else ["--image", image]
-    options = ["--prompt", MESSAGES[0], "--max-tokens", str(TOKENS), *picture, *arguments]
+    prompt = [] if "--prompt" in arguments else ["--prompt", MESSAGES[0]]
+    length = [] if "--max-tokens" in arguments else ["--max-tokens", str(TOKENS)]
+    options = [*prompt, *length, *picture, *arguments]
     return run_module("mlx_vlm", "generate", "--model", model, *options)
 
 

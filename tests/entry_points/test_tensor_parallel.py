@@ -41,6 +41,7 @@ def quantised(fp32_checkpoint, tmp_path_factory) -> dict[int, Path]:
     return {bits: folder / str(bits) for bits in (8, 4)}
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_tokens_of_one(fp32_checkpoint, quantised, model, processor):
     expected = [GOLDENS["generate"]["hf"]["photo"][0]["tokens"]]
     for path in quantised.values():

@@ -65,6 +65,7 @@ print("computed")
     assert run_python(code).strip() == "computed"
 
 
+@pytest.mark.slow
 def test_the_command_prints_the_tables_and_refuses_options():
     command = "mlx_vlm_moxin.library.sizes"
     assert run_module(command).stdout == sizes.tables() + "\n"
