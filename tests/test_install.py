@@ -69,6 +69,7 @@ def test_an_editable_install_runs(tmp_path):
     assert_answers(python, tmp_path)
 
 
+@pytest.mark.slow
 def test_the_wheel_runs_with_the_packages_of_this_environment(light_python, tmp_path):
     assert {path.name for path in site_packages(light_python).iterdir()} >= START_UP_FILES
     assert_answers(light_python, tmp_path)

@@ -127,7 +127,8 @@ def test_it_cannot_act_on_a_blank_picture(policy, states):
     assert unseen > 4 * seen
 
 
-@pytest.mark.parametrize("tower", ["dino", pytest.param("siglip", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("tower", ["dino", "siglip"])
 def test_actions_need_both_towers(policy, states, tower, monkeypatch):
     model, processor = policy
     tables, tasks, expected = states

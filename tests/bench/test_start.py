@@ -47,6 +47,7 @@ def test_clients_get_tokens_from_a_server(checkpoint, tmp_path):
             load.ask(serve.picture(0), time.monotonic())
 
 
+@pytest.mark.slow
 def test_mlx_vlms_own_model_answers_from_the_stock_server(checkpoint, tmp_path):
     with serve.MeasuredServer(checkpoint.parent / "qwen2-vl", tmp_path / "log.txt") as server:
         load = serve.Load(server, 1, seconds=1e6, max_tokens=4)
@@ -54,6 +55,7 @@ def test_mlx_vlms_own_model_answers_from_the_stock_server(checkpoint, tmp_path):
         assert load.tokens > 0
 
 
+@pytest.mark.slow
 def test_a_conversion_is_timed_together_with_reading_its_source(tmp_path, capsys):
     conversion.main([str(tmp_path), "--small", "--layers", "2", "--rounds", "1", "--to", "4"])
     assert "times reading alone" in capsys.readouterr().out

@@ -181,6 +181,7 @@ class TestRepository:
         assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_the_cards_command_runs_the_model_in_the_same_folder(fp32_checkpoint, tmp_path):
     model = tmp_path / "model"
     convert(str(fp32_checkpoint), str(model), quantize=True, q_bits=8, q_group_size=32)

@@ -66,6 +66,7 @@ def test_each_conversion_is_a_model_with_its_own_verification(sweep):
     assert f"{saved['kl_mean']:.5f} nats" in (directory / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_native_source_is_compared_through_a_conversion_that_does_not_stay(sweep):
     status, rows = sweep("--bits", 8, source=NATIVE_ARGUMENTS)
     assert status == 0
@@ -105,6 +106,7 @@ def refused(capsys, status) -> str:
     return error
 
 
+@pytest.mark.slow
 def test_another_sweeps_directory_is_refused_unless_overwritten(sweep, capsys):
     sweep("--bits", 8)
     before = (sweep.output / "sweep.json").read_bytes()

@@ -137,7 +137,7 @@ def test_progress_is_shown_by_default(hub, model, run_upload):
     assert SHARDS[0] in run_upload(model, REPO).stderr
 
 
-@pytest.mark.parametrize("failure", [500, "drop"])
+@pytest.mark.parametrize("failure", [500, pytest.param("drop", marks=pytest.mark.slow)])
 def test_a_failed_upload_resumes_with_what_is_missing(hub, model, run_upload, failure):
     """The second large file fails for good; the run after it sends that one alone."""
     arrived = []

@@ -84,6 +84,7 @@ def changed_parts(checkpoint, trained: dict[str, mx.array]) -> set[str]:
     return {name.split(".")[0] for name in names if not mx.array_equal(trained[name], stored[name])}
 
 
+@pytest.mark.slow
 def test_full_fine_tuning_learns_and_fuses(fp32_checkpoint, data, tmp_path):
     options = ["--full-finetune", "--data", data, *SUPERVISED, "0.003"]
     learned = losses(train(fp32_checkpoint, tmp_path / "weights", *options))
@@ -98,6 +99,7 @@ def test_full_fine_tuning_learns_and_fuses(fp32_checkpoint, data, tmp_path):
     assert answers(*load(str(tmp_path / "whole"))) == LEARNED
 
 
+@pytest.mark.slow
 def test_an_adapter_can_train_the_towers_and_the_projector(fp32_checkpoint, data, tmp_path):
     options = ["--train-vision", "--data", data, *SUPERVISED, "0.02"]
     learned = losses(train(fp32_checkpoint, tmp_path / "adapter", *options))

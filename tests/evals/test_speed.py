@@ -12,6 +12,7 @@ from mlx_vlm_moxin.evals.stand_in import stand_in_processor
 from mlx_vlm_moxin.evals.tasks import TASKS
 
 
+@pytest.mark.slow
 def test_the_command_prints_and_writes_a_figure_per_task_and_batch_size(
     words_checkpoint, tmp_path, capsys
 ):

@@ -43,6 +43,7 @@ def test_the_cache_needs_two_bytes_per_key_and_value():
     assert sizes.cache_bytes() == 36 * 8 * 128 * 2 * 2
 
 
+@pytest.mark.slow
 def test_the_guide_has_the_tables_as_they_are_computed():
     text = GUIDE.read_text(encoding="utf-8")
     for table in sizes.tables().split("\n\n"):

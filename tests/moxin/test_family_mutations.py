@@ -59,7 +59,7 @@ def test_the_quick_gelu_in_a_native_dinoclip_is_caught(tmp_path):
         set_activation(model, "quick_gelu")
 
 
-@pytest.mark.parametrize("name", ["dino", "siglip384"])
+@pytest.mark.parametrize("name", ["dino", pytest.param("siglip384", marks=pytest.mark.slow)])
 def test_tanh_gelu_in_towers_and_projector_is_caught(name, monkeypatch):
     model, processor, reference = fresh(name)
     with is_caught(reference.check_features, model, processor):

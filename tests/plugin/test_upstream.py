@@ -116,6 +116,7 @@ def copied_names(host: ModuleType) -> set[tuple[str, str]]:
     return found
 
 
+@pytest.mark.slow
 def test_no_module_works_with_a_copy_of_what_was_replaced():
     rows = {(row.module, row.name): row for row in UPSTREAM}
     copies = copied_names(mlx_vlm) | copied_names(mlx_lm)

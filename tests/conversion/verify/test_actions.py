@@ -68,6 +68,7 @@ def test_damaged_weights_change_actions(action_checkpoint, pictures, tmp_path):
     assert cost.largest.max() > 0
 
 
+@pytest.mark.slow
 def test_the_card_of_a_chunk_model_says_what_its_actions_cost(
     action_checkpoint, pictures, tmp_path
 ):

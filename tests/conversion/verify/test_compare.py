@@ -184,6 +184,7 @@ def test_a_missing_directory_is_not_looked_up_on_the_hub(source, missing, one_pi
         verify(**paths, images=one_picture, quiet=True)
 
 
+@pytest.mark.slow
 def test_nothing_stays_in_the_temporary_directory(source, copy, one_picture, tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     (tmp_path / "temporary").mkdir()
@@ -246,6 +247,7 @@ class TestReport:
         assert f"{verification.result.bits_per_weight:.2f} bits per weight" in text
         assert verification.warning in text
 
+    @pytest.mark.slow
     def test_progress_is_shown_unless_quiet(self, source, one_picture, capsys):
         verify(source, source, one_picture)
         assert "Source answers: 100%" in capsys.readouterr().err

@@ -152,7 +152,7 @@ def test_all_kernels_compile(architecture, on):
 @pytest.mark.parametrize(
     "sizes",
     [
-        pytest.param(VICUNA_7B, id="7B without groups"),
+        pytest.param(VICUNA_7B, id="7B without groups", marks=pytest.mark.slow),
         pytest.param(LLAMA_13B, id="13B", marks=pytest.mark.slow),
     ],
 )

@@ -52,6 +52,7 @@ def _messages(picture: str) -> list[dict]:
     return [first, second]
 
 
+@pytest.mark.slow
 def test_questions_about_one_picture_reach_the_same_replica(replicas, pictures):
     address, servers = replicas
     asked = [(path, message) for path in pictures for message in _messages(path)]

@@ -125,6 +125,7 @@ def test_the_command_accepts_a_drafter(fp32_checkpoint, drafter_path):
     assert GOLDEN["photo"][0]["text"] in result.stdout
 
 
+@pytest.mark.slow
 def test_the_server_accepts_a_drafter(fp32_checkpoint, drafter_path, tmp_path):
     options = ("--draft-model", str(drafter_path))
     with Server(fp32_checkpoint, tmp_path / "log.txt", *options) as server:
