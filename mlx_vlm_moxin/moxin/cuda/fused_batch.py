@@ -19,7 +19,7 @@ from .cache_checks import are_alike, caches_fit
 from .decoder_layers import DecoderLayer, read_layers
 from .decoder_sizes import DecoderSizes
 from .errors import UnsupportedError, require
-from .graph import compile_graph
+from .graph import step_graphs
 from .projections import Format
 
 # Sequences, at most: the columns of a product of tensor cores.
@@ -67,9 +67,8 @@ class FusedBatch:
     """
 
     def __init__(self, decoder: nn.Module, head: nn.Module):
-        # For the last sizes only: MLX keeps a graph for each shape it has seen.
         self._most = functools.lru_cache(maxsize=1)(functools.partial(_most_positions, decoder))
-        self._graph = functools.lru_cache(maxsize=1)(functools.partial(_compile, decoder, head))
+        self._graph = step_graphs(_step, decoder, head)
 
     def supports(
         self,
@@ -174,12 +173,6 @@ def slots(sizes: DecoderSizes, form: Format) -> int:
     """Steps of a warp that are in flight."""
     room = device.max_shared_memory() - _scratch_bytes(sizes, form)
     return room // (find_tiling(form).warps * _step_bytes(form))
-
-
-def _compile(
-    decoder: nn.Module, head: nn.Module, sizes: DecoderSizes, shape: tuple[int, ...]
-) -> Any:
-    return compile_graph(functools.partial(_step, decoder, head, sizes), [decoder, head])
 
 
 def _step(

@@ -20,7 +20,7 @@ from .cache_checks import are_alike, caches_fit
 from .decoder_layers import read_layers
 from .decoder_sizes import DecoderSizes
 from .errors import require
-from .graph import compile_graph
+from .graph import step_graphs
 
 THREADS = 512
 # Thread blocks that share a head's keys, at most.
@@ -36,8 +36,7 @@ class FusedStep:
     """
 
     def __init__(self, decoder: nn.Module, head: nn.Module):
-        # For the last sizes and capacity only: MLX keeps a graph for each shape it has seen.
-        self._graph = functools.lru_cache(maxsize=1)(functools.partial(_compile, decoder, head))
+        self._graph = step_graphs(_step, decoder, head)
 
     def supports(
         self,
@@ -84,10 +83,6 @@ def can_add_up(sizes: DecoderSizes) -> bool:
         return True
     found = peers.of(sizes.group)
     return found is not None and found.fits(sizes.hidden * mx.float32.size)
-
-
-def _compile(decoder: nn.Module, head: nn.Module, sizes: DecoderSizes, capacity: int) -> Any:
-    return compile_graph(functools.partial(_step, decoder, head, sizes), [decoder, head])
 
 
 def _step(

@@ -1,6 +1,7 @@
 """``mx.compile`` for functions that may find, while they are traced, that they cannot go on."""
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -40,3 +41,26 @@ def compile_graph(function: Callable, modules: Sequence[nn.Module]) -> Callable:
         return result
 
     return call
+
+
+def step_graphs(
+    step: Callable, decoder: nn.Module, head: nn.Module
+) -> Callable[[Any, Hashable], Callable]:
+    """The compiled graphs of ``step``, one for given sizes and caches.
+
+    Only the last one is kept, because MLX keeps a graph for each shape it has seen.
+
+    Args:
+        step: of ``decoder``, ``head``, its sizes, and then the arrays of a pass.
+        decoder: a ``MistralModel``.
+        head: the output head.
+
+    Returns:
+        A function of the decoder's sizes and of the shape or capacity of its caches.
+    """
+
+    @functools.lru_cache(maxsize=1)
+    def find(sizes: Any, caches: Hashable) -> Callable:
+        return compile_graph(functools.partial(step, decoder, head, sizes), [decoder, head])
+
+    return find

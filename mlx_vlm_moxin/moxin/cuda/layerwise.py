@@ -7,7 +7,7 @@ single prompt of up to 64 tokens uses ``fused_prompt``, a single token ``fused_s
 """
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -19,7 +19,7 @@ from .cache_checks import are_alike, caches_fit
 from .decoder_layers import DecoderLayer, read_layers
 from .decoder_sizes import DecoderSizes
 from .errors import require
-from .graph import compile_graph
+from .graph import step_graphs
 from .kernel import count_array
 from .layerwise_graph import Graphs, hidden_states, logits
 
@@ -40,9 +40,7 @@ class Layerwise:
         self._decoder, self._head = decoder, head
         # Prompts may come between the steps of a batch, so each keeps its graphs. For the last
         # sizes only: MLX keeps a graph for each shape it has seen.
-        self._step_graph = functools.lru_cache(maxsize=1)(
-            functools.partial(_compile_step, decoder, head)
-        )
+        self._step_graph = step_graphs(_step, decoder, head)
         self._layer_graphs = functools.lru_cache(maxsize=1)(_no_graphs)
 
     def supports(
@@ -168,13 +166,6 @@ class Layerwise:
 
 def _no_graphs(*sizes: Any) -> Graphs:
     return {}
-
-
-def _compile_step(
-    decoder: nn.Module, head: nn.Module, sizes: DecoderSizes, shape: tuple[int, ...]
-) -> Callable:
-    """The graph of one token of each sequence, for caches of ``shape``."""
-    return compile_graph(functools.partial(_step, decoder, head, sizes), [decoder, head])
 
 
 def _step(
