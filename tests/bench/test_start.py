@@ -20,10 +20,20 @@ def test_a_start_is_timed_in_parts(checkpoint, tmp_path, capsys):
     file = tmp_path / "start.json"
     start.main([str(checkpoint), "--kernels", "on", "--warm", "1", "--json", str(file)])
     (found,) = json.loads(file.read_text(encoding="utf-8")).values()
-    for parts in found.values():
-        whole = parts["imported"] + parts["loaded"] + parts["first token"]
+    assert [parts["caches"] for parts in found] == ["cold", "warm"]
+    for parts in found:
+        whole = sum(parts[stage] for stage in start.STAGES[:-1])
         assert parts["all"] == pytest.approx(whole, abs=1e-3)
     assert "| 8 | on | cold |" in capsys.readouterr().out
+
+
+def test_measurements_after_a_failed_process_go_on(tmp_path, capsys):
+    file = tmp_path / "start.json"
+    start.main([str(tmp_path / "none"), "--kernels", "on", "--warm", "1", "--json", str(file)])
+    (found,) = json.loads(file.read_text(encoding="utf-8")).values()
+    assert [parts["caches"] for parts in found] == ["cold", "warm"]
+    assert all("The command failed after imported" in parts["error"] for parts in found)
+    assert capsys.readouterr().out.count("stopped after: imported") == 2
 
 
 def test_a_command_that_fails_is_an_error(tmp_path):
