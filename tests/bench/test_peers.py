@@ -11,11 +11,12 @@ import pytest
 from mlx_vlm.models.moxin.cuda import device
 from support import run_module
 
-from bench.peers import mlx_decode, questions, report, rounds
+from bench.peers import mlx_decode, questions, report, rounds, tables
 from bench.peers import models as peer_models
-from bench.peers.measures import all_measures, table
+from bench.peers.measures import ROWS, WIDTHS, all_measures, name_of, table
 from bench.peers.models import Models
 from bench.peers.rounds import Measure, Result, Side, measure_rounds
+from bench.peers.run import remaining
 from bench.peers.sizes import SHAPES, SMALL, Sizes
 
 TESTS = Path(__file__).parent.parent
@@ -117,12 +118,13 @@ def test_the_memory_of_at_most_three_large_models_is_held_at_a_time(sizes, names
     measures = all_measures(sizes)
     assert {name for measure in measures for name in measure.needs} == set(peer_models.BUILDERS)
     by_name = {measure.name: measure for measure in measures}
-    measures = [by_name[name] for name in names or by_name]
-    built = set()
-    for index, measure in enumerate(measures):
-        built &= {name for later in measures[index:] for name in later.needs}
-        built |= measure.needs
-        assert sum(map(_share, built)) <= 3
+    chosen = [by_name[name] for name in names or by_name]
+    for _, measures in remaining([(sizes, chosen)], {}):
+        built = set()
+        for index, measure in enumerate(measures):
+            built &= {name for later in measures[index:] for name in later.needs}
+            built |= measure.needs
+            assert sum(map(_share, built)) <= 3
 
 
 def test_models_are_built_once_and_freed(monkeypatch):
@@ -237,20 +239,55 @@ def test_a_side_without_kernels_runs_with_the_switch_off(monkeypatch):
     assert rounds.KERNELS_SWITCH == device.SWITCH
 
 
-def test_the_table_has_our_best_side_next_to_each_other_one():
-    sides = _measure("ours, a", "ours, b", "peer, c", "peer, d")
-    results = [Result("ours, a", True, [200.0]), Result("ours, b", True, [1500.0])]
-    results += [Result("peer, c", False, [750.0]), Result("peer, d", False, error="failed")]
-    measure = replace(sides, unit="tokens/s")
-    table = report.markdown({"m": report.to_dict(measure, results, 3000.0)})
-    expected = "| a measure | 1,500 tokens/s (50% of the limit) | 750 tokens/s (peer, c) | 2.00 |"
-    assert table.splitlines()[2:] == [expected, "| | 200 tokens/s (a) | | |"]
+def _stored(unit: str, limit: float | None, *results: Result) -> dict:
+    measure = replace(_measure(), unit=unit)
+    return report.to_dict(measure, list(results), limit)
+
+
+def test_the_table_has_the_fastest_side_of_each_column_first():
+    stored = _stored(
+        "tokens/s",
+        3000.0,
+        Result("ours, a", True, [200.0]),
+        Result("ours, b", True, [1500.0]),
+        Result("the same model, MLX's kernels", False, [1000.0]),
+        Result("mlx-lm, c", False, [750.0]),
+        Result("mlx-lm, d, 16 tokens a round", False, [100.0]),
+        Result("PyTorch, eager, e", False, error="failed"),
+        Result("PyTorch, static cache, compiled", False, [1600.0]),
+    )
+    head, _, *rows = tables.markdown({"towers": stored}).splitlines()
+    assert head == "| | here | MLX's kernels | mlx-lm | PyTorch, compiled | PyTorch, eager |"
+    assert rows == [
+        "| a measure, tokens/s | 1,500 (50% of the limit) | 1,000 (1.5x) | 750 (2.0x)"
+        " | 1,600 (0.94x) | |",
+        "| | 200 (a) | | 100\\* (d) | | |",
+    ]
 
 
 def test_the_table_shows_extremes_that_are_far_apart():
-    results = [Result("ours", True, [2.0, 2.1]), Result("peer", False, [4.0, 8.0, 5.0])]
-    table = report.markdown({"m": report.to_dict(_measure("ours", "peer"), results, None)})
-    assert table.splitlines()[2:] == ["| a measure | 2.05 ms | 5 ms (4 to 8; peer) | 0.41 |"]
+    results = Result("ours", True, [2.0, 2.1]), Result("mlx-lm", False, [40.0, 80.0, 50.0])
+    table = tables.markdown({"act": _stored("ms", None, *results)})
+    assert table.splitlines()[2:] == ["| a measure, ms | 2.05 | | 50 (40 to 80; 24x) | | |"]
+
+
+def test_the_table_has_the_widths_of_a_row_next_to_each_other():
+    names = [name for shape in SHAPES for name in table(shape)]
+    measures = {name: _stored("ms", None, Result("ours", True, [1.0])) for name in names}
+    measures = {name: {**measure, "title": name} for name, measure in measures.items()}
+    shown = [row.split(",")[0][2:] for row in tables.markdown(measures).splitlines()[2:]]
+    assert sorted(shown) == sorted(names)
+    assert shown[:4] == ["towers", "first-token", "first-token-8bit", "first-token-4bit"]
+
+
+def test_readmes_table_compares_with_the_fastest_other_side():
+    ours = Result("ours, a", True, [10.0])
+    others = Result("mlx-lm", False, [25.0]), Result("PyTorch", False, [20.0])
+    measures = {"act": _stored("ms", None, ours, *others), "act-4bit": _stored("ms", None, ours)}
+    head, _, *rows = tables.readme(measures).splitlines()
+    assert head == "| | bf16 | 8 bits | 4 bits |"
+    assert rows[-1] == "| a robot's action | 10 ms, 2.0x | | 10 ms |"
+    assert all(name in ROWS["moxin"] + ROWS["openvla"] for _, name in tables.README_ROWS)
 
 
 def test_a_run_goes_on_after_what_is_complete(tmp_path):
@@ -259,29 +296,91 @@ def test_a_run_goes_on_after_what_is_complete(tmp_path):
     only = ["--only", "preprocess-jpeg"]
     assert run_module("bench.peers", *options, *only, cwd=TESTS).returncode == 0
     saved = json.loads(file.read_text(encoding="utf-8"))
-    saved["measures"]["preprocess-image"] = {**saved["measures"]["preprocess-jpeg"], "rounds": 0}
-    saved["measures"]["preprocess-jpeg"]["title"] = "kept"
+    jpeg = saved["measures"]["preprocess-jpeg"]
+    unfinished = [{**side, "values": [1.0], "complete": False} for side in jpeg["sides"]]
+    saved["measures"]["preprocess-image"] = {**jpeg, "sides": unfinished}
+    jpeg["sides"][0]["values"] = [5.0]
+    del jpeg["sides"][-1]
     file.write_text(json.dumps(saved), encoding="utf-8")
     result = run_module("bench.peers", *options, *only, "preprocess-image", cwd=TESTS)
     assert result.returncode == 0, result.stderr
     measures = json.loads(file.read_text(encoding="utf-8"))["measures"]
-    assert measures["preprocess-jpeg"]["title"] == "kept"
+    first, *_, last = measures["preprocess-jpeg"]["sides"]
+    assert (first["side"], first["values"]) == ("ours", [5.0])
+    assert last["side"] == "decoding alone"
+    assert last["values"]
     assert "already decoded" in measures["preprocess-image"]["title"]
+    assert all(side["complete"] for side in measures["preprocess-image"]["sides"])
+
+
+def test_the_table_of_a_stored_run_is_printed(tmp_path):
+    stored = _stored("ms", None, Result("ours", True, [7.0]))
+    file = tmp_path / "peers.json"
+    file.write_text(json.dumps({"measures": {"act": stored}}), encoding="utf-8")
+    result = run_module("bench.peers", "--markdown", file, cwd=TESTS)
+    assert result.returncode == 0, result.stderr
+    assert tables.markdown({"act": stored}) in result.stdout
+    assert tables.readme({"act": stored}) in result.stdout
+
+
+def test_a_run_ends_at_its_deadline_and_what_that_stops_is_not_complete(log, monkeypatch):
+    monkeypatch.setattr(rounds.time, "monotonic", lambda: float(len(log)))
+    measure = _measure("ours", "peer")
+    ours, peer = measure_rounds(measure, Models(SMALL), 2, lambda: None, deadline=5.0)
+    assert log == ["ours", "peer"] * 2 + ["ours"]
+    assert (ours.complete, peer.complete) == (True, False)
+    assert (ours.values, peer.values) == ([3.0, 5.0], [4.0])
+    assert peer.error is None
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_the_rows_of_the_table_exist_and_those_with_a_compiler_come_last(shape):
-    measures = {measure.name: measure for measure in all_measures(SMALL)}
+def test_the_rows_of_the_table_exist_and_sides_with_a_compiler_come_last(shape):
+    sizes = replace(SMALL, shape=shape)
+    measures = {measure.name: measure for measure in all_measures(sizes)}
     names = table(shape)
-    assert len(set(names)) == len(names)
-    compiled = [any("compiled" in side.name for side in measures[name].sides) for name in names]
-    assert compiled == sorted(compiled)
-    assert any(compiled)
+    assert set(names) == {
+        name_of(name, width)
+        for name in ROWS[shape]
+        for width in (WIDTHS if name != "towers" else WIDTHS[:1])
+    }
+    rows = [measures[name] for name in names]
+    (_, first), (_, last) = remaining([(sizes, rows)], {})
+    assert [measure.name for measure in first] == list(names)
+    assert not any(side.compiled for measure in first for side in measure.sides)
+    assert last
+    assert all(side.compiled for measure in last for side in measure.sides)
+    sides = [side for measure in rows for side in measure.sides]
+    assert len(sides) == sum(len(measure.sides) for measure in [*first, *last])
 
 
-def test_sides_are_chosen_by_a_part_of_their_name():
-    measure = _measure("ours", "peer, a", "peer, b").only("peer")
-    assert [side.name for side in measure.sides] == ["peer, a", "peer, b"]
+@pytest.mark.parametrize("shape", SHAPES)
+def test_every_row_has_our_side_and_mlxs_kernels_and_in_bfloat16_pytorch(shape):
+    measures = {measure.name: measure for measure in all_measures(Sizes(shape=shape))}
+    for name in table(shape):
+        names = [side.name for side in measures[name].sides]
+        assert any(side.startswith("ours") for side in names)
+        assert "the same model, MLX's kernels" in names
+        assert any(side.startswith("PyTorch") for side in names) == ("bit" not in name)
+        assert any(side.startswith("mlx-lm") for side in names) == name.startswith(
+            ("short-prompt", "prompt", "decode")
+        )
+
+
+def test_what_is_left_are_the_sides_that_are_not_complete():
+    measure = _measure("ours", "peer, a", "peer, b")
+    done = {"m": _stored("ms", None, Result("ours", True, [1.0], complete=True))}
+    (_, left), _ = remaining([(SMALL, [measure])], done)
+    assert [side.name for side in left[0].sides] == ["peer, a", "peer, b"]
+    (_, left), _ = remaining([(SMALL, [measure])], done, ["b", "ours"])
+    assert [side.name for side in left[0].sides] == ["peer, b"]
+    done["m"] = _stored("ms", None, *(Result(side.name, False) for side in measure.sides))
+    assert [left for _, left in remaining([(SMALL, [measure])], done)] == [[], []]
+
+
+def test_a_run_with_fewer_layers_has_the_same_widths():
+    config = Sizes(layers=2).config
+    assert config.text_config.num_hidden_layers == 2
+    assert replace(config.text_config, num_hidden_layers=36) == Sizes().config.text_config
 
 
 def test_an_unknown_measure_is_refused():

@@ -4,29 +4,31 @@ Measures that share models follow each other, bfloat16 before 8 and 4 bits, so t
 models of 8 billion parameters in bfloat16 are in memory at a time.
 """
 
+from dataclasses import replace
+
 from .rounds import Measure, Side
 from .sizes import Sizes
 
 BF16, EIGHT, FOUR = "", " 8 bits", " 4 bits"
-# Measures of the table in the documentation, by the shape of the model: names in bfloat16, each
-# of which has one at 8 and one at 4 bits. Those with a side that PyTorch compiles come last.
-_ROWS = {
-    "moxin": ("first-token", "short-prompt", "prompt", "decode-long", "decode-batch-8")
-    + ("decode", "decode-batch"),
-    "openvla": ("act-chunk", "act-batch", "act"),
+WIDTHS = (BF16, EIGHT, FOUR)
+# Rows of the table in the documentation, by the shape of the model: names in bfloat16. All but the
+# towers, which are not quantised, have one at 8 and one at 4 bits as well.
+ROWS = {
+    "moxin": ("towers", "first-token", "short-prompt", "prompt")
+    + ("decode", "decode-long", "decode-batch-8", "decode-batch"),
+    "openvla": ("act", "act-batch", "act-chunk"),
 }
 
 
-def _suffix(width: str) -> str:
-    return {BF16: "", EIGHT: "-8bit", FOUR: "-4bit"}[width]
+def name_of(name: str, width: str) -> str:
+    """Name of a measure at ``width``, of ``WIDTHS``, from the one in bfloat16."""
+    return name + {BF16: "", EIGHT: "-8bit", FOUR: "-4bit"}[width]
 
 
 def table(shape: str) -> tuple[str, ...]:
     """Names of the table's measures for a model of ``shape``, in the order to measure them."""
-    names = [f"{name}{_suffix(width)}" for width in (EIGHT, FOUR, BF16) for name in _ROWS[shape]]
-    if shape == "moxin":
-        names.insert(names.index("first-token"), "towers")
-    return tuple(names)
+    quantised = [name for name in ROWS[shape] if name != "towers"]
+    return ROWS[shape] + tuple(name_of(name, width) for width in WIDTHS[1:] for name in quantised)
 
 
 def _ours(entry: str, width: str, name: str = "ours", **options) -> tuple[Side, Side]:
@@ -44,20 +46,28 @@ def _mlx_lm(entry: str, width: str, name: str, **options) -> Side:
     return Side(f"mlx-lm, {name}", entry, (model,), {"model": model, **options})
 
 
+def _few_tokens(side: Side, sizes: Sizes) -> Side:
+    """The same side with fewer tokens in a round, because it needs seconds for them."""
+    tokens = sizes.few_tokens
+    name = f"{side.name}, {tokens} tokens a round"
+    return replace(side, name=name, options={**side.options, "tokens": tokens})
+
+
 def _decode_batch(sizes: Sizes, width: str) -> Measure:
     """Many rows: the benchmark's loop, and in bfloat16 the libraries' batch generators."""
     loop, batch = "benchmark's loop", {"batch": sizes.batch}
     ours, without = _ours("mlx_decode:loop", width, f"ours, {loop}", **batch)
-    sides = [ours, without, _mlx_lm("mlx_decode:loop", width, loop, **batch)]
+    sides = [ours, without, _few_tokens(_mlx_lm("mlx_decode:loop", width, loop, **batch), sizes)]
     if width == BF16:
         name = "ours, mlx-vlm's batch generator"
         sides += [
             _ours("mlx_decode:mlx_vlm_batch", width, name, **batch)[0],
             _mlx_lm("mlx_decode:mlx_lm_batch", width, "its batch generator", **batch),
-            _torch_static(batch=sizes.batch),
+            _few_tokens(_torch_loop(**batch), sizes),
+            _torch_static(**batch),
         ]
     return Measure(
-        f"decode-batch{_suffix(width)}",
+        name_of("decode-batch", width),
         f"decode,{width or ' bf16'}, batch {sizes.batch}, context {sizes.context}, all rows",
         "tokens/s",
         tuple(sides),
@@ -67,7 +77,11 @@ def _decode_batch(sizes: Sizes, width: str) -> Measure:
 
 def _torch_static(**options) -> Side:
     name = "PyTorch, static cache, compiled"
-    return Side(name, "torch_decode:static", ("torch decoder",), options)
+    return Side(name, "torch_decode:static", ("torch decoder",), options, compiled=True)
+
+
+def _torch_loop(**options) -> Side:
+    return Side("PyTorch, eager", "torch_decode:loop", ("torch decoder",), options)
 
 
 def _decode(sizes: Sizes, width: str) -> Measure:
@@ -81,11 +95,11 @@ def _decode(sizes: Sizes, width: str) -> Measure:
     ]
     if width == BF16:
         sides += [
-            Side("PyTorch, generate", "torch_decode:generate", ("torch decoder",)),
+            Side("PyTorch, eager, generate", "torch_decode:generate", ("torch decoder",)),
             _torch_static(),
         ]
     return Measure(
-        f"decode{_suffix(width)}",
+        name_of("decode", width),
         f"decode,{width or ' bf16'}, batch 1, context {sizes.context}",
         "tokens/s",
         tuple(sides),
@@ -101,15 +115,18 @@ def _loops(sizes: Sizes, width: str) -> tuple[Measure, ...]:
         ("decode-batch-8", sizes.small_batch, sizes.context),
     ):
         options = {"batch": batch, "context": context}
+        mlx_lm = _mlx_lm("mlx_decode:loop", width, "benchmark's loop", **options)
+        sides = [*_ours("mlx_decode:loop", width, **options)]
+        sides.append(_few_tokens(mlx_lm, sizes) if batch > 1 else mlx_lm)
+        if width == BF16:
+            sides.append(_few_tokens(_torch_loop(**options), sizes))
+            sides += [_torch_static(**options)] if batch > 1 else []
         measures.append(
             Measure(
-                f"{name}{_suffix(width)}",
+                name_of(name, width),
                 f"decode,{width or ' bf16'}, batch {batch}, context {context}",
                 "tokens/s",
-                (
-                    *_ours("mlx_decode:loop", width, **options),
-                    _mlx_lm("mlx_decode:loop", width, "benchmark's loop", **options),
-                ),
+                tuple(sides),
                 decode=(batch, f"ours{width}", context),
             )
         )
@@ -131,7 +148,7 @@ def _prompts(sizes: Sizes, width: str) -> tuple[Measure, ...]:
         if width == BF16:
             entry = "torch_decode:prompt"
             sides.append(Side("PyTorch, same chunks", entry, ("torch decoder",), options))
-        full_name = f"{name}{_suffix(width)}"
+        full_name = name_of(name, width)
         measures.append(
             Measure(full_name, f"prompt of {title},{width or ' bf16'}", "ms", tuple(sides))
         )
@@ -148,7 +165,7 @@ def _first_token(sizes: Sizes, width: str) -> Measure:
         sides.append(Side(name, "torch_questions:first_token", both))
     pixels = "{}x{}".format(*sizes.picture)
     return Measure(
-        f"first-token{_suffix(width)}",
+        name_of("first-token", width),
         f"time to first token, one picture ({pixels}),{width or ' bf16'}",
         "ms",
         tuple(sides),
@@ -186,7 +203,8 @@ def _actions(sizes: Sizes, width: str) -> tuple[Measure, ...]:
     """One action, those of several robots, a chunk; in bfloat16 next to the published code."""
     torch = ("torch towers", "torch decoder")
     batch = {"batch": sizes.robots}
-    compiled = Side("PyTorch, static cache, compiled", "torch_actions:static", torch)
+    name = "PyTorch, static cache, compiled"
+    compiled = Side(name, "torch_actions:static", torch, compiled=True)
     measures = []
     for name, title, entry, options, others in (
         ("act", "a robot's action, one picture, seven tokens", "tokens", {}, (compiled,)),
@@ -197,7 +215,7 @@ def _actions(sizes: Sizes, width: str) -> tuple[Measure, ...]:
         if width == BF16:
             eager = Side("PyTorch, eager", f"torch_actions:{entry}", torch, options)
             sides += (eager, *others)
-        full_name = f"{name}{_suffix(width)}"
+        full_name = name_of(name, width)
         measures.append(Measure(full_name, f"{title},{width or ' bf16'}", "ms", sides))
     return tuple(measures)
 

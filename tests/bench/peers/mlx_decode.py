@@ -1,7 +1,7 @@
 """Decoding on MLX: one loop for every model, and the libraries' own generation loops.
 
-All return functions that decode ``tokens`` from a cache of ``context`` tokens and give the
-tokens per second of all rows together.
+All but ``prompt`` return functions that decode ``tokens`` from a cache of ``context`` tokens and
+give the tokens per second of all rows together.
 """
 
 import time
@@ -19,14 +19,14 @@ Forward = Callable[[mx.array, list], mx.array]
 
 
 def _forward(model: object) -> tuple[object, Forward]:
-    """The decoder and a function from ids ``[B, T]`` and a cache to logits."""
-    decoder = getattr(model, "language_model", model)
+    """The decoder and a function from ids ``[B, T]`` and a cache to the last logits ``[B, V]``.
 
-    def forward(ids: mx.array, cache: list) -> mx.array:
-        output = decoder(ids, cache=cache)
-        return getattr(output, "logits", output)
-
-    return decoder, forward
+    Both libraries compute no other logits: mlx-vlm by an argument, mlx-lm in its loop.
+    """
+    decoder = getattr(model, "language_model", None)
+    if decoder is not None:
+        return decoder, lambda ids, cache: decoder(ids, cache=cache, logits_to_keep=1).logits[:, -1]
+    return model, lambda ids, cache: model.lm_head(model.model(ids, cache)[:, -1:])[:, -1]
 
 
 def _ids(models: Models, batch: int, length: int) -> mx.array:
@@ -61,15 +61,21 @@ def _rate(steps: Iterator, count: int) -> float:
     return count / (time.perf_counter() - start)
 
 
-def loop(models: Models, model: str, batch: int = 1, context: int | None = None) -> Run:
+def loop(
+    models: Models,
+    model: str,
+    batch: int = 1,
+    context: int | None = None,
+    tokens: int | None = None,
+) -> Run:
     """The benchmark's greedy loop, which submits one token ahead."""
     decoder, forward = _forward(models[model])
-    context = context or models.sizes.context
+    context, tokens = context or models.sizes.context, tokens or models.sizes.tokens
     cache = _filled_cache(models, decoder, batch, context)
     first = _ids(models, batch, 1)
 
     def step(ids: mx.array) -> mx.array:
-        return mx.argmax(forward(ids, cache)[:, -1], axis=-1, keepdims=True)
+        return mx.argmax(forward(ids, cache), axis=-1, keepdims=True)
 
     def steps() -> Iterator[mx.array]:
         ids = step(first)
@@ -81,7 +87,7 @@ def loop(models: Models, model: str, batch: int = 1, context: int | None = None)
             ids = following
 
     def run() -> float:
-        rate = _rate(steps(), models.sizes.tokens)
+        rate = _rate(steps(), tokens)
         _cut(cache, context)
         return batch * rate
 
@@ -100,7 +106,7 @@ def prompt(models: Models, model: str, length: int) -> Run:
         for start in range(0, ids.shape[1], chunk):
             logits = forward(ids[:, start : start + chunk], cache)
             mx.eval([layer.state for layer in cache])
-        mx.eval(mx.argmax(logits[:, -1], axis=-1))
+        mx.eval(mx.argmax(logits, axis=-1))
 
     return lambda: 1e3 * seconds(work)
 

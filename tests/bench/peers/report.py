@@ -3,7 +3,7 @@
 import datetime
 import json
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,8 @@ from mlx_vlm_moxin.bench.machine import Machine
 
 from .rounds import Measure, Result
 
+# By the name of the measure: title, unit, limit, sides.
+Measures = dict[str, dict[str, Any]]
 PACKAGES = ("mlx", "mlx-vlm", "mlx-lm", "torch", "torchvision", "timm", "transformers", "pillow")
 
 
@@ -46,66 +48,36 @@ def to_dict(measure: Measure, results: list[Result], limit: float | None) -> dic
     """The same with every value."""
     sides = []
     for result in results:
-        side = {**asdict(result), "median": result.median}
+        values = [float(f"{value:.5g}") for value in result.values]
+        side = {**asdict(result), "values": values, "median": result.median}
         if not result.is_ours and result.median is not None:
             side["ours_over_it"] = ratios(results, result)
         sides.append(side)
     return {"title": measure.title, "unit": measure.unit, "limit": limit, "sides": sides}
 
 
-def _amount(value: float, unit: str) -> str:
-    """A value with three digits, or four of a large one: ``1,420 tokens/s``."""
-    return f"{value:,.0f} {unit}" if value >= 100 else f"{value:.3g} {unit}"
+def stored_results(measures: Measures, name: str) -> list[Result]:
+    """The results that ``to_dict`` stored; none for an unknown measure."""
+    names = {field.name for field in fields(Result)}
+    sides = measures[name]["sides"] if name in measures else []
+    return [Result(**{key: side[key] for key in names}) for side in sides]
 
 
-def _value(side: dict[str, Any], unit: str, *notes: str) -> str:
-    """Median, and in brackets the extremes if they differ by more than a tenth, and notes."""
-    low, high = min(side["values"]), max(side["values"])
-    if high > 1.1 * low:
-        notes = (f"{_amount(low, unit).split()[0]} to {_amount(high, unit).split()[0]}", *notes)
-    return _amount(side["median"], unit) + (f" ({'; '.join(notes)})" if notes else "")
+def read_json(path: Path) -> dict[str, Any]:
+    """What ``save_json`` wrote."""
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
-def markdown(measures: dict[str, Any]) -> str:
-    """A table of a run: our best side of a measure, each other side, and the ratio.
-
-    Our further sides of a measure have a line each, without a ratio.
-    """
-    lines = ["| | here | other side | ratio |", "|---|--:|--:|--:|"]
-    for measure in measures.values():
-        unit = measure["unit"]
-        sides = [side for side in measure["sides"] if side["median"] is not None]
-        ours = [side for side in sides if side["is_ours"]]
-        if not ours:
-            continue
-        choose = max if unit == "tokens/s" else min
-        best = choose(ours, key=lambda side: side["median"])
-        limit = measure["limit"]
-        share = (f"{best['median'] / limit:.0%} of the limit",) if limit else ()
-        rows = [
-            ["", "", _value(side, unit, _short(side)), f"{best['median'] / side['median']:.2f}"]
-            for side in sides
-            if not side["is_ours"]
-        ] or [["", "", "", ""]]
-        rows[0][:2] = [measure["title"], _value(best, unit, *share)]
-        rows += [["", _value(side, unit, _short(side)), "", ""] for side in ours if side != best]
-        lines += [
-            "|" + "|".join(f" {cell} " if cell else " " for cell in row) + "|" for row in rows
-        ]
-    return "\n".join(lines)
-
-
-def _short(side: dict[str, Any]) -> str:
-    """A side's name without what the column says already."""
-    return side["side"].removeprefix("the same model, ").removeprefix("ours, ")
-
-
-def complete(path: Path) -> dict[str, Any]:
-    """The measures that an earlier run finished; empty if there is no such file."""
+def complete(path: Path) -> Measures:
+    """Sides that an earlier run finished, by measure; empty if there is no such file."""
     if not path.is_file():
         return {}
-    measures = json.loads(path.read_text(encoding="utf-8"))["measures"]
-    return {name: measure for name, measure in measures.items() if measure["rounds"]}
+    found = {}
+    for name, measure in read_json(path)["measures"].items():
+        sides = [side for side in measure["sides"] if side["complete"]]
+        if sides:
+            found[name] = {**measure, "sides": sides}
+    return found
 
 
 def _versions() -> dict[str, str | None]:

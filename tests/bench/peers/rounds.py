@@ -1,6 +1,7 @@
 """Measures, their sides, and the interleaved rounds in which they are timed."""
 
 import importlib
+import math
 import os
 import signal
 import statistics
@@ -8,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 from unittest import mock
 
@@ -55,6 +57,7 @@ class Side:
         needs: names, in ``models``, of the models that it uses.
         options: keyword arguments of the function.
         kernels: False to run without this package's CUDA kernels.
+        compiled: True if PyTorch compiles for half a minute before the first round.
     """
 
     name: str
@@ -62,6 +65,7 @@ class Side:
     needs: tuple[str, ...] = ()
     options: dict[str, Any] = field(default_factory=dict)
     kernels: bool = True
+    compiled: bool = False
 
     @property
     def is_ours(self) -> bool:
@@ -105,9 +109,9 @@ class Measure:
         """Names of all models that the sides use."""
         return {name for side in self.sides for name in side.needs}
 
-    def only(self, text: str) -> "Measure":
-        """The same with the sides whose names contain ``text``."""
-        return replace(self, sides=tuple(side for side in self.sides if text in side.name))
+    def only(self, choose: Callable[[Side], bool]) -> "Measure":
+        """The same with the sides for which ``choose`` is true."""
+        return replace(self, sides=tuple(filter(choose, self.sides)))
 
 
 @dataclass
@@ -119,12 +123,14 @@ class Result:
         is_ours: whether it is Moxin in this package.
         values: one per round, in the measure's unit.
         error: why it was skipped or stopped, in one line.
+        complete: whether nothing is left to do: all rounds ran, or an error ended them.
     """
 
     side: str
     is_ours: bool
     values: list[float] = field(default_factory=list)
     error: str | None = None
+    complete: bool = False
 
     @property
     def median(self) -> float | None:
@@ -147,6 +153,7 @@ def measure_rounds(
     note: Callable[[str], None] = lambda line: None,
     each: Callable[[list["Result"]], None] = lambda results: None,
     limit: float | None = None,
+    deadline: float = math.inf,
 ) -> list[Result]:
     """Time all sides of ``measure``: one warm-up round, then ``rounds`` measured ones.
 
@@ -158,29 +165,37 @@ def measure_rounds(
         note: receives a line after every round of a side, which shows the slow ones.
         each: receives all results after every round of a side.
         limit: seconds for a round of one side; None for ``ROUND_LIMIT``.
+        deadline: by ``time.monotonic()``, when the work ends; what it stops is not complete.
     """
     limit = limit or ROUND_LIMIT
     results = [Result(side.name, side.is_ours) for side in measure.sides]
-    runs: list[Run | None] = []
-    for side, result in zip(measure.sides, results):
+    runs: list[Run | None] = [None] * len(results)
+
+    def guarded(index: int, work: Callable[[], Any]) -> Any:
+        """What ``work`` gives; None if it failed, which ends the side, or time is up."""
+        left = deadline - time.monotonic()
+        if left <= 0:
+            return None
         try:
-            with time_limit(limit):
-                runs.append(side.prepare(models))
+            with time_limit(min(limit, left)):
+                return work()
         except Exception as error:
-            runs.append(None)
-            result.error = _reason(error)
+            runs[index] = None
+            if time.monotonic() < deadline:
+                results[index].error = _reason(error)
+                results[index].complete = True
+            return None
+
+    for index, side in enumerate(measure.sides):
+        runs[index] = guarded(index, partial(side.prepare, models))
     for number in range(1 + rounds):
         for index, result in enumerate(results):
             if runs[index] is not None:
                 start = time.perf_counter()
-                try:
-                    with time_limit(limit):
-                        value = runs[index]()
-                except Exception as error:
-                    runs[index] = None
-                    result.error = _reason(error)
-                else:
+                value = guarded(index, runs[index])
+                if value is not None:
                     result.values += [value] if number else []
+                    result.complete = number == rounds
                     seconds = time.perf_counter() - start
                     name = f"round {number} of {rounds}" if number else "warm-up"
                     note(f"  {name}, {result.side}: {value:.4g} {measure.unit} ({seconds:.0f} s)")

@@ -1,6 +1,6 @@
 """Sizes of a comparison: Moxin-7B VLM's real sizes, or small ones that only test that it runs."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mlx_vlm_moxin.bench import models as bench_models
 
@@ -59,12 +59,14 @@ class Sizes:
     Attributes:
         small: tiny random models instead of the real sizes.
         shape: whose real sizes, of ``SHAPES``.
+        layers: of the decoder, instead of the model's number of them.
         context: tokens in the cache when decoding starts.
         long_context: the same where a long one is measured.
         prompt: tokens of a long prompt.
         short_prompt: tokens of one that is as long as a picture's with its question.
         chunk: tokens of it that are computed at a time.
         tokens: tokens decoded per round.
+        few_tokens: the same for sides that need seconds for it.
         small_batch: rows that are decoded together where few are.
         batch: the same where many are.
         robots: actions that are computed in one pass.
@@ -75,12 +77,14 @@ class Sizes:
 
     small: bool = False
     shape: str = "moxin"
+    layers: int | None = None
     context: int = 300
     long_context: int = 8000
     prompt: int = 2000
     short_prompt: int = 288
     chunk: int = 512
     tokens: int = 64
+    few_tokens: int = 16
     small_batch: int = 8
     batch: int = 32
     robots: int = 8
@@ -91,7 +95,11 @@ class Sizes:
     @property
     def config(self):
         """The model's configuration."""
-        return small_config() if self.small else published_config(self.shape)
+        config = small_config() if self.small else published_config(self.shape)
+        if self.layers is None:
+            return config
+        text = replace(config.text_config, num_hidden_layers=self.layers)
+        return replace(config, text_config=text)
 
 
 SMALL = Sizes(
@@ -102,6 +110,7 @@ SMALL = Sizes(
     short_prompt=12,
     chunk=16,
     tokens=6,
+    few_tokens=3,
     small_batch=2,
     batch=3,
     picture=(64, 48),

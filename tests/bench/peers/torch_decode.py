@@ -59,10 +59,34 @@ def prompt(models: Models, length: int) -> Run:
 
 
 @torch.no_grad()
-def static(models: Models, batch: int = 1) -> Run:
+def loop(models: Models, batch: int, context: int | None = None, tokens: int | None = None) -> Run:
+    """One-token steps, eager, on a growing cache; tokens/s of all rows."""
+    model = models["torch decoder"]
+    context, tokens = context or models.sizes.context, tokens or models.sizes.tokens
+    cache = DynamicCache(config=model.config)
+    arguments = {"past_key_values": cache, "use_cache": True, "logits_to_keep": 1}
+    model(_ids(models, batch, context), **arguments)
+    first = _ids(models, batch, 1)
+
+    @torch.no_grad()
+    def decode() -> None:
+        ids = first
+        for _ in range(tokens):
+            ids = model(ids, **arguments).logits[:, -1].argmax(dim=-1, keepdim=True)
+
+    def run() -> float:
+        rate = batch * tokens / seconds(decode)
+        cache.crop(context - cache.get_seq_length())
+        return rate
+
+    return run
+
+
+@torch.no_grad()
+def static(models: Models, batch: int = 1, context: int | None = None) -> Run:
     """One-token steps compiled to one CUDA graph, as transformers documents it; tokens/s."""
     model = models["torch decoder"]
-    context, tokens = models.sizes.context, models.sizes.tokens
+    context, tokens = context or models.sizes.context, models.sizes.tokens
     cache = StaticCache(config=model.config, max_cache_len=context + tokens + 1)
     ids = _ids(models, batch, context)
     model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
