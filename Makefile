@@ -99,7 +99,7 @@ docs: .venv/ready
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build -q
 
 pages: .venv/ready
-	cd tests && PYTHONPATH=evals ../$(BIN)/python -m pages
+	cd tests && ../$(BIN)/python -m pages
 
 lock: .venv/ready
 	$(BIN)/python -m pip install -q uv

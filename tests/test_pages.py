@@ -95,13 +95,22 @@ def test_a_server_that_does_not_start_is_a_failure(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["no-such.md", str(ROOT / "docs"), __file__ + "/x", os.devnull])
+def test_a_page_that_does_not_exist_is_an_error_in_one_line(name, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        program.main([str(PAGES[0]), name])
+    assert stopped.value.code == 2
+    *usage, error = capsys.readouterr().err.splitlines()
+    assert error.endswith(f"no page of this repository: {name}")
+    assert all(line.startswith(("usage:", " ")) for line in usage)
+
+
 def test_a_page_runs_from_the_command_line(tmp_path):
     """Uses the shortest page with a command, and the small models that every page has."""
     page = ROOT / "docs" / "when-it-does-not-work.md"
     result = subprocess.run(
         [sys.executable, "-m", "pages", str(page)],
         cwd=Path(__file__).parent,
-        env={**os.environ, "PYTHONPATH": "evals"},
         capture_output=True,
         text=True,
     )

@@ -5,9 +5,10 @@ reader. Names of large models are replaced by small ones; commands that need a n
 browser or minutes are skipped with the reason. Status 1 if a command failed.
 """
 
+import argparse
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -44,9 +45,23 @@ def report(outcomes: list[Outcome]) -> int:
     return 1 if FAILED in states else 0
 
 
-def main() -> int:
+def existing_page(name: str) -> Path:
+    """The page that the command line names.
+
+    Raises:
+        argparse.ArgumentTypeError: if there is none in the repository.
+    """
+    page = Path(name).resolve()
+    if not page.is_file() or not page.is_relative_to(ROOT):
+        raise argparse.ArgumentTypeError(f"no page of this repository: {name[:200]}")
+    return page
+
+
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the pages named, or all; returns the exit status."""
-    pages = [Path(name).resolve() for name in sys.argv[1:]] or PAGES
+    parser = argparse.ArgumentParser("python -m pages", description=__doc__)
+    parser.add_argument("pages", nargs="*", type=existing_page, metavar="PAGE", default=PAGES)
+    pages = parser.parse_args(argv).pages
     outcomes = []
     with tempfile.TemporaryDirectory() as temporary:
         start = Path(temporary) / "start"

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import action_models
 import openvla_tiny
-import tiny_words
+from evals import tiny_words
+from evals.small_data import write_all
 from mlx_vlm.models.moxin.config import STATISTICS_FILE
 from moxin_tiny import CHECKPOINT, DEMO
 from PIL import Image
-from small_data import write_all
 from source_checkpoints import HUB, NATIVE, write_ominix
 
 from pages.commands import ROOT
