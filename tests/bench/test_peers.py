@@ -290,6 +290,15 @@ def test_readmes_table_compares_with_the_fastest_other_side():
     assert all(name in ROWS["moxin"] + ROWS["openvla"] for _, name in tables.README_ROWS)
 
 
+def test_the_table_of_actions_has_pytorch_in_bfloat16_beside_ours():
+    pytorch = Result("PyTorch, eager", False, [9.0, 10.0])
+    ours = Result("ours", True, [2.0])
+    measures = {"act": _stored("ms", None, ours, pytorch), "act-8bit": _stored("ms", None, ours)}
+    head, _, row, *_ = tables.actions(measures).splitlines()
+    assert head == "| | bf16 | 8 bits | 4 bits | PyTorch, eager | PyTorch, compiled |"
+    assert row == "| one action, seven tokens | 2 | 2 | | 9.5 (9 to 10) | |"
+
+
 def test_a_run_goes_on_after_what_is_complete(tmp_path):
     file = tmp_path / "peers.json"
     options = ["--small", "--rounds", "1", "--json", file, "--resume"]
@@ -319,8 +328,8 @@ def test_the_table_of_a_stored_run_is_printed(tmp_path):
     file.write_text(json.dumps({"measures": {"act": stored}}), encoding="utf-8")
     result = run_module("bench.peers", "--markdown", file, cwd=TESTS)
     assert result.returncode == 0, result.stderr
-    assert tables.markdown({"act": stored}) in result.stdout
-    assert tables.readme({"act": stored}) in result.stdout
+    for page, text in tables.page_tables({"act": stored}).items():
+        assert f"{page}:\n{text}\n" in result.stdout
 
 
 def test_a_run_ends_at_its_deadline_and_what_that_stops_is_not_complete(log, monkeypatch):

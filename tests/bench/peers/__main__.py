@@ -88,7 +88,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = command.parse_args(argv)
     if options.markdown:
         measures = report.read_json(options.markdown)["measures"]
-        print(f"{tables.markdown(measures)}\n\n{tables.readme(measures)}")
+        for page, text in tables.page_tables(measures).items():
+            print(f"{page}:\n{text}\n")
         return
     register()
     try:

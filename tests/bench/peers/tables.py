@@ -1,4 +1,4 @@
-"""A run's results as the tables of docs/speed.md and README."""
+"""A run's results as the tables of docs/speed.md, README and docs/actions.md."""
 
 from typing import Any
 
@@ -21,6 +21,15 @@ README_ROWS = (
     ("decode, batch 32", "decode-batch"),
     ("a robot's action", "act"),
 )
+
+# Rows of docs/actions.md, in the same way.
+ACTIONS_ROWS = (
+    ("one action, seven tokens", "act"),
+    ("actions of 8 robots at once", "act-batch"),
+    ("OpenVLA-OFT's chunk, two pictures", "act-chunk"),
+)
+NOTHING = {"unit": "", "sides": []}
+PYTORCH = ("PyTorch, eager", "PyTorch, compiled")
 
 Side = dict[str, Any]
 
@@ -106,7 +115,7 @@ def readme(measures: Measures) -> str:
     for title, name in README_ROWS:
         cells = []
         for width in WIDTHS:
-            measure = measures.get(name_of(name, width), {"sides": [], "unit": ""})
+            measure = measures.get(name_of(name, width), NOTHING)
             sides = _measured(measure)
             ours = [side for side in sides if side["is_ours"]]
             others = [side for side in sides if not side["is_ours"]]
@@ -116,3 +125,26 @@ def readme(measures: Measures) -> str:
             cells.append(shown)
         lines.append(_line([title, *cells]))
     return "\n".join(lines)
+
+
+def actions(measures: Measures) -> str:
+    """The table of docs/actions.md: ours at each width, and PyTorch in bfloat16."""
+    titles = ["", "bf16", *[width.strip() for width in WIDTHS[1:]], *PYTORCH]
+    lines = [_line(titles), "|---|" + "--:|" * (len(titles) - 1)]
+    for title, name in ACTIONS_ROWS:
+        shown = [title]
+        for column, width in [*(("here", width) for width in WIDTHS), *((c, "") for c in PYTORCH)]:
+            sides = _measured(measures.get(name_of(name, width), NOTHING))
+            sides = [side for side in sides if _column(side) == column]
+            shown.append(_cell(sides[0], []) if sides else "")
+        lines.append(_line(shown))
+    return "\n".join(lines)
+
+
+def page_tables(measures: Measures) -> dict[str, str]:
+    """The tables of a complete run by the page that has it."""
+    return {
+        "docs/speed.md": markdown(measures),
+        "README.md": readme(measures),
+        "docs/actions.md": actions(measures),
+    }
