@@ -27,6 +27,8 @@ MAX_BATCH = 8
 # Cached positions up to which this is faster than a kernel for each step of a layer, by bits of the
 # weights. Attention is slower here (docs/speed.md).
 MAX_POSITIONS = {16: 1024, 8: 2048, 4: 2048}
+# Graphs that are kept: batches of each size with caches of several capacities.
+GRAPHS = 4 * MAX_BATCH
 # A warp multiplies TILE rows of weights at a time, in steps of STEP columns, of which at least
 # MIN_BYTES_AHEAD in a thread block are in flight.
 STEP = 128
@@ -68,7 +70,7 @@ class FusedBatch:
 
     def __init__(self, decoder: nn.Module, head: nn.Module):
         self._most = functools.lru_cache(maxsize=1)(functools.partial(_most_positions, decoder))
-        self._graph = step_graphs(_step, decoder, head)
+        self._graph = step_graphs(_step, decoder, head, GRAPHS)
 
     def supports(
         self,

@@ -25,6 +25,8 @@ from .graph import step_graphs
 THREADS = 512
 # Thread blocks that share a head's keys, at most.
 MAX_SPLITS = 8
+# Graphs that are kept, one for each capacity of the caches.
+GRAPHS = 8
 
 
 class FusedStep:
@@ -36,7 +38,7 @@ class FusedStep:
     """
 
     def __init__(self, decoder: nn.Module, head: nn.Module):
-        self._graph = step_graphs(_step, decoder, head)
+        self._graph = step_graphs(_step, decoder, head, GRAPHS)
 
     def supports(
         self,

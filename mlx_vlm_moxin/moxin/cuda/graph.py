@@ -44,22 +44,24 @@ def compile_graph(function: Callable, modules: Sequence[nn.Module]) -> Callable:
 
 
 def step_graphs(
-    step: Callable, decoder: nn.Module, head: nn.Module
+    step: Callable, decoder: nn.Module, head: nn.Module, count: int
 ) -> Callable[[Any, Hashable], Callable]:
     """The compiled graphs of ``step``, one for given sizes and caches.
 
-    Only the last one is kept, because MLX keeps a graph for each shape it has seen.
+    Tracing one takes longer than computing it, and on a server the caches change their shape
+    whenever a request begins or ends. MLX would keep all graphs.
 
     Args:
         step: of ``decoder``, ``head``, its sizes, and then the arrays of a pass.
         decoder: a ``MistralModel``.
         head: the output head.
+        count: number of graphs that are kept, the last ones used.
 
     Returns:
         A function of the decoder's sizes and of the shape or capacity of its caches.
     """
 
-    @functools.lru_cache(maxsize=1)
+    @functools.lru_cache(maxsize=count)
     def find(sizes: Any, caches: Hashable) -> Callable:
         return compile_graph(functools.partial(step, decoder, head, sizes), [decoder, head])
 

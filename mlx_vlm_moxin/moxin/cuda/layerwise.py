@@ -19,13 +19,14 @@ from .cache_checks import are_alike, caches_fit
 from .decoder_layers import DecoderLayer, read_layers
 from .decoder_sizes import DecoderSizes
 from .errors import require
-from .graph import step_graphs
 from .kernel import count_array
 from .layerwise_graph import Graphs, hidden_states, logits
 
 MAX_TOKENS = 512
 # In a pass without caches, such as that of OpenVLA-OFT: three pictures and a chunk of actions.
 MAX_WHOLE_TOKENS = 2048
+# Sizes of batches and caches whose steps keep their graphs.
+STEP_GRAPHS = 64
 
 
 class Layerwise:
@@ -38,9 +39,11 @@ class Layerwise:
 
     def __init__(self, decoder: nn.Module, head: nn.Module):
         self._decoder, self._head = decoder, head
-        # Prompts may come between the steps of a batch, so each keeps its graphs. For the last
-        # sizes only: MLX keeps a graph for each shape it has seen.
-        self._step_graph = step_graphs(_step, decoder, head)
+        # Graphs of one layer, which serve all layers, so that a batch whose size changes with each
+        # request does not wait for the trace of a whole step. Prompts may come between the steps of
+        # a batch, so each keeps its graphs; for the last sizes only, because MLX would keep one for
+        # each shape it has seen.
+        self._step_graphs = functools.lru_cache(maxsize=STEP_GRAPHS)(_no_graphs)
         self._layer_graphs = functools.lru_cache(maxsize=1)(_no_graphs)
 
     def supports(
@@ -157,8 +160,12 @@ class Layerwise:
     ) -> mx.array:
         """Logits after one token of each sequence, which the kernels append to ``cache``."""
         arrays = kv_cache.reserve(cache)
-        step = self._step_graph(sizes, arrays[0].shape)
-        result, arrays = step(inputs, places, arrays)
+        require(are_alike(arrays, len(inputs), sizes), "caches of other shapes or dtypes")
+        layers, x = read_layers(self._decoder, sizes), self._decoder.embed_tokens(inputs)
+        graphs, norm = self._step_graphs(sizes, arrays[0].shape), self._decoder.norm.weight
+        h, keys, values = hidden_states(layers, norm, sizes, x, places, arrays, graphs)
+        result = logits(self._head, h)
+        arrays = [array for pair in zip(keys, values) for array in pair]
         mx.async_eval(result, arrays)  # as in fused_step
         kv_cache.append(cache, arrays, 1)
         return result
@@ -166,18 +173,3 @@ class Layerwise:
 
 def _no_graphs(*sizes: Any) -> Graphs:
     return {}
-
-
-def _step(
-    decoder: nn.Module,
-    head: nn.Module,
-    sizes: DecoderSizes,
-    inputs: mx.array,
-    places: kv_cache.Places,
-    arrays: list[mx.array],
-) -> tuple[mx.array, list[mx.array]]:
-    """Logits, and ``arrays`` (keys and values of each layer) after the kernels wrote into them."""
-    require(are_alike(arrays, len(inputs), sizes), "caches of other shapes or dtypes")
-    layers, x, norm = read_layers(decoder, sizes), decoder.embed_tokens(inputs), decoder.norm.weight
-    h, keys, values = hidden_states(layers, norm, sizes, x, places, arrays, {})
-    return logits(head, h), [array for pair in zip(keys, values) for array in pair]

@@ -4,7 +4,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import pytest
 from mlx_vlm.models.moxin.cuda.errors import UnsupportedError
-from mlx_vlm.models.moxin.cuda.graph import compile_graph
+from mlx_vlm.models.moxin.cuda.graph import compile_graph, step_graphs
 
 
 @pytest.mark.parametrize("kind", [UnsupportedError, RuntimeError])
@@ -31,3 +31,16 @@ def test_weights_may_change_between_calls():
     graph(x)
     layer.weight = 2 * layer.weight
     assert mx.allclose(graph(x)[0], layer(x)).item()
+
+
+def test_graphs_of_the_last_sizes_are_kept():
+    traces, layer = [], nn.Linear(4, 4)
+
+    def step(decoder, head, sizes, x):
+        traces.append(sizes)
+        return [head(decoder(x))]
+
+    find = step_graphs(step, layer, layer, count=2)
+    for sizes in "abababcab":
+        find(sizes, 256)(mx.ones((1, 4)))
+    assert traces == ["a", "b", "c", "a", "b"]
