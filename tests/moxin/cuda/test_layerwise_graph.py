@@ -168,7 +168,7 @@ def test_prompts_between_the_steps_of_a_batch_keep_its_graph(kernels_in_mlx, mon
 def test_a_batch_of_another_size_needs_one_graph_for_all_layers_once(kernels_in_mlx, monkeypatch):
     compile = mock.Mock(wraps=mx.compile)
     monkeypatch.setattr(mx, "compile", compile)
-    model = make_decoder(mx.float32, num_hidden_layers=3)
+    model = make_decoder(mx.float32)
     for batch in (9, 10, 9, 10):
         run(model, filled_cache(9, mx.float32, batch), [(batch, 1)])
     assert compile.call_count == 2
