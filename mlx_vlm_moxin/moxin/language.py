@@ -15,6 +15,9 @@ from ..llama.language import Model as LlamaForCausalLM
 from .linear import replace_linears
 from .text_config import TextConfig
 
+# Prompts up to this length are computed in one pass: steps would save little memory.
+ONE_PASS_TOKENS = 512
+
 
 def _padding_mask(mask: mx.array, window: int | None) -> mx.array:
     """Causal mask ``[B, 1, T, T]`` that hides padding; every token still sees itself."""
@@ -138,6 +141,23 @@ class LanguageModel(nn.Module):
         h = self.model(inputs, cache, inputs_embeds, mask, capture_layer_ids, hidden_states)
         logits = self.lm_head(h[:, -logits_to_keep:])
         return LanguageModelOutput(logits=logits, hidden_states=hidden_states)
+
+    def chunked_prefill_policy(
+        self,
+        *,
+        inputs_embeds: mx.array,
+        prompt_cache: list | None = None,
+        draft_model: nn.Module | None = None,
+        **kwargs: Any,
+    ) -> bool:
+        """Whether mlx-vlm computes a prompt in steps, and then its last token by itself.
+
+        That token needs one more pass over all weights before the answer starts; a picture and a
+        question are short enough to be computed together with it. While the prompts of a batch are
+        not known yet (no ``prompt_cache``), it keeps its steps.
+        """
+        is_short = prompt_cache is not None and inputs_embeds.shape[1] <= ONE_PASS_TOKENS
+        return draft_model is None and not is_short
 
     def rollback_speculative_cache(
         self, caches: list, transaction: Any, accepted: Any, block_size: int

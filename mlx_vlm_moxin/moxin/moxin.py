@@ -13,9 +13,6 @@ from .projector import make_projector
 from .vision import VisionModel
 from .weights import check_weights, convert_weights
 
-# Prompts up to this length are computed in one pass: steps would save little memory.
-ONE_PASS_TOKENS = 512
-
 
 def merge_image_features(
     inputs_embeds: mx.array, image_features: mx.array, is_image: mx.array
@@ -113,22 +110,9 @@ class Model(nn.Module):
             input_ids, inputs_embeds=features.inputs_embeds, mask=mask, cache=cache
         )
 
-    def chunked_prefill_policy(
-        self,
-        *,
-        inputs_embeds: mx.array,
-        prompt_cache: list | None = None,
-        draft_model: nn.Module | None = None,
-        **kwargs: Any,
-    ) -> bool:
-        """Whether mlx-vlm computes a prompt in steps, and then its last token by itself.
-
-        That token needs one more pass over all weights before the answer starts; a picture and a
-        question are short enough to be computed together with it. Batches (no
-        ``prompt_cache`` yet) keep their steps.
-        """
-        is_short = prompt_cache is not None and inputs_embeds.shape[1] <= ONE_PASS_TOKENS
-        return draft_model is None and not is_short
+    def chunked_prefill_policy(self, **kwargs: Any) -> bool:
+        """As the decoder's; mlx-vlm checks either."""
+        return self.language_model.chunked_prefill_policy(**kwargs)
 
     def decode_token(self, token: mx.array, cache: list) -> LanguageModelOutput:
         """One step of a hand-written generation loop: the next token of each row.

@@ -10,7 +10,7 @@ import mlx.core as mx
 import pytest
 from mlx_vlm import apply_chat_template, generate, load
 from mlx_vlm.models.cache import QuantizedKVCache, make_prompt_cache
-from mlx_vlm.models.moxin.moxin import ONE_PASS_TOKENS
+from mlx_vlm.models.moxin.language import ONE_PASS_TOKENS
 from mlx_vlm.utils import resize_image
 from PIL import Image
 from server_process import data_uri

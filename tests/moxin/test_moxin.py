@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from mlx_vlm import VisionFeatureCache, batch_generate, generate, load, stream_generate
 from mlx_vlm.generate.ar import generate_step
 from mlx_vlm.models.cache import make_prompt_cache
-from mlx_vlm.models.moxin.moxin import ONE_PASS_TOKENS, merge_image_features
+from mlx_vlm.models.moxin.language import ONE_PASS_TOKENS
+from mlx_vlm.models.moxin.moxin import merge_image_features
 from mlx_vlm.vision_cache import processed_image_key
 from support import GOLDENS, IMAGE_NAMES, LOGITS_TOLERANCE, MESSAGES, PROMPTS, image_path
 
@@ -166,6 +167,16 @@ def test_a_prompt_of_one_pass_is_the_same_for_every_step(model, processor, pass_
     )
     assert result.token_ids == GOLDENS["generate"]["hf"]["tall"][1]["tokens"][:8]
     assert pass_lengths[0] == result.prompt_tokens
+
+
+def test_short_prompts_of_a_batch_need_one_pass(model, processor, pass_lengths):
+    names, prompts = IMAGE_NAMES[:2], [entry["prompt"] for entry in PROMPTS[:2]]
+    images = [image_path(name) for name in names]
+    lengths = [
+        processor(prompt, [image])["input_ids"].shape[1] for prompt, image in zip(prompts, images)
+    ]
+    batch_generate(model, processor, images, prompts=prompts, max_tokens=2, group_by_shape=False)
+    assert pass_lengths[0] == max(lengths)
 
 
 def test_a_prompt_computed_in_steps_has_the_answer_of_one_pass(model, processor, pass_lengths):
