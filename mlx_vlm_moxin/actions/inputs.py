@@ -1,7 +1,7 @@
 """Prepares pictures, instructions and states for an action model, without running the model.
 
-Nothing here computes with MLX, so a server prepares requests in separate threads while the model
-is busy with others.
+The model does not compute here, so a server prepares requests in separate threads while it is busy
+with others.
 """
 
 from collections.abc import Sequence
@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 from mlx_vlm.models.moxin.action_config import ActionConfig
@@ -32,7 +33,7 @@ class ActionInputs:
     Attributes:
         config: the model's, with the caller's changes.
         prompts: ids of each prompt, without ``<s>``.
-        pixel_values: float32 ``[B * num_images, channels, side, side]``.
+        pixel_values: float32 ``[B * num_images, channels, side, side]``, evaluated.
         states: float32 ``[B, proprio_dim]``, normalised; None if the model reads none.
         data_set: name of the statistics that scale the action.
         scale: these statistics.
@@ -41,7 +42,7 @@ class ActionInputs:
 
     config: ActionConfig
     prompts: list[list[int]]
-    pixel_values: np.ndarray
+    pixel_values: mx.array
     states: np.ndarray | None
     data_set: str
     scale: Scale
@@ -115,7 +116,7 @@ def prepare(
         prompts = [prompt_ids(processor.tokenizer, model.config, text) for text in instructions]
     pictures = [picture for row in rows for picture in _pictures(row, config)]
     states = _states(norm_stats, config, state, is_batch, len(rows), data_set, scaling)
-    pixel_values = processor.image_processor(pictures)
+    pixel_values = processor.image_processor.process(pictures).pixel_values
     return ActionInputs(config, prompts, pixel_values, states, data_set, scale, is_batch)
 
 

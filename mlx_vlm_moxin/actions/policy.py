@@ -47,7 +47,7 @@ def infer(model: nn.Module, inputs: ActionInputs, *, action_ids_only: bool = Fal
     config, scale = inputs.config, inputs.scale
     tokenizer = ActionTokenizer.of(model.config)
     allowed = tokenizer.ids if action_ids_only else None
-    pixel_values = mx.array(inputs.pixel_values)
+    pixel_values = inputs.pixel_values
     if config.decoding != "parallel":
         ids = predict_ids(model, inputs.prompts, pixel_values, scale.dimensions, allowed)
         return _prediction(np.array(ids), None, tokenizer, scale, inputs.is_batch)

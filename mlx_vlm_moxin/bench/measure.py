@@ -128,7 +128,7 @@ def _first_token(model: nn.Module, image, image_processor, features=None) -> mx.
     count = config.vision_config.num_patches
     ids = _prompt(model, 1, 1 + count + TEXT_TOKENS)
     ids[:, 1 : 1 + count] = config.image_token_index
-    pixels = mx.array(image_processor(image))
+    pixels = image_processor.process(image).pixel_values
     kwargs = {} if features is None else {"cached_image_features": features}
     embeddings = model.get_input_embeddings(ids, pixels, **kwargs).inputs_embeds
     cache = make_prompt_cache(model.language_model)
@@ -173,7 +173,7 @@ def measure(model: nn.Module, machine: Machine, plan: Plan) -> Iterator[Figure]:
         encode_limit + prefill_limit,
         "first token, one picture",
     )
-    features = model.encode_image(mx.array(image_processor(image)))
+    features = model.encode_image(image_processor.process(image).pixel_values)
     mx.eval(features)
     yield timed(
         lambda: _first_token(model, image, image_processor, features),

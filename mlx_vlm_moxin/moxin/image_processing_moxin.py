@@ -9,13 +9,15 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import mlx.core as mx
 import numpy as np
 from PIL import Image
 
+from .normalization import normalize, to_unit
 from .picture import PictureSource, read_picture
-from .resize import Colour, letterbox, resize_crop, resize_naive
+from .resize import Colour, Window, find_window, letterbox, resize_crop, resize_naive
 from .towers import DINO_ID, SIGLIP_ID, TIMM_MODELS, TimmModel
 from .validation import check_settings
 from .vision_config import MAX_IMAGE_SIZE
@@ -63,6 +65,24 @@ class SourceImageSettings:
     tvf_resize_params: list[dict] | None = None
 
 
+class ProcessedPictures(NamedTuple):
+    """Pictures as input of the model.
+
+    Attributes:
+        pixel_values: ``[B, 3 * towers, S, S]`` float32, evaluated.
+        squares: the resized pictures, uint8 ``[B, K, 3, S, S]``. K is 1, or the number of fill
+            colours if towers see the picture letterboxed in different ones.
+    """
+
+    pixel_values: mx.array
+    squares: np.ndarray
+
+
+def _read(images: PictureSource | Sequence[PictureSource]) -> list[Image.Image]:
+    images = images if isinstance(images, (list, tuple)) else [images]
+    return [read_picture(image) for image in images]
+
+
 class MoxinImageProcessor:
     """Resizes a picture and normalises it once per tower.
 
@@ -103,8 +123,20 @@ class MoxinImageProcessor:
                 f"for each vision tower, got {shapes}"
             )
 
+    def windows(self, image: Image.Image) -> list[Window | None]:
+        """The resizes that a picture needs: one, or one per fill colour if it is letterboxed."""
+        fills = dict.fromkeys(map(self._fill, self.letterbox_fill))
+        return [
+            find_window(image, self.resize_strategy, self.image_size, fill or (0, 0, 0))
+            for fill in fills
+        ]
+
+    def _fill(self, fill: Colour) -> tuple[int, ...]:
+        """The colour of the padding; empty for strategies that do not pad."""
+        return tuple(fill) if self.resize_strategy == "letterbox" else ()
+
     def _square(self, image: Image.Image, fill: Colour) -> np.ndarray:
-        """``[3, S, S]`` float32 in [0, 1]."""
+        """The resized picture, uint8 ``[3, S, S]``."""
         size = self.image_size
         if self.resize_strategy == "resize-naive":
             image = resize_naive(image, size)
@@ -113,11 +145,10 @@ class MoxinImageProcessor:
         else:
             image = resize_crop(image, size)
         # Transposed while they are bytes, which is less memory to move.
-        channels = np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
-        return np.divide(channels, 255, dtype=np.float32)
+        return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
 
     def preprocess(self, images: PictureSource | Sequence[PictureSource]) -> np.ndarray:
-        """Pixels of one or more pictures.
+        """Pixels of one or more pictures, computed by the CPU.
 
         Returns:
             ``[B, 3 * towers, S, S]`` float32, the first tower's three channels first.
@@ -125,27 +156,41 @@ class MoxinImageProcessor:
         Raises:
             PictureError: see ``picture.read_picture``.
         """
-        if not isinstance(images, (list, tuple)):
-            images = [images]
-        size = self.image_size
-        pixels = np.empty((len(images), len(self.image_mean), 3, size, size), np.float32)
-        for image, towers in zip(images, pixels):
-            self._preprocess_one(read_picture(image), towers)
-        return pixels.reshape(len(images), -1, size, size)
+        return self._preprocess(_read(images))[0]
 
-    def _preprocess_one(self, image: Image.Image, towers: np.ndarray) -> None:
-        """Write a picture's pixels into ``towers``, ``[towers, 3, S, S]``."""
-        squares: dict[tuple, np.ndarray] = {}
-        constants = zip(towers, self.image_mean, self.image_std, self.letterbox_fill)
-        for tower, mean, std, fill in constants:
-            mean, std = (np.float32(values)[:, None, None] for values in (mean, std))
-            # The fill colour matters to letterboxing only: resize once where it does not.
-            key = tuple(fill) if self.resize_strategy == "letterbox" else ()
-            if key not in squares:
-                squares[key] = self._square(image, fill)
-            # In place: new memory costs more than the arithmetic.
-            np.subtract(squares[key], mean, out=tower)
-            np.divide(tower, std, out=tower)
+    def _preprocess(self, images: Sequence[Image.Image]) -> tuple[np.ndarray, np.ndarray]:
+        """What ``process`` returns, as NumPy arrays."""
+        size, fills = self.image_size, [*map(self._fill, self.letterbox_fill)]
+        squares = [[self._square(image, fill) for fill in dict.fromkeys(fills)] for image in images]
+        pixels = np.empty((len(images), len(fills), 3, size, size), np.float32)
+        for towers, found in zip(pixels, squares):
+            channels = dict(zip(dict.fromkeys(fills), map(to_unit, found)))
+            constants = zip(towers, fills, self.image_mean, self.image_std)
+            for tower, fill, mean, std in constants:
+                normalize(channels[fill], mean, std, tower)
+        return pixels.reshape(len(images), -1, size, size), np.array(squares)
+
+    def process(self, images: PictureSource | Sequence[PictureSource]) -> ProcessedPictures:
+        """Pixels of one or more pictures as an MLX array, equal to those of ``preprocess``.
+
+        Raises:
+            PictureError: see ``picture.read_picture``.
+        """
+        pictures = _read(images)
+        result = self.engine_process(pictures)
+        if result is None:
+            pixels, squares = self._preprocess(pictures)
+            result = ProcessedPictures(mx.array(pixels), squares)
+            # Evaluated here: another thread may read them, and cannot evaluate this thread's graph.
+            mx.eval(result.pixel_values)
+        return result
+
+    def engine_process(self, images: Sequence[Image.Image]) -> ProcessedPictures | None:
+        """``process`` of RGB pictures by an accelerator; None if it does not support them.
+
+        There is none in plain MLX. A plug-in may replace this method of the class.
+        """
+        return None
 
     __call__ = preprocess
 

@@ -10,10 +10,11 @@ from typing import NamedTuple
 
 import mlx.core as mx
 import numpy as np
-from PIL import Image, ImageChops
+from PIL import Image
 
 from .image_processing_moxin import MoxinImageProcessor
 from .picture import PictureSource
+from .picture_memory import have_equal_pixels
 
 # The last picture is remembered up to this many pixels, four bytes each.
 MAX_REMEMBERED = 2**22
@@ -37,7 +38,7 @@ PlaceholderRange = tuple[int, int, int]
 
 
 def image_placeholders(pixels: np.ndarray, count: int, first: int, vocab_size: int) -> list[int]:
-    """``count`` ids for one picture ``[C, S, S]``: a hash of its pixels, then ``first``."""
+    """``count`` ids for the pixels of one picture: a hash of them, then ``first``."""
     # SHA-256 hashes the pixels, since processors have instructions for it; SHAKE only extends it.
     code = hashlib.sha256(np.ascontiguousarray(pixels)).digest()
     digest = hashlib.shake_256(code).digest(count - 1)
@@ -48,17 +49,9 @@ def prepare(
     image: Image.Image, image_processor: MoxinImageProcessor, placeholder_range: PlaceholderRange
 ) -> PreparedPicture:
     """An RGB picture resized and normalised, evaluated, with its placeholders."""
-    pixels = image_processor(image)
-    placeholders = image_placeholders(pixels[0], *placeholder_range)
-    pixel_values = mx.array(pixels)
-    # Evaluated here: another thread may read them, and cannot evaluate this thread's graph.
-    mx.eval(pixel_values)
-    return PreparedPicture(pixel_values, placeholders)
-
-
-def _are_equal(first: Image.Image, second: Image.Image) -> bool:
-    """Whether two RGB pictures are equal, by Pillow's fastest comparison."""
-    return first.size == second.size and not ImageChops.subtract_modulo(first, second).getbbox()
+    pixel_values, squares = image_processor.process(image)
+    # The bytes, because they are an eighth of the memory and the pixels follow from them.
+    return PreparedPicture(pixel_values, image_placeholders(squares[0], *placeholder_range))
 
 
 class LastPicture:
@@ -83,7 +76,7 @@ class LastPicture:
         # The other inputs of the result.
         settings = repr([vars(image_processor), *placeholder_range])
         last, last_settings, result = self._last
-        if last is None or settings != last_settings or not _are_equal(image, last):
+        if last is None or settings != last_settings or not have_equal_pixels(image, last):
             result = prepare(image, image_processor, placeholder_range)
             # A copy, because the caller may change the picture.
             self._last = image.copy(), settings, result

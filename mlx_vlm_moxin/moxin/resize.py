@@ -11,6 +11,7 @@ import functools
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 from PIL import Image
 
@@ -31,19 +32,55 @@ _PART = 8
 Colour = Sequence[int]
 
 
+class Window(NamedTuple):
+    """A picture resized as a whole, the horizontal pass first, of which a square is kept.
+
+    Attributes:
+        image: the picture, padded if it is letterboxed.
+        size: width and height that it is resized to.
+        corner: left and top of the square in the result.
+    """
+
+    image: Image.Image
+    size: tuple[int, int]
+    corner: tuple[int, int]
+
+
+def find_window(image: Image.Image, strategy: str, size: int, fill: Colour) -> Window | None:
+    """The resize of a picture to a square of ``size``.
+
+    Args:
+        strategy: one of "resize-naive", "letterbox", "resize-crop".
+        fill: RGB bytes of the padding.
+
+    Returns:
+        None if the steps would need too much memory, so that they run in another order.
+
+    Raises:
+        PictureError: as ``letterbox``.
+    """
+    if strategy == "letterbox":
+        square = _padded_size(image)
+        if not _fits(square, image):
+            return None
+        image = _pad(image, square, fill)
+    if strategy == "resize-naive":
+        window = Window(image, (size, size), (0, 0))
+    else:
+        window = Window(image, *_central_square(image.size, size))
+    whole = window.size[0], image.height
+    return window if _fits(window.size, image) and _fits(whole, image) else None
+
+
 def resize_naive(image: Image.Image, size: int) -> Image.Image:
     """Squashed to the square."""
     return _resize(image, size, size)
 
 
 def resize_crop(image: Image.Image, size: int) -> Image.Image:
-    """Short side to ``size``, then the central square (torchvision's rounding)."""
+    """Short side to ``size``, then the central square."""
     width, height = image.size
-    if width <= height:
-        new_size = (size, int(size * height / width))
-    else:
-        new_size = (int(size * width / height), size)
-    left, top = round((new_size[0] - size) / 2), round((new_size[1] - size) / 2)
+    new_size, (left, top) = _central_square(image.size, size)
     if _fits(new_size, image):
         return _resize(image, *new_size).crop((left, top, left + size, top + size))
     # The part of the source that becomes the central square, and the filter's margin around it.
@@ -69,19 +106,10 @@ def letterbox(image: Image.Image, size: int, fill: Colour) -> Image.Image:
     Raises:
         PictureError: if the padded square has more pixels than a picture may have.
     """
-    side = max(image.size)
-    left, top = (side - image.width) // 2, (side - image.height) // 2
-    square = (image.width + 2 * left, image.height + 2 * top)
-    limit = PictureLimits.from_environment().pixel_limit
-    if limit is not None and square[0] * square[1] > limit:
-        raise PictureError(
-            f"A picture of {image.width}x{image.height} pixels cannot be letterboxed: its square "
-            f"would have more than the limit of {limit} pixels"
-        )
+    square = _padded_size(image)
+    left, top = _margins(image)
     if _fits(square, image):
-        padded = Image.new("RGB", square, tuple(fill))
-        padded.paste(image, (left, top))
-        return resize_crop(padded, size)
+        return resize_crop(_pad(image, square, fill), size)
     # Bands of rows are padded and resized one after another, which does not change the fill.
     width = size if square[0] <= square[1] else int(size * square[0] / square[1])
     rows = max(1, MAX_EXTRA_PIXELS // square[0])
@@ -95,6 +123,41 @@ def letterbox(image: Image.Image, size: int, fill: Colour) -> Image.Image:
     resized = narrow.resize((width, height), Image.Resampling.BICUBIC)
     x, y = round((width - size) / 2), round((height - size) / 2)
     return resized.crop((x, y, x + size, y + size))
+
+
+def _central_square(source: tuple[int, int], size: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """The size that ``source`` is resized to, and the square's corner (torchvision's rounding)."""
+    width, height = source
+    if width <= height:
+        resized = (size, int(size * height / width))
+    else:
+        resized = (int(size * width / height), size)
+    return resized, (round((resized[0] - size) / 2), round((resized[1] - size) / 2))
+
+
+def _margins(image: Image.Image) -> tuple[int, int]:
+    """Padding of the left and of the upper side."""
+    side = max(image.size)
+    return (side - image.width) // 2, (side - image.height) // 2
+
+
+def _padded_size(image: Image.Image) -> tuple[int, int]:
+    """The size of the letterboxed picture, see ``letterbox``."""
+    left, top = _margins(image)
+    square = (image.width + 2 * left, image.height + 2 * top)
+    limit = PictureLimits.from_environment().pixel_limit
+    if limit is not None and square[0] * square[1] > limit:
+        raise PictureError(
+            f"A picture of {image.width}x{image.height} pixels cannot be letterboxed: its square "
+            f"would have more than the limit of {limit} pixels"
+        )
+    return square
+
+
+def _pad(image: Image.Image, square: tuple[int, int], fill: Colour) -> Image.Image:
+    padded = Image.new("RGB", square, tuple(fill))
+    padded.paste(image, _margins(image))
+    return padded
 
 
 def _fits(size: tuple[int, int], image: Image.Image) -> bool:

@@ -53,10 +53,10 @@ def same_inputs(left, right) -> bool:
 def test_the_picture_of_the_last_call_is_computed_once(monkeypatch):
     processor = MoxinProcessor.from_pretrained(HF_CHECKPOINT)
     computed = []
-    original = processor.image_processor.preprocess
+    original = processor.image_processor.process
     monkeypatch.setattr(
         type(processor.image_processor),
-        "__call__",
+        "process",
         lambda self, image: computed.append(image.size) or original(image),
     )
     first = processor("In: a\nOut:", [PHOTO])

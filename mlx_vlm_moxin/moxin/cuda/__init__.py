@@ -2,9 +2,10 @@
 
 The model in the folder above works without this folder. ``attach`` connects the two, for all
 instances: ``LanguageModel.engine_logits`` becomes ``decoder.logits``, ``engine_hidden_states``
-``decoder.hidden_states``, and ``VisionModel.engine_blocks`` ``towers.blocks``. Where a pass is not
-supported (another device, dtype, format or cache; adapters; training) these return None, and the
-modules compute it.
+``decoder.hidden_states``, ``VisionModel.engine_blocks`` ``towers.blocks``, and
+``MoxinImageProcessor.engine_process`` ``pictures.process``. Where something is not supported
+(another device, dtype, format or cache; adapters; training; very large pictures) these return None,
+and the modules compute it.
 
 ``MLX_VLM_MOXIN_KERNELS=0`` in the environment switches the kernels off.
 """
@@ -15,10 +16,11 @@ from typing import Any
 
 import mlx.core as mx
 
+from ..image_processing_moxin import MoxinImageProcessor
 from ..language import LanguageModel
 from ..moxin import Model
 from ..vision import VisionModel
-from . import decoder, peers, precompile, towers
+from . import decoder, peers, pictures, precompile, towers
 from .device import enabled
 
 __all__ = ["attach", "enabled"]
@@ -29,6 +31,7 @@ def attach() -> None:
     LanguageModel.engine_logits = decoder.logits
     LanguageModel.engine_hidden_states = decoder.hidden_states
     VisionModel.engine_blocks = towers.blocks
+    MoxinImageProcessor.engine_process = pictures.process
     Model.load_weights = _precompiling(Model.load_weights)
     LanguageModel.shard = _connecting(LanguageModel.shard)
 

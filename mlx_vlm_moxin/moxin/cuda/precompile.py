@@ -1,8 +1,8 @@
 """Compiles a model's kernels in threads, while its weights are still being read.
 
 Sizes, dtypes and formats are known as soon as the weights are assigned, before they are read.
-Kernels are compiled in the order of their first use: the towers, a prompt with a picture, single
-tokens, further questions, batches.
+Kernels are compiled in the order of their first use: a picture, the towers, a prompt with a
+picture, single tokens, further questions, batches.
 """
 
 import atexit
@@ -25,6 +25,7 @@ from . import (
     kv_cache,
     matmul_kernels,
     peers,
+    resize_kernels,
     tiling,
     tower_kernel,
     towers,
@@ -37,6 +38,8 @@ from .projections import Projection, read_projection
 from .step_attention import step_attention
 
 MAX_THREADS = 8
+# Width and height of a picture.
+PICTURE = (640, 480)
 # Tokens of a picture and a question.
 PROMPT = 288
 LONG_PROMPT = 384
@@ -103,7 +106,7 @@ def builds(model: nn.Module) -> Iterator[Build]:
     """Functions that build the kernels that ``model`` will use, in the order of their use."""
     vision, language = getattr(model, "vision_tower", None), getattr(model, "language_model", None)
     if vision is not None:
-        yield from _unless_unsupported(lambda: _tower_builds(vision.towers))
+        yield from _unless_unsupported(lambda: _tower_builds(vision))
     if language is not None:
         yield from _unless_unsupported(lambda: _decoder_builds(language.model, language.lm_head))
         actions = getattr(getattr(model, "config", None), "action_config", None)
@@ -118,11 +121,14 @@ def _unless_unsupported(find: Callable[[], Iterator[Build]]) -> list[Build]:
         return []
 
 
-def _tower_builds(both: list[nn.Module]) -> Iterator[Build]:
-    if len(both) != 2:
+def _tower_builds(vision: nn.Module) -> Iterator[Build]:
+    if len(vision.towers) != 2:
         return
-    pairs = towers.make_pairs(both)
+    pairs = towers.make_pairs(vision.towers)
     towers.check(pairs)
+    size = vision.config.image_size
+    yield partial(resize_kernels.resize_width, 0, *PICTURE, size)
+    yield partial(resize_kernels.resize_height, 0, size, 3 * len(vision.towers))
     for stage in towers.stages(pairs):
         arguments = towers.kernel_arguments(stage, [(1, 1), (1, 1)])
         yield partial(tower_kernel.tower_layers, *arguments)

@@ -18,6 +18,7 @@ from mlx_vlm.models.moxin.cuda import (
     kv_cache,
     layerwise_kernels,
     matmul_kernels,
+    resize_kernels,
     step_attention,
     tower_kernel,
 )
@@ -89,6 +90,8 @@ _KEEPING = (
     layerwise_kernels.rotate,
     matmul_kernels.multiply,
     matmul_kernels.unpack_weights,
+    resize_kernels.resize_height,
+    resize_kernels.resize_width,
     step_attention.step_attention,
     tower_kernel.tower_layers,
 )

@@ -19,6 +19,7 @@ from mlx_vlm.models.moxin.cuda import (
     matmul_kernels,
     nvrtc,
     peers,
+    resize_kernels,
     step_attention,
     tiling,
     tower_kernel,
@@ -134,6 +135,11 @@ def tower_build():
     return partial(build, mx.bfloat16, (DINO, SIGLIP), layers, 1e-6, tiles)
 
 
+def picture_builds():
+    width = partial(resize_kernels.resize_width, 2**40, 640, 480, 224)
+    return [width, partial(resize_kernels.resize_height, 2**40, 224, 6)]
+
+
 def build_all(builds):
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         assert all(pool.map(lambda build: build(), builds))
@@ -146,7 +152,7 @@ def test_all_kernels_compile(architecture, on):
     form = FORMATS[architecture]
     batches = batch_builds(MOXIN, form)
     assert batches
-    build_all([tower_build(), *batches, *decoder_builds(MOXIN, form, rows)])
+    build_all([tower_build(), *picture_builds(), *batches, *decoder_builds(MOXIN, form, rows)])
 
 
 @pytest.mark.parametrize(

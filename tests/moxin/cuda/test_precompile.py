@@ -1,5 +1,6 @@
 """The kernels compiled while weights are read are those used afterwards."""
 
+import ctypes
 import threading
 from types import SimpleNamespace
 
@@ -8,7 +9,9 @@ import pytest
 from cuda_support import forget_kernels, make_decoder, recording
 from mlx_vlm import load
 from mlx_vlm.models.cache import BatchKVCache, KVCache
-from mlx_vlm.models.moxin.cuda import kernel, precompile
+from mlx_vlm.models.moxin.cuda import host_memory, kernel, precompile
+from mlx_vlm.models.moxin.image_processing_moxin import MoxinImageProcessor
+from PIL import Image
 from support import HF_CHECKPOINT
 from test_towers import make_model
 
@@ -26,6 +29,9 @@ def built(kernels_everywhere, monkeypatch):
         return build(entry, constants, inputs, outputs, scalars, **options)
 
     monkeypatch.setattr(kernel, "build", record)
+    memory = ctypes.create_string_buffer(host_memory.MIN_BYTES)
+    monkeypatch.setattr(host_memory, "_allocate", lambda size: ctypes.addressof(memory))
+    monkeypatch.setattr(host_memory, "buffers", host_memory.Buffers())
     return found
 
 
@@ -45,7 +51,9 @@ def caches(make_cache):
 
 def use(model):
     """A picture and a question, an answer, another question, a batch, and a chunk of actions."""
-    model.vision_tower(mx.zeros((1, 6, 140, 140)))
+    size = model.vision_tower.config.image_size
+    pixels = MoxinImageProcessor(size).process(Image.new("RGB", (30, 20))).pixel_values
+    model.vision_tower(pixels)
     decoder, cache = model.language_model, caches(KVCache)
     for length in (precompile.PROMPT, 1, precompile.QUESTION, 1, 9, 60, 1):
         decoder(mx.zeros((1, length), mx.int32), cache=cache, logits_to_keep=1)

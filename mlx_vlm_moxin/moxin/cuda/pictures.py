@@ -1,0 +1,146 @@
+"""``MoxinImageProcessor.engine_process``: pictures resized and normalised by two kernels.
+
+Pillow needs some 3 ms for a picture of 640x480 pixels. The kernels read the pixels where they are
+in the host's memory, and the results are equal to Pillow's bit by bit.
+"""
+
+import contextlib
+import functools
+import logging
+from collections.abc import Sequence
+
+import mlx.core as mx
+import numpy as np
+from PIL import Image
+
+from ..image_processing_moxin import MoxinImageProcessor, ProcessedPictures
+from ..normalization import normalized_bytes
+from ..picture_memory import BYTES_PER_PIXEL, pixels_of
+from ..resize import Window
+from . import device, host_memory, resize_kernels
+from .errors import UnsupportedError, require
+from .resize_table import resize_table
+
+logger = logging.getLogger(__name__)
+
+# Larger pictures are in several blocks of Pillow's memory; copying them takes longer than resizing.
+MAX_PIXELS = 2**22
+# Pictures whose pixels are in the host's shared memory at the same time.
+PICTURES_AT_ONCE = 8
+
+
+def process(
+    processor: MoxinImageProcessor, images: Sequence[Image.Image]
+) -> ProcessedPictures | None:
+    """RGB pictures as input of the model; None if the kernels do not compute them.
+
+    Returns:
+        What ``processor.process`` returns for them.
+    """
+    if not device.enabled():
+        return None
+    try:
+        windows = [_window(processor, image) for image in images]
+        parts = [
+            _process(processor, windows[first : first + PICTURES_AT_ONCE])
+            for first in range(0, len(windows), PICTURES_AT_ONCE)
+        ]
+    except UnsupportedError as error:
+        logger.debug("Pillow resizes the pictures: %s", error)
+        return None
+    except RuntimeError as error:
+        device.disable_after(error)
+        return None
+    if len(parts) == 1:
+        return parts[0]
+    pixel_values, squares = zip(*parts)
+    pixel_values = mx.concatenate(pixel_values)
+    mx.eval(pixel_values)
+    return ProcessedPictures(pixel_values, np.concatenate(squares))
+
+
+def _window(processor: MoxinImageProcessor, image: Image.Image) -> Window:
+    """The resize of ``image``.
+
+    Raises:
+        UnsupportedError: if the kernels do not compute it.
+    """
+    windows = processor.windows(image)
+    require(len(windows) == 1, "each tower's picture is letterboxed in another colour")
+    window = windows[0]
+    require(window is not None, "the steps of the resize are in another order")
+    width, height = window.image.size
+    require(width <= resize_kernels.MAX_WIDTH, f"{width} pixels in a row")
+    require(width * height <= MAX_PIXELS, f"{width}x{height} pixels")
+    return window
+
+
+def _process(processor: MoxinImageProcessor, windows: Sequence[Window]) -> ProcessedPictures:
+    """A few pictures, whose kernels run while the next picture is copied."""
+    size = processor.image_size
+    square_bytes = 3 * size * size
+    constants = processor.image_mean, processor.image_std
+    normalized = _normalized(*(tuple(map(tuple, values)) for values in constants))
+    pixel_values, squares = [], []
+    with contextlib.ExitStack() as stack:
+        for window in windows:
+            width, height = window.image.size
+            picture_bytes = BYTES_PER_PIXEL * width * height
+            borrowed = host_memory.buffers.borrow(picture_bytes + square_bytes)
+            address = stack.enter_context(borrowed)
+            pixels = pixels_of(window.image)
+            host_memory.as_array(address, picture_bytes).view(np.uint32)[:] = pixels
+            pixel_values.append(_launch(address, window, size, normalized))
+            squares.append(host_memory.as_array(address + picture_bytes, square_bytes))
+            mx.async_eval(pixel_values[-1])
+            # After an error too, the memory is returned after the kernels.
+            stack.callback(mx.eval, pixel_values[-1])
+        joined = mx.concatenate(pixel_values) if len(pixel_values) > 1 else pixel_values[0]
+        mx.eval(joined)
+        copies = np.stack(squares).reshape(len(windows), 1, 3, size, size)
+    return ProcessedPictures(joined, copies)
+
+
+def _launch(address: int, window: Window, size: int, normalized: mx.array) -> mx.array:
+    """Pixels ``[1, planes, size, size]`` of the picture at ``address``, recorded."""
+    width, height = window.image.size
+    columns = _table(width, window.size[0], window.corner[0], size)
+    rows, first, count = _rows(height, window.size[1], window.corner[1], size)
+    source = address + BYTES_PER_PIXEL * width * first
+    resize_width = resize_kernels.resize_width(source, width, count, size)
+    target = address + BYTES_PER_PIXEL * width * height
+    resize_height = resize_kernels.resize_height(target, size, normalized.shape[0])
+    (narrow,) = resize_width(columns)
+    return resize_height(narrow, rows, normalized)[0]
+
+
+@functools.lru_cache(64)
+def _table(source: int, size: int, first: int, count: int) -> mx.array:
+    """``resize_table`` on the GPU."""
+    return _on_gpu(resize_table(source, size, first, count))
+
+
+@functools.lru_cache(64)
+def _rows(source: int, size: int, first: int, count: int) -> tuple[mx.array, int, int]:
+    """``resize_table`` of the vertical pass, which begins at the first row that it needs.
+
+    Returns:
+        The table, the first row of the source that is needed, and the number of those.
+    """
+    table = resize_table(source, size, first, count).copy()
+    low, high = int(table[0].min()), int((table[0] + table[1]).max())
+    table[0] -= low
+    return _on_gpu(table), low, high - low
+
+
+@functools.lru_cache(8)
+def _normalized(*constants: tuple[tuple[float, ...], ...]) -> mx.array:
+    """``normalized_bytes`` on the GPU."""
+    return _on_gpu(normalized_bytes(*constants))
+
+
+def _on_gpu(array: np.ndarray) -> mx.array:
+    """``array`` in the GPU's memory, where it is read faster than in shared memory."""
+    result = mx.array(array) + 0
+    mx.eval(result)
+    return result

@@ -1,0 +1,198 @@
+"""The kernels' pixels equal Pillow's bit by bit."""
+
+import contextlib
+import ctypes
+from concurrent.futures import ThreadPoolExecutor
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from cuda_support import forget_kernels, needs_gpu
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from kernels_on_cpu import COMPILER, KernelsOnCpu
+from mlx_vlm.models.moxin.cuda import (
+    device,
+    host_memory,
+    kernel,
+    pictures,
+    resize_kernels,
+)
+from mlx_vlm.models.moxin.cuda.resize_table import BITS, resize_table
+from mlx_vlm.models.moxin.image_processing_moxin import RESIZE_STRATEGIES, MoxinImageProcessor
+from mlx_vlm.models.moxin.picture_sources import PictureError
+from mlx_vlm.models.moxin.resize import resize_naive
+from PIL import Image
+
+SIDE = 28
+# Width and height.
+SHAPES = [(64, 48), (SIDE, SIDE), (1, 1), (1, 90), (90, 1), (3, 7), (201, 97), (SIDE, 50), (50, 14)]
+
+
+def picture(width: int, height: int, seed: int = 0, extremes: bool = False) -> Image.Image:
+    rng = np.random.default_rng(seed)
+    shape = height, width, 3
+    return Image.fromarray(
+        rng.choice(np.uint8([0, 255]), shape) if extremes else rng.integers(0, 256, shape, np.uint8)
+    )
+
+
+def resized_by_table(pixels: np.ndarray, side: int) -> np.ndarray:
+    """``[H, W, 3]`` to ``[side, side, 3]`` by the arithmetic of the kernels."""
+    for axis in (1, 0):
+        source = np.moveaxis(pixels, axis, 0).astype(np.int64)
+        starts, counts, *weights = resize_table(len(source), side, 0, side)
+        sums = np.full((side, *source.shape[1:]), 1 << (BITS - 1))
+        for tap, weight in enumerate(weights):
+            assert not weight[tap >= counts].any()
+            at = np.minimum(starts + tap, len(source) - 1)
+            sums += source[at] * weight[:, None, None]
+        # The kernels add up in 32 bits.
+        assert np.abs(sums).max() < 2**31
+        pixels = np.moveaxis(np.clip(sums >> BITS, 0, 255).astype(np.uint8), 0, axis)
+    return pixels
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    width=st.integers(1, 700) | st.integers(1, 8),
+    height=st.integers(1, 700) | st.integers(1, 8),
+    side=st.sampled_from([1, 14, 98, 224, 336]),
+    seed=st.integers(0, 99),
+    extremes=st.booleans(),
+)
+def test_the_table_gives_pillows_bytes(width, height, side, seed, extremes):
+    image = picture(width, height, seed, extremes)
+    expected = np.asarray(resize_naive(image, side))
+    np.testing.assert_array_equal(resized_by_table(np.asarray(image), side), expected)
+
+
+def test_a_part_of_a_table_is_that_of_the_whole():
+    whole, part = resize_table(100, 40, 0, 40), resize_table(100, 40, 11, 20)
+    np.testing.assert_array_equal(part, whole[:, 11:31])
+
+
+@pytest.fixture(scope="module")
+def build(tmp_path_factory):
+    if COMPILER is None:
+        pytest.skip("no C++ compiler")
+    return KernelsOnCpu(tmp_path_factory.mktemp("kernels"))
+
+
+@pytest.fixture
+def on_cpu(build, monkeypatch):
+    """The kernels computed by the CPU, in memory of this process."""
+    kept = []
+
+    def allocate(size):
+        kept.append(ctypes.create_string_buffer(size))
+        return ctypes.addressof(kept[-1])
+
+    monkeypatch.setattr(host_memory, "_allocate", allocate)
+    monkeypatch.setattr(host_memory, "buffers", host_memory.Buffers())
+    monkeypatch.setattr(kernel, "build", build)
+    monkeypatch.setattr(resize_kernels, "THREADS", 1)
+    monkeypatch.setattr(device, "reason_off", lambda: None)
+    forget_kernels()
+    yield kept
+    forget_kernels()
+
+
+def assert_equal_to_pillow(processor, images):
+    result = pictures.process(processor, images)
+    assert not device._failures
+    pixels, squares = processor._preprocess(images)
+    np.testing.assert_array_equal(result.squares, squares)
+    assert result.pixel_values.dtype == mx.float32
+    np.testing.assert_array_equal(np.array(result.pixel_values), pixels)
+
+
+@pytest.mark.parametrize("strategy", RESIZE_STRATEGIES)
+def test_the_kernels_code_gives_pillows_pixels(strategy, on_cpu):
+    processor = MoxinImageProcessor(SIDE, strategy, letterbox_fill=[[9, 120, 250]] * 2)
+    images = [picture(*shape, seed) for seed, shape in enumerate(SHAPES)]
+    for image in images:
+        assert_equal_to_pillow(processor, [image])
+    # More than fit into memory at the same time.
+    assert len(images) > pictures.PICTURES_AT_ONCE
+    assert_equal_to_pillow(processor, images)
+
+
+def test_one_tower_and_memory_that_is_used_again(on_cpu):
+    processor = MoxinImageProcessor(SIDE, image_mean=[[0.1, 0.2, 0.3]], image_std=[[0.5, 1, 2]])
+    for seed in range(3):
+        assert_equal_to_pillow(processor, [picture(40, 30, seed)])
+    assert len(on_cpu) == 1
+
+
+def test_process_uses_the_kernels_and_equals_preprocess(on_cpu, monkeypatch):
+    processor, image = MoxinImageProcessor(SIDE), picture(64, 48)
+    expected = processor(image)
+    monkeypatch.setattr(processor, "_preprocess", None)
+    np.testing.assert_array_equal(np.array(processor.process(image).pixel_values), expected)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "shape"),
+    [
+        ("resize-naive", (resize_kernels.MAX_WIDTH + 1, 1)),
+        ("resize-naive", (2048, 2049)),
+        ("resize-crop", (1, 700_000)),
+        ("letterbox", (64, 48)),  # in a colour for each tower
+    ],
+)
+def test_other_pictures_are_left_to_pillow(strategy, shape, on_cpu):
+    processor, image = MoxinImageProcessor(SIDE, strategy), Image.new("RGB", shape)
+    assert pictures.process(processor, [image]) is None
+    assert not device._failures
+    assert processor.process(image).pixel_values.shape == (1, 6, SIDE, SIDE)
+
+
+def test_without_memory_for_the_gpu_pillow_resizes(on_cpu, monkeypatch):
+    def fail(name, *arguments):
+        raise RuntimeError(f"{name}: out of memory (2)")
+
+    monkeypatch.undo()
+    monkeypatch.setattr(device, "reason_off", lambda: None)
+    monkeypatch.setattr(device, "calls", lambda: contextlib.nullcontext(fail))
+    monkeypatch.setattr(host_memory, "buffers", host_memory.Buffers())
+    assert pictures.process(MoxinImageProcessor(SIDE), [picture(64, 48)]) is None
+    assert not device._failures
+
+
+def test_a_letterbox_over_the_limit_is_refused_as_without_kernels(on_cpu, monkeypatch):
+    monkeypatch.setenv("MLX_VLM_MOXIN_MAX_PIXELS", "3000")
+    processor = MoxinImageProcessor(SIDE, "letterbox", letterbox_fill=[[0, 0, 0]] * 2)
+    with pytest.raises(PictureError, match="cannot be letterboxed"):
+        processor.process(picture(90, 30))
+
+
+def test_memory_is_returned_after_an_error(on_cpu, monkeypatch):
+    monkeypatch.setattr(pictures, "_launch", lambda *arguments: 1 / 0)
+    processor = MoxinImageProcessor(SIDE)
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError):
+            pictures.process(processor, [picture(64, 48)])
+    assert len(on_cpu) == 1
+
+
+@needs_gpu
+@pytest.mark.parametrize("side", [224, 98])
+@pytest.mark.parametrize("strategy", RESIZE_STRATEGIES)
+def test_the_gpu_gives_pillows_pixels(strategy, side):
+    processor = MoxinImageProcessor(side, strategy, letterbox_fill=[[9, 120, 250]] * 2)
+    shapes = [*SHAPES, (640, 480), (1280, 720), (1, 3000), (8192, 9), (333, 1001)]
+    images = [picture(*shape, seed) for seed, shape in enumerate(shapes)]
+    for image in images:
+        assert_equal_to_pillow(processor, [image])
+    assert_equal_to_pillow(processor, images)
+
+
+@needs_gpu
+def test_threads_prepare_pictures_at_once():
+    processor = MoxinImageProcessor()
+    images = [picture(320 + seed, 240, seed) for seed in range(12)]
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(lambda image: processor.process(image), images))
+    for image, result in zip(images, results):
+        np.testing.assert_array_equal(np.array(result.pixel_values), processor(image))
