@@ -8,9 +8,12 @@ A request passes, in this order:
 - ``gate``: the middleware before the endpoints, with
   ``json_body`` (limits and checks), ``picture_parts`` (where pictures are),
   ``context`` (the limit of the model's context), ``models`` (loading another model),
-  ``pictures`` (reading) and ``client`` (detecting that it has disconnected).
+  ``pictures`` (reading), ``client`` (detecting that it has disconnected) and
+  ``request_threads`` (where endpoints wait).
 - ``parameters`` and ``structured``: refuse what is not supported.
-- ``generator``, with ``sampling`` and ``stopping``: settings that belong to one request.
+- ``generator``, with ``sampling`` and ``stopping``: settings that belong to one request;
+  with ``picture_features``, what joining requests compute together, and ``token_blocks``, what
+  a stream sends together.
 - ``errors``, ``log`` and ``logprobs``: the answer and the log.
 
 ``settings`` are environment variables, ``command`` the options of

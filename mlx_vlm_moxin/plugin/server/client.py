@@ -103,6 +103,11 @@ def serving(client: Client) -> Iterator[None]:
         _current.reset(token)
 
 
+def count_requests() -> int:
+    """Number of requests that are being answered."""
+    return len(_active)
+
+
 def is_in_use(generator: Any) -> bool:
     """Whether a request that uses ``generator``'s model is running."""
     return any(client.generator is generator for client in list(_active))

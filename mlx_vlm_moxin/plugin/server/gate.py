@@ -17,7 +17,7 @@ from mlx_vlm.server.runtime import runtime
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from mlx_vlm_moxin.plugin.server import context, log, models
+from mlx_vlm_moxin.plugin.server import context, log, models, request_threads
 from mlx_vlm_moxin.plugin.server.client import Client, serving
 from mlx_vlm_moxin.plugin.server.connection import Connection, declared_length
 from mlx_vlm_moxin.plugin.server.errors import (
@@ -56,6 +56,7 @@ class Gate:
         if scope["type"] != "http" or not serves_moxin() or not _is_authorized(scope):
             await self._app(scope, receive, send)
             return
+        request_threads.provide()
         path, settings = scope["path"].removeprefix("/v1"), ServerSettings.from_environment()
         connection = Connection(receive)
         try:

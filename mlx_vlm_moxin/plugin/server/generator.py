@@ -21,16 +21,32 @@ from mlx_vlm_moxin.plugin.server import context
 from mlx_vlm_moxin.plugin.server.between_steps import WorkBetweenSteps
 from mlx_vlm_moxin.plugin.server.client import ClientGoneError, current_client
 from mlx_vlm_moxin.plugin.server.errors import BadRequestError, sentence
+from mlx_vlm_moxin.plugin.server.picture_features import PictureFeatures
 from mlx_vlm_moxin.plugin.server.pictures import PictureReader
 from mlx_vlm_moxin.plugin.server.sampling import FilteredSampler, RowSampler
 from mlx_vlm_moxin.plugin.server.stopping import StoppingTokens
+from mlx_vlm_moxin.plugin.server.token_blocks import TokenBlocks
+
+# Requests that join the batch in one step; the others wait until it has computed their prompts.
+JOINING_AT_ONCE = 8
+# The arguments of a request on which its sampler depends.
+SAMPLING = (
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "top_n_sigma",
+    "p_less",
+    "typical_p",
+    "seed",
+)
 
 
 class UnusableInputError(BadRequestError, PromptTooLongError):
     """Unusable input, as the only type of error that the server expects from a generator."""
 
 
-class MoxinResponseGenerator(WorkBetweenSteps):
+class MoxinResponseGenerator(PictureFeatures, WorkBetweenSteps):
     """A running ``ResponseGenerator`` whose model is Moxin, see ``adopt``."""
 
     # Sampler of the running batch; None with a drafter, and until the first batch starts.
@@ -63,10 +79,14 @@ class MoxinResponseGenerator(WorkBetweenSteps):
             context.fit(self._count(prompt, images), args, self.config)
             args.client = client
         generated, tokens = super().generate(prompt, pictures, None, args)
+        queue = tokens._rqueue
         if client is not None:
             tokens = client.attach(tokens)
-        stop = getattr(args, "stop", None)
-        return generated, StoppingTokens(tokens, stop, args.include_stop) if stop else tokens
+        if getattr(args, "stop", None):
+            tokens = StoppingTokens(tokens, args.stop, args.include_stop)
+        if not getattr(args, "logprobs", False):  # which are sent token by token
+            tokens = TokenBlocks(tokens, queue)
+        return generated, tokens
 
     def validate_context_budget(
         self,
@@ -137,9 +157,12 @@ class MoxinResponseGenerator(WorkBetweenSteps):
         """Called by mlx-vlm for the model's inputs."""
         return super()._cpu_preprocess(prompt, images, audio, videos, **options)
 
-    def _collect_pending_requests(self, **options: Any) -> tuple[list, bool]:
+    def _collect_pending_requests(
+        self, *, capacity: int | None = None, **options: Any
+    ) -> tuple[list, bool]:
         """The requests that join the batch, without those of disconnected clients."""
-        pending, should_stop = super()._collect_pending_requests(**options)
+        capacity = JOINING_AT_ONCE if capacity is None else min(capacity, JOINING_AT_ONCE)
+        pending, should_stop = super()._collect_pending_requests(capacity=capacity, **options)
         waiting = []
         for request in pending:
             client = getattr(request.args, "client", None)
@@ -147,6 +170,7 @@ class MoxinResponseGenerator(WorkBetweenSteps):
                 request.rqueue.put(ClientGoneError())
             else:
                 waiting.append(request)
+        self._joining = waiting
         return waiting, should_stop
 
     def _make_sampler(self, args: GenerationArguments) -> Callable | None:
@@ -169,8 +193,10 @@ class MoxinResponseGenerator(WorkBetweenSteps):
     ) -> list[Callable]:
         """The logits processors of one request in the batch."""
         processors = super()._make_logits_processors(args, input_ids)
-        if self._row_sampler is not None:
-            processors.append(self._row_sampler.row(self._sampler_of(args)))
+        rows = self._row_sampler
+        if rows is not None:
+            settings = tuple(getattr(args, name) for name in SAMPLING)
+            processors.append(rows.row(rows.share(settings, lambda: self._sampler_of(args))))
         return processors
 
 

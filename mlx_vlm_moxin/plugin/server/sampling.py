@@ -5,9 +5,10 @@ mlx-vlm's server samples a whole batch with the settings of its first request, a
 here to record which row belongs to which request.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from functools import partial
 from typing import Any
+from weakref import WeakValueDictionary
 
 import mlx.core as mx
 from mlx_vlm.sample_utils import apply_min_p, apply_p_less, apply_top_n_sigma, apply_typical_p
@@ -55,6 +56,8 @@ class FilteredSampler:
 class RowSampler:
     """Samples each row of a batch with the settings of its request.
 
+    Rows with equal settings are drawn together: one by one, each would need several kernels.
+
     Args:
         fallback: the sampler of the batch's first request, mlx-vlm's choice for all rows,
             used if the rows of a step are not known. None samples greedily.
@@ -63,6 +66,16 @@ class RowSampler:
     def __init__(self, fallback: Callable[[mx.array], mx.array] | None):
         self._fallback = fallback
         self._rows: list[tuple[Callable | None, int]] = []
+        self._samplers: WeakValueDictionary[Hashable, Callable] = WeakValueDictionary()
+
+    def share(self, settings: Hashable, make: Callable[[], Callable | None]) -> Callable | None:
+        """The sampler of running requests with equal ``settings``; ``make()`` if there is none."""
+        sampler = self._samplers.get(settings)
+        if sampler is None:
+            sampler = make()
+            if sampler is not None:
+                self._samplers[settings] = sampler
+        return sampler
 
     def row(self, sampler: Callable | None) -> Callable[[mx.array, mx.array], mx.array]:
         """A logits processor that announces a row, to be sampled with ``sampler``."""
@@ -81,21 +94,31 @@ class RowSampler:
     def __call__(self, logprobs: mx.array) -> mx.array:
         """Token ids ``[B]`` for ``logprobs`` ``[B, V]``."""
         rows, self._rows = self._rows, []
-        greedy = mx.argmax(logprobs, axis=-1)
         if len(rows) != logprobs.shape[0]:
-            return greedy if self._fallback is None else self._fallback(logprobs)
-        if all(sampler is None for sampler, _ in rows):
-            return greedy
-        return mx.concatenate(
-            [
-                greedy[i : i + 1] if sampler is None else _draw(sampler, logprobs[i : i + 1], n)
-                for i, (sampler, n) in enumerate(rows)
-            ]
-        )
+            sampler = self._fallback
+            return mx.argmax(logprobs, axis=-1) if sampler is None else sampler(logprobs)
+        groups: dict[int, list[int]] = {}
+        for index, (sampler, _) in enumerate(rows):
+            groups.setdefault(id(sampler), []).append(index)
+        drawn = [
+            _draw(
+                rows[indices[0]][0],
+                logprobs if len(groups) == 1 else logprobs[mx.array(indices)],
+                [rows[index][1] for index in indices],
+            )
+            for indices in groups.values()
+        ]
+        if len(groups) == 1:
+            return drawn[0]
+        order = [index for indices in groups.values() for index in indices]
+        inverse = sorted(range(len(order)), key=order.__getitem__)
+        return mx.concatenate(drawn)[mx.array(inverse)]
 
 
-def _draw(sampler: Callable, logprobs: mx.array, position: int) -> mx.array:
-    """One token id; seeded samplers draw by the token's position in the answer."""
+def _draw(sampler: Callable | None, logprobs: mx.array, positions: list[int]) -> mx.array:
+    """Token ids ``[B]``; seeded samplers draw by the tokens' positions in their answers."""
+    if sampler is None:
+        return mx.argmax(logprobs, axis=-1)
     if hasattr(sampler, "sample_target"):
-        return sampler.sample_target(logprobs, row_ids=[0], positions=[position])
+        return sampler.sample_target(logprobs, row_ids=[0] * len(positions), positions=positions)
     return sampler(logprobs)

@@ -1,0 +1,146 @@
+"""What many clients at once need: threads, tokens sent together, pictures computed together."""
+
+import asyncio
+import threading
+from queue import Queue
+from types import SimpleNamespace
+
+import mlx.core as mx
+import pytest
+from mlx_vlm import VisionFeatureCache
+from mlx_vlm.server.generation import StreamingToken, _TokenIterator
+from support import IMAGE_NAMES, PROMPTS, image_path
+
+from mlx_vlm_moxin.plugin.server import request_threads, token_blocks
+from mlx_vlm_moxin.plugin.server.picture_features import FEATURES, PictureFeatures
+from mlx_vlm_moxin.plugin.server.sampling import RowSampler
+from mlx_vlm_moxin.plugin.server.token_blocks import TokenBlocks
+
+
+def test_more_requests_than_asyncio_has_threads_wait_at_the_same_time():
+    everyone = threading.Barrier(100)
+
+    async def wait_together():
+        request_threads.provide()
+        request_threads.provide()
+        await asyncio.gather(
+            *(asyncio.to_thread(everyone.wait, timeout=60) for _ in range(everyone.parties))
+        )
+
+    asyncio.run(wait_together())
+    assert not everyone.broken
+
+
+def token(text: str, finish_reason: str | None = None) -> StreamingToken:
+    return StreamingToken(text=text, token=ord(text[-1]), logprobs=0.0, finish_reason=finish_reason)
+
+
+def blocks(*items) -> TokenBlocks:
+    queue = Queue()
+    for item in items:
+        queue.put(item)
+    return TokenBlocks(_TokenIterator(queue, 0, lambda uid: None, 10), queue)
+
+
+def test_tokens_that_wait_are_sent_together_with_their_count():
+    (block,) = blocks(token("a"), token("b"), token("c", "length"), None)
+    assert (block.text, block.token_count, block.finish_reason) == ("abc", 3, "length")
+    assert block.token == ord("c")
+
+
+def test_tokens_before_an_error_or_the_end_are_sent_first():
+    failing = blocks(token("a"), token("b"), RuntimeError("a reason"))
+    assert next(failing).text == "ab"
+    with pytest.raises(RuntimeError, match="a reason"):
+        next(failing)
+    assert [block.text for block in blocks(token("a"), None)] == ["a"]
+
+
+def test_a_token_alone_is_sent_as_it_is():
+    alone = token("a", "stop")
+    assert next(blocks(alone)) is alone
+
+
+@pytest.mark.parametrize(("requests", "pause"), [(1, 0), (32, 0.031)])
+def test_the_pause_between_blocks_grows_with_the_number_of_requests(requests, pause, monkeypatch):
+    slept, now = [], 100.0
+    monkeypatch.setattr(token_blocks, "count_requests", lambda: requests)
+    monkeypatch.setattr(
+        token_blocks, "time", SimpleNamespace(sleep=slept.append, monotonic=lambda: now)
+    )
+    stream = blocks(token("a"))
+    next(stream)
+    stream._queue.put(token("b"))
+    next(stream)
+    assert slept == ([pytest.approx(pause)] if pause else [])
+
+
+class Draws:
+    """A sampler that records its calls, and draws the token with the number of its position."""
+
+    def __init__(self):
+        self.calls = []
+
+    def sample_target(self, logprobs, *, row_ids, positions):
+        self.calls.append((logprobs.shape[0], row_ids))
+        return mx.array(positions, mx.uint32)
+
+
+def test_rows_with_the_same_settings_are_drawn_together_in_their_order():
+    rows = RowSampler(None)
+    first, second = rows.share("a", Draws), rows.share("b", Draws)
+    assert rows.share("a", Draws) is first
+    samplers = [first, second, None, first, second]
+    announce = [rows.row(sampler) for sampler in samplers]
+    for _ in range(4):
+        announce[3](None, None)
+    rows._rows.clear()
+    for processor in announce:
+        processor(None, None)
+    logprobs = mx.zeros((5, 9)).at[2, 7].add(1)
+    assert rows(logprobs).tolist() == [0, 0, 7, 4, 0]
+    assert first.calls == second.calls == [(2, [0, 0])]
+
+
+def test_samplers_are_not_kept_without_a_request():
+    rows = RowSampler(None)
+    rows.share("a", Draws)
+    assert len(rows._samplers) == 0
+
+
+def request(processor, name: str, prompt: str) -> SimpleNamespace:
+    picture = processor.prepare_picture(image_path(name))
+    return SimpleNamespace(raw_inputs=processor(prompt, [picture]), images=[picture])
+
+
+@pytest.mark.parametrize("has_cache", [True, False])
+def test_pictures_of_joining_requests_are_computed_in_one_batch(
+    model, processor, has_cache, monkeypatch
+):
+    requests = [
+        request(processor, name, PROMPTS[0]["prompt"])
+        for name in (*IMAGE_NAMES[:2], IMAGE_NAMES[0])
+    ]
+    cache = VisionFeatureCache(1) if has_cache else None
+    generator = PictureFeatures.__new__(PictureFeatures)
+    generator.model, generator.vision_cache, generator._joining = model, cache, requests
+    batches, encode = [], type(model).encode_image
+    monkeypatch.setattr(
+        type(model),
+        "encode_image",
+        lambda self, pixels: batches.append(len(pixels)) or encode(self, pixels),
+    )
+    found = [generator._gpu_embed(r.raw_inputs, r.images) for r in requests]
+    assert batches == [2]
+    for r, (ids, embeddings) in zip(requests, found):
+        inputs = {name: value for name, value in r.raw_inputs.items() if name != FEATURES}
+        expected = model.get_input_embeddings(inputs["input_ids"], inputs["pixel_values"])
+        assert mx.allclose(embeddings["inputs_embeds"], expected.inputs_embeds, atol=1e-5).item()
+        assert FEATURES not in embeddings
+        assert ids is inputs["input_ids"]
+    generator._joining = ()
+    again = request(processor, IMAGE_NAMES[1], PROMPTS[1]["prompt"])
+    batches.clear()
+    generator._gpu_embed(again.raw_inputs, again.images)
+    assert batches == ([] if has_cache else [1])
+    assert FEATURES in again.raw_inputs
