@@ -7,7 +7,6 @@ bytes, ``/ 255``, then one normalisation per tower, stacked channel by channel.
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,15 +14,13 @@ import mlx.core as mx
 import numpy as np
 from PIL import Image
 
+from .image_settings import CONFIG_FILE, ImageSettings, SourceImageSettings
 from .normalization import normalize, to_unit
 from .picture import PictureSource, read_picture
-from .resize import Colour, Window, find_window, letterbox, resize_crop, resize_naive
+from .resize import Colour, letterbox, resize_crop, resize_naive
 from .towers import DINO_ID, SIGLIP_ID, TIMM_MODELS, TimmModel
 from .validation import check_settings
-from .vision_config import MAX_IMAGE_SIZE
 
-CONFIG_FILE = "preprocessor_config.json"
-RESIZE_STRATEGIES = ("resize-naive", "letterbox", "resize-crop")
 # timm's constants for Moxin-7B's towers.
 _MODELS = [TIMM_MODELS[timm_id] for timm_id in (DINO_ID, SIGLIP_ID)]
 IMAGE_MEAN = tuple(model.image_mean for model in _MODELS)
@@ -33,36 +30,6 @@ IMAGE_STD = tuple(model.image_std for model in _MODELS)
 def _lists(value: Any) -> Any:
     """``value`` with lists instead of tuples, as in JSON."""
     return [*map(_lists, value)] if isinstance(value, (list, tuple)) else value
-
-
-@dataclass
-class ImageSettings:
-    """The settings in ``preprocessor_config.json``.
-
-    Attributes:
-        image_size: side of the square, in pixels.
-        resize_strategy: one of ``RESIZE_STRATEGIES``.
-        image_mean, image_std: RGB constants per tower, for pixels in [0, 1].
-        letterbox_fill: RGB bytes per tower.
-    """
-
-    image_size: int = field(default=224, metadata={"high": MAX_IMAGE_SIZE})
-    resize_strategy: str = field(default="resize-naive", metadata={"choices": RESIZE_STRATEGIES})
-    image_mean: list[list[float]] = field(default=None, metadata={"low": 0, "high": 1})
-    image_std: list[list[float]] = field(default=None, metadata={"low": 1e-6, "high": 100})
-    letterbox_fill: list[list[int]] = field(default=None, metadata={"low": 0, "high": 255})
-
-
-@dataclass
-class SourceImageSettings:
-    """The entries of an HF-converted checkpoint's ``preprocessor_config.json`` that are read."""
-
-    input_sizes: list[list[int]]
-    interpolations: list[str]
-    image_resize_strategy: str
-    tvf_normalize_params: list[dict]
-    tvf_letterbox_fill: list[int] | None = field(default=None, metadata={"low": 0, "high": 255})
-    tvf_resize_params: list[dict] | None = None
 
 
 class ProcessedPictures(NamedTuple):
@@ -123,17 +90,11 @@ class MoxinImageProcessor:
                 f"for each vision tower, got {shapes}"
             )
 
-    def windows(self, image: Image.Image) -> list[Window | None]:
-        """The resizes that a picture needs: one, or one per fill colour if it is letterboxed."""
-        fills = dict.fromkeys(map(self._fill, self.letterbox_fill))
-        return [
-            find_window(image, self.resize_strategy, self.image_size, fill or (0, 0, 0))
-            for fill in fills
-        ]
-
-    def _fill(self, fill: Colour) -> tuple[int, ...]:
-        """The colour of the padding; empty for strategies that do not pad."""
-        return tuple(fill) if self.resize_strategy == "letterbox" else ()
+    @property
+    def fills(self) -> list[tuple[int, ...]]:
+        """The colour of each tower's padding; empty for strategies that do not pad."""
+        is_padded = self.resize_strategy == "letterbox"
+        return [tuple(fill) if is_padded else () for fill in self.letterbox_fill]
 
     def _square(self, image: Image.Image, fill: Colour) -> np.ndarray:
         """The resized picture, uint8 ``[3, S, S]``."""
@@ -160,15 +121,15 @@ class MoxinImageProcessor:
 
     def _preprocess(self, images: Sequence[Image.Image]) -> tuple[np.ndarray, np.ndarray]:
         """What ``process`` returns, as NumPy arrays."""
-        size, fills = self.image_size, [*map(self._fill, self.letterbox_fill)]
-        squares = [[self._square(image, fill) for fill in dict.fromkeys(fills)] for image in images]
-        pixels = np.empty((len(images), len(fills), 3, size, size), np.float32)
+        size, different = self.image_size, list(dict.fromkeys(self.fills))
+        squares = [[self._square(image, fill) for fill in different] for image in images]
+        pixels = np.empty((len(images), len(self.fills), 3, size, size), np.float32)
         for towers, found in zip(pixels, squares):
-            channels = dict(zip(dict.fromkeys(fills), map(to_unit, found)))
-            constants = zip(towers, fills, self.image_mean, self.image_std)
+            channels = dict(zip(different, map(to_unit, found)))
+            constants = zip(towers, self.fills, self.image_mean, self.image_std)
             for tower, fill, mean, std in constants:
                 normalize(channels[fill], mean, std, tower)
-        return pixels.reshape(len(images), -1, size, size), np.array(squares)
+        return pixels.reshape(len(images), 3 * len(self.fills), size, size), np.array(squares)
 
     def process(self, images: PictureSource | Sequence[PictureSource]) -> ProcessedPictures:
         """Pixels of one or more pictures as an MLX array, equal to those of ``preprocess``.

@@ -14,7 +14,8 @@ from huggingface_hub import snapshot_download
 
 from ..base import install_auto_processor_patch
 from .config import MODEL_TYPES, ModelConfig
-from .image_processing_moxin import CONFIG_FILE, MoxinImageProcessor
+from .image_processing_moxin import MoxinImageProcessor
+from .image_settings import CONFIG_FILE
 from .picture import PictureSource, read_picture
 from .prepared_picture import LastPicture, PictureInput, PreparedPicture
 from .tokenization_moxin import MoxinDetokenizer, check_tokenizer, load_tokenizer

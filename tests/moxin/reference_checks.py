@@ -5,7 +5,8 @@ import json
 import mlx.core as mx
 import numpy as np
 from mlx_vlm import apply_chat_template, generate
-from mlx_vlm.models.moxin.image_processing_moxin import RESIZE_STRATEGIES, MoxinImageProcessor
+from mlx_vlm.models.moxin.image_processing_moxin import MoxinImageProcessor
+from mlx_vlm.models.moxin.image_settings import RESIZE_STRATEGIES
 from support import (
     ARRAYS,
     BF16_ERRORS,

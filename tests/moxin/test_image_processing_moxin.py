@@ -7,11 +7,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mlx_vlm.models.moxin.image_processing_moxin import (
-    IMAGE_MEAN,
-    RESIZE_STRATEGIES,
-    MoxinImageProcessor,
-)
+from mlx_vlm.models.moxin.image_processing_moxin import IMAGE_MEAN, MoxinImageProcessor
+from mlx_vlm.models.moxin.image_settings import RESIZE_STRATEGIES
 from PIL import Image
 from support import ARRAYS, HF_CHECKPOINT, TINY, image_path
 

@@ -5,7 +5,8 @@ import resource
 import numpy as np
 import pytest
 from mlx_vlm.models.moxin import resize
-from mlx_vlm.models.moxin.image_processing_moxin import RESIZE_STRATEGIES, MoxinImageProcessor
+from mlx_vlm.models.moxin.image_processing_moxin import MoxinImageProcessor
+from mlx_vlm.models.moxin.image_settings import RESIZE_STRATEGIES
 from mlx_vlm.models.moxin.picture_sources import PictureError
 from PIL import Image
 

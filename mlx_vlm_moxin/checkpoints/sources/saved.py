@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from mlx_vlm.models.moxin.config import GenerationDefaults, ModelConfig
-from mlx_vlm.models.moxin.image_processing_moxin import CONFIG_FILE
+from mlx_vlm.models.moxin.image_settings import CONFIG_FILE
 from mlx_vlm.models.moxin.processing_moxin import MoxinProcessor
 from mlx_vlm.models.moxin.validation import check_settings
 

@@ -16,7 +16,7 @@ from PIL import Image
 from ..image_processing_moxin import MoxinImageProcessor, ProcessedPictures
 from ..normalization import normalized_bytes
 from ..picture_memory import BYTES_PER_PIXEL, pixels_of
-from ..resize import Window
+from ..resize import Window, find_window
 from . import device, host_memory, resize_kernels
 from .errors import UnsupportedError, require
 from .resize_table import resize_table
@@ -40,6 +40,7 @@ def process(
     if not device.enabled():
         return None
     try:
+        require(len(images) > 0, "there is no picture")
         windows = [_window(processor, image) for image in images]
         parts = [
             _process(processor, windows[first : first + PICTURES_AT_ONCE])
@@ -65,9 +66,9 @@ def _window(processor: MoxinImageProcessor, image: Image.Image) -> Window:
     Raises:
         UnsupportedError: if the kernels do not compute it.
     """
-    windows = processor.windows(image)
-    require(len(windows) == 1, "each tower's picture is letterboxed in another colour")
-    window = windows[0]
+    fill, *others = set(processor.fills)
+    require(not others, "each tower's picture is letterboxed in another colour")
+    window = find_window(image, processor.resize_strategy, processor.image_size, fill)
     require(window is not None, "the steps of the resize are in another order")
     width, height = window.image.size
     require(width <= resize_kernels.MAX_WIDTH, f"{width} pixels in a row")

@@ -19,7 +19,8 @@ from mlx_vlm.models.moxin.cuda import (
     resize_kernels,
 )
 from mlx_vlm.models.moxin.cuda.resize_table import BITS, resize_table
-from mlx_vlm.models.moxin.image_processing_moxin import RESIZE_STRATEGIES, MoxinImageProcessor
+from mlx_vlm.models.moxin.image_processing_moxin import MoxinImageProcessor
+from mlx_vlm.models.moxin.image_settings import RESIZE_STRATEGIES
 from mlx_vlm.models.moxin.picture_sources import PictureError
 from mlx_vlm.models.moxin.resize import resize_naive
 from PIL import Image
@@ -146,6 +147,11 @@ def test_other_pictures_are_left_to_pillow(strategy, shape, on_cpu):
     assert pictures.process(processor, [image]) is None
     assert not device._failures
     assert processor.process(image).pixel_values.shape == (1, 6, SIDE, SIDE)
+
+
+def test_no_picture_gives_an_empty_batch(on_cpu):
+    result = MoxinImageProcessor(SIDE).process([])
+    assert result.pixel_values.shape == (0, 6, SIDE, SIDE)
 
 
 def test_without_memory_for_the_gpu_pillow_resizes(on_cpu, monkeypatch):
