@@ -59,17 +59,24 @@ def input_embeddings(
     return mx.concatenate(parts, axis=1), [prefix + len(row) for row in rows]
 
 
-def decode(language_model: Any, x: mx.array, lengths: Sequence[int], causal: bool) -> mx.array:
+def decode(
+    language_model: Any,
+    x: mx.array,
+    lengths: Sequence[int],
+    causal: bool,
+    kept: slice = slice(None),
+) -> mx.array:
     """Hidden states of ``x`` ``[B, T, hidden_size]`` after the final norm.
 
     Args:
         lengths: of the rows without padding.
         causal: whether a position sees only those before it.
+        kept: positions that are given.
     """
     is_padded = min(lengths) < x.shape[1]
     # Padding comes after all tokens of a row, so a causal mask hides it.
     if causal or not is_padded:
-        h = language_model.engine_hidden_states(x, causal)
+        h = language_model.engine_hidden_states(x, causal, kept)
         if h is not None:
             return h
     decoder = language_model.model
@@ -80,7 +87,7 @@ def decode(language_model: Any, x: mx.array, lengths: Sequence[int], causal: boo
         mask = is_token if is_padded else None
     for layer in decoder.layers:
         x = layer(x, mask, None)
-    return decoder.norm(x)
+    return decoder.norm(x[:, kept])
 
 
 def action_hidden_states(
@@ -96,8 +103,11 @@ def action_hidden_states(
     Args: those of ``input_embeddings`` and ``decode``.
     """
     x, lengths = input_embeddings(model, prompts, pixel_values, state, count)
-    h = decode(model.language_model, x, lengths, causal)
     # From the prompt's last token to the last placeholder but one.
-    first = mx.array(lengths) - count - 2
-    positions = first[:, None] + mx.arange(count)
+    first = [length - count - 2 for length in lengths]
+    if len(set(first)) == 1:
+        kept = slice(first[0], first[0] + count)
+        return decode(model.language_model, x, lengths, causal, kept)
+    h = decode(model.language_model, x, lengths, causal)
+    positions = mx.array(first)[:, None] + mx.arange(count)
     return mx.take_along_axis(h, positions[..., None], axis=1)

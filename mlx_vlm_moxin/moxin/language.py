@@ -94,7 +94,9 @@ class LanguageModel(nn.Module):
         """
         return None
 
-    def engine_hidden_states(self, inputs_embeds: mx.array, is_causal: bool) -> mx.array | None:
+    def engine_hidden_states(
+        self, inputs_embeds: mx.array, is_causal: bool, kept: slice = slice(None)
+    ) -> mx.array | None:
         """Hidden states of whole sequences from an accelerated pass; None where it has none.
 
         As ``engine_logits``: there is none in plain MLX.
@@ -102,9 +104,10 @@ class LanguageModel(nn.Module):
         Args:
             inputs_embeds: ``[B, T, hidden_size]``.
             is_causal: whether a token sees only those before it and itself.
+            kept: tokens of each sequence whose hidden states are needed.
 
         Returns:
-            ``[B, T, hidden_size]`` after the final norm, from a pass without a cache.
+            ``[B, kept, hidden_size]`` after the final norm, from a pass without a cache.
         """
         return None
 

@@ -50,9 +50,10 @@ class DecoderEngine:
         is_prompt = inputs.shape[1] > 1
         return self._try(lambda sizes: self._logits(*arguments, sizes), is_prompt)
 
-    def hidden_states(self, x: mx.array, is_causal: bool) -> mx.array | None:
+    def hidden_states(self, x: mx.array, is_causal: bool, kept: slice) -> mx.array | None:
         """As ``hidden_states``."""
-        return self._try(lambda sizes: self._layerwise.hidden_states(x, is_causal, sizes), True)
+        run = self._layerwise.hidden_states
+        return self._try(lambda sizes: run(x, is_causal, kept, sizes), True)
 
     def _try(
         self, run: Callable[[DecoderSizes], mx.array | None], is_prompt: bool
@@ -118,18 +119,21 @@ def logits(
     return _run(model, lambda engine: engine.logits(*arguments))
 
 
-def hidden_states(model: nn.Module, inputs_embeds: mx.array, is_causal: bool) -> mx.array | None:
+def hidden_states(
+    model: nn.Module, inputs_embeds: mx.array, is_causal: bool, kept: slice = slice(None)
+) -> mx.array | None:
     """Hidden states of ``model``, a ``LanguageModel``, by kernels, without a cache.
 
     Args:
         inputs_embeds: whole sequences ``[B, T, hidden_size]``.
         is_causal: whether a token sees only those before it and itself.
+        kept: tokens of each sequence whose hidden states are needed.
 
     Returns:
-        ``[B, T, hidden_size]`` after the final norm; None if the kernels do not support this pass
-        or this model.
+        ``[B, kept, hidden_size]`` after the final norm; None if the kernels do not support this
+        pass or this model.
     """
-    return _run(model, lambda engine: engine.hidden_states(inputs_embeds, is_causal))
+    return _run(model, lambda engine: engine.hidden_states(inputs_embeds, is_causal, kept))
 
 
 def _run(model: nn.Module, compute: Callable[[DecoderEngine], mx.array | None]) -> mx.array | None:

@@ -100,13 +100,16 @@ class Layerwise:
         places = kv_cache.places(cache, inputs.shape[0])
         if inputs.shape[1] == 1 and inputs_embeds is None and cache[0].keys is not None:
             return self._step(inputs, places, cache, sizes)
-        layers = self._read_layers(sizes, inputs.size)
+        kept = slice(-logits_to_keep or None, None)
+        layers = self._read_layers(sizes, inputs.size, _count(inputs.shape, kept))
         x = self._decoder.embed_tokens(inputs) if inputs_embeds is None else inputs_embeds
         shape = None if cache[0].keys is None else cache[0].keys.shape
         graphs = self._layer_graphs(sizes, inputs.shape, shape)
         arrays, norm = kv_cache.held(cache), self._decoder.norm.weight
-        h, keys, values = hidden_states(layers, norm, sizes, x, places, arrays, graphs, True)
-        result = logits(self._head, h[:, -logits_to_keep:])
+        h, keys, values = hidden_states(
+            layers, norm, sizes, x, places, arrays, graphs, is_prompt=True, kept=kept
+        )
+        result = logits(self._head, h)
         if isinstance(cache[0], KVCache) or len(inputs) == 1:
             kv_cache.extend(cache, keys, values)
         else:
@@ -114,11 +117,14 @@ class Layerwise:
                 layer.update_and_fetch(key, value)
         return result
 
-    def hidden_states(self, x: mx.array, is_causal: bool, sizes: DecoderSizes) -> mx.array:
+    def hidden_states(
+        self, x: mx.array, is_causal: bool, kept: slice, sizes: DecoderSizes
+    ) -> mx.array:
         """Hidden states of ``x`` ``[B, T, hidden]``, whole sequences, after the final norm.
 
         Args:
             is_causal: whether a token sees only those before it and itself.
+            kept: tokens of each sequence whose hidden states are given.
 
         Raises:
             UnsupportedError: if the kernels do not compute the decoder, or not for ``x``.
@@ -130,25 +136,32 @@ class Layerwise:
         require(x.dtype == sizes.dtype, "embeddings of another dtype")
         limit = min(sizes.window or MAX_WHOLE_TOKENS, MAX_WHOLE_TOKENS)
         require(1 < length <= limit, f"sequences of one token, or of more than {limit}")
-        layers = self._read_layers(sizes, batch * length)
+        layers = self._read_layers(sizes, batch * length, _count((batch, length), kept))
         graphs = self._layer_graphs(sizes, (batch, length), None, is_causal)
         places = count_array(0), kv_cache.no_padding(batch)
         arrays, norm = 2 * len(self._decoder.layers) * [None], self._decoder.norm.weight
         h, _, _ = hidden_states(
-            layers, norm, sizes, x, places, arrays, graphs, is_prompt=True, is_causal=is_causal
+            layers, norm, sizes, x, places, arrays, graphs, True, is_causal, kept
         )
         return h
 
-    def _read_layers(self, sizes: DecoderSizes, rows: int) -> Iterator[DecoderLayer]:
-        """One layer after the other, as it is multiplied by so many ``rows``."""
-        for index, block in enumerate(self._decoder["layers"]):
+    def _read_layers(self, sizes: DecoderSizes, rows: int, kept: int) -> Iterator[DecoderLayer]:
+        """One layer after the other, as it is multiplied by so many ``rows``.
+
+        Args:
+            kept: rows of the last layer whose hidden states are needed.
+        """
+        blocks = self._decoder["layers"]
+        for index, block in enumerate(blocks):
             (layer,) = read_layers(self._decoder, sizes, slice(index, index + 1))
             if rows > tiling.ROW_TILES[-1]:
                 if not joined_weights.are_joined(layer):
                     del layer  # which would keep the weights that are moved
                     joined_weights.move(block)
                     (layer,) = read_layers(self._decoder, sizes, slice(index, index + 1))
-                layer = joined_weights.join(layer)
+                joined = joined_weights.join(layer)
+                is_few = index == len(blocks) - 1 and kept <= tiling.ROW_TILES[-1]
+                layer = layer._replace(qkv=joined.qkv) if is_few else joined
             yield layer
 
     def _step(
@@ -169,6 +182,11 @@ class Layerwise:
         mx.async_eval(result, arrays)  # as in fused_step
         kv_cache.append(cache, arrays, 1)
         return result
+
+
+def _count(shape: Sequence[int], kept: slice) -> int:
+    """Number of ``kept`` tokens of sequences ``[B, T]``."""
+    return shape[0] * len(range(*kept.indices(shape[1])))
 
 
 def _no_graphs(*sizes: Any) -> Graphs:

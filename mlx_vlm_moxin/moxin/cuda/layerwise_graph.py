@@ -36,6 +36,7 @@ def hidden_states(
     graphs: Graphs,
     is_prompt: bool = False,
     is_causal: bool = True,
+    kept: slice = slice(None),
 ) -> tuple[mx.array, list[mx.array], list[mx.array]]:
     """Normed hidden states of ``x`` ``[B, T, hidden]``, and keys and values of each layer.
 
@@ -48,17 +49,21 @@ def hidden_states(
             soon as they are recorded. Otherwise those of the one new token of each sequence are
             appended to ``arrays``.
         is_causal: whether a token of a prompt sees only those before it and itself.
+        kept: tokens of each sequence of a prompt whose hidden states are needed. The last layer
+            computes the other tokens' keys and values alone.
     """
     h, normed, all_keys, all_values, submitted = x.flatten(0, 1), None, [], [], None
     for index, (layer, norm) in enumerate(_with_next_norms(layers, last_norm)):
         if normed is None:
             normed = mx.fast.rms_norm(h, layer.input_norm, sizes.eps)
         cached = arrays[2 * index : 2 * index + 2]
-        if layer.formats not in graphs:
+        some = kept if norm is last_norm else slice(None)
+        key = layer.formats, some.start, some.stop
+        if key not in graphs:
             form = [projection._replace(arrays=None) for projection in layer.projections]
             tokens = kernels.Tokens(*x.shape[:2], is_causal) if is_prompt else None
-            graphs[layer.formats] = mx.compile(functools.partial(_layer, sizes, tokens, form))
-        h, normed, keys, values = graphs[layer.formats](
+            graphs[key] = mx.compile(functools.partial(_layer, sizes, tokens, some, form))
+        h, normed, keys, values = graphs[key](
             h,
             normed,
             [projection.arrays for projection in layer.projections],
@@ -73,7 +78,7 @@ def hidden_states(
             if submitted is not None and any(form.bits < 16 for form in layer.formats):
                 mx.eval(submitted)
             submitted = h
-    return normed.reshape(x.shape), all_keys, all_values
+    return normed.reshape(x.shape[0], -1, x.shape[2]), all_keys, all_values
 
 
 def _with_next_norms(
@@ -105,6 +110,7 @@ def logits(head: nn.Module, h: mx.array) -> mx.array:
 def _layer(
     sizes: DecoderSizes,
     tokens: kernels.Tokens | None,
+    kept: slice,
     forms: Sequence[Projection],
     h: mx.array,
     normed: mx.array,
@@ -117,6 +123,7 @@ def _layer(
 
     Args:
         tokens: of a prompt; None for a step.
+        kept: tokens of each sequence of a prompt whose hidden states are given.
         forms: projections without their arrays.
         h: hidden states ``[rows, hidden]``.
         normed: their norm.
@@ -140,6 +147,11 @@ def _layer(
         queries, keys, values = rotate(*products, *places)
         attend = kernels.attend(sizes, tokens, (cached or (keys,))[0].shape[2])
         (attended,) = attend(queries, *(cached or (keys, values)), keys, values, *places)
+        if kept != slice(None):
+            attended, h = (
+                x.reshape(tokens.batch, tokens.length, -1)[:, kept].flatten(0, 1)
+                for x in (attended, h)
+            )
     h, normed = _project(sizes, output, attended, h, norms[0])
     products, splits = _multiply(sizes, gate_up, normed, is_gated=True)
     if not splits:

@@ -45,6 +45,8 @@ PROMPT = 288
 LONG_PROMPT = 384
 # Tokens of a further question about a picture.
 QUESTION = 24
+# Values of OpenVLA-OFT's chunk of actions.
+CHUNK = 56
 # Sequences of a batch.
 BATCH = 8
 # Positions of the cache.
@@ -137,29 +139,17 @@ def _tower_builds(vision: nn.Module) -> Iterator[Build]:
 def _decoder_builds(decoder: nn.Module, head: nn.Module) -> Iterator[Build]:
     sizes = read_sizes(decoder)
     layers = read_layers(decoder, sizes)
-    alike = {layer.formats: layer for layer in layers}.values()
+    alike = _alike(layers)
     output = read_projection(sizes.dtype, sizes.hidden, head)
-
-    def multiply(projection: Projection, rows: int, width: int, is_gated: bool = False) -> Build:
-        form = projection.format
-        arguments = sizes.dtype, form, projection.rows, rows, width, is_gated
-        return partial(matmul_kernels.multiply, *arguments)
-
-    def multiply_layers(rows: int) -> Iterator[Build]:
-        for layer in alike:
-            yield multiply(layer.qkv, rows, sizes.hidden)
-            yield multiply(layer.output, rows, sizes.attended)
-            yield multiply(layer.gate_up, rows, sizes.hidden, is_gated=True)
-            yield multiply(layer.down, rows, sizes.intermediate)
-
     yield from _unpacks(sizes, alike)
-    yield from multiply_layers(PROMPT)
+    yield from _layer_products(sizes, alike, PROMPT)
     tokens = kernels.Tokens(1, PROMPT)
     yield partial(kernels.attend, sizes, tokens, CAPACITY)
     for product in _products(sizes):
         yield partial(kernels.rotate, sizes, tokens, *product)
     yield from _add_norms(sizes, PROMPT)
-    yield multiply(output, 1, sizes.hidden)
+    yield from _layer_products(sizes, alike, 1)  # of the last layer
+    yield _multiply(sizes, output, 1, sizes.hidden)
     yield from _caches(sizes, len(layers), None, PROMPT)
     for group in fused_layers.groups(layers) if fused_step.can_add_up(sizes) else ():
         some = layers[group]
@@ -172,23 +162,46 @@ def _decoder_builds(decoder: nn.Module, head: nn.Module) -> Iterator[Build]:
                 some = layers[window][group]
                 arguments = sizes, some[0].formats, len(some), tokens, CAPACITY
                 yield partial(fused_prompt.prompt_kernel, *arguments)
-    yield from multiply_layers(LONG_PROMPT)
+    yield from _layer_products(sizes, alike, LONG_PROMPT)
     if fused_batch.most_positions(sizes, layers):
         for group in fused_layers.groups(layers):
             some = layers[group]
             arguments = sizes, some[0].formats, len(some), BATCH, CAPACITY
             yield partial(fused_batch.batch_kernel, *arguments)
-    yield from multiply_layers(BATCH)
+    yield from _layer_products(sizes, alike, BATCH)
     for product in _products(sizes):
         yield partial(step_attention, sizes, BATCH, CAPACITY, *product)
     yield from _add_norms(sizes, BATCH)
-    yield multiply(output, BATCH, sizes.hidden)
+    yield _multiply(sizes, output, BATCH, sizes.hidden)
 
 
 def _whole_pass_builds(decoder: nn.Module) -> Iterator[Build]:
-    """The additional kernels of a pass without a causal mask."""
-    tokens = kernels.Tokens(1, PROMPT, is_causal=False)
-    yield partial(kernels.attend, read_sizes(decoder), tokens, PROMPT)
+    """The additional kernels of a pass without a causal mask for a chunk of actions."""
+    sizes = read_sizes(decoder)
+    yield partial(kernels.attend, sizes, kernels.Tokens(1, PROMPT, is_causal=False), PROMPT)
+    yield from _layer_products(sizes, _alike(read_layers(decoder, sizes)), CHUNK)
+
+
+def _alike(layers: Iterable[DecoderLayer]) -> list[DecoderLayer]:
+    """One of the ``layers`` of each combination of formats."""
+    return list({layer.formats: layer for layer in layers}.values())
+
+
+def _multiply(
+    sizes: DecoderSizes, projection: Projection, rows: int, width: int, is_gated: bool = False
+) -> Build:
+    arguments = sizes.dtype, projection.format, projection.rows, rows, width, is_gated
+    return partial(matmul_kernels.multiply, *arguments)
+
+
+def _layer_products(
+    sizes: DecoderSizes, layers: Iterable[DecoderLayer], rows: int
+) -> Iterator[Build]:
+    for layer in layers:
+        yield _multiply(sizes, layer.qkv, rows, sizes.hidden)
+        yield _multiply(sizes, layer.output, rows, sizes.attended)
+        yield _multiply(sizes, layer.gate_up, rows, sizes.hidden, is_gated=True)
+        yield _multiply(sizes, layer.down, rows, sizes.intermediate)
 
 
 def _products(sizes: DecoderSizes) -> list[tuple[mx.Dtype, int]]:

@@ -54,6 +54,18 @@ def test_hidden_states_are_those_of_the_modules(shape, is_causal, bits, plain):
     assert relative_error(actual, by_modules(model, x, is_causal)) < TOLERANCE
 
 
+@pytest.mark.parametrize("is_causal", [True, False])
+@pytest.mark.parametrize("shape", [(1, 70), (2, 40), (2, 70)])
+@pytest.mark.parametrize("bits", [16, 8])
+def test_kept_tokens_are_a_part_of_the_hidden_states(shape, is_causal, bits, plain):
+    model, x = make_decoder(mx.float32, bits), embeddings(*shape, mx.float32)
+    for kept in (slice(3, 5), slice(2, 39), slice(-1, None)):
+        actual = model.engine_hidden_states(x, is_causal, kept)
+        expected = by_modules(model, x, is_causal)[:, kept]
+        assert actual.shape == expected.shape
+        assert relative_error(actual, expected) < TOLERANCE
+
+
 def test_passes_of_both_kinds_may_follow_each_other(plain):
     model, x = make_decoder(mx.float32), embeddings(1, 70, mx.float32)
     for is_causal in (True, False, True):
@@ -99,7 +111,9 @@ def test_only_padding_that_would_be_seen_needs_the_modules(
     monkeypatch.setattr(type(model), "engine_hidden_states", lambda *a: calls.append(a[2]))
     expected = [by_modules(model, x[i : i + 1, :n], is_causal) for i, n in enumerate(lengths)]
     actual = decode(model, x, lengths, is_causal)
-    assert calls == [is_causal] * uses_engine
+    part = decode(model, x, lengths, is_causal, slice(2, 6))
+    assert relative_error(part, actual[:, 2:6]) < TOLERANCE
+    assert calls == 2 * [is_causal] * uses_engine
     for index, part in enumerate(expected):
         assert relative_error(actual[index, : part.shape[1]], part[0]) < TOLERANCE
 
@@ -119,8 +133,11 @@ def test_hidden_states_are_as_close_to_float32_as_the_modules(shape, is_causal, 
     model, x = make_decoder(bits=bits), embeddings(*shape, mx.bfloat16)
     exact = by_modules(unpacked(model), x.astype(mx.float32), is_causal)
     actual = model.engine_hidden_states(x, is_causal)
+    part = model.engine_hidden_states(x, is_causal, slice(9, 39))
     assert uses_kernels(model)
     monkeypatch.setattr(device, "enabled", lambda: False)
     plain = unpacked(model)
     plain.set_dtype(mx.bfloat16)
-    assert_as_close(actual, by_modules(plain, x, is_causal), exact)
+    allowed = by_modules(plain, x, is_causal)
+    assert_as_close(actual, allowed, exact)
+    assert_as_close(part, allowed[:, 9:39], exact[:, 9:39])

@@ -20,7 +20,13 @@ from cuda_support import (
     uses_kernels,
 )
 from mlx_vlm.models.cache import BatchKVCache
-from mlx_vlm.models.moxin.cuda import device, fused_prompt, fused_step, layerwise
+from mlx_vlm.models.moxin.cuda import (
+    device,
+    fused_prompt,
+    fused_step,
+    layerwise,
+    layerwise_graph,
+)
 
 
 @pytest.fixture
@@ -146,10 +152,39 @@ def test_weights_may_change_between_passes(kernels_in_mlx):
     assert relative_error(after, before) > 0.1
 
 
-def test_logits_to_keep_are_the_last_ones(kernels_in_mlx):
-    model = make_decoder(mx.float32)
-    every, last = (run(model, filled_cache(9, mx.float32), [(1, 6)], keep) for keep in (0, 2))
-    assert mx.allclose(every[-2:], last, atol=1e-5).item()
+@pytest.mark.parametrize("bits", [16, 8])
+@pytest.mark.parametrize(
+    ("make_cache", "shape", "keep"),
+    [
+        (lambda: filled_cache(9, mx.float32), (1, 6), 2),
+        (empty, (1, 100), 1),
+        (lambda: filled_cache(9, mx.float32, 3), (3, 40), 1),
+        (lambda: batch_cache(9, [0, 3], mx.float32), (2, 50), 40),
+    ],
+    ids=["question", "prompt", "prompts", "many of a batch"],
+)
+def test_logits_to_keep_are_the_last_ones(make_cache, shape, keep, bits, kernels_in_mlx):
+    model, caches = make_decoder(mx.float32, bits), [make_cache(), make_cache()]
+    every, last = (run(model, c, [shape], k) for c, k in zip(caches, (0, keep)))
+    every = every.reshape(*shape, -1)[:, -keep:].flatten(0, 1)
+    assert relative_error(last, every) < 1e-5
+    for layer, other in zip(*caches):
+        for name in ("keys", "values"):
+            assert relative_error(filled(layer, name), filled(other, name)) < 1e-5
+
+
+def test_the_last_layer_multiplies_no_other_tokens_than_those_kept(kernels_in_mlx, monkeypatch):
+    multiply, rows = layerwise_graph._multiply, []
+
+    def record(sizes, projection, x, *arguments, **options):
+        rows.append(len(x))
+        return multiply(sizes, projection, x, *arguments, **options)
+
+    monkeypatch.setattr(layerwise_graph, "_multiply", record)
+    model = make_decoder(mx.float32, num_hidden_layers=3)
+    run(model, empty(layers=3), [(2, 50)], logits_to_keep=1)
+    # The four products of the graph of all layers but the last, and those of the last.
+    assert rows == [100, 100, 100, 100, 100, 2, 2, 2]
 
 
 def test_prompts_between_the_steps_of_a_batch_keep_its_graph(kernels_in_mlx, monkeypatch):
