@@ -66,7 +66,8 @@ class Llama:
     """A model in llama.cpp, and a context of ``rows`` sequences.
 
     Raises:
-        RuntimeError: if the libraries are of a version with other structures, or a call fails.
+        RuntimeError: if a library is missing or has other structures, or a call fails.
+        OSError: if a library cannot be loaded.
     """
 
     def __init__(
@@ -105,8 +106,10 @@ class Llama:
     @staticmethod
     def _load(libraries: Path) -> Any:
         def open_one(name: str) -> ctypes.CDLL:
-            (path,) = libraries.glob(name)
-            return ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
+            paths = [*libraries.glob(name)]
+            if len(paths) != 1:
+                raise RuntimeError(f"{len(paths)} files {name} in {libraries}: 1 is needed")
+            return ctypes.CDLL(str(paths[0]), mode=ctypes.RTLD_GLOBAL)
 
         open_one("libggml-base.so").ggml_log_set(_log, None)
         open_one("libggml.*so").ggml_backend_load_all_from_path(str(libraries).encode())
@@ -215,6 +218,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--small", action="store_true", help="tiny sizes: shows that it runs")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything to this file")
     args = parser.parse_args(argv)
+    try:
+        run(args)
+    except (ImportError, OSError, RuntimeError) as error:
+        sys.exit(f"error: {error}"[:500])
+
+
+def run(args: argparse.Namespace) -> None:
+    """Write the files, measure, print."""
     sizes = SMALL if args.small else Sizes()
     changed = {"context": args.context, "tokens": args.tokens}
     sizes = replace(sizes, **{name: value for name, value in changed.items() if value})
