@@ -11,7 +11,7 @@ import pytest
 from mlx_vlm.models.moxin.cuda import device
 from support import run_module
 
-from bench.peers import mlx_decode, questions, report, rounds, tables
+from bench.peers import mlx_decode, questions, report, rounds
 from bench.peers import models as peer_models
 from bench.peers.measures import ROWS, WIDTHS, all_measures, name_of, table
 from bench.peers.models import Models
@@ -92,17 +92,6 @@ def test_a_failing_or_missing_side_leaves_the_others_alone(log):
     assert len(fails.values) == 1
     assert fails.error == "failed: ValueError: out of memory"
     assert missing.error == "skipped: No module named 'torch'"
-
-
-def test_ratios_are_our_medians_over_a_peers():
-    results = [Result("ours, a", True, [30.0, 10.0, 20.0]), Result("ours, b", True, [8.0])]
-    results += [Result("ours, c", True, error="failed"), Result("peer", False, [10.0])]
-    assert report.ratios(results, results[-1]) == [2.0, 0.8]
-    text = report.text(_measure("ours, a"), results, limit=40.0)
-    assert "20.00 (10.00 to 30.00), 50% of the limit" in text
-    assert "ours are 2.00 and 0.80 of it" in text
-    assert "failed" in text
-    assert report.to_dict(_measure(), results, None)["sides"][-1]["ours_over_it"] == [2.0, 0.8]
 
 
 def _share(name: str) -> float:
@@ -239,66 +228,6 @@ def test_a_side_without_kernels_runs_with_the_switch_off(monkeypatch):
     assert rounds.KERNELS_SWITCH == device.SWITCH
 
 
-def _stored(unit: str, limit: float | None, *results: Result) -> dict:
-    measure = replace(_measure(), unit=unit)
-    return report.to_dict(measure, list(results), limit)
-
-
-def test_the_table_has_the_fastest_side_of_each_column_first():
-    stored = _stored(
-        "tokens/s",
-        3000.0,
-        Result("ours, a", True, [200.0]),
-        Result("ours, b", True, [1500.0]),
-        Result("the same model, MLX's kernels", False, [1000.0]),
-        Result("mlx-lm, c", False, [750.0]),
-        Result("mlx-lm, d, 16 tokens a round", False, [100.0]),
-        Result("PyTorch, eager, e", False, error="failed"),
-        Result("PyTorch, static cache, compiled", False, [1600.0]),
-    )
-    head, _, *rows = tables.markdown({"towers": stored}).splitlines()
-    assert head == "| | here | MLX's kernels | mlx-lm | PyTorch, compiled | PyTorch, eager |"
-    assert rows == [
-        "| a measure, tokens/s | 1,500 (50% of the limit) | 1,000 (1.5x) | 750 (2.0x)"
-        " | 1,600 (0.94x) | |",
-        "| | 200 (a) | | 100\\* (d) | | |",
-    ]
-
-
-def test_the_table_shows_extremes_that_are_far_apart():
-    results = Result("ours", True, [2.0, 2.1]), Result("mlx-lm", False, [40.0, 80.0, 50.0])
-    table = tables.markdown({"act": _stored("ms", None, *results)})
-    assert table.splitlines()[2:] == ["| a measure, ms | 2.05 | | 50 (40 to 80; 24x) | | |"]
-
-
-def test_the_table_has_the_widths_of_a_row_next_to_each_other():
-    names = [name for shape in SHAPES for name in table(shape)]
-    measures = {name: _stored("ms", None, Result("ours", True, [1.0])) for name in names}
-    measures = {name: {**measure, "title": name} for name, measure in measures.items()}
-    shown = [row.split(",")[0][2:] for row in tables.markdown(measures).splitlines()[2:]]
-    assert sorted(shown) == sorted(names)
-    assert shown[:4] == ["towers", "first-token", "first-token-8bit", "first-token-4bit"]
-
-
-def test_readmes_table_compares_with_the_fastest_other_side():
-    ours = Result("ours, a", True, [10.0])
-    others = Result("mlx-lm", False, [25.0]), Result("PyTorch", False, [20.0])
-    measures = {"act": _stored("ms", None, ours, *others), "act-4bit": _stored("ms", None, ours)}
-    head, _, *rows = tables.readme(measures).splitlines()
-    assert head == "| | bf16 | 8 bits | 4 bits |"
-    assert rows[-1] == "| a robot's action | 10 ms, 2.0x | | 10 ms |"
-    assert all(name in ROWS["moxin"] + ROWS["openvla"] for _, name in tables.README_ROWS)
-
-
-def test_the_table_of_actions_has_pytorch_in_bfloat16_beside_ours():
-    pytorch = Result("PyTorch, eager", False, [9.0, 10.0])
-    ours = Result("ours", True, [2.0])
-    measures = {"act": _stored("ms", None, ours, pytorch), "act-8bit": _stored("ms", None, ours)}
-    head, _, row, *_ = tables.actions(measures).splitlines()
-    assert head == "| | bf16 | 8 bits | 4 bits | PyTorch, eager | PyTorch, compiled |"
-    assert row == "| one action, seven tokens | 2 | 2 | | 9.5 (9 to 10) | |"
-
-
 def test_a_run_goes_on_after_what_is_complete(tmp_path):
     file = tmp_path / "peers.json"
     options = ["--small", "--rounds", "1", "--json", file, "--resume"]
@@ -320,16 +249,6 @@ def test_a_run_goes_on_after_what_is_complete(tmp_path):
     assert last["values"]
     assert "already decoded" in measures["preprocess-image"]["title"]
     assert all(side["complete"] for side in measures["preprocess-image"]["sides"])
-
-
-def test_the_table_of_a_stored_run_is_printed(tmp_path):
-    stored = _stored("ms", None, Result("ours", True, [7.0]))
-    file = tmp_path / "peers.json"
-    file.write_text(json.dumps({"measures": {"act": stored}}), encoding="utf-8")
-    result = run_module("bench.peers", "--markdown", file, cwd=TESTS)
-    assert result.returncode == 0, result.stderr
-    for page, text in tables.page_tables({"act": stored}).items():
-        assert f"{page}:\n{text}\n" in result.stdout
 
 
 def test_a_run_ends_at_its_deadline_and_what_that_stops_is_not_complete(log, monkeypatch):
@@ -377,12 +296,14 @@ def test_every_row_has_our_side_and_mlxs_kernels_and_in_bfloat16_pytorch(shape):
 
 def test_what_is_left_are_the_sides_that_are_not_complete():
     measure = _measure("ours", "peer, a", "peer, b")
-    done = {"m": _stored("ms", None, Result("ours", True, [1.0], complete=True))}
+    done = {"m": report.to_dict(_measure(), [Result("ours", True, [1.0], complete=True)], None)}
     (_, left), _ = remaining([(SMALL, [measure])], done)
     assert [side.name for side in left[0].sides] == ["peer, a", "peer, b"]
     (_, left), _ = remaining([(SMALL, [measure])], done, ["b", "ours"])
     assert [side.name for side in left[0].sides] == ["peer, b"]
-    done["m"] = _stored("ms", None, *(Result(side.name, False) for side in measure.sides))
+    done["m"] = report.to_dict(
+        _measure(), [Result(side.name, False) for side in measure.sides], None
+    )
     assert [left for _, left in remaining([(SMALL, [measure])], done)] == [[], []]
 
 

@@ -86,13 +86,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     start = time.monotonic()
     command = parser()
     options = command.parse_args(argv)
-    if options.markdown:
-        measures = report.read_json(options.markdown)["measures"]
-        for page, text in tables.page_tables(measures).items():
-            print(f"{page}:\n{text}\n")
-        return
-    register()
     try:
+        if options.markdown:
+            measures = report.read_json(options.markdown)["measures"]
+            for page, text in tables.page_tables(measures).items():
+                print(f"{page}:\n{text}\n")
+            return
+        register()
         groups = chosen(options)
     except ValueError as error:
         command.error(str(error))
@@ -100,14 +100,19 @@ def main(argv: Sequence[str] | None = None) -> None:
         for _, measures in groups:
             print("\n".join(f"{measure.name:20} {measure.title}" for measure in measures))
         return
-    if options.rounds < 1:
-        command.error("--rounds is 1 up")
-    if options.resume and not options.json:
-        command.error("--resume needs --json FILE")
-    if options.layers and options.json:
-        command.error("--layers gives wrong numbers: not with --json")
-    done = report.complete(options.json) if options.resume else {}
+    for is_wrong, text in (
+        (options.rounds < 1, "--rounds is 1 up"),
+        (options.resume and not options.json, "--resume needs --json FILE"),
+        (options.layers and options.json, "--layers gives wrong numbers: not with --json"),
+        (options.json and not options.json.parent.is_dir(), "the folder of --json is missing"),
+    ):
+        if is_wrong:
+            command.error(text)
     machine = probe()
+    try:
+        done = report.complete(options.json, machine, options.small) if options.resume else {}
+    except ValueError as error:
+        command.error(str(error))
     # PyTorch allocates from the same memory, so MLX may not cache what it has freed.
     mx.set_cache_limit(CACHE_LIMIT)
     print(

@@ -14,6 +14,7 @@ from .rounds import Measure, Result
 
 # By the name of the measure: title, unit, limit, sides.
 Measures = dict[str, dict[str, Any]]
+SIDE_KEYS = {field.name for field in fields(Result)}
 PACKAGES = ("mlx", "mlx-vlm", "mlx-lm", "torch", "torchvision", "timm", "transformers", "pillow")
 
 
@@ -58,22 +59,42 @@ def to_dict(measure: Measure, results: list[Result], limit: float | None) -> dic
 
 def stored_results(measures: Measures, name: str) -> list[Result]:
     """The results that ``to_dict`` stored; none for an unknown measure."""
-    names = {field.name for field in fields(Result)}
     sides = measures[name]["sides"] if name in measures else []
-    return [Result(**{key: side[key] for key in names}) for side in sides]
+    return [Result(**{key: side[key] for key in SIDE_KEYS}) for side in sides]
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """What ``save_json`` wrote."""
-    return json.loads(path.read_text(encoding="utf-8"))
+    """What ``save_json`` wrote.
+
+    Raises:
+        ValueError: if the file is none of those, in one line.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        keys = [set(side) for measure in content["measures"].values() for side in measure["sides"]]
+        is_run = all(side >= SIDE_KEYS for side in keys) and "name" in content["machine"]
+    except OSError as error:
+        raise ValueError(f"cannot read {path}: {error.strerror}") from error
+    except (ValueError, TypeError, KeyError, AttributeError):
+        is_run = False
+    if not is_run:
+        raise ValueError(f"{path} is not a file of --json")
+    return content
 
 
-def complete(path: Path) -> Measures:
-    """Sides that an earlier run finished, by measure; empty if there is no such file."""
-    if not path.is_file():
+def complete(path: Path, machine: Machine, small: bool) -> Measures:
+    """Sides that an earlier run finished, by measure; empty if there is no such file.
+
+    Raises:
+        ValueError: if that run was of another machine or of other sizes.
+    """
+    if not path.exists():
         return {}
+    content = read_json(path)
+    if content["machine"]["name"] != machine.name or content.get("small") != small:
+        raise ValueError(f"{path} is of another machine or of other sizes: name another file")
     found = {}
-    for name, measure in read_json(path)["measures"].items():
+    for name, measure in content["measures"].items():
         sides = [side for side in measure["sides"] if side["complete"]]
         if sides:
             found[name] = {**measure, "sides": sides}
@@ -90,15 +111,18 @@ def _versions() -> dict[str, str | None]:
     return found
 
 
-def save_json(path: Path, machine: Machine, measures: dict[str, Any]) -> None:
-    """Write what was measured so far, with machine, date and versions."""
+def save_json(path: Path, machine: Machine, small: bool, measures: Measures) -> None:
+    """Write what was measured so far, with machine, date and versions, at once or not at all."""
     torch = sys.modules.get("torch")
     on_gpu = torch is not None and torch.cuda.is_available()
     content = {
         "date": datetime.date.today().isoformat(),
         "machine": asdict(machine),
+        "small": small,
         "torch_device": torch.cuda.get_device_name() if on_gpu else "cpu",
         "versions": _versions(),
         "measures": measures,
     }
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    unfinished = path.with_name(f"{path.name}.part")
+    unfinished.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    unfinished.replace(path)

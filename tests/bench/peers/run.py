@@ -76,6 +76,11 @@ def run(
         done: what is complete; the new results are added to it.
     """
     models = Models(sizes)
+
+    def save(measured: Measures) -> None:
+        if options.json:
+            report.save_json(options.json, machine, options.small, measured)
+
     total = sum(len(measure.sides) for measure in measures) * (1 + options.rounds)
     with tqdm(total=total, unit="round", disable=None) as bar:
         for index, measure in enumerate(measures):
@@ -92,7 +97,7 @@ def run(
             def each(results: list[Result], measure: Measure = measure) -> None:
                 all_results = [*report.stored_results(done, measure.name), *results]
                 unfinished = {measure.name: report.to_dict(measure, all_results, None)}
-                report.save_json(options.json, machine, {**done, **unfinished})
+                save({**done, **unfinished})
 
             results = measure_rounds(
                 measure,
@@ -100,7 +105,7 @@ def run(
                 options.rounds,
                 bar.update,
                 note,
-                each if options.json else lambda _: None,
+                each,
                 options.limit,
                 deadline,
             )
@@ -113,5 +118,4 @@ def run(
             bar.write(f"{lines}\n  ({time.perf_counter() - start:.0f} s)", file=sys.stdout)
             sys.stdout.flush()
             done[measure.name] = report.to_dict(measure, results, limit)
-            if options.json:
-                report.save_json(options.json, machine, done)
+            save(done)
