@@ -8,7 +8,7 @@ import pytest
 import warm_processes
 from action_models import write_checkpoint
 from mlx_vlm import convert, load
-from mlx_vlm.models.moxin.cuda import device
+from mlx_vlm.models.moxin.cuda import activations, device, embeddings
 from support import HF_CHECKPOINT
 
 # Hypothesis fails tests whose examples take long, which says something of the machine only.
@@ -108,3 +108,6 @@ def kernels_everywhere(monkeypatch):
     monkeypatch.setattr(device, "enabled", lambda: True)
     monkeypatch.setattr(device, "attribute", attributes.get)
     monkeypatch.setattr(device, "memory", lambda: 80 * 10**9)
+    # Small functions that are used in many places, which tests compute instead of replacing.
+    monkeypatch.setattr(embeddings, "is_supported", lambda *arguments: False)
+    monkeypatch.setattr(activations, "DTYPES", ())

@@ -77,6 +77,15 @@ class Model(nn.Module):
             vision_cache.put(_image_key, features)
         return features
 
+    def engine_embeddings(
+        self, input_ids: mx.array, image_features: mx.array | None
+    ) -> mx.array | None:
+        """Embeddings of text and pictures from accelerated functions; None where there are none.
+
+        There are none in plain MLX; as ``LanguageModel.engine_logits``.
+        """
+        return None
+
     def get_input_embeddings(
         self,
         input_ids: mx.array,
@@ -89,11 +98,13 @@ class Model(nn.Module):
         Nothing is checked here: an exception would end every request that the server
         has in flight. The processor refuses bad input.
         """
-        inputs_embeds = self.language_model.model.embed_tokens(input_ids)
-        if pixel_values is not None:
-            features = self._image_features(pixel_values, **kwargs)
-            is_image = input_ids >= self.config.image_token_index
-            inputs_embeds = merge_image_features(inputs_embeds, features, is_image)
+        features = None if pixel_values is None else self._image_features(pixel_values, **kwargs)
+        inputs_embeds = self.engine_embeddings(input_ids, features)
+        if inputs_embeds is None:
+            inputs_embeds = self.language_model.model.embed_tokens(input_ids)
+            if features is not None:
+                is_image = input_ids >= self.config.image_token_index
+                inputs_embeds = merge_image_features(inputs_embeds, features, is_image)
         return InputEmbeddingsFeatures(inputs_embeds=inputs_embeds)
 
     def __call__(

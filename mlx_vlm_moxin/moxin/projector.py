@@ -10,6 +10,14 @@ import mlx.nn as nn
 from .vision_config import ProjectorConfig
 
 
+class Projector(nn.Module):
+    """A projector's activation function."""
+
+    def gelu(self, x: mx.array) -> mx.array:
+        """The exact GELU. A plug-in may replace this method of the class."""
+        return nn.gelu(x)
+
+
 class LinearProjector(nn.Module):
     """``fc1(x)`` (``linear``)."""
 
@@ -22,7 +30,7 @@ class LinearProjector(nn.Module):
         return self.fc1(x)
 
 
-class MLPProjector(nn.Module):
+class MLPProjector(Projector):
     """``fc2(gelu(fc1(x)))`` (``gelu-mlp``)."""
 
     def __init__(self, config: ProjectorConfig):
@@ -32,10 +40,10 @@ class MLPProjector(nn.Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         """``[B, N, input_size] -> [B, N, output_size]``."""
-        return self.fc2(nn.gelu(self.fc1(x)))
+        return self.fc2(self.gelu(self.fc1(x)))
 
 
-class FusedMLPProjector(nn.Module):
+class FusedMLPProjector(Projector):
     """``fc3(gelu(fc2(gelu(fc1(x)))))`` (``fused-gelu-mlp``), for two towers."""
 
     def __init__(self, config: ProjectorConfig):
@@ -46,7 +54,7 @@ class FusedMLPProjector(nn.Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         """``[B, N, input_size] -> [B, N, output_size]``."""
-        return self.fc3(nn.gelu(self.fc2(nn.gelu(self.fc1(x)))))
+        return self.fc3(self.gelu(self.fc2(self.gelu(self.fc1(x)))))
 
 
 PROJECTORS = {

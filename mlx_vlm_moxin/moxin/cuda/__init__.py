@@ -2,7 +2,8 @@
 
 The model in the folder above works without this folder. ``attach`` connects the two, for all
 instances: ``LanguageModel.engine_logits`` becomes ``decoder.logits``, ``engine_hidden_states``
-``decoder.hidden_states``, ``VisionModel.engine_blocks`` ``towers.blocks``, and
+``decoder.hidden_states``, ``VisionModel.engine_blocks`` ``towers.blocks``,
+``Model.engine_embeddings`` ``embeddings.input_embeddings``, and
 ``MoxinImageProcessor.engine_process`` ``pictures.process``. Where something is not supported
 (another device, dtype, format or cache; adapters; training; very large pictures) these return None,
 and the modules compute it.
@@ -19,8 +20,9 @@ import mlx.core as mx
 from ..image_processing_moxin import MoxinImageProcessor
 from ..language import LanguageModel
 from ..moxin import Model
+from ..projector import Projector
 from ..vision import VisionModel
-from . import decoder, peers, pictures, precompile, towers
+from . import activations, decoder, embeddings, peers, pictures, precompile, towers
 from .device import enabled
 
 __all__ = ["attach", "enabled"]
@@ -31,6 +33,8 @@ def attach() -> None:
     LanguageModel.engine_logits = decoder.logits
     LanguageModel.engine_hidden_states = decoder.hidden_states
     VisionModel.engine_blocks = towers.blocks
+    Model.engine_embeddings = embeddings.input_embeddings
+    Projector.gelu = activations.gelu
     MoxinImageProcessor.engine_process = pictures.process
     Model.load_weights = _precompiling(Model.load_weights)
     LanguageModel.shard = _connecting(LanguageModel.shard)

@@ -18,6 +18,7 @@ from . import device, fused_layers, kernel, kv_cache, layerwise_graph, turns
 from .cache_checks import are_alike, caches_fit
 from .decoder_layers import DecoderLayer, read_layers
 from .decoder_sizes import DecoderSizes
+from .embeddings import embed
 from .errors import UnsupportedError, require
 from .graph import step_graphs
 from .projections import Format
@@ -188,7 +189,7 @@ def _step(
     """Logits, and ``arrays`` (keys and values of each layer) after the kernels wrote into them."""
     require(are_alike(arrays, len(inputs), sizes), "caches of other shapes or dtypes")
     layers = read_layers(decoder, sizes)
-    x = decoder.embed_tokens(inputs).flatten(0, 1)
+    x = embed(decoder.embed_tokens, inputs).flatten(0, 1)
     for group in fused_layers.groups(layers):
         caches = arrays[2 * group.start : 2 * group.stop]
         some = layers[group]

@@ -16,6 +16,7 @@ from . import device, fused_layers, kernel, kv_cache, layerwise_graph, tiling, t
 from .cache_checks import caches_fit
 from .decoder_layers import read_layers
 from .decoder_sizes import DecoderSizes
+from .embeddings import embed
 
 
 class FusedPrompt:
@@ -61,7 +62,7 @@ class FusedPrompt:
             UnsupportedError: if the kernels do not compute the decoder; ``cache`` is as before.
         """
         decoder, layers = self._decoder, len(self._decoder.layers)
-        x = decoder.embed_tokens(inputs) if inputs_embeds is None else inputs_embeds
+        x = embed(decoder.embed_tokens, inputs) if inputs_embeds is None else inputs_embeds
         x, tokens = x[0], inputs.shape[1]
         if cache[0].keys is None:
             arrays = kv_cache.empty(layers, sizes.kv_heads, sizes.head_dim, sizes.dtype)

@@ -19,6 +19,7 @@ from . import device, fused_layers, kernel, kv_cache, peers, turns
 from .cache_checks import are_alike, caches_fit
 from .decoder_layers import read_layers
 from .decoder_sizes import DecoderSizes
+from .embeddings import embed
 from .errors import require
 from .graph import step_graphs
 
@@ -98,7 +99,7 @@ def _step(
     """Logits, and ``arrays`` (keys and values of each layer) after the kernels wrote into them."""
     require(are_alike(arrays, 1, sizes), "caches of other shapes or dtypes")
     layers = read_layers(decoder, sizes)
-    x = decoder.embed_tokens(inputs).reshape(-1)
+    x = embed(decoder.embed_tokens, inputs).reshape(-1)
     position, padding = places
     addresses = [] if sizes.group is None else [peers.of(sizes.group).addresses]
     for group in fused_layers.groups(layers):

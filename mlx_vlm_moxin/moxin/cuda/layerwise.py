@@ -18,6 +18,7 @@ from . import device, joined_weights, kv_cache, tiling, turns
 from .cache_checks import are_alike, caches_fit
 from .decoder_layers import DecoderLayer, read_layers
 from .decoder_sizes import DecoderSizes
+from .embeddings import embed
 from .errors import require
 from .kernel import count_array
 from .layerwise_graph import Graphs, hidden_states, logits
@@ -102,7 +103,8 @@ class Layerwise:
             return self._step(inputs, places, cache, sizes)
         kept = slice(-logits_to_keep or None, None)
         layers = self._read_layers(sizes, inputs.size, _count(inputs.shape, kept))
-        x = self._decoder.embed_tokens(inputs) if inputs_embeds is None else inputs_embeds
+        table = self._decoder.embed_tokens
+        x = embed(table, inputs) if inputs_embeds is None else inputs_embeds
         shape = None if cache[0].keys is None else cache[0].keys.shape
         graphs = self._layer_graphs(sizes, inputs.shape, shape)
         arrays, norm = kv_cache.held(cache), self._decoder.norm.weight
@@ -174,7 +176,7 @@ class Layerwise:
         """Logits after one token of each sequence, which the kernels append to ``cache``."""
         arrays = kv_cache.reserve(cache)
         require(are_alike(arrays, len(inputs), sizes), "caches of other shapes or dtypes")
-        layers, x = read_layers(self._decoder, sizes), self._decoder.embed_tokens(inputs)
+        layers, x = read_layers(self._decoder, sizes), embed(self._decoder.embed_tokens, inputs)
         graphs, norm = self._step_graphs(sizes, arrays[0].shape), self._decoder.norm.weight
         h, keys, values = hidden_states(layers, norm, sizes, x, places, arrays, graphs)
         result = logits(self._head, h)

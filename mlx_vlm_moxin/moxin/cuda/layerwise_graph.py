@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import mlx.core as mx
 import mlx.nn as nn
 
-from ...activations import swiglu
 from . import exchange, matmul_kernels
 from . import layerwise_kernels as kernels
+from .activations import swiglu
 from .decoder_layers import DecoderLayer
 from .decoder_sizes import DecoderSizes
 from .errors import UnsupportedError
@@ -155,8 +155,7 @@ def _layer(
     h, normed = _project(sizes, output, attended, h, norms[0])
     products, splits = _multiply(sizes, gate_up, normed, is_gated=True)
     if not splits:
-        halves = products if len(products) == 2 else mx.split(products[0], 2, axis=-1)
-        products = [swiglu(*halves)]
+        products = [swiglu(products)]
     h, normed = _project(sizes, down, products[0], h, norms[1])
     return h, normed, keys, values
 

@@ -16,7 +16,9 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from . import (
+    activations,
     device,
+    embeddings,
     exchange,
     fused_batch,
     fused_layers,
@@ -37,7 +39,7 @@ from .errors import UnsupportedError
 from .projections import Projection, read_projection
 from .step_attention import step_attention
 
-MAX_THREADS = 8
+MAX_THREADS = 16
 # Width and height of a picture.
 PICTURE = (640, 480)
 # Tokens of a picture and a question.
@@ -110,6 +112,7 @@ def builds(model: nn.Module) -> Iterator[Build]:
     if vision is not None:
         yield from _unless_unsupported(lambda: _tower_builds(vision))
     if language is not None:
+        yield from _unless_unsupported(lambda: _embedding_builds(language.model))
         yield from _unless_unsupported(lambda: _decoder_builds(language.model, language.lm_head))
         actions = getattr(getattr(model, "config", None), "action_config", None)
         if actions is not None and actions.decoding == "parallel" and not actions.causal:
@@ -136,6 +139,15 @@ def _tower_builds(vision: nn.Module) -> Iterator[Build]:
         yield partial(tower_kernel.tower_layers, *arguments)
 
 
+def _embedding_builds(decoder: nn.Module) -> Iterator[Build]:
+    sizes, table = read_sizes(decoder), decoder.embed_tokens
+    yield partial(activations.gelu_kernel, sizes.dtype, sizes.hidden)
+    yield partial(embeddings.merge_features, sizes.dtype, PROMPT, sizes.hidden)
+    for ids in embeddings.ID_DTYPES if type(table) is nn.Embedding else ():
+        arguments = sizes.dtype, ids, PROMPT, *table.weight.shape
+        yield partial(embeddings.embed_tokens, *arguments)
+
+
 def _decoder_builds(decoder: nn.Module, head: nn.Module) -> Iterator[Build]:
     sizes = read_sizes(decoder)
     layers = read_layers(decoder, sizes)
@@ -143,6 +155,9 @@ def _decoder_builds(decoder: nn.Module, head: nn.Module) -> Iterator[Build]:
     output = read_projection(sizes.dtype, sizes.hidden, head)
     yield from _unpacks(sizes, alike)
     yield from _layer_products(sizes, alike, PROMPT)
+    for is_joined in (True, False):
+        arguments = sizes.dtype, PROMPT, sizes.intermediate, is_joined
+        yield partial(activations.swiglu_kernel, *arguments)
     tokens = kernels.Tokens(1, PROMPT)
     yield partial(kernels.attend, sizes, tokens, CAPACITY)
     for product in _products(sizes):

@@ -7,9 +7,11 @@ from mlx.utils import tree_flatten, tree_map_with_path
 from mlx_vlm.models.cache import BatchKVCache, KVCache
 from mlx_vlm.models.moxin import language
 from mlx_vlm.models.moxin.cuda import (
+    activations,
     cubin_cache,
     decoder,
     device,
+    embeddings,
     exchange,
     fused_batch,
     fused_prompt,
@@ -79,6 +81,10 @@ def recording(calls: list[str]):
 
 # Collected when the tests start, because tests replace some of them.
 _KEEPING = (
+    activations.gelu_kernel,
+    activations.swiglu_kernel,
+    embeddings.embed_tokens,
+    embeddings.merge_features,
     exchange.exchange_norm,
     fused_batch.batch_kernel,
     fused_prompt.prompt_kernel,

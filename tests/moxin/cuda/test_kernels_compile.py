@@ -8,7 +8,9 @@ from types import SimpleNamespace
 import mlx.core as mx
 import pytest
 from mlx_vlm.models.moxin.cuda import (
+    activations,
     device,
+    embeddings,
     exchange,
     fused_batch,
     fused_layers,
@@ -118,6 +120,10 @@ def decoder_builds(sizes, form, rows=64):
             for _ in wide[:1]
         ),
         partial(kv_cache.gather_caches, sizes.dtype, 64, old, new, 512),
+        partial(embeddings.embed_tokens, sizes.dtype, mx.uint32, rows, 32064, sizes.hidden),
+        partial(embeddings.merge_features, sizes.dtype, rows, sizes.hidden),
+        partial(activations.gelu_kernel, sizes.dtype, sizes.hidden),
+        partial(activations.swiglu_kernel, sizes.dtype, rows, sizes.intermediate, True),
     ]
 
 
