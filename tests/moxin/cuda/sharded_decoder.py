@@ -1,11 +1,14 @@
 """Run by ``mlx.launch``: a decoder sharded over processes, compared with a whole one.
 
-Without a GPU the kernels are replaced by MLX in float32. Prints a line of JSON per decoder: the
-error of its logits compared with float32, that of MLX's modules for the whole decoder, whether the
-kernels were used, and whether they add up over GPUs without MLX.
+With ``cpu`` as its argument the kernels are replaced by MLX in float32, with ``gpu`` they run.
+Prints a line of JSON per decoder: the error of its logits compared with float32, that of MLX's
+modules for the whole decoder, whether the kernels were used, and whether they add up over GPUs
+without MLX. On standard error it says what it is about to do.
 """
 
 import json
+import sys
+import time
 
 import mlx.core as mx
 import plain_kernels
@@ -23,6 +26,12 @@ PASSES = [
     [(3, 20), (3, 1), (3, 1)],
 ]
 CONFIG = {"intermediate_size": 1024, "sliding_window": 100}
+DTYPES = {"cpu": [mx.float32], "gpu": [mx.bfloat16, mx.float16]}
+BITS = {"cpu": [16, 8], "gpu": [16, 8, 4]}
+
+
+def say(*stage: object) -> None:
+    print(f"{time.process_time():.1f} s of CPU time:", *stage, file=sys.stderr, flush=True)
 
 
 def use_stand_ins(patch: pytest.MonkeyPatch) -> None:
@@ -37,19 +46,35 @@ def logits(model) -> list[mx.array]:
     return found
 
 
-def compare(group: mx.distributed.Group, dtype: mx.Dtype, bits: int) -> dict:
+def in_float32(model) -> list[mx.array]:
+    """Logits on the CPU: MLX would compile its kernels for float32 on the GPU for half a minute."""
+    before = mx.default_device()
+    mx.set_default_device(mx.cpu)
+    try:
+        return logits(unpacked(model))
+    finally:
+        mx.set_default_device(before)
+
+
+def compare(group: mx.distributed.Group, dtype: mx.Dtype, bits: int, is_gpu: bool) -> dict:
+    what = f"rank {group.rank()}, {dtype}, {bits} bits:"
     model = make_decoder(dtype, bits, **CONFIG)
-    exact = unpacked(model)
-    rounded = unpacked(model)
-    rounded.set_dtype(dtype)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(device, "enabled", lambda: False)
-        expected = logits(exact)
-        allowed = expected if dtype == mx.float32 else logits(rounded)
+        say(what, "the whole decoder in float32")
+        expected = in_float32(model)
+        allowed = expected
+        if dtype != mx.float32:
+            say(what, "the whole decoder by MLX's modules")
+            rounded = unpacked(model)
+            rounded.set_dtype(dtype)
+            allowed = logits(rounded)
+    say(what, "sharding")
     model.shard(group)
     with pytest.MonkeyPatch.context() as patch:
-        if not mx.cuda.is_available():
+        if not is_gpu:
             use_stand_ins(patch)
+        say(what, "the sharded decoder")
         actual = logits(model)
         is_ours = uses_kernels(model)
     heads = [layer.self_attn.n_heads for layer in model.layers]
@@ -65,11 +90,15 @@ def compare(group: mx.distributed.Group, dtype: mx.Dtype, bits: int) -> dict:
 
 
 def main() -> None:
-    group = mx.distributed.init()
-    dtypes = (mx.bfloat16, mx.float16) if mx.cuda.is_available() else (mx.float32,)
-    for dtype in dtypes:
-        for bits in (16, 8, 4) if mx.cuda.is_available() else (16, 8):
-            answer = compare(group, dtype, bits)
+    (kind,) = sys.argv[1:]
+    if kind == "cpu":
+        mx.set_default_device(mx.cpu)
+    say("connecting")
+    group = mx.distributed.init(strict=True)
+    mx.eval(mx.distributed.all_sum(mx.ones(1), group=group))
+    for dtype in DTYPES[kind]:
+        for bits in BITS[kind]:
+            answer = compare(group, dtype, bits, kind == "gpu")
             print(json.dumps({"rank": group.rank(), "size": group.size(), **answer}), flush=True)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -20,25 +21,37 @@ from server_process import free_port
 
 SCRIPT = Path(__file__).with_name("sharded_decoder.py")
 TESTS = Path(__file__).parents[2]
+# On two quiet GPUs most of it is for kernels that MLX compiles.
+LIMIT_S = 180
 
 
-def launch(backend: str, **environment: str) -> list[dict]:
-    """Output of two processes of ``sharded_decoder.py``, started as by mlx.launch."""
+def launch(backend: str, kind: str, **environment: str) -> list[dict]:
+    """Output of two processes of ``sharded_decoder.py``, started as by mlx.launch.
+
+    Ends them after ``LIMIT_S`` and then fails with what they had reached.
+    """
     command = [sys.executable, "-c", "from mlx._distributed_utils.launch import main; main()"]
     command += ["-n", "2"]
     command += ["--backend", backend, "--starting-port", str(free_port())]
-    command += ["--nccl-port", str(free_port()), "--", sys.executable, str(SCRIPT)]
+    command += ["--nccl-port", str(free_port()), "--", sys.executable, str(SCRIPT), kind]
     paths = os.pathsep.join([str(TESTS), str(SCRIPT.parent), *filter(None, sys.path)])
     environment = {**os.environ, "PYTHONPATH": paths, **environment}
-    result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
-    answers = [json.loads(line) for line in result.stdout.splitlines() if line.startswith("{")]
-    assert answers, result.stderr
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(command, env=environment, start_new_session=True, **pipes)
+    try:
+        output, progress = process.communicate(timeout=LIMIT_S)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)  # the launcher's processes too
+        output, progress = process.communicate()
+        pytest.fail(f"not finished after {LIMIT_S} s:\n{output[-2000:]}\n{progress[-4000:]}")
+    answers = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
+    assert answers, progress
     return answers
 
 
 @pytest.mark.slow
 def test_two_processes_compute_what_one_computes():
-    answers = launch("ring")
+    answers = launch("ring", "cpu")
     assert sorted((answer["rank"], answer["bits"]) for answer in answers) == [
         (rank, bits) for rank in (0, 1) for bits in (8, 16)
     ]
@@ -51,7 +64,7 @@ def test_two_processes_compute_what_one_computes():
 
 @pytest.mark.skipif(mx.device_count(mx.gpu) < 2, reason="needs two NVIDIA GPUs")
 def test_two_gpus_compute_what_one_computes():
-    answers = launch("nccl")
+    answers = launch("nccl", "gpu")
     assert len(answers) == 12
     for answer in answers:
         assert answer["uses_kernels"]
@@ -61,6 +74,13 @@ def test_two_gpus_compute_what_one_computes():
     # Both GPUs add the same parts in the same order.
     by_rank = [[row["errors"] for row in answers if row["rank"] == rank] for rank in (0, 1)]
     assert by_rank[0] == by_rank[1]
+
+
+@pytest.mark.slow
+def test_processes_that_do_not_finish_are_ended_and_say_where_they_were(monkeypatch):
+    monkeypatch.setattr(sys.modules[__name__], "LIMIT_S", 0.1)
+    with pytest.raises(pytest.fail.Exception, match=r"not finished after 0\.1 s"):
+        launch("ring", "cpu")
 
 
 class Group:
