@@ -20,14 +20,18 @@ from .decoder_layers import DecoderLayer, read_layers
 from .decoder_sizes import DecoderSizes
 from .embeddings import embed
 from .errors import require
+from .graph import step_graphs
 from .kernel import count_array
 from .layerwise_graph import Graphs, hidden_states, logits
 
 MAX_TOKENS = 512
 # In a pass without caches, such as that of OpenVLA-OFT: three pictures and a chunk of actions.
 MAX_WHOLE_TOKENS = 2048
-# Sizes of batches and caches whose steps keep their graphs.
-STEP_GRAPHS = 64
+# Sizes of batches and caches whose steps keep their graphs of a layer, and those of a whole step.
+LAYER_GRAPHS, STEP_GRAPHS = 64, 4
+# Steps of the same sizes after which a whole step is traced. That takes as long as ten steps' host
+# code, which takes half as long from then on.
+STEADY_STEPS = 16
 
 
 class Layerwise:
@@ -40,11 +44,14 @@ class Layerwise:
 
     def __init__(self, decoder: nn.Module, head: nn.Module):
         self._decoder, self._head = decoder, head
-        # Graphs of one layer, which serve all layers, so that a batch whose size changes with each
+        # A graph of one layer serves all layers, so that a batch whose size changes with each
         # request does not wait for the trace of a whole step. Prompts may come between the steps of
         # a batch, so each keeps its graphs; for the last sizes only, because MLX would keep one for
         # each shape it has seen.
-        self._step_graphs = functools.lru_cache(maxsize=STEP_GRAPHS)(_no_graphs)
+        self._step_graph = step_graphs(_step, decoder, head, STEP_GRAPHS)
+        self._step_layer_graphs = functools.lru_cache(maxsize=LAYER_GRAPHS)(_no_graphs)
+        self._last_step: tuple | None = None
+        self._steady_steps = 0
         self._layer_graphs = functools.lru_cache(maxsize=1)(_no_graphs)
 
     def supports(
@@ -175,12 +182,15 @@ class Layerwise:
     ) -> mx.array:
         """Logits after one token of each sequence, which the kernels append to ``cache``."""
         arrays = kv_cache.reserve(cache)
-        require(are_alike(arrays, len(inputs), sizes), "caches of other shapes or dtypes")
-        layers, x = read_layers(self._decoder, sizes), embed(self._decoder.embed_tokens, inputs)
-        graphs, norm = self._step_graphs(sizes, arrays[0].shape), self._decoder.norm.weight
-        h, keys, values = hidden_states(layers, norm, sizes, x, places, arrays, graphs)
-        result = logits(self._head, h)
-        arrays = [array for pair in zip(keys, values) for array in pair]
+        kind = sizes, arrays[0].shape
+        self._steady_steps = self._steady_steps + 1 if kind == self._last_step else 0
+        self._last_step = kind
+        if self._steady_steps < STEADY_STEPS:
+            graphs = self._step_layer_graphs(*kind)
+            step = functools.partial(_step, self._decoder, self._head, sizes, graphs=graphs)
+        else:
+            step = self._step_graph(*kind)
+        result, arrays = step(inputs, places, arrays)
         mx.async_eval(result, arrays)  # as in fused_step
         kv_cache.append(cache, arrays, 1)
         return result
@@ -193,3 +203,24 @@ def _count(shape: Sequence[int], kept: slice) -> int:
 
 def _no_graphs(*sizes: Any) -> Graphs:
     return {}
+
+
+def _step(
+    decoder: nn.Module,
+    head: nn.Module,
+    sizes: DecoderSizes,
+    inputs: mx.array,
+    places: kv_cache.Places,
+    arrays: list[mx.array],
+    graphs: Graphs | None = None,
+) -> tuple[mx.array, list[mx.array]]:
+    """Logits, and ``arrays`` (keys and values of each layer) after the kernels wrote into them.
+
+    Args:
+        graphs: of layers of these sizes, if they are kept.
+    """
+    require(are_alike(arrays, len(inputs), sizes), "caches of other shapes or dtypes")
+    layers, x = read_layers(decoder, sizes), embed(decoder.embed_tokens, inputs)
+    norm, graphs = decoder.norm.weight, {} if graphs is None else graphs
+    h, keys, values = hidden_states(layers, norm, sizes, x, places, arrays, graphs)
+    return logits(head, h), [array for pair in zip(keys, values) for array in pair]

@@ -209,6 +209,25 @@ def test_a_batch_of_another_size_needs_one_graph_for_all_layers_once(kernels_in_
     assert compile.call_count == 2
 
 
+def test_a_batch_that_keeps_its_size_is_traced_as_a_whole(kernels_in_mlx, monkeypatch):
+    monkeypatch.setattr(layerwise, "STEADY_STEPS", 2)
+    compile = mock.Mock(wraps=mx.compile)
+    monkeypatch.setattr(mx, "compile", compile)
+    model = make_decoder(mx.float32)
+    cache, expected = filled_cache(9, mx.float32, 3), filled_cache(9, mx.float32, 3)
+    actual = run(model, cache, 6 * [(3, 1)])
+    # Of a layer; of a step, which has another of a layer.
+    assert compile.call_count == 3
+    weight = model.model.layers[0].mlp.up_proj
+    weight.weight = 2 * weight.weight
+    changed = run(model, cache, [(3, 1)])
+    monkeypatch.setattr(device, "enabled", lambda: False)
+    weight.weight = 0.5 * weight.weight
+    assert relative_error(actual, run(model, expected, 6 * [(3, 1)])) < 1e-5
+    weight.weight = 2 * weight.weight
+    assert relative_error(changed, run(model, expected, [(3, 1)])) < 1e-5
+
+
 @needs_gpu
 @pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float16])
 @pytest.mark.parametrize(("bits", "group_size"), [(16, 64), (8, 64), (8, 32), (4, 64), (4, 128)])
@@ -230,6 +249,7 @@ def test_prompts_after_others_are_as_close_to_float32_as_the_modules(
 def test_steps_of_a_batch_are_as_close_to_float32_as_the_modules(
     bits, group_size, batch, monkeypatch
 ):
+    monkeypatch.setattr(layerwise, "STEADY_STEPS", 1)  # the first step by layer, others as a whole
     padding = [7 * row % 50 for row in range(batch)]
 
     def cache(dtype):
