@@ -135,12 +135,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser("python -m bench.serve", description=__doc__)
     parser.add_argument("checkpoint", type=Path, help="see python -m bench.full_size")
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, 32, 64])
-    parser.add_argument("--seconds", type=float, default=8)
+    parser.add_argument(
+        "--seconds", type=float, nargs="+", default=[8.0], help="for all, or for each of --clients"
+    )
     parser.add_argument("--max-tokens", type=int, default=64)
     parser.add_argument("--kernels", nargs="*", choices=["on", "off"], default=["on", "off"])
     parser.add_argument("--other", type=Path, help="also stock mlx_vlm.server with this model")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything to this file")
     args = parser.parse_args(argv)
+    if len(args.seconds) == 1:
+        args.seconds *= len(args.clients)
+    if len(args.seconds) != len(args.clients):
+        parser.error("--seconds takes one number, or as many as --clients")
     sides: list[tuple[str, type[MeasuredServer], Path, dict[str, str]]] = [
         (f"kernels {kernels}", MoxinServer, args.checkpoint, _switch(kernels == "on"))
         for kernels in args.kernels
@@ -179,8 +185,8 @@ def measure(
     ):
         # Compiles what the first requests need; batches grow and shrink through all sizes.
         Load(server, max(args.clients), 1.0, 16).run()
-        for clients in args.clients:
-            yield Load(server, clients, args.seconds, args.max_tokens).run()
+        for clients, seconds in zip(args.clients, args.seconds):
+            yield Load(server, clients, seconds, args.max_tokens).run()
 
 
 if __name__ == "__main__":

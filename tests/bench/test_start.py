@@ -69,3 +69,19 @@ def test_mlx_vlms_own_model_answers_from_the_stock_server(checkpoint, tmp_path):
 def test_a_conversion_is_timed_together_with_reading_its_source(tmp_path, capsys):
     conversion.main([str(tmp_path), "--small", "--layers", "2", "--rounds", "1", "--to", "4"])
     assert "times reading alone" in capsys.readouterr().out
+
+
+def test_a_server_is_loaded_for_as_long_as_stated_for_each_number_of_clients(monkeypatch, capsys):
+    loads = []
+
+    def measure(kind, checkpoint, environment, args):
+        loads.append((args.clients, args.seconds))
+        return []
+
+    monkeypatch.setattr(serve, "measure", measure)
+    for seconds in (["3"], ["3", "15"]):
+        serve.main(["none", "--clients", "1", "32", "--kernels", "on", "--seconds", *seconds])
+    assert loads == [([1, 32], [3, 3]), ([1, 32], [3, 15])]
+    with pytest.raises(SystemExit):
+        serve.main(["none", "--clients", "1", "--seconds", "3", "4"])
+    assert "as many as --clients" in capsys.readouterr().err
