@@ -41,8 +41,9 @@ def image_placeholders(pixels: np.ndarray, count: int, first: int, vocab_size: i
     """``count`` ids for the pixels of one picture: a hash of them, then ``first``."""
     # SHA-256 hashes the pixels, since processors have instructions for it; SHAKE only extends it.
     code = hashlib.sha256(np.ascontiguousarray(pixels)).digest()
-    digest = hashlib.shake_256(code).digest(count - 1)
-    return [first + 1 + byte % (vocab_size - first - 1) for byte in digest] + [first]
+    digest = np.frombuffer(hashlib.shake_256(code).digest(count - 1), np.uint8)
+    others = first + 1 + digest.astype(int) % (vocab_size - first - 1)
+    return [*others.tolist(), first]
 
 
 def prepare(
