@@ -8,9 +8,9 @@ import pytest
 from support import run_module
 
 from bench.peers import report, tables
-from bench.peers.measures import ROWS, table
+from bench.peers.measures import ROWS, all_measures, table
 from bench.peers.rounds import Measure, Result, Side
-from bench.peers.sizes import SHAPES
+from bench.peers.sizes import SHAPES, Sizes
 from mlx_vlm_moxin.bench.machine import Machine
 
 TESTS = Path(__file__).parent.parent
@@ -78,9 +78,16 @@ def test_readmes_table_compares_with_the_fastest_other_side():
     others = Result("mlx-lm", False, [25.0]), Result("PyTorch", False, [20.0])
     measures = {"act": stored("ms", None, ours, *others), "act-4bit": stored("ms", None, ours)}
     head, _, *rows = tables.readme(measures).splitlines()
-    assert head == "| | bf16 | 8 bits | 4 bits |"
-    assert rows[-1] == "| a robot's action | 10 ms, 2.0x | | 10 ms |"
-    assert all(name in ROWS["moxin"] + ROWS["openvla"] for _, name in tables.README_ROWS)
+    assert head == "| | bf16 | 8-bit | 4-bit |"
+    assert rows[-1] == "| robot's action, ms | 10 (2.0x) | | 10 |"
+    units = {
+        measure.name: measure.unit
+        for shape in SHAPES
+        for measure in all_measures(Sizes(shape=shape))
+    }
+    for title, name in tables.README_ROWS:
+        assert name in ROWS["moxin"] + ROWS["openvla"]
+        assert title.endswith(f", {units[name]}")
 
 
 def test_the_table_of_actions_has_pytorch_in_bfloat16_beside_ours():

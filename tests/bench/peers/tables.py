@@ -16,12 +16,11 @@ COLUMNS = (
 FEW_TOKENS = "tokens a round"
 # README's rows, each at every width: title, and the measure's name in bfloat16.
 README_ROWS = (
-    ("first token, one picture", "first-token"),
-    ("decode, batch 1", "decode"),
-    ("decode, batch 32", "decode-batch"),
-    ("a robot's action", "act"),
+    ("first token, ms", "first-token"),
+    ("decode, tokens/s", "decode"),
+    ("batch 32, tokens/s", "decode-batch"),
+    ("robot's action, ms", "act"),
 )
-
 # Rows of docs/actions.md, in the same way.
 ACTIONS_ROWS = (
     ("one action, seven tokens", "act"),
@@ -111,7 +110,7 @@ def readme(measures: Measures) -> str:
 
     A cell has our fastest side and how many times as fast as the fastest other one it is.
     """
-    lines = [_line(["", "bf16", *[width.strip() for width in WIDTHS[1:]]]), "|---|--:|--:|--:|"]
+    lines = [_line(["", "bf16", "8-bit", "4-bit"]), "|---|--:|--:|--:|"]
     for title, name in README_ROWS:
         cells = []
         for width in WIDTHS:
@@ -119,10 +118,10 @@ def readme(measures: Measures) -> str:
             sides = _measured(measure)
             ours = [side for side in sides if side["is_ours"]]
             others = [side for side in sides if not side["is_ours"]]
-            shown = f"{amount(ours[0]['median'])} {measure['unit']}" if ours else ""
-            if ours and others:
-                shown += f", {_speed_up(measure, ours[0], others[0])}"
-            cells.append(shown)
+            notes = [_speed_up(measure, ours[0], others[0])] if ours and others else []
+            cells.append(
+                " ".join([amount(ours[0]["median"]), *map("({})".format, notes)]) if ours else ""
+            )
         lines.append(_line([title, *cells]))
     return "\n".join(lines)
 
