@@ -160,6 +160,15 @@ class VisionModel(nn.Module):
         """The towers, in the order of their features."""
         return [self[name] for name in self.config.towers]
 
+    def engine_embed(
+        self, towers: Sequence[VisionTransformer], pixel_values: mx.array
+    ) -> list[mx.array] | None:
+        """Each tower's ``embed`` of its channels by an accelerated pass; None if not supported.
+
+        There is none in plain MLX. A plug-in may replace this method of the class.
+        """
+        return None
+
     def engine_blocks(
         self, towers: Sequence[VisionTransformer], tokens: Sequence[mx.array]
     ) -> list[mx.array] | None:
@@ -168,6 +177,12 @@ class VisionModel(nn.Module):
         There is none in plain MLX. A plug-in may replace this method of the class.
         """
         return None
+
+    def embed(self, pixel_values: mx.array) -> list[mx.array]:
+        """Each tower's tokens ``[B, N, D]`` before its blocks; arguments as in ``__call__``."""
+        pixels = pixel_values.astype(self.towers[0].pos_embed.dtype).transpose(0, 2, 3, 1)
+        inputs = mx.split(pixels, len(self.towers), axis=-1)
+        return [tower.embed(x) for tower, x in zip(self.towers, inputs)]
 
     def __call__(self, pixel_values: mx.array) -> mx.array:
         """Patch features.
@@ -180,9 +195,9 @@ class VisionModel(nn.Module):
             ``[B, num_patches, hidden_size]``, the towers' widths added up.
         """
         towers = self.towers
-        pixels = pixel_values.astype(towers[0].pos_embed.dtype).transpose(0, 2, 3, 1)
-        inputs = mx.split(pixels, len(towers), axis=-1)
-        tokens = [tower.embed(x) for tower, x in zip(towers, inputs)]
+        tokens = self.engine_embed(towers, pixel_values)
+        if tokens is None:
+            tokens = self.embed(pixel_values)
         outputs = self.engine_blocks(towers, tokens)
         if outputs is None:
             outputs = [tower.apply_blocks(x) for tower, x in zip(towers, tokens)]

@@ -2,9 +2,9 @@
 
 The model in the folder above works without this folder. ``attach`` connects the two, for all
 instances: ``LanguageModel.engine_logits`` becomes ``decoder.logits``, ``engine_hidden_states``
-``decoder.hidden_states``, ``VisionModel.engine_blocks`` ``towers.blocks``,
-``Model.engine_embeddings`` ``embeddings.input_embeddings``, and
-``MoxinImageProcessor.engine_process`` ``pictures.process``. Where something is not supported
+``decoder.hidden_states``, ``VisionModel.engine_embed`` ``patch_embedding.embed`` and
+``engine_blocks`` ``towers.blocks``, ``Model.engine_embeddings`` ``embeddings.input_embeddings``,
+and ``MoxinImageProcessor.engine_process`` ``pictures.process``. Where something is not supported
 (another device, dtype, format or cache; adapters; training; very large pictures) these return None,
 and the modules compute it.
 
@@ -22,7 +22,16 @@ from ..language import LanguageModel
 from ..moxin import Model
 from ..projector import Projector
 from ..vision import VisionModel
-from . import activations, decoder, embeddings, peers, pictures, precompile, towers
+from . import (
+    activations,
+    decoder,
+    embeddings,
+    patch_embedding,
+    peers,
+    pictures,
+    precompile,
+    towers,
+)
 from .device import enabled
 
 __all__ = ["attach", "enabled"]
@@ -32,6 +41,7 @@ def attach() -> None:
     """Make all models try the kernels first, and compile them while weights are being read."""
     LanguageModel.engine_logits = decoder.logits
     LanguageModel.engine_hidden_states = decoder.hidden_states
+    VisionModel.engine_embed = patch_embedding.embed
     VisionModel.engine_blocks = towers.blocks
     Model.engine_embeddings = embeddings.input_embeddings
     Projector.gelu = activations.gelu

@@ -21,6 +21,8 @@ SWITCH = "MLX_VLM_MOXIN_KERNELS"
 TESTED_MLX = ((0, 32), (0, 33))
 # bfloat16 conversion in one instruction.
 MIN_COMPUTE_CAPABILITY = 8
+# Hopper, for which kernels are compiled with the instructions of that architecture alone.
+WARPGROUPS = {"sm_90": "sm_90a"}
 # CUdevice_attribute of the driver.
 MULTIPROCESSOR_COUNT = 16
 MAX_SHARED_MEMORY_PER_BLOCK = 97
@@ -144,8 +146,16 @@ def unsupported() -> str | None:
 
 @functools.cache
 def architecture() -> str | None:
-    """The GPU's architecture, such as ``sm_90``; None if kernels cannot be used with it."""
-    return mx.device_info()["architecture"] if unsupported() is None else None
+    """What kernels are compiled for, such as ``sm_90a``; None if the GPU cannot be used."""
+    if unsupported() is not None:
+        return None
+    name = mx.device_info()["architecture"]
+    return WARPGROUPS.get(name, name)
+
+
+def has_warpgroups() -> bool:
+    """Whether the GPU has the products of four warps (wgmma)."""
+    return architecture() in WARPGROUPS.values()
 
 
 def reason_off() -> str | None:

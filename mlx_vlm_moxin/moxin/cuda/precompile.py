@@ -26,6 +26,7 @@ from . import (
     fused_step,
     kv_cache,
     matmul_kernels,
+    patch_embedding,
     peers,
     resize_kernels,
     tiling,
@@ -129,6 +130,7 @@ def _unless_unsupported(find: Callable[[], Iterator[Build]]) -> list[Build]:
 def _tower_builds(vision: nn.Module) -> Iterator[Build]:
     if len(vision.towers) != 2:
         return
+    yield from _unless_unsupported(lambda: _patch_builds(vision.towers))
     pairs = towers.make_pairs(vision.towers)
     towers.check(pairs)
     size = vision.config.image_size
@@ -146,6 +148,12 @@ def _embedding_builds(decoder: nn.Module) -> Iterator[Build]:
     for ids in embeddings.ID_DTYPES if type(table) is nn.Embedding else ():
         arguments = sizes.dtype, ids, PROMPT, *table.weight.shape
         yield partial(embeddings.embed_tokens, *arguments)
+
+
+def _patch_builds(both: list[nn.Module]) -> Iterator[Build]:
+    patch_embedding.check(both)
+    patch = both[0].patch_embed.proj.weight.shape[1]
+    yield partial(patch_embedding.build, both, mx.float32, (1, patch, patch))
 
 
 def _decoder_builds(decoder: nn.Module, head: nn.Module) -> Iterator[Build]:

@@ -8,20 +8,13 @@ import mlx.core as mx
 
 from . import device, kernel
 from .kernel import C_TYPES, Kernel, fill_table
+from .tower_tiles import THREADS, TILE_K, Tiles, WarpgroupTiles
 
-THREADS = 256
-# A kernel has 4 KB of parameters, and a layer of both towers up to 28 arrays. The first launch has
-# fewer layers, so that the GPU starts while Python records the next.
-FIRST_LAYERS = 4
-LAYERS_AT_ONCE = 11
-# Rows of a product's tile, and values of K per step.
-TILE_ROWS = 96
-TILE_K = 64
-# Columns of a wide and of a narrow product's tile.
-WIDE_WIDTH = 128
-NARROW_WIDTH = 64
-WIDE_STAGES = 3
-NARROW_GROUPS = 2
+# A kernel has 4 KB of parameters, and a layer of both towers up to 28 arrays. On an H200's host
+# recording a launch takes 0.2 ms and 37 us per layer, so the second one is recorded while the GPU
+# computes the first.
+FIRST_LAYERS = 8
+LAYERS_AT_ONCE = 9
 # A layer's arrays, in the order of moxin::TowerLayer (tower_layers.cu).
 PARAMETERS = (
     ("norm1", "weight"),
@@ -40,36 +33,6 @@ PARAMETERS = (
     ("ls2", "gamma"),
 )
 OPTIONAL_PARAMETERS = (("ls1", "gamma"), ("ls2", "gamma"))
-
-
-class Tiles(NamedTuple):
-    """How products are divided among the warps of a thread block (tower_matmul.cuh).
-
-    Attributes:
-        wide_groups: groups of four warps that share a tile of a wide product.
-        narrow_stages: stages of a narrow product.
-    """
-
-    wide_groups: int
-    narrow_stages: int
-
-    @property
-    def shared_memory(self) -> int:
-        """Bytes per thread block: as many wide tiles as there are teams."""
-        teams = THREADS // 128 // self.wide_groups
-        wide = teams * WIDE_STAGES * (TILE_ROWS + WIDE_WIDTH) * TILE_K * 2
-        narrow = self.narrow_stages * (TILE_ROWS + NARROW_WIDTH) * TILE_K * 2
-        return max(wide, narrow)
-
-
-# For the 227 KB per thread block of data-centre GPUs, and for the 99 KB of others.
-TILES = (Tiles(1, 6), Tiles(2, 4))
-
-
-def find_tiles() -> Tiles | None:
-    """The first of ``TILES`` for which the GPU has the memory."""
-    limit = device.max_shared_memory()
-    return next((tiles for tiles in TILES if tiles.shared_memory <= limit), None)
 
 
 class Tower(NamedTuple):
@@ -96,7 +59,11 @@ class Tower(NamedTuple):
 
 @functools.lru_cache
 def tower_layers(
-    dtype: mx.Dtype, towers: tuple[Tower, Tower], count: int, eps: float, tiles: Tiles
+    dtype: mx.Dtype,
+    towers: tuple[Tower, Tower],
+    count: int,
+    eps: float,
+    tiles: Tiles | WarpgroupTiles,
 ) -> Kernel:
     """The kernel of ``count`` layers of both towers.
 
@@ -104,7 +71,7 @@ def tower_layers(
         dtype: of tokens and weights.
         towers: sizes of both towers in this launch.
         eps: of all layer norms.
-        tiles: as from ``find_tiles``.
+        tiles: as from ``tower_tiles.find_tiles``.
 
     Returns:
         A kernel of ``kernel.counters``, the tokens of both towers, and the ``parameters`` of
@@ -129,6 +96,8 @@ def tower_layers(
         widths = {"normed": width, "qkv": 3 * width, "attended": width}
         widths["hidden"] = tower.intermediate
         scratch |= {f"{name}_{which}": ((rows, size), dtype) for name, size in widths.items()}
+        sums = (tiles.PARTS, rows, width) if tiles.PARTS else (kernel.MIN_SIZE,)
+        scratch[f"sums_{which}"] = (sums, mx.float32)
         for name in ("batch", "tokens", "width", "heads", "intermediate", "depth"):
             scalars[f"{name}_{which}"] = getattr(tower, name)
     return kernel.build(
@@ -140,19 +109,16 @@ def tower_layers(
             "LAYERS": count,
             "EPS": eps,
             "THREADS": THREADS,
-            "TILE_ROWS": TILE_ROWS,
+            "SHARED_MEMORY": tiles.shared_memory,
             "TILE_K": TILE_K,
-            "WIDE_WIDTH": WIDE_WIDTH,
-            "WIDE_STAGES": WIDE_STAGES,
-            "WIDE_GROUPS": tiles.wide_groups,
-            "NARROW_WIDTH": NARROW_WIDTH,
-            "NARROW_STAGES": tiles.narrow_stages,
-            "NARROW_GROUPS": NARROW_GROUPS,
+            "PARTS": tiles.PARTS,
+            **tiles.constants,
         },
         [mx.uint32, dtype, dtype, *[dtype] * len(parameters)],
         outputs | scratch,
         scalars,
         macros={
+            "TOWER_PRODUCTS": f'"{tiles.FILE}"',
             "LAYER_PARAMETERS": ", ".join(f"const {C_TYPES[dtype]}* {name}" for name in parameters),
             "FILL_LAYERS(table)": fill_table(entries),
         },

@@ -21,11 +21,10 @@ from .engine_table import EngineTable
 from .errors import UnsupportedError, require
 from .graph import compile_graph
 from .kernel import DTYPES
+from .tower_tiles import WIDTH_MULTIPLE, Tiles, WarpgroupTiles, find_tiles
 
 logger = logging.getLogger(__name__)
 
-# Tensor cores read 16 bytes at a time.
-WIDTH_MULTIPLE = 8
 TRAINING = "the model is being trained"
 
 
@@ -99,7 +98,7 @@ def _check_layer(layer: nn.Module, first: nn.Module, eps: float, dtype: mx.Dtype
 def check(pairs: Sequence[LayerPair]) -> None:
     """Raise ``UnsupportedError`` unless the kernel supports the layers."""
     require(device.enabled(), "there is no GPU for the kernels, or they are off")
-    require(kernels.find_tiles() is not None, "the GPU has too little shared memory")
+    require(find_tiles() is not None, "the GPU has too little shared memory")
     first = pairs[0].layers
     eps, dtype = first[0].norm1.eps, first[0].norm1.weight.dtype
     require(dtype in DTYPES, f"the dtype is {dtype}")
@@ -144,7 +143,7 @@ def _run(pairs: Sequence[LayerPair], *xs: mx.array) -> list[mx.array]:
 
 def kernel_arguments(
     pairs: Sequence[LayerPair], shapes: Sequence[tuple[int, int]]
-) -> tuple[mx.Dtype, tuple[kernels.Tower, kernels.Tower], int, float, kernels.Tiles]:
+) -> tuple[mx.Dtype, tuple[kernels.Tower, kernels.Tower], int, float, Tiles | WarpgroupTiles]:
     """Arguments of ``tower_kernel.tower_layers``.
 
     Args:
@@ -164,7 +163,7 @@ def kernel_arguments(
         for which, (shape, layer) in enumerate(zip(shapes, first))
     )
     norm = first[0].norm1
-    return norm.weight.dtype, towers, len(pairs), norm.eps, kernels.find_tiles()
+    return norm.weight.dtype, towers, len(pairs), norm.eps, find_tiles()
 
 
 def stages(pairs: Sequence[LayerPair]) -> list[Sequence[LayerPair]]:

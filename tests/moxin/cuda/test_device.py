@@ -45,7 +45,8 @@ def forget_gpu():
 
 def test_the_kernels_are_on_by_default(gpu):
     assert device.enabled()
-    assert device.architecture() == "sm_90"
+    assert device.architecture() == "sm_90a"
+    assert device.has_warpgroups()
 
 
 def test_an_environment_variable_switches_them_off(gpu, monkeypatch):

@@ -20,11 +20,13 @@ from mlx_vlm.models.moxin.cuda import (
     kv_cache,
     matmul_kernels,
     nvrtc,
+    patch_embedding,
     peers,
     resize_kernels,
     step_attention,
     tiling,
     tower_kernel,
+    tower_tiles,
 )
 from mlx_vlm.models.moxin.cuda import layerwise_kernels as kernels
 from mlx_vlm.models.moxin.cuda.decoder_sizes import DecoderSizes
@@ -37,7 +39,7 @@ ARCHITECTURES = {
     "sm_80": (108, 163 * KILOBYTE),
     "sm_86": (84, 99 * KILOBYTE),
     "sm_89": (128, 99 * KILOBYTE),
-    "sm_90": (132, 227 * KILOBYTE),
+    "sm_90a": (132, 227 * KILOBYTE),
     "sm_100": (148, 227 * KILOBYTE),
     "sm_120": (170, 99 * KILOBYTE),
 }
@@ -47,7 +49,7 @@ FORMATS = {
     "sm_80": Format(8, 64),
     "sm_86": Format(4, 64),
     "sm_89": Format(16, 0),
-    "sm_90": Format(16, 0),
+    "sm_90a": Format(16, 0),
     "sm_100": Format(8, 64),
     "sm_120": Format(4, 64),
 }
@@ -135,10 +137,15 @@ def batch_builds(sizes, form):
     return [build] if is_supported else []
 
 
-def tower_build():
-    tiles, layers = tower_kernel.find_tiles(), tower_kernel.LAYERS_AT_ONCE
-    build = tower_kernel.tower_layers
-    return partial(build, mx.bfloat16, (DINO, SIGLIP), layers, 1e-6, tiles)
+def tower_builds():
+    tiles, layers = tower_tiles.find_tiles(), tower_kernel.LAYERS_AT_ONCE
+    embeddings = patch_embedding.Embedding(1024, 1, 4), patch_embedding.Embedding(1152, 0, 0)
+    embed, pictures = patch_embedding.embed_patches, (mx.float32, (1, 224, 224), 14)
+    common = tower_tiles.find_common_tiles()
+    return [
+        partial(embed, mx.bfloat16, *pictures, embeddings, common),
+        partial(tower_kernel.tower_layers, mx.bfloat16, (DINO, SIGLIP), layers, 1e-6, tiles),
+    ]
 
 
 def picture_builds():
@@ -154,11 +161,11 @@ def build_all(builds):
 @pytest.mark.parametrize("architecture", ALL)
 def test_all_kernels_compile(architecture, on):
     on(architecture)
-    rows = tiling.ROW_TILES[-1 if architecture == "sm_90" else 0]
+    rows = tiling.ROW_TILES[-1 if architecture == "sm_90a" else 0]
     form = FORMATS[architecture]
     batches = batch_builds(MOXIN, form)
     assert batches
-    build_all([tower_build(), *picture_builds(), *batches, *decoder_builds(MOXIN, form, rows)])
+    build_all([*tower_builds(), *picture_builds(), *batches, *decoder_builds(MOXIN, form, rows)])
 
 
 @pytest.mark.parametrize(
@@ -169,7 +176,7 @@ def test_all_kernels_compile(architecture, on):
     ],
 )
 def test_kernels_of_other_decoders_compile(sizes, on):
-    on("sm_90")
+    on("sm_90a")
     step, _prompt, *others = decoder_builds(sizes, Format(16, 0), 16)
     batches = batch_builds(sizes, Format(8, 64))
     assert batches

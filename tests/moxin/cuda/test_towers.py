@@ -7,7 +7,7 @@ from cuda_support import assert_as_close, needs_gpu, randomised, recording
 from mlx.utils import tree_flatten
 from mlx_lm.tuner.lora import LoRALinear
 from mlx_vlm.models.moxin.config import VisionConfig
-from mlx_vlm.models.moxin.cuda import device, kernel, tower_kernel, towers
+from mlx_vlm.models.moxin.cuda import device, kernel, tower_kernel, tower_tiles, towers
 from mlx_vlm.models.moxin.towers import DINO_ID, TIMM_MODELS
 from mlx_vlm.models.moxin.vision import VisionModel
 
@@ -39,6 +39,12 @@ def make_model(dtype=mx.bfloat16, dino=DINO, siglip=SIGLIP, image_size=140):
     return randomised(lambda: VisionModel(config), dtype)
 
 
+@pytest.fixture
+def embedded_by_modules(monkeypatch):
+    """The modules compute the layers' input."""
+    monkeypatch.setattr(VisionModel, "engine_embed", lambda *_: None)
+
+
 def is_supported(model):
     return towers.supports(towers.make_pairs(model.towers))
 
@@ -53,12 +59,21 @@ def test_half_precision_is_supported(dtype, kernels_everywhere):
 
 
 @pytest.mark.parametrize(
-    ("kilobytes", "tiles"),
-    [(227, tower_kernel.TILES[0]), (99, tower_kernel.TILES[1]), (64, None)],
+    ("architecture", "kilobytes", "tiles"),
+    [
+        ("sm_90a", 227, tower_tiles.HOPPER_TILES),
+        ("sm_100", 227, tower_tiles.TILES[0]),
+        ("sm_80", 163, tower_tiles.TILES[1]),
+        ("sm_89", 99, tower_tiles.TILES[1]),
+        ("sm_89", 64, None),
+    ],
 )
-def test_tiles_fit_the_shared_memory(kilobytes, tiles, kernels_everywhere, monkeypatch):
+def test_tiles_fit_the_shared_memory(
+    architecture, kilobytes, tiles, kernels_everywhere, monkeypatch
+):
+    monkeypatch.setattr(device, "architecture", lambda: architecture)
     monkeypatch.setattr(device, "attribute", lambda number: 1024 * kilobytes)
-    assert tower_kernel.find_tiles() == tiles
+    assert tower_tiles.find_tiles() == tiles
     assert is_supported(make_model()) is (tiles is not None)
 
 
@@ -153,7 +168,7 @@ def test_many_blocks_of_both_towers_are_one_kernel(kernels_everywhere, monkeypat
     model = make_model()
     features = model(mx.random.normal((1, 6, 140, 140)))
     assert features.shape == (1, 100, DINO["hidden_size"] + SIGLIP["hidden_size"])
-    assert calls == ["tower_layers", "tower_layers"]
+    assert calls == ["embed_patches", "tower_layers", "tower_layers"]
 
 
 def narrow(timm_id):
@@ -183,7 +198,9 @@ FAMILY = {
 
 
 @pytest.mark.parametrize("name", FAMILY)
-def test_towers_of_the_family_use_the_kernel_or_the_modules(name, kernels_everywhere, monkeypatch):
+def test_towers_of_the_family_use_the_kernel_or_the_modules(
+    name, kernels_everywhere, embedded_by_modules, monkeypatch
+):
     ids, sizes, tokens, uses_kernel = FAMILY[name]
     config = VisionConfig(**{tower: narrow(timm_id) for tower, timm_id in ids.items()}, **sizes)
     model = randomised(lambda: VisionModel(config), mx.bfloat16)
@@ -213,7 +230,9 @@ def test_unsupported_towers_are_computed_by_the_modules(kernels_everywhere, monk
     assert mx.allclose(in_stages, model(pixels), atol=1e-5).item()
 
 
-def test_a_tower_that_is_changed_is_checked_again(kernels_everywhere, monkeypatch):
+def test_a_tower_that_is_changed_is_checked_again(
+    kernels_everywhere, embedded_by_modules, monkeypatch
+):
     calls = []
     monkeypatch.setattr(kernel, "build", recording(calls))
     model, pixels = make_model(), mx.random.normal((1, 6, 140, 140))

@@ -13,6 +13,8 @@ namespace moxin {
 constexpr int QUERIES = 64;
 constexpr int KEYS = 64;
 constexpr int ATTENTION_THREADS = 128;
+constexpr int MAX_STAGES = 4;
+constexpr int TEAMS = config::THREADS / ATTENTION_THREADS;
 
 // qkv is [batch * tokens, 3, heads, width], out [batch * tokens, heads, width].
 template <typename T>
@@ -28,13 +30,16 @@ __device__ int count_tiles(const TowerAttention<T>& attention) {
   return (attention.tokens + QUERIES - 1) / QUERIES * attention.heads * attention.batch;
 }
 
-// A team computes tile `tile` of count_tiles().
+// A team computes tile `tile` of count_tiles(). As many tiles of keys as fit in shared memory are in
+// flight.
 template <typename T, int HEAD>
 __device__ void attend_head(const TowerAttention<T>& attention, int tile, int team) {
   constexpr int PITCH = HEAD * 2 + 16;  // bytes; shifts neighbouring rows by four banks at least
+  constexpr int ROOM = (config::SHARED_MEMORY / TEAMS / PITCH - QUERIES) / (2 * KEYS);
+  constexpr int STAGES = ROOM < MAX_STAGES ? ROOM : MAX_STAGES;
+  static_assert(STAGES > 0, "there is room for queries, keys and values");
   unsigned int queries = static_cast<unsigned int>(
-      __cvta_generic_to_shared(shared + team * (QUERIES + 2 * KEYS) * PITCH));
-  unsigned int keys = queries + QUERIES * PITCH, values = keys + KEYS * PITCH;
+      __cvta_generic_to_shared(shared + team * (QUERIES + STAGES * 2 * KEYS) * PITCH));
   int query_tiles = (attention.tokens + QUERIES - 1) / QUERIES;
   int first_query = tile % query_tiles * QUERIES;
   int head = tile / query_tiles % attention.heads;
@@ -52,22 +57,31 @@ __device__ void attend_head(const TowerAttention<T>& attention, int tile, int te
       copy_async(to + row * PITCH + column * 2, from, inside);
     }
   };
-  auto wait = [&] {
-    asm volatile("cp.async.commit_group;\n cp.async.wait_group 0;");
-    sync_team<ATTENTION_THREADS>(team);
+  auto copy_stage = [&](int step) {
+    unsigned int keys = queries + (QUERIES + step % STAGES * 2 * KEYS) * PITCH;
+    if (step * KEYS < attention.tokens) {
+      copy(keys, 1, step * KEYS);
+      copy(keys + KEYS * PITCH, 2, step * KEYS);
+    }
+    commit_copies();
   };
 
   sync_team<ATTENTION_THREADS>(team);
   copy(queries, 0, first_query);
+#pragma unroll 1
+  for (int step = 0; step < STAGES; ++step) copy_stage(step);
   FlashTile<T, HEAD, KEYS, PITCH> flash;
-  for (int first = 0; first < attention.tokens; first += KEYS) {
+#pragma unroll 1
+  for (int step = 0; step * KEYS < attention.tokens; ++step) {
+    wait_copies<STAGES - 1>();
     sync_team<ATTENTION_THREADS>(team);
-    copy(keys, 1, first);
-    copy(values, 2, first);
-    wait();
-    auto is_valid = [&](int, int key) { return first + key < attention.tokens; };
-    flash.add(queries + warp * 16 * PITCH, keys, values, attention.scale, is_valid);
+    auto is_valid = [&](int, int key) { return step * KEYS + key < attention.tokens; };
+    unsigned int keys = queries + (QUERIES + step % STAGES * 2 * KEYS) * PITCH;
+    flash.add(queries + warp * 16 * PITCH, keys, keys + KEYS * PITCH, attention.scale, is_valid);
+    sync_team<ATTENTION_THREADS>(team);
+    copy_stage(step + STAGES);
   }
+  wait_copies<0>();
   flash.finish();
 #pragma unroll
   for (int half = 0; half < 2; ++half) {

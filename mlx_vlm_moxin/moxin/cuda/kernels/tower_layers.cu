@@ -7,12 +7,12 @@
 // block waits for the others, the first weights of its next product are in flight.
 //
 // Constants that tower_kernel.py defines in namespace config: T; WIDTH and HEAD, the larger of both
-// towers' widths and, rounded up to 16, of their heads' widths; LAYERS; EPS; THREADS, TILE_ROWS, TILE_K,
-// WIDE_WIDTH, WIDE_STAGES, WIDE_GROUPS, NARROW_WIDTH, NARROW_STAGES, NARROW_GROUPS.
+// towers' widths and, rounded up to 16, of their heads' widths; LAYERS; EPS; THREADS, SHARED_MEMORY,
+// TILE_K, PARTS, and those of TOWER_PRODUCTS, the file of the products.
 
 #include "tower_attention.cuh"
-#include "tower_matmul.cuh"
 #include "tower_norm.cuh"
+#include TOWER_PRODUCTS
 
 namespace moxin {
 
@@ -30,27 +30,26 @@ struct TowerLayer {
   const T* gamma2;
 };
 
-// x, out, normed and attended are [batch * tokens, width], qkv [.., 3 * width] and hidden
-// [.., intermediate]. The tower has `depth` layers; in later ones it has no rows.
+// x, out, normed and attended are [batch * tokens, width], qkv [.., 3 * width], hidden
+// [.., intermediate] and sums [PARTS, .., width]. The tower has `depth` layers; in later ones it has no rows.
 struct Tower {
   const T* x;
   T *out, *normed, *qkv, *attended, *hidden;
+  float* sums;
   int batch, tokens, width, heads, intermediate, depth;
 };
 
-// The tiles of both towers' products; make(tower) returns the Product of tower 0 or 1.
-template <Epilogue EPILOGUE, typename TILE, typename Make>
-__device__ void multiply_both(GridBarrier& barrier, Make make) {
-  int first = count_tiles<TILE>(make(0)), count = first + count_tiles<TILE>(make(1));
-  int team = thread_of_step() / TILE::THREADS;
-  int teams = gridDim.x * (config::THREADS / TILE::THREADS);
-  for (int tile = team * gridDim.x + blockIdx.x; tile < count; tile += teams) {
-    bool is_first = tile < first;
-    multiply_tile<T, EPILOGUE, TILE>(
-        make(!is_first), is_first ? tile : tile - first, team, barrier);
-    sync_team<TILE::THREADS>(team);
-  }
+// The norms of both towers' rows; make(tower) returns the LayerNorm of tower 0 or 1.
+template <int PARTS, typename Make>
+__device__ void normalise_both(GridBarrier& barrier, int rows_0, int rows_1, Make make) {
+  int thread = thread_of_step(), warps = gridDim.x * (config::THREADS / LANES);
+  prefetch(make(grid_warp(thread) >= rows_0), thread % LANES);
   barrier.wait();
+  for (int row = grid_warp(thread); row < rows_0 + rows_1; row += warps) {
+    bool is_second = row >= rows_0;
+    layer_norm<T, config::WIDTH, PARTS>(
+        make(is_second), is_second ? row - rows_0 : row, thread % LANES, config::EPS);
+  }
   barrier.arrive();
 }
 
@@ -68,52 +67,54 @@ extern "C" __global__ void __launch_bounds__(config::THREADS, 1) tower_layers(
     config::T* out_0,        // as x_0
     config::T* out_1,
     // Scratch of each tower, see moxin::Tower.
-    config::T* normed_0, config::T* qkv_0, config::T* attended_0, config::T* hidden_0,
-    config::T* normed_1, config::T* qkv_1, config::T* attended_1, config::T* hidden_1,
+    config::T* normed_0, config::T* qkv_0, config::T* attended_0, config::T* hidden_0, float* sums_0,
+    config::T* normed_1, config::T* qkv_1, config::T* attended_1, config::T* hidden_1, float* sums_1,
     int batch_0, int tokens_0, int width_0, int heads_0, int intermediate_0, int depth_0,
     int batch_1, int tokens_1, int width_1, int heads_1, int intermediate_1, int depth_1) {
   using namespace moxin;
-  // Wide: products with more tiles than multiprocessors. Narrow: the others.
-  using WideTile = Tile<config::WIDE_WIDTH, config::WIDE_STAGES, config::WIDE_GROUPS>;
-  using NarrowTile = Tile<config::NARROW_WIDTH, config::NARROW_STAGES, config::NARROW_GROUPS>;
   __shared__ TowerLayer layers[config::LAYERS][2];
   __shared__ Tower towers[2];
   FILL_LAYERS(layers)
   if (threadIdx.x == 0) {
-    towers[0] = {x_0, out_0, normed_0, qkv_0, attended_0, hidden_0,
+    towers[0] = {x_0, out_0, normed_0, qkv_0, attended_0, hidden_0, sums_0,
                  batch_0, tokens_0, width_0, heads_0, intermediate_0, depth_0};
-    towers[1] = {x_1, out_1, normed_1, qkv_1, attended_1, hidden_1,
+    towers[1] = {x_1, out_1, normed_1, qkv_1, attended_1, hidden_1, sums_1,
                  batch_1, tokens_1, width_1, heads_1, intermediate_1, depth_1};
   }
   GridBarrier barrier{arrivals};
   barrier.arrive();
 
+  // Narrow products add to their residual, or leave that to the next norm; then an additional step
+  // after the last layer does it.
+  constexpr int PARTS = config::PARTS;
+  constexpr Epilogue NARROW_EPILOGUE = PARTS > 0 ? PARTIAL_SUMS : BIAS_SCALE_ADD;
 #pragma unroll 1
-  for (int i = 0; i < config::LAYERS; ++i) {
-    auto rows = [&](int which) {
+  for (int i = 0; i < config::LAYERS + (PARTS > 0); ++i) {
+    auto all_rows = [&](int which) { return towers[which].batch * towers[which].tokens; };
+    auto rows = [&](int which) { return i < towers[which].depth ? all_rows(which) : 0; };
+    auto norm1_rows = [&](int which) {
+      int depth = towers[which].depth;
+      return depth > 0 && i < depth + (PARTS > 0) ? all_rows(which) : 0;
+    };
+    auto norm1 = [&](int which) {
       const Tower& tower = towers[which];
-      return i < tower.depth ? tower.batch * tower.tokens : 0;
+      bool is_last = i == tower.depth;
+      const Affine& norm = layers[is_last ? 0 : i][which].norm1;
+      const TowerLayer& before = layers[i ? i - 1 : 0][which];
+      return LayerNorm<T>{i ? tower.out : tower.x, norm.weight, norm.bias,
+                          is_last ? nullptr : tower.normed, tower.width,
+                          {tower.sums, before.fc2.bias, before.gamma2, all_rows(which)}, tower.out};
     };
-    auto layer_norms = [&](Affine TowerLayer::*affine, bool is_input) {
-      barrier.wait();
-      int thread = thread_of_step(), first = rows(0), count = first + rows(1);
-      int warps = gridDim.x * (config::THREADS / LANES);
-      for (int row = grid_warp(thread); row < count; row += warps) {
-        bool is_second = row >= first;
-        const Tower& tower = towers[is_second];
-        const Affine& norm = layers[i][is_second].*affine;
-        layer_norm<T, config::WIDTH>(
-            LayerNorm<T>{is_input ? tower.x : tower.out, norm.weight, norm.bias, tower.normed,
-                         tower.width},
-            is_second ? row - first : row, thread % LANES, config::EPS);
-      }
-      barrier.arrive();
-    };
-    layer_norms(&TowerLayer::norm1, i == 0);
-    multiply_both<BIAS, WideTile>(barrier, [&](int which) {
+    if (PARTS == 0 || i == 0) {
+      normalise_both<0>(barrier, norm1_rows(0), norm1_rows(1), norm1);
+    } else {
+      normalise_both<PARTS>(barrier, norm1_rows(0), norm1_rows(1), norm1);
+    }
+    if (i == config::LAYERS) break;
+    multiply_both<T, BIAS, WIDE>(barrier, [&](int which) {
       const Tower& tower = towers[which];
       const Affine& qkv = layers[i][which].qkv;
-      return Product<T>{tower.normed, qkv.weight, qkv.bias, nullptr, nullptr, tower.qkv,
+      return Product<T>{tower.normed, qkv.weight, qkv.bias, nullptr, nullptr, tower.qkv, nullptr,
                         rows(which), tower.width, 3 * tower.width};
     });
     barrier.wait();
@@ -131,24 +132,31 @@ extern "C" __global__ void __launch_bounds__(config::THREADS, 1) tower_layers(
       attend_head<T, config::HEAD>(attention(!is_first), is_first ? tile : tile - first, team);
     }
     barrier.arrive();
-    multiply_both<BIAS_SCALE_ADD, NarrowTile>(barrier, [&](int which) {
+    multiply_both<T, NARROW_EPILOGUE, NARROW>(barrier, [&](int which) {
       const Tower& tower = towers[which];
       const TowerLayer& layer = layers[i][which];
       return Product<T>{tower.attended, layer.proj.weight, layer.proj.bias, layer.gamma1,
-                        i ? tower.out : tower.x, tower.out, rows(which), tower.width, tower.width};
+                        i ? tower.out : tower.x, tower.out, tower.sums, rows(which), tower.width,
+                        tower.width};
     });
-    layer_norms(&TowerLayer::norm2, false);
-    multiply_both<BIAS_GELU, WideTile>(barrier, [&](int which) {
+    normalise_both<PARTS>(barrier, rows(0), rows(1), [&](int which) {
+      const Tower& tower = towers[which];
+      const TowerLayer& layer = layers[i][which];
+      return LayerNorm<T>{PARTS > 0 && i == 0 ? tower.x : tower.out, layer.norm2.weight,
+                          layer.norm2.bias, tower.normed, tower.width,
+                          {tower.sums, layer.proj.bias, layer.gamma1, rows(which)}, tower.out};
+    });
+    multiply_both<T, BIAS_GELU, WIDE>(barrier, [&](int which) {
       const Tower& tower = towers[which];
       const Affine& fc1 = layers[i][which].fc1;
-      return Product<T>{tower.normed, fc1.weight, fc1.bias, nullptr, nullptr, tower.hidden,
+      return Product<T>{tower.normed, fc1.weight, fc1.bias, nullptr, nullptr, tower.hidden, nullptr,
                         rows(which), tower.width, tower.intermediate};
     });
-    multiply_both<BIAS_SCALE_ADD, NarrowTile>(barrier, [&](int which) {
+    multiply_both<T, NARROW_EPILOGUE, NARROW>(barrier, [&](int which) {
       const Tower& tower = towers[which];
       const TowerLayer& layer = layers[i][which];
       return Product<T>{tower.hidden, layer.fc2.weight, layer.fc2.bias, layer.gamma2, tower.out,
-                        tower.out, rows(which), tower.intermediate, tower.width};
+                        tower.out, tower.sums, rows(which), tower.intermediate, tower.width};
     });
   }
 }

@@ -1,18 +1,14 @@
-// Products of the vision towers: x [rows, K] times the transpose of weight [N, K].
-//
-// Tensor cores, tiles of 96 rows (three tiles cover 256 or 261 tokens with little waste). Tiles go
-// through shared memory in STAGES stages, filled by cp.async, with zeros outside the matrices.
+// Products of the vision towers on any GPU: tensor cores, tiles of 96 rows (three tiles cover 256 or 261
+// tokens with little waste). Tiles go through shared memory in STAGES stages, filled by cp.async, with
+// zeros outside the matrices.
 
 #pragma once
 
-#include "grid.cuh"
-#include "tensor_cores.cuh"
+#include "tower_product.cuh"
 
 namespace moxin {
 
 constexpr int TILE_ROWS = config::TILE_ROWS;
-constexpr int TILE_K = config::TILE_K;
-constexpr int VECTORS = TILE_K / 8;  // eight of 16 bytes: 128 bytes of a row
 
 // A team computes a tile of WIDTH columns with GROUPS groups of four warps (two by two). Each group
 // multiplies its share of every stage's K and the sums are added at the end, which keeps a
@@ -25,81 +21,15 @@ struct Tile {
   static constexpr int STAGE_BYTES = (TILE_ROWS + WIDTH) * TILE_K * 2;
 };
 
-enum Epilogue { BIAS, BIAS_GELU, BIAS_SCALE_ADD };
-
-// x is [rows, K], weight [N, K], out and residual [rows, N]. gamma (may be null) and residual are
-// used by BIAS_SCALE_ADD only. Sizes are variables, so that both towers share machine code.
-template <typename T>
-struct Product {
-  const T* x;
-  const T* weight;
-  const T* bias;
-  const T* gamma;
-  const T* residual;
-  T* out;
-  int rows, K, N;
+template <Shape SHAPE>
+struct TileOf {
+  using type = Tile<config::WIDE_WIDTH, config::WIDE_STAGES, config::WIDE_GROUPS>;
 };
 
-// Address of a vector of a row of a tile; the exclusive or spreads a column over all banks.
-__device__ inline unsigned int tile_address(unsigned int tile, int row, int vector) {
-  return tile + row * (TILE_K * 2) + ((vector ^ (row & 7)) * 16);
-}
-
-// A thread's share of copying ROWS rows of `matrix` [limit, K] into tiles. Its rows are a multiple of
-// 8 apart, so the swizzle of tile_address is the same for all of them.
-template <typename T, int ROWS, int THREADS>
-struct Copy {
-  static constexpr int COUNT = ROWS * VECTORS / THREADS, STRIDE = THREADS / VECTORS;
-  static_assert(ROWS * VECTORS % THREADS == 0 && STRIDE % 8 == 0, "threads share the rows evenly");
-  const T* matrix;
-  const T* from;
-  int row, column, limit, K;
-
-  __device__ Copy(const T* matrix, int first, int limit, int K, int thread)
-      : matrix(matrix),
-        row(thread / VECTORS),
-        column(thread % VECTORS * 8),
-        limit(limit - first),
-        K(K) {
-    from = matrix + static_cast<long long>(first + row) * K + column;
-  }
-
-  __device__ void start(unsigned int tile, int k) const {
-    unsigned int to = tile_address(tile, row, column / 8);
-    bool inside = k + column < K;
-#pragma unroll
-    for (int i = 0; i < COUNT; ++i) {
-      bool exists = inside && row + i * STRIDE < limit;
-      copy_async(to + i * STRIDE * TILE_K * 2, exists ? from + i * STRIDE * K + k : matrix, exists);
-    }
-  }
+template <>
+struct TileOf<NARROW> {
+  using type = Tile<config::NARROW_WIDTH, config::NARROW_STAGES, config::NARROW_GROUPS>;
 };
-
-// Exact GELU, not the tanh approximation.
-__device__ __noinline__ float gelu(float x) { return x * 0.5f * (1 + erff(x * 0.70710678f)); }
-
-// Applies the epilogue to eight sums of one row, from `column` on, and stores the result.
-template <typename T, Epilogue EPILOGUE>
-__device__ void finish(const Product<T>& product, int row, int column, const float* sums) {
-  long long at = static_cast<long long>(row) * product.N + column;
-  float bias[8], gamma[8], residual[8];
-  unpack<T>(*reinterpret_cast<const uint4*>(product.bias + column), bias);
-  if constexpr (EPILOGUE == BIAS_SCALE_ADD) {
-    unpack<T>(*reinterpret_cast<const uint4*>(product.residual + at), residual);
-    if (product.gamma) unpack<T>(*reinterpret_cast<const uint4*>(product.gamma + column), gamma);
-  }
-  float values[8];
-#pragma unroll
-  for (int i = 0; i < 8; ++i) {
-    float y = sums[i] + bias[i];
-    if constexpr (EPILOGUE == BIAS_GELU) y = gelu(y);
-    if constexpr (EPILOGUE == BIAS_SCALE_ADD) {
-      y = (product.gamma ? y * gamma[i] : y) + residual[i];
-    }
-    values[i] = y;
-  }
-  *reinterpret_cast<uint4*>(product.out + at) = pack_eight<T>(values);
-}
 
 // A team computes tile `tile` of count_tiles(). Loads of weights start before the barrier, loads of x
 // after it.
@@ -129,6 +59,8 @@ __device__ void multiply_tile(
     if (step < steps) weight.start(stage + TILE_ROWS * TILE_K * 2, step * TILE_K);
   };
   for (int step = 0; step < STAGES - 1; ++step) start_weight(step);
+  int column = thread % (TILE::WIDTH / 8) * 8;  // the first that this thread finishes
+  Columns<T> columns(product, first_column + column);
   barrier.wait();
   for (int step = 0; step < STAGES - 1; ++step) start_x(step);
 
@@ -187,12 +119,11 @@ __device__ void multiply_tile(
     }
   }
   sync_team<THREADS>(team);
-#pragma unroll 1
-  for (int i = thread; i < TILE_ROWS * TILE::WIDTH / 8; i += THREADS) {
-    int row = i / (TILE::WIDTH / 8), column = i % (TILE::WIDTH / 8) * 8;
+#pragma unroll 3
+  for (int row = thread / (TILE::WIDTH / 8); row < TILE_ROWS; row += THREADS / (TILE::WIDTH / 8)) {
     if (first_row + row < product.rows && first_column + column < product.N) {
       finish<T, EPILOGUE>(
-          product, first_row + row, first_column + column, results + row * PITCH + column);
+          product, columns, first_row + row, first_column + column, results + row * PITCH + column);
     }
   }
 }
@@ -200,6 +131,23 @@ __device__ void multiply_tile(
 template <typename TILE, typename T>
 __device__ int count_tiles(const Product<T>& product) {
   return (product.rows + TILE_ROWS - 1) / TILE_ROWS * ((product.N + TILE::WIDTH - 1) / TILE::WIDTH);
+}
+
+// The tiles of both towers' products; make(tower) returns the Product of tower 0 or 1.
+template <typename T, Epilogue EPILOGUE, Shape SHAPE, typename Make>
+__device__ void multiply_both(GridBarrier& barrier, Make make) {
+  using TILE = typename TileOf<SHAPE>::type;
+  int first = count_tiles<TILE>(make(0)), count = first + count_tiles<TILE>(make(1));
+  int team = thread_of_step() / TILE::THREADS;
+  int teams = gridDim.x * (config::THREADS / TILE::THREADS);
+  for (int tile = team * gridDim.x + blockIdx.x; tile < count; tile += teams) {
+    bool is_first = tile < first;
+    multiply_tile<T, EPILOGUE, TILE>(
+        make(!is_first), is_first ? tile : tile - first, team, barrier);
+    sync_team<TILE::THREADS>(team);
+  }
+  barrier.wait();
+  barrier.arrive();
 }
 
 }  // namespace moxin

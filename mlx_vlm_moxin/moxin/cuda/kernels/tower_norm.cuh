@@ -1,4 +1,4 @@
-// Layer norm of the vision towers.
+// Layer norm of the vision towers, and the residual connection before it.
 
 #pragma once
 
@@ -6,7 +6,17 @@
 
 namespace moxin {
 
-// x and out are [rows, width].
+// A product that is still to be added to x: sums [PARTS, rows, width] over parts of K. gamma may be
+// null.
+template <typename T>
+struct PartialSums {
+  const float* sums;
+  const T* bias;
+  const T* gamma;
+  int rows;
+};
+
+// x and out are [rows, width]; added, the same, is x plus the product, if there is one.
 template <typename T>
 struct LayerNorm {
   const T* x;
@@ -14,24 +24,76 @@ struct LayerNorm {
   const T* bias;
   T* out;
   int width;
+  PartialSums<T> partial;
+  T* added;
 };
 
-// A warp computes row `row`. WIDTH is at least norm.width.
-template <typename T, int WIDTH>
+// Brings what all rows share into L2, by a warp.
+template <typename T>
+__device__ void prefetch(const LayerNorm<T>& norm, int lane) {
+  constexpr int LINE = 128 / sizeof(T);
+  for (int i = lane * LINE; i < norm.width; i += LANES * LINE) {
+    for (const T* row : {norm.weight, norm.bias, norm.partial.bias, norm.partial.gamma}) {
+      if (row) asm volatile("prefetch.global.L2 [%0];" : : "l"(row + i));
+    }
+  }
+}
+
+// A warp computes row `row`. WIDTH is at least norm.width. PARTS is 0 if there is no product to add.
+// Without `out`, there is nothing but that product.
+template <typename T, int WIDTH, int PARTS>
 __device__ void layer_norm(const LayerNorm<T>& norm, int row, int lane, float eps) {
   constexpr int ROUNDS = (WIDTH / 8 + LANES - 1) / LANES;
+  const PartialSums<T>& partial = norm.partial;
   int count = norm.width / 8;
-  const uint4* x = reinterpret_cast<const uint4*>(norm.x + row * norm.width);
-  uint4* out = reinterpret_cast<uint4*>(norm.out + row * norm.width);
+  long long first = static_cast<long long>(row) * norm.width;
+  // All loads are issued before the first store. Lanes without values load the last ones again.
+  uint4 inputs[ROUNDS], biases_of[ROUNDS], gammas[ROUNDS];
+  float4 parts[ROUNDS][PARTS > 0 ? PARTS : 1][2];
+#pragma unroll
+  for (int round = 0; round < ROUNDS; ++round) {
+    int i = min(round * LANES + lane, count - 1);
+    inputs[round] = reinterpret_cast<const uint4*>(norm.x + first)[i];
+    if constexpr (PARTS > 0) {
+      biases_of[round] = reinterpret_cast<const uint4*>(partial.bias)[i];
+      gammas[round] = reinterpret_cast<const uint4*>(partial.gamma ? partial.gamma : partial.bias)[i];
+#pragma unroll
+      for (int part = 0; part < PARTS; ++part) {
+        long long before = static_cast<long long>(part) * partial.rows * norm.width + first;
+        const float4* from = reinterpret_cast<const float4*>(partial.sums + before);
+        parts[round][part][0] = from[2 * i];
+        parts[round][part][1] = from[2 * i + 1];
+      }
+    }
+  }
   float values[ROUNDS][8] = {};
   float sum = 0;
 #pragma unroll
   for (int round = 0; round < ROUNDS; ++round) {
     int i = round * LANES + lane;
-    if (i < count) unpack<T>(x[i], values[round]);
+    if (i >= count) continue;
+    unpack<T>(inputs[round], values[round]);
+    if constexpr (PARTS > 0) {
+      float product[8], gamma[8];
+      unpack<T>(biases_of[round], product);
+      unpack<T>(gammas[round], gamma);
+#pragma unroll
+      for (int part = 0; part < PARTS; ++part) {
+        float4 low = parts[round][part][0], high = parts[round][part][1];
+        const float sums[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
+#pragma unroll
+        for (int k = 0; k < 8; ++k) product[k] += sums[k];
+      }
+#pragma unroll
+      for (int k = 0; k < 8; ++k) values[round][k] += partial.gamma ? product[k] * gamma[k] : product[k];
+      uint4 rounded = pack_eight<T>(values[round]);
+      reinterpret_cast<uint4*>(norm.added + first)[i] = rounded;
+      unpack<T>(rounded, values[round]);
+    }
 #pragma unroll
     for (float value : values[round]) sum += value;
   }
+  if (!norm.out) return;
   float mean = warp_sum(sum) / norm.width, squares = 0;
 #pragma unroll
   for (int round = 0; round < ROUNDS; ++round) {
@@ -40,6 +102,7 @@ __device__ void layer_norm(const LayerNorm<T>& norm, int row, int lane, float ep
     for (float value : values[round]) squares += (value - mean) * (value - mean);
   }
   float scale = rsqrtf(warp_sum(squares) / norm.width + eps);
+  uint4* out = reinterpret_cast<uint4*>(norm.out + first);
 #pragma unroll
   for (int round = 0; round < ROUNDS; ++round) {
     int i = round * LANES + lane;
