@@ -6,6 +6,8 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx_vlm.models.cache import BatchKVCache, make_prompt_cache
 
+from mlx_vlm_moxin.actions.embeddings import embed_texts
+
 
 def predict_ids(
     model: nn.Module,
@@ -30,16 +32,13 @@ def predict_ids(
         ``[B, action_dim]`` int32, not yet evaluated.
     """
     config, decoder = model.config, model.language_model
-    picture = [config.image_token_index] * config.vision_config.num_patches
-    rows = [[config.bos_token_id, *picture, *prompt] for prompt in prompts]
-    length = max(map(len, rows))
-    padding = [length - len(row) for row in rows]
-    ids = mx.array([[config.pad_token_id] * pad + row for pad, row in zip(padding, rows)])
+    length = 1 + config.vision_config.num_patches + max(map(len, prompts))
+    padding = [length - 1 - config.vision_config.num_patches - len(prompt) for prompt in prompts]
     if any(padding):
         cache = [BatchKVCache(padding) for _ in decoder.layers]
     else:
         cache = make_prompt_cache(decoder)
-    embeds = model.get_input_embeddings(ids, pixel_values).inputs_embeds
+    embeds = input_embeddings(model, prompts, padding, pixel_values)
 
     def following(ids: mx.array, **kwargs) -> mx.array:
         logits = decoder(ids, cache=cache, logits_to_keep=1, **kwargs).logits[:, -1]
@@ -48,9 +47,38 @@ def predict_ids(
         token = mx.argmax(logits, axis=-1, keepdims=True).astype(mx.int32)
         return token if allowed is None else token + allowed.start
 
+    # Of the ids, the decoder only reads the shape: it is given their embeddings.
+    ids = mx.full(embeds.shape[:2], config.pad_token_id)
     tokens = [following(ids, inputs_embeds=embeds)]
     while len(tokens) < action_dim:
         # The GPU computes this token while the next step is recorded.
         mx.async_eval(tokens[-1])
         tokens.append(following(tokens[-1]))
     return mx.concatenate(tokens, axis=1)
+
+
+def input_embeddings(
+    model: nn.Module,
+    prompts: Sequence[Sequence[int]],
+    padding: Sequence[int],
+    pixel_values: mx.array,
+) -> mx.array:
+    """The decoder's input: padding, ``<s>``, the picture's tokens, the prompt.
+
+    Args:
+        prompts: ids without ``<s>``, for ``B`` rows.
+        padding: tokens at the start of each row.
+        pixel_values: ``[B, C, H, W]``.
+
+    Returns:
+        ``[B, T, hidden_size]``.
+    """
+    config = model.config
+    starts = [[config.pad_token_id] * pad + [config.bos_token_id] for pad in padding]
+    texts = [text for pair in zip(starts, prompts) for text in pair]
+    parts = embed_texts(model, texts)
+    pictures = model.encode_image(pixel_values).astype(parts[0].dtype)
+    rows = zip(parts[::2], pictures, parts[1::2])
+    return mx.concatenate([part for row in rows for part in row]).reshape(
+        len(prompts), -1, pictures.shape[-1]
+    )

@@ -13,8 +13,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-# Under the zeroed embeddings of the placeholders; its value has no effect.
-PLACEHOLDER_ID = 1
+from mlx_vlm_moxin.actions.embeddings import embed_texts
 
 
 def input_embeddings(
@@ -36,27 +35,22 @@ def input_embeddings(
         ``[B, T, hidden_size]``, and the length of each row.
     """
     config = model.config
-    suffix = [PLACEHOLDER_ID] * count + [config.eos_token_id]
-    length = max(map(len, prompts)) + len(suffix)
-    rows = [[*prompt, *suffix] for prompt in prompts]
-    padding = [[config.pad_token_id] * (length - len(row)) for row in rows]
-    ids = mx.array([row + pad for row, pad in zip(rows, padding)])
-    first = mx.array([len(prompt) for prompt in prompts])[:, None]
-    positions = mx.arange(length)
-    is_placeholder = (positions >= first) & (positions < first + count)
-
-    embed_tokens = model.language_model.model.embed_tokens
-    text = mx.where(is_placeholder[..., None], 0, embed_tokens(ids))
-    start = embed_tokens(mx.full((len(rows), 1), config.bos_token_id))
+    length = max(map(len, prompts))
+    ends = [[config.eos_token_id] + [config.pad_token_id] * (length - len(p)) for p in prompts]
+    texts = [[config.bos_token_id], *(text for pair in zip(prompts, ends) for text in pair)]
+    start, *parts = embed_texts(model, texts)
+    placeholders = mx.zeros((count, start.shape[-1]), start.dtype)
     pictures = model.encode_image(pixel_values)
-    pictures = pictures.reshape(len(rows), -1, pictures.shape[-1])
-    parts = [start, pictures, text]
+    seen = [pictures.reshape(len(prompts), -1, pictures.shape[-1])]
     if state is not None:
         dtype = model.proprio_projector.fc1.weight.dtype
-        parts.insert(2, model.proprio_projector(state.astype(dtype))[:, None])
-    prefix = sum(part.shape[1] for part in parts[:-1])
-    parts = [part.astype(text.dtype) for part in parts]
-    return mx.concatenate(parts, axis=1), [prefix + len(row) for row in rows]
+        seen.append(model.proprio_projector(state.astype(dtype))[:, None])
+    rows = []
+    for index, (prompt, end) in enumerate(zip(parts[::2], parts[1::2])):
+        before = [part[index].astype(start.dtype) for part in seen]
+        rows += [start, *before, prompt, placeholders, end]
+    x = mx.concatenate(rows).reshape(len(prompts), -1, start.shape[-1])
+    return x, [x.shape[1] - len(end) + 1 for end in ends]
 
 
 def decode(

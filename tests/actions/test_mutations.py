@@ -14,6 +14,8 @@ from mlx_vlm_moxin.actions import inputs, parallel, prompt
 from mlx_vlm_moxin.actions.statistics import Scale
 from mlx_vlm_moxin.actions.tokens import ActionTokenizer
 
+# What the published code embeds and then sets to zero.
+PLACEHOLDER_ID = 1
 TOKEN_CASE = goldens("openvla")["cases"][0]
 
 
@@ -106,7 +108,7 @@ def test_placeholders_that_are_not_zeroed_are_caught(fresh, monkeypatch, name):
 
     def input_embeddings(model, prompts, pixels, state, count):
         x, lengths = original(model, prompts, pixels, state, count)
-        embedding = model.language_model.model.embed_tokens(mx.array(parallel.PLACEHOLDER_ID))
+        embedding = model.language_model.model.embed_tokens(mx.array(PLACEHOLDER_ID))
         x[:, -1 - count : -1] = embedding
         return x, lengths
 

@@ -11,7 +11,7 @@ import pytest
 from action_models import goldens, picture
 
 from mlx_vlm_moxin import load, predict_action
-from mlx_vlm_moxin.actions.autoregressive import predict_ids
+from mlx_vlm_moxin.actions.autoregressive import input_embeddings, predict_ids
 from mlx_vlm_moxin.actions.inputs import prepare
 from mlx_vlm_moxin.actions.policy import infer, predict
 from mlx_vlm_moxin.actions.statistics import choose_data_set
@@ -107,9 +107,26 @@ def test_nothing_waits_for_a_token_before_the_action_is_complete(openvla, monkey
         monkeypatch.setattr(mx, name, lambda *arguments: pytest.fail("waits"))
     monkeypatch.setattr(mx, "async_eval", lambda x: submitted.append(x.shape) or submit(x))
     ids = predict_ids(model, prompts, pixels, 7)
-    # Each token but the last is submitted when it is recorded.
-    assert submitted == 6 * [(1, 1)]
+    # The text's embeddings, <s> included; each token but the last when it is recorded.
+    assert submitted == [(4, model.config.text_config.hidden_size), *6 * [(1, 1)]]
     assert ids.tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("prompts", [[[5, 6, 7]], [[5, 6], [7, 8]], [[5], [6, 7, 8], []]])
+def test_embeddings_are_those_of_the_ids_with_placeholders(openvla, prompts):
+    model, processor = openvla
+    config, length = model.config, max(map(len, prompts))
+    pixels = mx.array(processor.image_processor(len(prompts) * [picture("photo")]))
+    pixels = pixels * mx.arange(1, 1 + len(prompts))[:, None, None, None]  # another one for each
+    padding = [length - len(prompt) for prompt in prompts]
+    placeholders = config.vision_config.num_patches * [config.image_token_index]
+    ids = [
+        [config.pad_token_id] * pad + [config.bos_token_id, *placeholders, *prompt]
+        for pad, prompt in zip(padding, prompts)
+    ]
+    expected = model.get_input_embeddings(mx.array(ids), pixels).inputs_embeds
+    actual = input_embeddings(model, prompts, padding, pixels)
+    assert mx.array_equal(actual, expected).item()
 
 
 @pytest.mark.parametrize("name", ["openvla", "oft"])

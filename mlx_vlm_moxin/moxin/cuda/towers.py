@@ -196,6 +196,7 @@ class TowersEngine:
         Raises:
             UnsupportedError: if the kernel does not compute the layers.
         """
+        mx.async_eval(*xs)  # the GPU embeds the patches while Python records the first layers
         with turns.turn() as launched:
             for stage in self._stages:
                 xs = stage(*xs)
