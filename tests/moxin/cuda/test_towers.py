@@ -166,7 +166,7 @@ def test_patches_are_embedded_while_the_first_layers_are_recorded(kernels_everyw
     monkeypatch.setattr(mx, "async_eval", lambda *xs: events.append("submit") or submit(*xs))
     monkeypatch.setattr(kernel, "build", recording(events))
     make_model()(mx.zeros((1, 6, 140, 140)))
-    assert events == ["submit", "tower_layers", "submit"]
+    assert events == ["embed_patches", "submit", "tower_layers", "submit"]
 
 
 def test_many_blocks_of_both_towers_are_one_kernel(kernels_everywhere, monkeypatch):
