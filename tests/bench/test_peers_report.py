@@ -78,7 +78,7 @@ def test_readmes_table_compares_with_the_fastest_other_side():
     others = Result("mlx-lm", False, [25.0]), Result("PyTorch", False, [20.0])
     measures = {"act": stored("ms", None, ours, *others), "act-4bit": stored("ms", None, ours)}
     head, _, *rows = tables.readme(measures).splitlines()
-    assert head == "| | bf16 | 8-bit | 4-bit |"
+    assert head == "| | in bf16 | 8-bit | 4-bit |"
     assert rows[-1] == "| robot's action, ms | 10 (2.0x) | | 10 |"
     units = {
         measure.name: measure.unit

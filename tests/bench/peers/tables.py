@@ -110,7 +110,7 @@ def readme(measures: Measures) -> str:
 
     A cell has our fastest side and how many times as fast as the fastest other one it is.
     """
-    lines = [_line(["", "bf16", "8-bit", "4-bit"]), "|---|--:|--:|--:|"]
+    lines = [_line(["", "in bf16", "8-bit", "4-bit"]), "|---|--:|--:|--:|"]
     for title, name in README_ROWS:
         cells = []
         for width in WIDTHS:
