@@ -27,7 +27,8 @@ def test_blocks_tables_and_code_within_text_are_commands(tmp_path, monkeypatch):
     page.write_text(
         "`python -m mlx_vlm` alone is a name, `python -m mlx_vlm generate \n--model x` is not.\n"
         "```bash\n# a remark\nfirst --a \\\n    --b    # why\n\nsecond\n```\n"
-        "| cell | `python -m y -q --z 1` |\n```python\nimport x\n\nx.run()\n```\n"
+        "| cell | `python -m y -q --z 1` |\n`python -m v --switch` and `python -m w --c d`\n"
+        "```python\nimport x\n\nx.run()\n```\n"
         "    ```python\n    excerpt\n    ```\n```json\n{}\n```\n"
         "```console\n$ third\none\ntwo\n$ fourth\n```\n",
         encoding="utf-8",
@@ -39,10 +40,11 @@ def test_blocks_tables_and_code_within_text_are_commands(tmp_path, monkeypatch):
             "first --a --b",
             "second",
             "python -m y -q --z 1",
+            "python -m w --c d",
         ),
         *("Python: x.run() ...", "third", "fourth"),
     ]
-    assert [command.is_python for command in found] == [False] * 4 + [True] + [False] * 2
+    assert [command.is_python for command in found] == [False] * 5 + [True] + [False] * 2
     assert [command.output for command in found[-2:]] == ["one\ntwo\n", ""]
 
 

@@ -18,7 +18,7 @@ PAGES = [
 # text: with an option and its value. Indented blocks are excerpts of files.
 _SHOWN = re.compile(
     r"^```(?P<language>bash|console|python)\n(?P<block>.*?)^```"
-    r"|`(?P<inline>(?:cd tests && )?python -m [^`]*\s--(?:help|\S+\s+\w)[^`]*)`",
+    r"|`(?P<inline>(?:cd tests && )?python -m [^`]*\s--(?:help|[^\s`]+\s+\w)[^`]*)`",
     re.DOTALL | re.MULTILINE,
 )
 

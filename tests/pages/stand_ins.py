@@ -35,6 +35,7 @@ STAND_INS = {
 # Commands that do not run here, and why.
 LEFT_OUT = {
     r"^(pip install|git clone)": "installs, which the tests do",
+    r"^apt |LD_PRELOAD": "changes the machine",
     r"^make ": "is one of the Makefile, as this program is",
     r"python -m pytest": "runs the tests themselves",
     r"--upload-repo|upload ": "uploads to the Hub",
