@@ -5,6 +5,8 @@ Both use TensorFlow; Pillow and NumPy give the same bytes here. Reference:
 TensorFlow's kernels ``crop_and_resize_op`` and ``scale_and_translate_op``.
 """
 
+import functools
+
 import numpy as np
 from PIL import Image
 
@@ -67,12 +69,27 @@ def resize_for_policy(image: Image.Image, size: int = POLICY_SIZE) -> Image.Imag
 
 
 def _resample_lanczos(pixels: np.ndarray, axis: int, size: int) -> np.ndarray:
-    """``size`` samples along ``axis``; a shrinking picture widens the kernel (antialiasing).
+    """``size`` samples along ``axis``, added up in the reference's order.
 
-    In float32, and added up in the reference's order: sums often end at a half, where the last
-    bit decides how they are rounded.
+    Sums often end at a half, where the last bit decides how they are rounded.
     """
-    length, one = pixels.shape[axis], np.float32(1)
+    # Along the first axis a sample is one piece of memory.
+    pixels = np.ascontiguousarray(np.moveaxis(pixels, axis, 0))
+    result = np.zeros((size, *pixels.shape[1:]), np.float32)
+    for tap, weight in zip(*_lanczos_taps(len(pixels), size)):
+        values = pixels.take(tap, axis=0)
+        values *= weight[:, None, None]
+        result += values
+    return np.moveaxis(result, 0, axis)
+
+
+@functools.lru_cache(16)
+def _lanczos_taps(length: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels of ``length`` and their weights for ``size`` samples, ``[taps, size]`` each.
+
+    A shrinking picture widens the kernel (antialiasing). In float32, as in the reference.
+    """
+    one = np.float32(1)
     scale = one / (np.float32(size) / np.float32(length))
     width = max(scale, one)
     centers = (np.arange(size, dtype=np.float32) + np.float32(0.5)) * scale
@@ -84,13 +101,7 @@ def _resample_lanczos(pixels: np.ndarray, axis: int, size: int) -> np.ndarray:
     x = (taps.astype(np.float32) + np.float32(0.5) - centers[:, None]) * (one / width)
     weights = np.where(taps <= last[:, None], _lanczos(x), np.float32(0))
     weights *= one / np.add.accumulate(weights, axis=1)[:, -1:]
-    shape = [1, 1, 1]
-    shape[axis] = size
-    result = np.float32(0)
-    for tap, weight in zip(taps.T, weights.T):
-        values = np.take(pixels, np.minimum(tap, length - 1), axis)
-        result = result + values * weight.reshape(shape)
-    return result
+    return np.minimum(taps, length - 1).T, weights.T
 
 
 def _lanczos(x: np.ndarray) -> np.ndarray:
