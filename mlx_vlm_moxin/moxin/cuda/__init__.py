@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
+from mlx.utils import tree_flatten
 
 from ..image_processing_moxin import MoxinImageProcessor
 from ..language import LanguageModel
@@ -26,6 +27,7 @@ from . import (
     activations,
     decoder,
     embeddings,
+    memory_pool,
     patch_embedding,
     peers,
     pictures,
@@ -51,11 +53,12 @@ def attach() -> None:
 
 
 def _precompiling(load_weights: Callable[..., Model]) -> Callable[..., Model]:
-    """``load_weights`` that starts compiling the model's kernels once weights are assigned."""
+    """``load_weights`` that prepares the GPU for the model once its weights are assigned."""
 
     @functools.wraps(load_weights)
     def load(model: Model, *args: Any, **kwargs: Any) -> Model:
         result = load_weights(model, *args, **kwargs)
+        memory_pool.keep(sum(array.nbytes for _, array in tree_flatten(model.parameters())))
         precompile.start(model)
         return result
 

@@ -70,7 +70,7 @@ def _check(code: int, call: str) -> None:
 
 
 @functools.cache
-def _device() -> ctypes.c_int:
+def handle() -> ctypes.c_int:
     """The driver's handle of MLX's GPU."""
     device, address = ctypes.c_int(), mx.device_info()["pci_bus_id"].encode()
     _check(_driver().cuInit(0), "cuInit")
@@ -97,7 +97,7 @@ def driver_version() -> int:
 def attribute(number: int) -> int:
     """A CUdevice_attribute of MLX's GPU; 0 for one that the driver does not know."""
     value = ctypes.c_int()
-    code = _driver().cuDeviceGetAttribute(ctypes.byref(value), number, _device())
+    code = _driver().cuDeviceGetAttribute(ctypes.byref(value), number, handle())
     if code == CUDA_ERROR_INVALID_VALUE:
         return 0
     _check(code, "cuDeviceGetAttribute")
@@ -118,7 +118,7 @@ def max_shared_memory() -> int:
 def memory() -> int:
     """Bytes of the GPU's memory."""
     value = ctypes.c_size_t()
-    code = _driver().cuDeviceTotalMem_v2(ctypes.byref(value), _device())
+    code = _driver().cuDeviceTotalMem_v2(ctypes.byref(value), handle())
     _check(code, "cuDeviceTotalMem")
     return value.value
 
@@ -185,7 +185,7 @@ def calls() -> Iterator[Callable[..., None]]:
     def call(name: str, *arguments: Any) -> None:
         _check(getattr(driver, name)(*arguments), name.removesuffix("_v2"))
 
-    call("cuDevicePrimaryCtxRetain", ctypes.byref(context), _device())
+    call("cuDevicePrimaryCtxRetain", ctypes.byref(context), handle())
     try:
         call("cuCtxPushCurrent_v2", context)
         try:
@@ -193,7 +193,7 @@ def calls() -> Iterator[Callable[..., None]]:
         finally:
             driver.cuCtxPopCurrent_v2(ctypes.byref(ctypes.c_void_p()))
     finally:
-        driver.cuDevicePrimaryCtxRelease_v2(_device())
+        driver.cuDevicePrimaryCtxRelease_v2(handle())
 
 
 @functools.cache

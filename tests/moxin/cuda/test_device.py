@@ -161,10 +161,10 @@ class Driver:
 def test_codes_of_the_driver_are_checked(monkeypatch):
     monkeypatch.setattr(device, "_driver", Driver)
     monkeypatch.setattr(mx, "device_info", lambda: H200)
-    device._device.cache_clear()
+    device.handle.cache_clear()
     with pytest.raises(RuntimeError, match="cuInit: not permitted"):
-        device._device()
-    monkeypatch.setattr(device, "_device", lambda: ctypes.c_int(0))
+        device.handle()
+    monkeypatch.setattr(device, "handle", lambda: ctypes.c_int(0))
     with pytest.raises(RuntimeError, match="cuDeviceGetAttribute: not permitted"):
         device.attribute.__wrapped__(16)
     with pytest.raises(RuntimeError, match="cuDevicePrimaryCtx"):
