@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 MEMORY_POOLS_SUPPORTED = 115
 RELEASE_THRESHOLD = 4
 # Bytes that are kept in addition to a model's, at most, and the part of the GPU's memory.
-MAX_KEPT, KEPT_PART = 8 << 30, 1 / 8
+MAX_KEPT, KEPT_PART = 16 << 30, 1 / 8
 
 
 def keep(model_bytes: int) -> None:

@@ -28,7 +28,7 @@ def limits(kernels_everywhere, monkeypatch):
     return found
 
 
-@pytest.mark.parametrize(("memory", "kept"), [(140, 8), (24, 3)])
+@pytest.mark.parametrize(("memory", "kept"), [(140, 16), (24, 3)])
 def test_the_pool_keeps_a_model_and_some_free_memory(memory, kept, limits, monkeypatch):
     monkeypatch.setattr(device, "memory", lambda: memory * GIGABYTE)
     memory_pool.keep(17 * GIGABYTE)
