@@ -1,5 +1,7 @@
 """Moxin-7B VLM: the picture's projected features replace its placeholders' embeddings."""
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
@@ -78,11 +80,14 @@ class Model(nn.Module):
         return features
 
     def engine_embeddings(
-        self, input_ids: mx.array, image_features: mx.array | None
+        self, input_ids: mx.array, image_features: Callable[[], mx.array] | None
     ) -> mx.array | None:
         """Embeddings of text and pictures from accelerated functions; None where there are none.
 
         There are none in plain MLX; as ``LanguageModel.engine_logits``.
+
+        Args:
+            image_features: records the pictures' visual tokens; None without pictures.
         """
         return None
 
@@ -98,13 +103,15 @@ class Model(nn.Module):
         Nothing is checked here: an exception would end every request that the server
         has in flight. The processor refuses bad input.
         """
-        features = None if pixel_values is None else self._image_features(pixel_values, **kwargs)
+        features = None
+        if pixel_values is not None:
+            features = functools.partial(self._image_features, pixel_values, **kwargs)
         inputs_embeds = self.engine_embeddings(input_ids, features)
         if inputs_embeds is None:
             inputs_embeds = self.language_model.model.embed_tokens(input_ids)
             if features is not None:
                 is_image = input_ids >= self.config.image_token_index
-                inputs_embeds = merge_image_features(inputs_embeds, features, is_image)
+                inputs_embeds = merge_image_features(inputs_embeds, features(), is_image)
         return InputEmbeddingsFeatures(inputs_embeds=inputs_embeds)
 
     def __call__(

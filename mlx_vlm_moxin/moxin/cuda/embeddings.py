@@ -6,6 +6,7 @@ are compiled while weights are read.
 
 import functools
 import logging
+from collections.abc import Callable
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -89,14 +90,15 @@ def merge(inputs_embeds: mx.array, image_features: mx.array, is_image: mx.array)
 
 
 def input_embeddings(
-    model: nn.Module, input_ids: mx.array, image_features: mx.array | None
+    model: nn.Module, input_ids: mx.array, image_features: Callable[[], mx.array] | None
 ) -> mx.array | None:
     """Embeddings of a prompt, by kernels; None if they do not support this model.
 
     Args:
         model: a ``Model``.
         input_ids: ``[B, T]``.
-        image_features: visual tokens ``[K, N, hidden_size]`` of the first ``K`` rows, if any.
+        image_features: records visual tokens ``[K, N, hidden_size]`` of the first ``K`` rows, if
+            there are any.
 
     Returns:
         ``[B, T, hidden_size]``.
@@ -110,8 +112,11 @@ def input_embeddings(
         inputs_embeds = embed(table, input_ids)
         if image_features is None:
             return inputs_embeds
+        # A GPU needs 0.1 to 0.3 ms to read ids that the host has just written, so it does that
+        # while Python records the vision towers.
+        mx.async_eval(inputs_embeds)
         is_image = input_ids >= model.config.image_token_index
-        return merge(inputs_embeds, image_features, is_image)
+        return merge(inputs_embeds, image_features(), is_image)
     except UnsupportedError as error:
         logger.debug("MLX computes the embeddings: %s", error)
         return None
