@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from .image_settings import CONFIG_FILE, ImageSettings, SourceImageSettings
-from .normalization import normalize, to_unit
+from .normalization import normalize
 from .picture import PictureSource, read_picture
 from .resize import Colour, letterbox, resize_crop, resize_naive
 from .towers import DINO_ID, SIGLIP_ID, TIMM_MODELS, TimmModel
@@ -125,10 +125,9 @@ class MoxinImageProcessor:
         squares = [[self._square(image, fill) for fill in different] for image in images]
         pixels = np.empty((len(images), len(self.fills), 3, size, size), np.float32)
         for towers, found in zip(pixels, squares):
-            channels = dict(zip(different, map(to_unit, found)))
             constants = zip(towers, self.fills, self.image_mean, self.image_std)
             for tower, fill, mean, std in constants:
-                normalize(channels[fill], mean, std, tower)
+                normalize(found[different.index(fill)], mean, std, tower)
         return pixels.reshape(len(images), 3 * len(self.fills), size, size), np.array(squares)
 
     def process(self, images: PictureSource | Sequence[PictureSource]) -> ProcessedPictures:
