@@ -1,4 +1,4 @@
-"""Checks after mlx-vlm has built Moxin, before it reads the weights."""
+"""What happens after mlx-vlm has built Moxin and before it reads the weights."""
 
 import functools
 from collections.abc import Callable
@@ -11,18 +11,20 @@ from mlx_vlm_moxin.plugin import chat_commands, command_options
 
 
 def load_model_weights(original: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
-    """``mlx_vlm.utils.load_model_weights``, after checks of options and memory."""
+    """``mlx_vlm.utils.load_model_weights``, after checks of options and memory; reads faster."""
 
     @functools.wraps(original)
     def load(model: nn.Module, config: dict, weights: dict[str, mx.array], *args, **kwargs):
-        if isinstance(model, Model):
-            # Imported here: the library imports the model, whose import imports this module.
-            from mlx_vlm_moxin.library import memory
+        if not isinstance(model, Model):
+            return original(model, config, weights, *args, **kwargs)
+        # Imported here: the library imports the model, whose import imports this module.
+        from mlx_vlm_moxin.library import memory, read_buffers
 
-            chat_commands.install()
-            command_options.check(model, config.get("quantization"))
-            nbytes = sum(value.nbytes for value in weights.values())
-            memory.warn_if_too_large(nbytes, model.config)
-        return original(model, config, weights, *args, **kwargs)
+        chat_commands.install()
+        command_options.check(model, config.get("quantization"))
+        nbytes = sum(value.nbytes for value in weights.values())
+        memory.warn_if_too_large(nbytes, model.config)
+        with read_buffers.kept():
+            return original(model, config, weights, *args, **kwargs)
 
     return load
