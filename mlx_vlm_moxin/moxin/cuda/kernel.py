@@ -88,7 +88,7 @@ def source_of(
     )
     # Some versions of MLX keep loaded kernels by name alone.
     name = f"{entry}_{hashlib.sha256(body.encode()).hexdigest()[:16]}"
-    header = '#include "dtypes.cuh"\n#include "weights.cuh"\n'
+    header = "".join(f'#include "{name}.cuh"\n' for name in ("dtypes", "weights", "arranged"))
     return f"{header}#define {entry} {name}\n{body}", name
 
 

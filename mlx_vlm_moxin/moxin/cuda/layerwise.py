@@ -1,9 +1,10 @@
 """Prompts of up to 512 tokens and batched decoding, with a few kernels per layer.
 
-Up to 64 rows our matmul is used, which is limited by reading the weights; above that, MLX's.
-Norm, RoPE, attention and SwiGLU between the products are one kernel each, instead of about ten
-MLX kernels. A prompt's first layers are computed while the later ones are still being recorded. A
-single prompt of up to 64 tokens uses ``fused_prompt``, a single token ``fused_step``.
+Up to 64 rows our matmul is used, which is limited by reading the weights; above that, another for
+quantised weights on Hopper, otherwise MLX's. Norm, RoPE, attention and SwiGLU between the products
+are one kernel each, instead of about ten MLX kernels. A prompt's first layers are computed while
+the later ones are still being recorded. A single prompt of up to 64 tokens uses ``fused_prompt``, a
+single token ``fused_step``.
 """
 
 import functools

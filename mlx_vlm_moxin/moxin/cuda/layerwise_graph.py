@@ -1,6 +1,8 @@
 """The graph of decoder layers that are computed one after the other, each by a few kernels.
 
-Up to 64 rows our matmul is used, which is limited by reading the weights; above that, MLX's.
+Up to 64 rows our matmul is used, which is limited by reading the weights. Above that quantised
+weights on Hopper have another one, which needs its input in a particular order: the kernel that
+computes the input writes it in that order. Otherwise MLX's is used.
 """
 
 import functools
@@ -9,9 +11,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import mlx.core as mx
 import mlx.nn as nn
 
-from . import exchange, matmul_kernels
+from . import exchange, matmul_kernels, prompt_matmul
 from . import layerwise_kernels as kernels
 from .activations import swiglu
+from .arranged import Arranged, Order, arrange
 from .decoder_layers import DecoderLayer
 from .decoder_sizes import DecoderSizes
 from .errors import UnsupportedError
@@ -53,44 +56,51 @@ def hidden_states(
             computes the other tokens' keys and values alone.
     """
     h, normed, all_keys, all_values, submitted = x.flatten(0, 1), None, [], [], None
-    for index, (layer, norm) in enumerate(_with_next_norms(layers, last_norm)):
+    rows = len(h)
+    for index, (layer, following) in enumerate(_with_next(layers)):
         if normed is None:
             normed = mx.fast.rms_norm(h, layer.input_norm, sizes.eps)
         cached = arrays[2 * index : 2 * index + 2]
-        some = kept if norm is last_norm else slice(None)
-        key = layer.formats, some.start, some.stop
+        some = slice(None) if following else kept
+        next_order = following and prompt_matmul.find_order(sizes, following.qkv.format, rows)
+        key = layer.formats, next_order, some.start, some.stop
         if key not in graphs:
             form = [projection._replace(arrays=None) for projection in layer.projections]
             tokens = kernels.Tokens(*x.shape[:2], is_causal) if is_prompt else None
-            graphs[key] = mx.compile(functools.partial(_layer, sizes, tokens, some, form))
+            layer_graph = functools.partial(_layer, sizes, tokens, some, form, next_order)
+            graphs[key] = mx.compile(layer_graph)
         h, normed, keys, values = graphs[key](
             h,
             normed,
             [projection.arrays for projection in layer.projections],
-            [layer.post_norm, norm],
+            [layer.post_norm, following.input_norm if following else last_norm],
             [] if cached[0] is None else cached,
             places,
         )
         all_keys.append(keys)
         all_values.append(values)
+        unpacks = any(
+            form.bits < 16 and prompt_matmul.find_order(sizes, form, rows) is None
+            for form in layer.formats
+        )
         if is_prompt and index % LAYERS_AT_ONCE == 0:
             mx.async_eval(h, normed)
-            if submitted is not None and any(form.bits < 16 for form in layer.formats):
+            if submitted is not None and unpacks:
                 mx.eval(submitted)
             submitted = h
     return normed.reshape(x.shape[0], -1, x.shape[2]), all_keys, all_values
 
 
-def _with_next_norms(
-    layers: Iterable[DecoderLayer], last_norm: mx.array
-) -> Iterator[tuple[DecoderLayer, mx.array]]:
-    """Each layer with the weight of the norm after it."""
+def _with_next(
+    layers: Iterable[DecoderLayer],
+) -> Iterator[tuple[DecoderLayer, DecoderLayer | None]]:
+    """Each layer with the one after it."""
     before = None
     for layer in layers:
         if before is not None:
-            yield before, layer.input_norm
+            yield before, layer
         before = layer
-    yield before, last_norm
+    yield before, None
 
 
 def logits(head: nn.Module, h: mx.array) -> mx.array:
@@ -112,6 +122,7 @@ def _layer(
     tokens: kernels.Tokens | None,
     kept: slice,
     forms: Sequence[Projection],
+    next_order: Order | None,
     h: mx.array,
     normed: mx.array,
     arrays: Sequence[list[mx.array]],
@@ -125,16 +136,24 @@ def _layer(
         tokens: of a prompt; None for a step.
         kept: tokens of each sequence of a prompt whose hidden states are given.
         forms: projections without their arrays.
+        next_order: in which the next layer reads its input, if it needs one.
         h: hidden states ``[rows, hidden]``.
-        normed: their norm.
+        normed: their norm, as the last layer returned it.
         arrays: of the projections.
         norms: weights of the norms after attention and after the MLP.
         cached: keys and values of the cache; nothing if it is empty.
 
     Returns:
-        Hidden states, their norm, keys and values (as ``hidden_states``).
+        Hidden states, their norm in ``next_order``, keys and values (as
+        ``hidden_states``).
     """
+
+    def find_order(projection: Projection) -> Order | None:
+        return prompt_matmul.find_order(sizes, projection.format, len(h))
+
     qkv, output, gate_up, down = (form._replace(arrays=found) for form, found in zip(forms, arrays))
+    if normed.ndim > 2:
+        normed = Arranged(normed, h.shape)
     products, splits = _multiply(sizes, qkv, normed)
     if len(products) == 1:
         products, splits = 3 * products, max(1, splits)
@@ -145,47 +164,83 @@ def _layer(
     else:
         rotate = kernels.rotate(sizes, tokens, kind, splits)
         queries, keys, values = rotate(*products, *places)
-        attend = kernels.attend(sizes, tokens, (cached or (keys,))[0].shape[2])
+        order = find_order(output) if kept == slice(None) else None
+        attend = kernels.attend(sizes, tokens, (cached or (keys,))[0].shape[2], order)
         (attended,) = attend(queries, *(cached or (keys, values)), keys, values, *places)
+        if order is not None:
+            attended = Arranged(attended, (len(h), sizes.attended))
         if kept != slice(None):
             attended, h = (
                 x.reshape(tokens.batch, tokens.length, -1)[:, kept].flatten(0, 1)
                 for x in (attended, h)
             )
-    h, normed = _project(sizes, output, attended, h, norms[0])
-    products, splits = _multiply(sizes, gate_up, normed, is_gated=True)
+    order = find_order(gate_up)
+    h, normed = _project(sizes, output, attended, h, norms[0], order)
+    if order is not None:
+        normed = Arranged(normed, h.shape)
+    order = find_order(down)
+    products, splits = _multiply(sizes, gate_up, normed, True, order)
     if not splits:
         products = [swiglu(products)]
-    h, normed = _project(sizes, down, products[0], h, norms[1])
+    h, normed = _project(sizes, down, products[0], h, norms[1], next_order)
     return h, normed, keys, values
 
 
 def _project(
-    sizes: DecoderSizes, projection: Projection, x: mx.array, residual: mx.array, norm: mx.array
+    sizes: DecoderSizes,
+    projection: Projection,
+    x: mx.array | Arranged,
+    residual: mx.array,
+    norm: mx.array,
+    order: Order | None,
 ) -> list[mx.array]:
-    """``residual`` plus the product, and its norm."""
+    """``residual`` plus the product, and its norm in ``order``."""
     (product,), splits = _multiply(sizes, projection, x)
-    if sizes.group is not None:
-        return exchange.add_norm(sizes, product, splits, residual, norm)
-    add_norm = kernels.add_norm(sizes.dtype, *residual.shape, sizes.eps, splits)
-    return add_norm(product, residual, norm)
+    if sizes.group is None:
+        add_norm = kernels.add_norm(sizes.dtype, *residual.shape, sizes.eps, splits, order)
+        return add_norm(product, residual, norm)
+    h, normed = exchange.add_norm(sizes, product, splits, residual, norm)
+    if order is not None:
+        (normed,) = arrange(sizes.dtype, order, *residual.shape)(normed)
+    return h, normed
 
 
 def _multiply(
-    sizes: DecoderSizes, projection: Projection, x: mx.array, is_gated: bool = False
+    sizes: DecoderSizes,
+    projection: Projection,
+    x: mx.array | Arranged,
+    is_gated: bool = False,
+    next_order: Order | None = None,
 ) -> tuple[list[mx.array], int]:
     """``x`` ``[rows, K]`` times all matrices, and the number of parts of the product.
 
     If there is no kernel for it, MLX's products and 0 parts: one for each matrix, or one for all if
     they are quantised, since they are unpacked into one matrix.
+
+    Args:
+        x: in any order.
+        is_gated: compute ``silu`` of the first product times the second one.
+        next_order: in which to give a gated product, if there is a kernel for that.
     """
-    form = projection.format
-    found = matmul_kernels.multiply(sizes.dtype, form, projection.rows, *x.shape, is_gated)
+    form, matrices = projection.format, projection.rows
+    order = prompt_matmul.find_order(sizes, form, x.shape[0])
+    if order is not None:
+        if not isinstance(x, Arranged):
+            (array,) = arrange(sizes.dtype, order, *x.shape)(x)
+            x = Arranged(array, x.shape)
+        kernel, splits = prompt_matmul.multiply(
+            sizes.dtype, form, matrices, order, *x.shape, next_order, is_gated
+        )
+        products = kernel(x.array, *projection.arrays)
+        if next_order is not None:
+            products = [Arranged(products[0], (x.shape[0], matrices[0]))]
+        return products, splits
+    found = matmul_kernels.multiply(sizes.dtype, form, matrices, *x.shape, is_gated)
     if found is not None:
         kernel, splits = found
         return kernel(x, *projection.arrays), splits
-    matrices = projection.arrays
+    arrays = projection.arrays
     if form.bits < 16:
-        unpack = matmul_kernels.unpack_weights(sizes.dtype, form, projection.rows, x.shape[1])
-        matrices = unpack(*projection.arrays)
-    return [x @ matrix.T for matrix in matrices], 0
+        unpack = matmul_kernels.unpack_weights(sizes.dtype, form, matrices, x.shape[1])
+        arrays = unpack(*projection.arrays)
+    return [x @ matrix.T for matrix in arrays], 0

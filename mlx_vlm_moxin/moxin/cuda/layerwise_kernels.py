@@ -12,6 +12,7 @@ from typing import NamedTuple
 import mlx.core as mx
 
 from . import device, kernel
+from .arranged import ROW_MAJOR, Order
 from .decoder_sizes import DecoderSizes
 from .kernel import Kernel
 from .tiling import (
@@ -44,8 +45,18 @@ class Tokens(NamedTuple):
         return self.batch * self.length
 
 
+def _shape(order: Order | None, rows: int, width: int) -> tuple[int, ...]:
+    return (rows, width) if order is None else order.shape(rows, width)
+
+
+def _order_type(order: Order | None) -> str:
+    return ROW_MAJOR if order is None else order.c_type
+
+
 @functools.lru_cache
-def add_norm(dtype: mx.Dtype, rows: int, width: int, eps: float, splits: int) -> Kernel:
+def add_norm(
+    dtype: mx.Dtype, rows: int, width: int, eps: float, splits: int, order: Order | None = None
+) -> Kernel:
     """Adds the residual to a product, and computes the RMS norm of the sum.
 
     Args:
@@ -54,18 +65,26 @@ def add_norm(dtype: mx.Dtype, rows: int, width: int, eps: float, splits: int) ->
         width: hidden size.
         eps: of the norm.
         splits: parts of the product; 0 for a product of MLX.
+        order: of the norm, if the next product needs one.
 
     Returns:
         A kernel of the product (float32 ``[splits, rows, width]``, or ``[rows, width]`` of
         ``dtype``), the residual ``[rows, width]`` and the norm's weight ``[width]``, to the sum and
-        its norm, ``[rows, width]`` each.
+        its norm, ``[rows, width]`` each, the latter in ``order``.
     """
     product = mx.float32 if splits else dtype
     return kernel.build(
         "add_norm",
-        {"T": dtype, "Product": product, "WIDTH": width, "EPS": eps, "THREADS": NORM_THREADS},
+        {
+            "T": dtype,
+            "Product": product,
+            "WIDTH": width,
+            "EPS": eps,
+            "Order": _order_type(order),
+            "THREADS": NORM_THREADS,
+        },
         [product, dtype, dtype],
-        {"sum": ((rows, width), dtype), "normed": ((rows, width), dtype)},
+        {"sum": ((rows, width), dtype), "normed": (_shape(order, rows, width), dtype)},
         {"rows": rows, "splits": splits},
         blocks=rows,
         threads=NORM_THREADS,
@@ -128,19 +147,22 @@ def count_queries(sizes: DecoderSizes, tokens: Tokens) -> int:
 
 
 @functools.lru_cache
-def attend(sizes: DecoderSizes, tokens: Tokens, capacity: int) -> Kernel:
+def attend(
+    sizes: DecoderSizes, tokens: Tokens, capacity: int, order: Order | None = None
+) -> Kernel:
     """Attention of new tokens to the cache and to each other.
 
     Args:
         sizes: of the decoder.
         tokens: new tokens ``[B, T]``.
         capacity: positions of the cached arrays.
+        order: of the result, if the next product needs one.
 
     Returns:
         A kernel of queries ``[B, T, H, D]``, cached keys and values ``[B, KV, capacity, D]``, new
         keys and values ``[B, KV, T, D]``, the number of cached tokens (int32, first element) and
-        the number of masked tokens of each sequence (int32), to ``[B * T, H * D]``; all of the
-        model's dtype.
+        the number of masked tokens of each sequence (int32), to ``[B * T, H * D]`` in ``order``;
+        all of the model's dtype.
     """
     dtype, queries = sizes.dtype, count_queries(sizes, tokens)
     tiles = math.ceil(tokens.length * sizes.heads // sizes.kv_heads / queries)
@@ -155,10 +177,11 @@ def attend(sizes: DecoderSizes, tokens: Tokens, capacity: int) -> Kernel:
             "SCALE": sizes.head_dim**-0.5,
             "KEY_WARPS": MANY_QUERIES // queries,
             "CAUSAL": tokens.is_causal,
+            "Order": _order_type(order),
             **TILING,
         },
         [dtype, dtype, dtype, dtype, dtype, mx.int32, mx.int32],
-        {"out": ((tokens.rows, sizes.attended), dtype)},
+        {"out": (_shape(order, tokens.rows, sizes.attended), dtype)},
         {"capacity": capacity, "tokens": tokens.length, "tiles": tiles},
         blocks=tokens.batch * sizes.kv_heads * tiles,
         threads=32 * ATTENTION_WARPS,

@@ -72,8 +72,8 @@ def multiply(
         },
         [dtype, *len(matrices) * form.dtypes(dtype)],
         {"out": ((rows, columns), dtype) if is_gated else ((splits, rows, columns), mx.float32)},
-        {**_ends(matrices), "rows": rows, "width": width, "splits": splits},
-        macros=_matrix_macros(dtype, form, len(matrices)),
+        {**ends(matrices), "rows": rows, "width": width, "splits": splits},
+        macros=matrix_macros(dtype, form, len(matrices)),
         blocks=blocks * splits,
         threads=MULTIPLY_THREADS,
         shared_memory=tiling.shared_memory,
@@ -81,12 +81,12 @@ def multiply(
     return product, splits
 
 
-def _ends(matrices: tuple[int, ...]) -> dict[str, int]:
+def ends(matrices: tuple[int, ...]) -> dict[str, int]:
     """Total rows of the matrices up to each of three."""
     return {f"end_{index}": sum(matrices[: index + 1]) for index in range(3)}
 
 
-def _matrix_macros(dtype: mx.Dtype, form: Format, count: int) -> dict[str, str]:
+def matrix_macros(dtype: mx.Dtype, form: Format, count: int) -> dict[str, str]:
     """Declarations of the arrays of ``count`` matrices, and the matrices as initialisers."""
     names = [[f"{name}_{index}" for name in form.arrays] for index in range(count)]
     parameters = [
@@ -127,8 +127,8 @@ def unpack_weights(dtype: mx.Dtype, form: Format, matrices: tuple[int, ...], wid
         },
         [*len(matrices) * form.dtypes(dtype)],
         {"out": ((rows, width), dtype)},
-        _ends(matrices),
-        macros=_matrix_macros(dtype, form, len(matrices)),
+        ends(matrices),
+        macros=matrix_macros(dtype, form, len(matrices)),
         blocks=math.ceil(rows * width // 8 / (UNPACK_UNITS * UNPACK_THREADS)),
         threads=UNPACK_THREADS,
     )

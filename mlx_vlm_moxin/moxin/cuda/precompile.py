@@ -28,12 +28,14 @@ from . import (
     matmul_kernels,
     patch_embedding,
     peers,
+    prompt_matmul,
     resize_kernels,
     tiling,
     tower_kernel,
     towers,
 )
 from . import layerwise_kernels as kernels
+from .arranged import Order, arrange
 from .decoder_layers import DecoderLayer, read_layers
 from .decoder_sizes import DecoderSizes, read_sizes
 from .errors import UnsupportedError
@@ -48,7 +50,8 @@ PROMPT = 288
 LONG_PROMPT = 384
 # Tokens of a further question about a picture.
 QUESTION = 24
-# Values of OpenVLA-OFT's chunk of actions.
+# Tokens of OpenVLA-OFT's pass with two pictures, and values of its chunk of actions.
+WHOLE = 590
 CHUNK = 56
 # Sequences of a batch.
 BATCH = 8
@@ -166,11 +169,12 @@ def _decoder_builds(decoder: nn.Module, head: nn.Module) -> Iterator[Build]:
     for is_joined in (True, False):
         arguments = sizes.dtype, PROMPT, sizes.intermediate, is_joined
         yield partial(activations.swiglu_kernel, *arguments)
-    tokens = kernels.Tokens(1, PROMPT)
-    yield partial(kernels.attend, sizes, tokens, CAPACITY)
+    tokens, orders = kernels.Tokens(1, PROMPT), _orders(sizes, alike, PROMPT)
+    for order in orders:
+        yield partial(kernels.attend, sizes, tokens, CAPACITY, order)
     for product in _products(sizes):
         yield partial(kernels.rotate, sizes, tokens, *product)
-    yield from _add_norms(sizes, PROMPT)
+    yield from _add_norms(sizes, PROMPT, orders)
     yield from _layer_products(sizes, alike, 1)  # of the last layer
     yield _multiply(sizes, output, 1, sizes.hidden)
     yield from _caches(sizes, len(layers), None, PROMPT)
@@ -186,6 +190,8 @@ def _decoder_builds(decoder: nn.Module, head: nn.Module) -> Iterator[Build]:
                 arguments = sizes, some[0].formats, len(some), tokens, CAPACITY
                 yield partial(fused_prompt.prompt_kernel, *arguments)
     yield from _layer_products(sizes, alike, LONG_PROMPT)
+    for rows in prompt_matmul.TOKENS:
+        yield from _arranged_builds(sizes, alike, rows)
     if fused_batch.most_positions(sizes, layers):
         for group in fused_layers.groups(layers):
             some = layers[group]
@@ -201,8 +207,10 @@ def _decoder_builds(decoder: nn.Module, head: nn.Module) -> Iterator[Build]:
 def _whole_pass_builds(decoder: nn.Module) -> Iterator[Build]:
     """The additional kernels of a pass without a causal mask for a chunk of actions."""
     sizes = read_sizes(decoder)
-    yield partial(kernels.attend, sizes, kernels.Tokens(1, PROMPT, is_causal=False), PROMPT)
-    yield from _layer_products(sizes, _alike(read_layers(decoder, sizes)), CHUNK)
+    alike, tokens = _alike(read_layers(decoder, sizes)), kernels.Tokens(1, WHOLE, is_causal=False)
+    for order in _orders(sizes, alike, WHOLE):
+        yield partial(kernels.attend, sizes, tokens, WHOLE, order)
+    yield from _layer_products(sizes, alike, CHUNK)
 
 
 def _alike(layers: Iterable[DecoderLayer]) -> list[DecoderLayer]:
@@ -211,10 +219,21 @@ def _alike(layers: Iterable[DecoderLayer]) -> list[DecoderLayer]:
 
 
 def _multiply(
-    sizes: DecoderSizes, projection: Projection, rows: int, width: int, is_gated: bool = False
+    sizes: DecoderSizes,
+    projection: Projection,
+    rows: int,
+    width: int,
+    gates: Projection | None = None,
 ) -> Build:
-    arguments = sizes.dtype, projection.format, projection.rows, rows, width, is_gated
-    return partial(matmul_kernels.multiply, *arguments)
+    """A product; a gated one, if it ``gates`` the input of another."""
+    form, is_gated = projection.format, gates is not None
+    order = prompt_matmul.find_order(sizes, form, rows)
+    if order is None:
+        arguments = projection.rows, rows, width, is_gated
+        return partial(matmul_kernels.multiply, sizes.dtype, form, *arguments)
+    next_order = gates and prompt_matmul.find_order(sizes, gates.format, rows)
+    arguments = projection.rows, order, rows, width, next_order, is_gated
+    return partial(prompt_matmul.multiply, sizes.dtype, form, *arguments)
 
 
 def _layer_products(
@@ -223,8 +242,29 @@ def _layer_products(
     for layer in layers:
         yield _multiply(sizes, layer.qkv, rows, sizes.hidden)
         yield _multiply(sizes, layer.output, rows, sizes.attended)
-        yield _multiply(sizes, layer.gate_up, rows, sizes.hidden, is_gated=True)
+        yield _multiply(sizes, layer.gate_up, rows, sizes.hidden, gates=layer.down)
         yield _multiply(sizes, layer.down, rows, sizes.intermediate)
+        order = prompt_matmul.find_order(sizes, layer.qkv.format, rows)
+        if order is not None:
+            yield partial(arrange, sizes.dtype, order, rows, sizes.hidden)
+
+
+def _arranged_builds(
+    sizes: DecoderSizes, layers: Iterable[DecoderLayer], rows: int
+) -> Iterator[Build]:
+    """The kernels of ``rows`` rows in the layers' orders, if they have such orders."""
+    orders = _orders(sizes, layers, rows)
+    if len(orders) > 1:
+        yield from _layer_products(sizes, layers, rows)
+        for order in orders:
+            yield partial(kernels.attend, sizes, kernels.Tokens(1, rows), CAPACITY, order)
+        yield from _add_norms(sizes, rows, orders)
+
+
+def _orders(sizes: DecoderSizes, layers: Iterable[DecoderLayer], rows: int) -> list[Order | None]:
+    """Orders in which the layers' products read ``rows`` rows, and None for the last layer's."""
+    forms = {form for layer in layers for form in layer.formats}
+    return list({None, *(prompt_matmul.find_order(sizes, form, rows) for form in forms)})
 
 
 def _products(sizes: DecoderSizes) -> list[tuple[mx.Dtype, int]]:
@@ -236,16 +276,20 @@ def _unpacks(sizes: DecoderSizes, layers: Iterable[DecoderLayer]) -> Iterator[Bu
     widths = sizes.hidden, sizes.attended, sizes.hidden, sizes.intermediate
     for layer in layers:
         for projection, width in zip(layer.projections, widths):
-            if projection.format.bits < 16:
-                arguments = sizes.dtype, projection.format, projection.rows, width
+            form = projection.format
+            if form.bits < 16 and prompt_matmul.find_order(sizes, form, PROMPT) is None:
+                arguments = sizes.dtype, form, projection.rows, width
                 yield partial(matmul_kernels.unpack_weights, *arguments)
 
 
-def _add_norms(sizes: DecoderSizes, rows: int) -> Iterator[Build]:
+def _add_norms(
+    sizes: DecoderSizes, rows: int, orders: Sequence[Order | None] = (None,)
+) -> Iterator[Build]:
     for _, splits in _products(sizes):
         arguments = sizes.dtype, rows, sizes.hidden, sizes.eps, splits
         if sizes.group is None or peers.of(sizes.group) is None:
-            yield partial(kernels.add_norm, *arguments)
+            for order in orders:
+                yield partial(kernels.add_norm, *arguments, order)
         else:
             yield partial(exchange.exchange_norm, *arguments, sizes.group)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from cuda_support import forget_kernels
-from mlx_vlm.models.moxin.cuda import nvrtc
+from mlx_vlm.models.moxin.cuda import device, nvrtc
 
 
 @pytest.fixture(scope="session")
@@ -26,3 +26,9 @@ def kernels_everywhere(kernels_everywhere):
     forget_kernels()
     yield kernels_everywhere
     forget_kernels()
+
+
+@pytest.fixture
+def on_hopper(kernels_everywhere, monkeypatch):
+    """Pretend that this is a GPU of compute capability 9.0."""
+    monkeypatch.setattr(device, "has_warpgroups", lambda: True)

@@ -8,6 +8,7 @@ from mlx_vlm.models.cache import BatchKVCache, KVCache
 from mlx_vlm.models.moxin import language
 from mlx_vlm.models.moxin.cuda import (
     activations,
+    arranged,
     cubin_cache,
     decoder,
     device,
@@ -21,6 +22,7 @@ from mlx_vlm.models.moxin.cuda import (
     layerwise_kernels,
     matmul_kernels,
     patch_embedding,
+    prompt_matmul,
     resize_kernels,
     step_attention,
     tower_kernel,
@@ -29,6 +31,10 @@ from mlx_vlm.models.moxin.text_config import TextConfig
 
 needs_gpu = pytest.mark.skipif(
     not mx.cuda.is_available(), reason="the kernels run on NVIDIA GPUs only"
+)
+needs_hopper = pytest.mark.skipif(
+    not mx.cuda.is_available() or mx.device_info()["architecture"] not in ("sm_90", "sm_90a"),
+    reason="this kernel runs on GPUs of compute capability 9.0 only",
 )
 # The kernels round less often than the modules, so the modules' error is the measure.
 MAX_ERROR_RATIO = 1.5
@@ -84,6 +90,7 @@ def recording(calls: list[str]):
 _KEEPING = (
     activations.gelu_kernel,
     activations.swiglu_kernel,
+    arranged.arrange,
     embeddings.embed_tokens,
     embeddings.merge_features,
     exchange.exchange_norm,
@@ -98,6 +105,8 @@ _KEEPING = (
     matmul_kernels.multiply,
     matmul_kernels.unpack_weights,
     patch_embedding.embed_patches,
+    prompt_matmul.find_order,
+    prompt_matmul.multiply,
     resize_kernels.resize_height,
     resize_kernels.resize_width,
     step_attention.step_attention,

@@ -10,6 +10,7 @@ from mlx_vlm.models.moxin.cuda import (
     layerwise_graph,
     layerwise_kernels,
     matmul_kernels,
+    prompt_matmul,
 )
 from mlx_vlm.models.moxin.cuda.layerwise_kernels import Tokens
 
@@ -22,6 +23,8 @@ def use(patch: pytest.MonkeyPatch) -> None:
         patch.setattr(matmul_kernels, kernel.__name__, kernel)
     for kernel in (add_norm, rotate, attend):
         patch.setattr(layerwise_kernels, kernel.__name__, kernel)
+    patch.setattr(layerwise_graph, "arrange", arrange)
+    patch.setattr(prompt_matmul, "multiply", multiply_arranged)
     patch.setattr(layerwise_graph, "step_attention", step_attention)
     patch.setattr(kv_cache, "gather_caches", gather_caches)
     patch.setattr(fused_batch.FusedBatch, "supports", lambda *arguments: False)
@@ -49,14 +52,68 @@ def multiply(dtype, form, matrices, rows, width, is_gated=False):
     return (kernel, 1 if is_gated else SPLITS) if rows <= 64 and width % 128 == 0 else None
 
 
+def _columns(bits, width):
+    """Columns of x in the order of the tensor cores' steps."""
+    count, at = 128 // bits, mx.arange(width)
+    lane, pair, value = at % 8 // 2, at % 16 // 8, at % 2
+    return (
+        at // (4 * count) * 4 * count
+        + lane * count
+        + at // 16 % (count // 4) * 4
+        + pair * 2
+        + value
+    )
+
+
+def _swizzled(pieces):
+    """Pieces ``[..., tokens, 64]`` with chunk c of token r at c ^ r % 8, and the reverse."""
+    chunks = pieces.reshape(*pieces.shape[:-1], 8, 8)
+    places = mx.arange(8) ^ (mx.arange(pieces.shape[-2]) % 8)[:, None]
+    places = mx.broadcast_to(places[..., None], chunks.shape)
+    return mx.take_along_axis(chunks, places, axis=-2).reshape(pieces.shape)
+
+
+def in_order(x, order):
+    """``x`` ``[rows, width]`` in an order; zeros in rows after the last one."""
+    if order is None:
+        return x
+    tiles, pieces, tokens, piece = order.shape(*x.shape)
+    x = mx.pad(x[:, _columns(order.bits, x.shape[1])], [(0, tiles * tokens - len(x)), (0, 0)])
+    return _swizzled(x.reshape(tiles, tokens, pieces, piece).swapaxes(1, 2))
+
+
+def out_of_order(x, order, rows):
+    """The reverse."""
+    tiles, pieces, tokens, piece = x.shape
+    x = _swizzled(x).swapaxes(1, 2).reshape(tiles * tokens, pieces * piece)[:rows]
+    return x[:, mx.argsort(_columns(order.bits, x.shape[1]))]
+
+
+def arrange(dtype, order, rows, width):
+    return lambda x: [in_order(x, order)]
+
+
+def multiply_arranged(dtype, form, matrices, order, rows, width, next_order=None, is_gated=False):
+    def kernel(x, *arrays):
+        assert x.shape == order.shape(rows, width)
+        x = out_of_order(x, order, rows)
+        products = [x @ weight.T for weight in _weights(form, matrices, arrays)]
+        if is_gated:
+            return [in_order(nn.silu(products[0]) * products[1], next_order)]
+        product = mx.concatenate(products, axis=-1)
+        return [mx.stack([0.25 * product, 0.75 * product])]
+
+    return kernel, 1 if is_gated else SPLITS
+
+
 def _whole(product, splits):
     return product.sum(axis=0) if splits else product
 
 
-def add_norm(dtype, rows, width, eps, splits):
+def add_norm(dtype, rows, width, eps, splits, order=None):
     def kernel(product, residual, weight):
         total = (residual + _whole(product, splits)).astype(dtype)
-        return total, mx.fast.rms_norm(total, weight, eps)
+        return total, in_order(mx.fast.rms_norm(total, weight, eps), order)
 
     return kernel
 
@@ -90,7 +147,7 @@ def rotate(sizes, tokens, product, splits):
     return kernel
 
 
-def attend(sizes, tokens, capacity):
+def attend(sizes, tokens, capacity, order=None):
     def kernel(queries, keys, values, new_keys, new_values, filled, padding):
         filled, padding = filled[0], padding[: tokens.batch, None, None, None]
         cached, new = mx.arange(capacity), mx.arange(tokens.length)
@@ -108,7 +165,7 @@ def attend(sizes, tokens, capacity):
             scale=sizes.head_dim**-0.5,
             mask=mask,
         )
-        return [out.swapaxes(1, 2).reshape(tokens.rows, -1)]
+        return [in_order(out.swapaxes(1, 2).reshape(tokens.rows, -1), order)]
 
     return kernel
 

@@ -9,6 +9,7 @@ import mlx.core as mx
 import pytest
 from mlx_vlm.models.moxin.cuda import (
     activations,
+    arranged,
     device,
     embeddings,
     exchange,
@@ -22,6 +23,7 @@ from mlx_vlm.models.moxin.cuda import (
     nvrtc,
     patch_embedding,
     peers,
+    prompt_matmul,
     resize_kernels,
     step_attention,
     tiling,
@@ -53,7 +55,7 @@ FORMATS = {
     "sm_100": Format(8, 64),
     "sm_120": Format(4, 64),
 }
-# The least shared memory, and packed weights; other decoders' kernels compile for sm_90 with whole
+# The least shared memory, and packed weights; other decoders' kernels compile for sm_90a with whole
 # weights. `make test-all` compiles the others.
 BY_DEFAULT = ("sm_120",)
 ALL = [
@@ -129,6 +131,20 @@ def decoder_builds(sizes, form, rows=64):
     ]
 
 
+def arranged_builds(sizes, form, rows):
+    """The products of prompts on Hopper, and what comes before them."""
+    order = prompt_matmul.find_order(sizes, form, rows)
+    qkv, gate_up = (sizes.attended, sizes.keys, sizes.keys), 2 * (sizes.intermediate,)
+    multiply = partial(prompt_matmul.multiply, sizes.dtype, form)
+    return [
+        partial(multiply, qkv, order, rows, sizes.hidden),
+        partial(multiply, gate_up, order, rows, sizes.hidden, order, is_gated=True),
+        partial(arranged.arrange, sizes.dtype, order, rows, sizes.hidden),
+        partial(kernels.add_norm, sizes.dtype, rows, sizes.hidden, 1e-5, 4, order),
+        partial(kernels.attend, sizes, kernels.Tokens(1, rows), 512, order),
+    ]
+
+
 def batch_builds(sizes, form):
     """The step of a batch in one launch, if the GPU has enough shared memory for it."""
     layers, forms = fused_layers.LAYERS_AT_ONCE, 4 * (form,)
@@ -166,6 +182,20 @@ def test_all_kernels_compile(architecture, on):
     batches = batch_builds(MOXIN, form)
     assert batches
     build_all([*tower_builds(), *picture_builds(), *batches, *decoder_builds(MOXIN, form, rows)])
+
+
+@pytest.mark.parametrize(
+    ("sizes", "form", "rows"),
+    [
+        pytest.param(MOXIN, Format(4, 64), 90, id="short"),
+        pytest.param(MOXIN, Format(8, 64), 288, id="long", marks=pytest.mark.slow),
+        pytest.param(LLAMA_13B, Format(8, 32), 288, id="13B", marks=pytest.mark.slow),
+        pytest.param(LLAMA_13B, Format(4, 128), 512, id="13B, 4 bits", marks=pytest.mark.slow),
+    ],
+)
+def test_kernels_of_prompts_on_hopper_compile(sizes, form, rows, on):
+    on("sm_90a")
+    build_all(arranged_builds(sizes, form, rows))
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ from mlx_vlm.models.moxin.cuda import (
     fused_step,
     layerwise,
     layerwise_graph,
+    prompt_matmul,
 )
 
 
@@ -104,6 +105,25 @@ def test_everything_around_the_kernels_equals_the_modules(
     for layer, other in zip(ours, modules):
         for name in ("keys", "values"):
             assert relative_error(filled(layer, name), filled(other, name)) < 1e-5
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("name", ["long question", "first prompt", "batch of one"])
+def test_everything_around_the_products_of_hopper_equals_the_modules(
+    name, bits, kernels_in_mlx, monkeypatch
+):
+    products, multiply = [], prompt_matmul.multiply
+    monkeypatch.setattr(device, "has_warpgroups", lambda: True)
+    monkeypatch.setattr(
+        prompt_matmul, "multiply", lambda *given: products.append(given) or multiply(*given)
+    )
+    make_cache, shapes = PASSES[name]
+    model = make_decoder(mx.float32, bits, intermediate_size=512)
+    actual = run(model, make_cache(mx.float32), shapes)
+    assert uses_kernels(model)
+    assert len(products) == 2 * 4  # the graphs of the first layer and the last one
+    monkeypatch.setattr(device, "enabled", lambda: False)
+    assert relative_error(actual, run(unpacked(model), make_cache(mx.float32), shapes)) < 1e-5
 
 
 def test_right_padding_of_a_prompt_becomes_left_padding(kernels_in_mlx, monkeypatch):

@@ -9,7 +9,7 @@ import pytest
 from cuda_support import forget_kernels, make_decoder, recording
 from mlx_vlm import load
 from mlx_vlm.models.cache import BatchKVCache, KVCache
-from mlx_vlm.models.moxin.cuda import host_memory, kernel, precompile
+from mlx_vlm.models.moxin.cuda import device, host_memory, kernel, precompile
 from mlx_vlm.models.moxin.image_processing_moxin import MoxinImageProcessor
 from PIL import Image
 from support import HF_CHECKPOINT
@@ -35,8 +35,8 @@ def built(kernels_everywhere, monkeypatch):
     return found
 
 
-def make(bits):
-    decoder = make_decoder(bits=bits, num_hidden_layers=LAYERS, intermediate_size=640)
+def make(bits, intermediate):
+    decoder = make_decoder(bits=bits, num_hidden_layers=LAYERS, intermediate_size=intermediate)
     actions = SimpleNamespace(decoding="parallel", causal=False)
     return SimpleNamespace(
         vision_tower=make_model(),
@@ -64,9 +64,10 @@ def use(model):
     assert decoder.engine_hidden_states(whole, False, kept) is not None
 
 
-@pytest.mark.parametrize("bits", [16, 8])
-def test_every_kernel_that_is_used_was_compiled(bits, built):
-    model = make(bits)
+@pytest.mark.parametrize(("bits", "intermediate"), [(16, 640), (8, 640), (8, 512)])
+def test_every_kernel_that_is_used_was_compiled(bits, intermediate, built, monkeypatch):
+    monkeypatch.setattr(device, "has_warpgroups", lambda: True)
+    model = make(bits, intermediate)
     for build in precompile.builds(model):
         build()
     compiled = set(built)

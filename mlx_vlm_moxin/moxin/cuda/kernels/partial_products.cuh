@@ -5,6 +5,7 @@
 
 #pragma once
 
+#include "arranged.cuh"
 #include "dtypes.cuh"
 #include "rope.cuh"
 
@@ -31,9 +32,9 @@ __device__ inline void sum_parts(const T* from, long long, int, float* values) {
 }
 
 // One thread block computes row `index` of sum = residual + product and normed = RMS norm of sum,
-// [rows, WIDTH] each. If `product` is null, the sum is the residual and is not written; if `weight`
-// is null, the norm is not written.
-template <typename T, int WIDTH, int THREADS, typename P>
+// [rows, WIDTH] each, the norm in `Order`. If `product` is null, the sum is the residual and is not
+// written; if `weight` is null, the norm is not written.
+template <typename T, int WIDTH, int THREADS, typename Order = RowMajor, typename P>
 __device__ void add_and_norm(
     const P* product, const T* residual, const T* weight, int splits, int rows, float eps, T* sum,
     T* normed, int index) {
@@ -67,7 +68,7 @@ __device__ void add_and_norm(
     unpack<T>(*reinterpret_cast<const uint4*>(weight + at), weights);
 #pragma unroll
     for (int i = 0; i < 8; ++i) values[round][i] *= scale * weights[i];
-    *reinterpret_cast<uint4*>(normed + row + at) = pack_eight<T>(values[round]);
+    store_eight<Order>(normed, index, at, WIDTH, pack_eight<T>(values[round]));
   }
 }
 

@@ -4,7 +4,7 @@
 // FLOPs per new token and visible key.
 //
 // Constants that layerwise_kernels.py defines in namespace config: T, HEADS, KV_HEADS, HEAD_DIM,
-// WINDOW (0: none), SCALE, KEY_WARPS, CAUSAL; KEYS, ATTENTION_WARPS.
+// WINDOW (0: none), SCALE, KEY_WARPS, CAUSAL, Order (arranged.cuh); KEYS, ATTENTION_WARPS.
 
 #include "prompt_attention.cuh"
 
@@ -16,12 +16,12 @@ extern "C" __global__ void __launch_bounds__(config::ATTENTION_WARPS * 32, 1) pr
     const config::T* new_values,  // as new_keys
     const int* filled,            // filled[0]: positions of the cache that are used
     const int* padding,           // [B], masked tokens at the start of each sequence
-    config::T* out,               // [B, tokens, HEADS, HEAD_DIM]
+    config::T* out,               // [B, tokens, HEADS, HEAD_DIM] in `Order`
     int capacity, int tokens,
     int tiles) {                  // of the packed rows of a key-value head
   moxin::CachedKeys<config::T> cache{keys, values, new_keys, new_values, *filled, padding,
                                      capacity, tokens, tokens, config::CAUSAL};
   moxin::attend_tile<config::T, config::HEAD_DIM, config::HEADS, config::KV_HEADS, config::WINDOW,
-                     config::KEY_WARPS>(
+                     config::KEY_WARPS, config::Order>(
       queries, cache, tiles, config::SCALE, out, blockIdx.x);
 }

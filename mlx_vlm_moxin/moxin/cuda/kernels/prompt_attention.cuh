@@ -7,6 +7,7 @@
 
 #pragma once
 
+#include "arranged.cuh"
 #include "flash_tile.cuh"
 #include "grid.cuh"
 
@@ -31,9 +32,10 @@ struct CachedKeys {
 };
 
 // A team computes tile part % tiles of the packed rows of key-value head part / tiles % KV_HEADS of
-// sequence part / tiles / KV_HEADS. queries and out are [B, tokens, HEADS, HEAD_DIM]. Only the last
-// WINDOW keys are visible to a token (0: all).
-template <typename T, int HEAD_DIM, int HEADS, int KV_HEADS, int WINDOW, int KEY_WARPS>
+// sequence part / tiles / KV_HEADS. queries and out are [B, tokens, HEADS, HEAD_DIM], out in `Order`.
+// Only the last WINDOW keys are visible to a token (0: all).
+template <typename T, int HEAD_DIM, int HEADS, int KV_HEADS, int WINDOW, int KEY_WARPS,
+          typename Order = RowMajor>
 __device__ void attend_tile(
     const T* queries, const CachedKeys<T>& cache, int tiles, float scale, T* out, int part) {
   constexpr int GROUP = HEADS / KV_HEADS, WARPS = ATTENTION_WARPS, THREADS = WARPS * LANES;
@@ -143,13 +145,14 @@ __device__ void attend_tile(
   for (int half = 0; half < 2; ++half) {
     int packed = first_row + warp_row + lane / 4 + 8 * half;
     if (packed >= rows) continue;
-    long long token = static_cast<long long>(batch) * cache.tokens + packed / GROUP;
-    T* to = out + (token * HEADS + kv_head * GROUP + packed % GROUP) * HEAD_DIM;
+    int token = batch * cache.tokens + packed / GROUP;
+    int column = (kv_head * GROUP + packed % GROUP) * HEAD_DIM + lane % 4 * 2;
     float factor = flash.weight[half] > 0 ? 1 / flash.weight[half] : 0;  // 0: all keys are masked
 #pragma unroll
     for (int j = 0; j < HEAD_DIM / 8; ++j) {
-      *reinterpret_cast<unsigned int*>(to + j * 8 + lane % 4 * 2) =
+      unsigned int pair =
           pack<T>(flash.outputs[j][2 * half] * factor, flash.outputs[j][2 * half + 1] * factor);
+      store_pair<Order>(out, token, column + j * 8, HEADS * HEAD_DIM, pair);
     }
   }
 }

@@ -1,0 +1,52 @@
+// Arranged x times the transpose of up to three quantised matrices, concatenated; or SwiGLU of two.
+//
+// Cost: 2 * rows FLOPs per weight, in tensor cores; reads every weight once per TOKENS rows of x, and x
+// once per 128 rows of weights, mostly from the L2 cache. For gate_proj and up_proj of Moxin and 288
+// rows: 68 GFLOPs (97 us at 700 TFLOP/s) and, at 8 bits, 125 MB (32 us at 3.9 TB/s).
+//
+// Constants that prompt_matmul.py defines in namespace config: T, BITS, GROUP, GATED, TOKENS (rows of x
+// of a tile, a multiple of 16), STAGES, OUT_BITS (see out), Output (T if GATED, otherwise float), THREADS.
+
+#include "prompt_matmul.cuh"
+
+// MATRIX_PARAMETERS and MATRICES as in narrow_matmul.cu.
+extern "C" __global__ void __launch_bounds__(config::THREADS, 1) prompt_matmul(
+    const config::T* x,  // [tiles, width / 64, TOKENS, 64] (arranged.cuh)
+    MATRIX_PARAMETERS,
+    // [splits, rows, columns]. GATED: [rows, columns of one matrix], or in the order of a product with
+    // weights of OUT_BITS bits, if that is not 0.
+    config::Output* out,
+    int end_0, int end_1, int end_2,  // see moxin::JoinedMatrices
+    int rows, int width, int splits) {
+  using namespace moxin;
+  using config::T, config::TOKENS, config::STAGES, config::GATED;
+  extern __shared__ char memory[];
+  JoinedMatrices<T, GATED, config::OUT_BITS> matrices{{MATRICES}, {end_0, end_1, end_2}};
+  constexpr int PAIR = PRODUCT_GROUPS * TILE / (GATED ? 2 : 1);  // columns
+  int pairs = (matrices.count() + PAIR - 1) / PAIR, tiles = (rows + TOKENS - 1) / TOKENS;
+  Stages<TOKENS, STAGES> stages{(shared_address(memory) + 1023) & ~1023u};
+  if (threadIdx.x == 0) {
+    Stages<TOKENS, STAGES> all = stages;
+    for (int stage = 0; stage < STAGES; ++stage, all.advance()) {
+      init_barrier(all.filled(), 1);
+      init_barrier(all.emptied(), PRODUCT_GROUPS * WARPGROUP_THREADS / LANES);
+    }
+    publish_barriers();
+  }
+  __syncthreads();
+  bool copies = threadIdx.x / WARPGROUP_THREADS == PRODUCT_GROUPS;
+  if (copies) {
+    release_registers<COPY_REGISTERS>();
+    if (threadIdx.x % WARPGROUP_THREADS > 0) return;
+    for (int index = blockIdx.x; index < pairs * tiles * splits; index += gridDim.x) {
+      Item item = find_item(index, pairs, tiles, splits, width);
+      copy_stages(reinterpret_cast<const char*>(x), stages, item, width);
+    }
+  } else {
+    request_registers<PRODUCT_REGISTERS>();
+    for (int index = blockIdx.x; index < pairs * tiles * splits; index += gridDim.x) {
+      Item item = find_item(index, pairs, tiles, splits, width);
+      multiply_and_store<config::BITS, config::GROUP>(matrices, stages, item, width, rows, out);
+    }
+  }
+}

@@ -1,0 +1,189 @@
+// Products of many rows of x by quantised matrices on Hopper, W x^T, in tensor cores.
+//
+// A block's two product warpgroups have 64 rows of weights each, which are the tensor cores' operand A
+// (prompt_weights.cuh). Operand B, x, is arranged so that it is copied into shared memory as it is
+// (arranged.cuh), by one thread of a third warpgroup, a few stages ahead. While a product runs, the
+// weights of the next one are unpacked. Little shared memory is used for stages, because what is left of
+// it is the L1 cache, where the weights' scales stay.
+
+#pragma once
+
+#include "prompt_weights.cuh"
+#include "wgmma.cuh"
+
+namespace moxin {
+
+constexpr int PRODUCT_GROUPS = 2;  // warpgroups of a block that multiply
+constexpr int STAGE_K = 64;
+constexpr int COPY_REGISTERS = 24, PRODUCT_REGISTERS = 240;
+
+// The stages of x in shared memory, of which a warpgroup or the copying thread uses one after the other.
+template <int TOKENS, int STAGES>
+struct Stages {
+  static constexpr int BYTES = TOKENS * STAGE_K * 2;
+  unsigned int memory;
+  int index = 0;
+  unsigned int parity = 0;
+
+  __device__ inline unsigned int data() const { return memory + index * BYTES; }
+  __device__ inline unsigned int filled() const { return memory + STAGES * BYTES + 8 * index; }
+  __device__ inline unsigned int emptied() const { return filled() + 8 * STAGES; }
+  __device__ inline void advance() {
+    if (++index < STAGES) return;
+    index = 0;
+    parity ^= 1;
+  }
+  // The stage before is not read any more by this warp.
+  __device__ inline void release_before() const {
+    int before = index ? index - 1 : STAGES - 1;
+    if (threadIdx.x % LANES == 0) arrive(memory + STAGES * (BYTES + 8) + 8 * before);
+  }
+};
+
+// What a block computes: two tiles of weights, times a tile of x, in a part of K.
+struct Item {
+  int pair, tile, split, begin, end;
+};
+
+// Item `index`. Those with the same weights are
+// consecutive, so that their blocks read them at about the same time.
+__device__ inline Item find_item(int index, int pairs, int tiles, int splits, int width) {
+  int loops = width / LOOP_K, split = index / tiles / pairs;
+  return {index / tiles % pairs, index % tiles, split, split * loops / splits * LOOP_K,
+          (split + 1) * loops / splits * LOOP_K};
+}
+
+// sums [64, TOKENS] = a tile of weights times x, of which `width` columns are multiplied.
+template <typename T, int TOKENS, int STAGES, typename Weights>
+__device__ inline void multiply_tile(
+    Weights& weights, Stages<TOKENS, STAGES>& stages, int width, float (&sums)[2][TOKENS / 4]) {
+  constexpr int STEPS = LOOP_K / STEP_K;
+  // Operands of the step that is being multiplied, and of the next one.
+  unsigned int operands[2][2][4];
+  weights.begin(operands[0], width <= LOOP_K);
+#pragma unroll
+  for (int i = 0; i < TOKENS / 2; ++i) sums[i % 2][i / 2] = 0;
+#pragma unroll 1
+  for (int k = 0; k < width; k += LOOP_K) {
+    bool is_last = k + LOOP_K >= width;
+#pragma unroll
+    for (int step = 0; step < STEPS; ++step) {
+      bool begins_stage = step * STEP_K % STAGE_K == 0;
+      if (begins_stage) wait_barrier(stages.filled(), stages.parity);
+      unsigned int x = stages.data() + step * STEP_K % STAGE_K * 2;
+      begin_products();
+#pragma unroll
+      for (int product = 0; product < 2; ++product) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          unsigned int columns = x + half * Stages<TOKENS, STAGES>::BYTES / 2 + product * 32;
+          multiply_wide<T>(sums[half], operands[step % 2][product], describe_tile(columns));
+        }
+      }
+      commit_products();
+      // Those of the step before are done, so that their stage and registers are free.
+      wait_products<1>();
+      if (begins_stage && (k > 0 || step > 0)) stages.release_before();
+      if (step + 1 < STEPS) {
+        weights.unpack(step + 1, k, operands[(step + 1) % 2], is_last);
+      } else if (!is_last) {
+        weights.unpack(0, k + LOOP_K, operands[0], k + 2 * LOOP_K >= width);
+      }
+      if ((step + 1) * STEP_K % STAGE_K == 0) stages.advance();
+    }
+  }
+  wait_products<0>();
+  // Keeps the compiler from reading the sums before this.
+#pragma unroll
+  for (int i = 0; i < TOKENS / 2; ++i) asm volatile("" : "+f"(sums[i % 2][i / 2]) : : "memory");
+  stages.release_before();
+}
+
+// Sums of a lane: rows lane / 4 and lane / 4 + 8 of its warp's 16, for pairs of tokens. Stores COUNT
+// times eight tokens of product part `out` [rows, N], from token `token` on.
+template <int COUNT>
+__device__ inline void store_part(
+    const float* sums, float* out, int token, int rows, int N, int column) {
+  token += threadIdx.x % 4 * 2;
+  column += threadIdx.x % LANES / 4;
+#pragma unroll
+  for (int block = 0; block < COUNT; ++block, token += 8) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      int at = column + i / 2 * 8, row = token + i % 2;
+      if (row < rows && at < N) out[static_cast<long long>(row) * N + at] = sums[4 * block + i];
+    }
+  }
+}
+
+// The same of silu(first row) * second row, of which a warp has eight columns from `column` on. out is
+// [rows, N], or in the order of a product with weights of OUT_BITS bits; column is a position then.
+template <int COUNT, typename T, int OUT_BITS, int TOKENS>
+__device__ inline void store_gated(
+    const float* sums, T* out, int token, int rows, int N, int column) {
+  token += threadIdx.x % LANES / 4;
+  column += threadIdx.x % 4 * 2;
+#pragma unroll
+  for (int block = 0; block < COUNT; ++block, token += 8) {
+    const float* gates = sums + 4 * block;
+    float gated[2];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      gated[i] = __fdividef(gates[i], 1 + __expf(-gates[i])) * gates[i + 2];
+    }
+    // From two tokens of a column to two columns of a token.
+    unsigned int pair = pack<T>(gated[0], gated[1]);
+    asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %0;" : "+r"(pair));
+    long long at = static_cast<long long>(token) * N + column;
+    if constexpr (OUT_BITS > 0) at = arranged_index<TOKENS>(token, column, N);
+    bool is_inside = column < N && (OUT_BITS > 0 || token < rows);
+    if (is_inside) reinterpret_cast<unsigned int*>(out)[at / 2] = pair;
+  }
+}
+
+// A warpgroup's tile of an item.
+template <int BITS, int GROUP, typename T, bool GATED, int OUT_BITS, int TOKENS, int STAGES,
+          typename Output>
+__device__ inline void multiply_and_store(
+    const JoinedMatrices<T, GATED, OUT_BITS>& from, Stages<TOKENS, STAGES>& stages, const Item& item,
+    int width, int rows, Output* out) {
+  int tile = item.pair * PRODUCT_GROUPS + threadIdx.x / WARPGROUP_THREADS, N = from.count();
+  int warp = threadIdx.x % WARPGROUP_THREADS / LANES, lane = threadIdx.x % LANES;
+  LaneWeights<T, BITS, GROUP> weights;
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    int row;
+    Matrix<T> matrix = from.find(tile, warp * 16 + lane / 4 + 8 * i, row);
+    weights.start(i, matrix, row, width, item.begin);
+  }
+  float sums[2][TOKENS / 4];
+  multiply_tile<T>(weights, stages, item.end - item.begin, sums);
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    constexpr int COUNT = TOKENS / 16;
+    int token = item.tile * TOKENS + half * TOKENS / 2;
+    if constexpr (GATED) {
+      int column = tile * (TILE / 2) + warp * 8;
+      store_gated<COUNT, T, OUT_BITS, TOKENS>(sums[half], out, token, rows, N, column);
+    } else {
+      Output* part = out + static_cast<long long>(item.split) * rows * N;
+      store_part<COUNT>(sums[half], part, token, rows, N, tile * TILE + warp * 16);
+    }
+  }
+}
+
+// Copies the stages of an item, by one thread.
+template <int TOKENS, int STAGES>
+__device__ inline void copy_stages(
+    const char* x, Stages<TOKENS, STAGES>& stages, const Item& item, int width) {
+  constexpr int BYTES = Stages<TOKENS, STAGES>::BYTES;
+  long long first = static_cast<long long>(item.tile) * (width / STAGE_K);
+  for (int k = item.begin; k < item.end; k += STAGE_K) {
+    wait_barrier(stages.emptied(), stages.parity ^ 1);
+    arrive_expecting(stages.filled(), BYTES);
+    copy_bulk(stages.data(), x + (first + k / STAGE_K) * BYTES, BYTES, stages.filled());
+    stages.advance();
+  }
+}
+
+}  // namespace moxin

@@ -1,0 +1,125 @@
+"""Products of prompts on Hopper, compared with float32, and how they are divided."""
+
+import mlx.core as mx
+import plain_kernels
+import pytest
+from cuda_support import needs_hopper, relative_error
+from mlx_vlm.models.moxin.cuda import prompt_matmul
+from mlx_vlm.models.moxin.cuda.arranged import Order, arrange
+from mlx_vlm.models.moxin.cuda.decoder_sizes import DecoderSizes
+from mlx_vlm.models.moxin.cuda.projections import Format
+
+MOXIN = DecoderSizes(mx.bfloat16, 4096, 14336, 32, 8, 128, 4096, 1e-5, 10000.0)
+FORMATS = [
+    *((mx.bfloat16, Format(bits, group)) for bits in (8, 4) for group in (32, 64, 128)),
+    *((mx.float16, Format(bits, 64)) for bits in (8, 4)),
+]
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("rows", [90, 300])
+def test_arranging_is_undone(bits, rows):
+    x, order = mx.random.normal((rows, 512)), Order(bits, 96)
+    arranged = plain_kernels.in_order(x, order)
+    assert arranged.shape == order.shape(rows, 512)
+    assert not mx.array_equal(arranged.flatten()[:512], x[0])
+    assert mx.array_equal(plain_kernels.out_of_order(arranged, order, rows), x)
+
+
+@pytest.mark.parametrize(
+    ("rows", "tokens"), [(65, 96), (161, 224), (288, 288), (300, 160), (512, 256), (590, 224)]
+)
+def test_the_order_of_a_prompt_has_few_unused_rows(rows, tokens, on_hopper):
+    assert prompt_matmul.find_order(MOXIN, Format(8, 64), rows) == Order(8, tokens)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "form", "rows"),
+    [
+        pytest.param(MOXIN, Format(8, 64), 64, id="few rows"),
+        pytest.param(MOXIN, Format(16, 0), 288, id="plain weights"),
+        pytest.param(MOXIN._replace(intermediate=4304), Format(8, 64), 288, id="width"),
+    ],
+)
+def test_other_products_have_no_order(sizes, form, rows, on_hopper):
+    assert prompt_matmul.find_order(sizes, form, rows) is None
+
+
+def test_other_gpus_have_no_order(kernels_everywhere):
+    assert prompt_matmul.find_order(MOXIN, Format(8, 64), 288) is None
+
+
+@needs_hopper
+@pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float16])
+@pytest.mark.parametrize("order", [Order(8, 96), Order(4, 288)])
+def test_arranged_rows(dtype, order):
+    x = mx.random.normal((300, 768)).astype(dtype)
+    (actual,) = arrange(dtype, order, *x.shape)(x)
+    actual = plain_kernels.out_of_order(actual, order, len(x))
+    assert mx.array_equal(actual, x)
+
+
+def quantized(dtype, form, matrices, width):
+    """Arrays of matrices, and the matrices in float32, rounded to ``dtype``."""
+    arrays, whole = [], []
+    for count in matrices:
+        packed = mx.quantize(mx.random.normal((count, width)).astype(dtype), *form[::-1])
+        floats = [array.astype(mx.float32) for array in packed[1:]]
+        weights = mx.dequantize(packed[0], *floats, *form[::-1]).astype(dtype)
+        arrays += packed
+        whole.append(weights.astype(mx.float32))
+    return arrays, whole
+
+
+def products(x, whole):
+    """In float32, which GPUs multiply with reduced precision."""
+    with mx.stream(mx.cpu):
+        found = [x.astype(mx.float32) @ weights.T for weights in whole]
+        mx.eval(found)
+    return found
+
+
+def check(dtype, form, order, rows, matrices, width):
+    arrays, whole = quantized(dtype, form, matrices, width)
+    x = mx.random.normal((rows, width)).astype(dtype)
+    kernel, _ = prompt_matmul.multiply(dtype, form, matrices, order, rows, width)
+    (actual,) = kernel(*arrange(dtype, order, rows, width)(x), *arrays)
+    expected = mx.concatenate(products(x, whole), axis=1)
+    assert relative_error(actual.sum(axis=0), expected) < 5e-4
+
+
+@needs_hopper
+@pytest.mark.parametrize(("dtype", "form"), FORMATS)
+@pytest.mark.parametrize(("rows", "width"), [(70, 256), (150, 2048)])
+def test_products(dtype, form, rows, width):
+    check(dtype, form, Order(form.bits, 96), rows, (1024, 256, 200), width)
+
+
+@needs_hopper
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize(("matrices", "width"), [((4096, 1024, 1024), 4096), ((4096,), 14336)])
+def test_products_of_the_real_model(bits, matrices, width):
+    form = Format(bits, 64)
+    order = prompt_matmul.find_order(MOXIN, form, 280)
+    check(mx.bfloat16, form, order, 280, matrices, width)
+
+
+@needs_hopper
+@pytest.mark.parametrize(("dtype", "form"), FORMATS)
+@pytest.mark.parametrize("next_bits", [0, 8, 4])
+def test_gated_products(dtype, form, next_bits):
+    if form.group_size != 64 and next_bits != form.bits:
+        pytest.skip("to save time, one order for each of these formats")
+    order, rows, matrices, width = Order(form.bits, 96), 150, (512, 512), 768
+    next_order = Order(next_bits, 96) if next_bits else None
+    arrays, whole = quantized(dtype, form, matrices, width)
+    x = (mx.random.normal((rows, width)) / width**0.5).astype(dtype)
+    kernel, _ = prompt_matmul.multiply(
+        dtype, form, matrices, order, rows, width, next_order, is_gated=True
+    )
+    (actual,) = kernel(*arrange(dtype, order, rows, width)(x), *arrays)
+    if next_order is not None:
+        actual = plain_kernels.out_of_order(actual, next_order, rows)
+    gates, values = products(x, whole)
+    limit = 3e-3 if dtype == mx.bfloat16 else 6e-4  # one rounding
+    assert relative_error(actual, gates * mx.sigmoid(gates) * values) < limit
