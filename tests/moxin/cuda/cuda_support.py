@@ -2,6 +2,7 @@
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 import pytest
 from mlx.utils import tree_flatten, tree_map_with_path
 from mlx_vlm.models.cache import BatchKVCache, KVCache
@@ -28,6 +29,7 @@ from mlx_vlm.models.moxin.cuda import (
     tower_kernel,
 )
 from mlx_vlm.models.moxin.text_config import TextConfig
+from PIL import Image
 
 needs_gpu = pytest.mark.skipif(
     not mx.cuda.is_available(), reason="the kernels run on NVIDIA GPUs only"
@@ -70,6 +72,15 @@ def in_float32(cache: list) -> list:
         if layer.keys is not None:
             layer.keys, layer.values = (x.astype(mx.float32) for x in (layer.keys, layer.values))
     return cache
+
+
+def picture(width: int, height: int, seed: int = 0, extremes: bool = False) -> Image.Image:
+    """Noise; of black and white only if ``extremes``."""
+    rng = np.random.default_rng(seed)
+    shape = height, width, 3
+    return Image.fromarray(
+        rng.choice(np.uint8([0, 255]), shape) if extremes else rng.integers(0, 256, shape, np.uint8)
+    )
 
 
 def recording(calls: list[str]):

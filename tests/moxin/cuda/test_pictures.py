@@ -7,9 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import mlx.core as mx
 import numpy as np
 import pytest
-from cuda_support import forget_kernels, needs_gpu
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from cuda_support import forget_kernels, needs_gpu, picture
 from kernels_on_cpu import COMPILER, KernelsOnCpu
 from mlx_vlm.models.moxin.cuda import (
     device,
@@ -18,59 +16,14 @@ from mlx_vlm.models.moxin.cuda import (
     pictures,
     resize_kernels,
 )
-from mlx_vlm.models.moxin.cuda.resize_table import BITS, resize_table
 from mlx_vlm.models.moxin.image_processing_moxin import MoxinImageProcessor
 from mlx_vlm.models.moxin.image_settings import RESIZE_STRATEGIES
 from mlx_vlm.models.moxin.picture_sources import PictureError
-from mlx_vlm.models.moxin.resize import resize_naive
 from PIL import Image
 
 SIDE = 28
 # Width and height.
 SHAPES = [(64, 48), (SIDE, SIDE), (1, 1), (1, 90), (90, 1), (3, 7), (201, 97), (SIDE, 50), (50, 14)]
-
-
-def picture(width: int, height: int, seed: int = 0, extremes: bool = False) -> Image.Image:
-    rng = np.random.default_rng(seed)
-    shape = height, width, 3
-    return Image.fromarray(
-        rng.choice(np.uint8([0, 255]), shape) if extremes else rng.integers(0, 256, shape, np.uint8)
-    )
-
-
-def resized_by_table(pixels: np.ndarray, side: int) -> np.ndarray:
-    """``[H, W, 3]`` to ``[side, side, 3]`` by the arithmetic of the kernels."""
-    for axis in (1, 0):
-        source = np.moveaxis(pixels, axis, 0).astype(np.int64)
-        starts, counts, *weights = resize_table(len(source), side, 0, side)
-        sums = np.full((side, *source.shape[1:]), 1 << (BITS - 1))
-        for tap, weight in enumerate(weights):
-            assert not weight[tap >= counts].any()
-            at = np.minimum(starts + tap, len(source) - 1)
-            sums += source[at] * weight[:, None, None]
-        # The kernels add up in 32 bits.
-        assert np.abs(sums).max() < 2**31
-        pixels = np.moveaxis(np.clip(sums >> BITS, 0, 255).astype(np.uint8), 0, axis)
-    return pixels
-
-
-@settings(max_examples=150, deadline=None)
-@given(
-    width=st.integers(1, 700) | st.integers(1, 8),
-    height=st.integers(1, 700) | st.integers(1, 8),
-    side=st.sampled_from([1, 14, 98, 224, 336]),
-    seed=st.integers(0, 99),
-    extremes=st.booleans(),
-)
-def test_the_table_gives_pillows_bytes(width, height, side, seed, extremes):
-    image = picture(width, height, seed, extremes)
-    expected = np.asarray(resize_naive(image, side))
-    np.testing.assert_array_equal(resized_by_table(np.asarray(image), side), expected)
-
-
-def test_a_part_of_a_table_is_that_of_the_whole():
-    whole, part = resize_table(100, 40, 0, 40), resize_table(100, 40, 11, 20)
-    np.testing.assert_array_equal(part, whole[:, 11:31])
 
 
 @pytest.fixture(scope="module")
