@@ -140,7 +140,9 @@ def test_memory_is_returned_after_an_error(on_cpu, monkeypatch):
 @pytest.mark.parametrize("strategy", RESIZE_STRATEGIES)
 def test_the_gpu_gives_pillows_pixels(strategy, side):
     processor = MoxinImageProcessor(side, strategy, letterbox_fill=[[9, 120, 250]] * 2)
-    shapes = [*SHAPES, (640, 480), (1280, 720), (1, 3000), (8192, 9), (333, 1001)]
+    shapes = [*SHAPES, (640, 480), (1280, 720), (333, 1001)]
+    if strategy == "resize-naive":
+        shapes += [(1, 3000), (8192, 9)]  # of which the others would make too large a picture
     images = [picture(*shape, seed) for seed, shape in enumerate(shapes)]
     for image in images:
         assert_equal_to_pillow(processor, [image])
