@@ -133,13 +133,14 @@ def append(cache: Sequence[Cache], arrays: Sequence[mx.array], count: int) -> No
     """Assign ``arrays``, in which ``count`` more tokens are written, to ``cache``."""
     is_batch = type(cache[0]) is BatchKVCache
     if is_batch:
-        # One array for all layers, which does not refer to those of all tokens before.
+        # Computed once, and not from the array before, which would refer to those of all tokens.
         written = cache[0]._idx + count
         offset = written - cache[0].left_padding
     for layer, keys, values in zip(cache, arrays[::2], arrays[1::2]):
         layer.keys, layer.values = keys, values
         if is_batch:
-            layer._idx, layer.offset = written, offset
+            # An object for each layer, because the cache's methods change it in place.
+            layer._idx, layer.offset = written, mx.array(offset)
         else:
             layer.offset += count
     _appendable[cache[0]] = _Appendable(arrays, cache[0].size())

@@ -158,6 +158,15 @@ def test_tokens_of_a_batch_are_appended_to_the_arrays_of_the_token_before(name, 
             )
 
 
+def test_layers_of_a_batch_change_their_offsets_one_by_one():
+    cache = batch_cache(10, [0, 7, 4])
+    append(cache)
+    trim(cache)
+    assert [layer.offset.tolist() for layer in cache] == LAYERS * [[10, 3, 6]]
+    update_batch(cache)
+    assert [layer.offset.tolist() for layer in cache] == LAYERS * [[11, 4, 7]]
+
+
 def leave(cache):
     for layer in cache:
         layer.filter([0, 2])
