@@ -37,6 +37,7 @@ def test_the_order_of_a_prompt_has_few_unused_rows(rows, tokens, on_hopper):
     ("sizes", "form", "rows"),
     [
         pytest.param(MOXIN, Format(8, 64), 64, id="few rows"),
+        pytest.param(MOXIN, Format(8, 64), 1024, id="many rows"),
         pytest.param(MOXIN, Format(16, 0), 288, id="plain weights"),
         pytest.param(MOXIN._replace(intermediate=4304), Format(8, 64), 288, id="width"),
     ],
