@@ -109,8 +109,12 @@ extern "C" __global__ void __launch_bounds__(config::THREADS, 1) fused_prompt(
       CachedKeys<T> cache{layer.keys, layer.values, new_keys, new_values, before, nullptr,
                           capacity, tokens, capacity};
       for (int part = blockIdx.x; part < config::KV_HEADS * tiles; part += gridDim.x) {
+        auto prepare = [&](unsigned int query_tile) {
+          copy_queries<T, config::HEAD_DIM, config::HEADS, config::KV_HEADS, ATTENTION_WARPS>(
+              queries, tokens, tiles, part, query_tile);
+        };
         attend_tile<T, config::HEAD_DIM, config::HEADS, config::KV_HEADS, config::WINDOW,
-                    ATTENTION_WARPS>(queries, cache, tiles, config::SCALE, attended, part);
+                    ATTENTION_WARPS>(prepare, cache, tiles, config::SCALE, attended, part);
         sync_team<ATTENTION_WARPS * LANES>(0);
       }
     }

@@ -31,6 +31,32 @@ __device__ inline void sum_parts(const T* from, long long, int, float* values) {
   unpack<T>(*reinterpret_cast<const uint4*>(from), values);
 }
 
+// Four values of a product at `from` and the four `half` values after them; parts are `stride` values
+// apart.
+template <typename T>
+__device__ inline void sum_four(
+    const float* from, long long stride, int splits, int half, float* low, float* high) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i) low[i] = high[i] = 0;
+#pragma unroll 8
+  for (int split = 0; split < splits; ++split) {
+    float4 first = *reinterpret_cast<const float4*>(from + split * stride);
+    float4 second = *reinterpret_cast<const float4*>(from + split * stride + half);
+    low[0] += first.x, low[1] += first.y, low[2] += first.z, low[3] += first.w;
+    high[0] += second.x, high[1] += second.y, high[2] += second.z, high[3] += second.w;
+  }
+}
+
+template <typename T>
+__device__ inline void sum_four(
+    const T* from, long long, int, int half, float* low, float* high) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    low[i] = to_float(from[i]);
+    high[i] = to_float(from[half + i]);
+  }
+}
+
 // One thread block computes row `index` of sum = residual + product and normed = RMS norm of sum,
 // [rows, WIDTH] each, the norm in `Order`. If `product` is null, the sum is the residual and is not
 // written; if `weight` is null, the norm is not written.

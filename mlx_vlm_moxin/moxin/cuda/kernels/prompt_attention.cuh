@@ -31,16 +31,22 @@ struct CachedKeys {
   bool is_causal = true;  // whether a new token sees only those before it and itself
 };
 
+// Bytes between rows in shared memory; shifts neighbouring rows by four banks.
+template <int HEAD_DIM>
+constexpr int ATTENTION_PITCH = HEAD_DIM * 2 + 16;
+
 // A team computes tile part % tiles of the packed rows of key-value head part / tiles % KV_HEADS of
-// sequence part / tiles / KV_HEADS. queries and out are [B, tokens, HEADS, HEAD_DIM], out in `Order`.
-// Only the last WINDOW keys are visible to a token (0: all).
+// sequence part / tiles / KV_HEADS; out is [B, tokens, HEADS, HEAD_DIM], in `Order`. Only the last
+// WINDOW keys are visible to a token (0: all). prepare(address) brings the queries into shared memory,
+// by stores or asynchronous copies, rows ATTENTION_PITCH bytes apart; it may also write the new keys
+// and values.
 template <typename T, int HEAD_DIM, int HEADS, int KV_HEADS, int WINDOW, int KEY_WARPS,
-          typename Order = RowMajor>
+          typename Order = RowMajor, typename P>
 __device__ void attend_tile(
-    const T* queries, const CachedKeys<T>& cache, int tiles, float scale, T* out, int part) {
+    P prepare, const CachedKeys<T>& cache, int tiles, float scale, T* out, int part) {
   constexpr int GROUP = HEADS / KV_HEADS, WARPS = ATTENTION_WARPS, THREADS = WARPS * LANES;
   constexpr int QUERIES = 16 * WARPS / KEY_WARPS, WARP_KEYS = KEYS / KEY_WARPS;
-  constexpr int PITCH = HEAD_DIM * 2 + 16;  // bytes; shifts neighbouring rows by four banks
+  constexpr int PITCH = ATTENTION_PITCH<HEAD_DIM>;
   constexpr int STAGE_BYTES = 2 * KEYS * PITCH;
   unsigned int query_tile = static_cast<unsigned int>(__cvta_generic_to_shared(shared));
   unsigned int stages = query_tile + QUERIES * PITCH;
@@ -55,15 +61,8 @@ __device__ void attend_tile(
   if constexpr (WINDOW > 0) start = max(start, filled + first_row / GROUP + 1 - WINDOW);
 
   auto copy_row = [&](unsigned int to, const T* from, bool inside, int column) {
-    copy_async(to + column * 2, inside ? from + column : queries, inside);
+    copy_async(to + column * 2, inside ? from + column : cache.keys, inside);
   };
-#pragma unroll 1
-  for (int i = thread; i < QUERIES * (HEAD_DIM / 8); i += THREADS) {
-    int row = i / (HEAD_DIM / 8), packed = first_row + row;
-    long long token = static_cast<long long>(batch) * cache.tokens + packed / GROUP;
-    const T* from = queries + (token * HEADS + kv_head * GROUP + packed % GROUP) * HEAD_DIM;
-    copy_row(query_tile + row * PITCH, from, packed < rows, i % (HEAD_DIM / 8) * 8);
-  }
   long long head = static_cast<long long>(batch) * KV_HEADS + kv_head;
   auto copy_keys = [&](int stage, int first) {
     if (first < end) {
@@ -79,16 +78,21 @@ __device__ void attend_tile(
         copy_row(to + (KEYS + row) * PITCH, from_value, key < end, column);
       }
     }
-    asm volatile("cp.async.commit_group;");
   };
-  copy_keys(0, start);
+  // Cached keys are on their way while the queries and the new keys are prepared.
+  bool is_cached = start + KEYS <= filled;
+  if (is_cached) copy_keys(0, start);
+  prepare(query_tile);
+  if (!is_cached) copy_keys(0, start);
+  commit_copies();
 
   FlashTile<T, HEAD_DIM, WARP_KEYS, PITCH> flash;
   int stage = 0;
 #pragma unroll 1
   for (int first = start; first < end; first += KEYS, stage ^= 1) {
     copy_keys(stage ^ 1, first + KEYS);
-    asm volatile("cp.async.wait_group 1;");
+    commit_copies();
+    wait_copies<1>();
     sync_team<THREADS>(0);
     unsigned int keys = stages + stage * STAGE_BYTES + warp_key * PITCH;
     auto is_valid = [&](int half, int index) {
@@ -105,7 +109,7 @@ __device__ void attend_tile(
     // The first warp merges the results of the others, through shared memory.
     float* results = reinterpret_cast<float*>(shared);
     constexpr int COUNT = HEAD_DIM / 2 + 4;
-    asm volatile("cp.async.wait_group 0;");
+    wait_copies<0>();
     sync_team<THREADS>(0);
     float* result = results + thread;
     if (warp > 0) {
@@ -154,6 +158,23 @@ __device__ void attend_tile(
           pack<T>(flash.outputs[j][2 * half] * factor, flash.outputs[j][2 * half + 1] * factor);
       store_pair<Order>(out, token, column + j * 8, HEADS * HEAD_DIM, pair);
     }
+  }
+}
+
+// Copies tile part % tiles of queries [B, tokens, HEADS, HEAD_DIM] to shared memory (attend_tile).
+template <typename T, int HEAD_DIM, int HEADS, int KV_HEADS, int KEY_WARPS>
+__device__ void copy_queries(
+    const T* queries, int tokens, int tiles, int part, unsigned int query_tile) {
+  constexpr int GROUP = HEADS / KV_HEADS, QUERIES = 16 * ATTENTION_WARPS / KEY_WARPS;
+  int kv_head = part / tiles % KV_HEADS, first_row = part % tiles * QUERIES;
+  long long first_token = static_cast<long long>(part / tiles / KV_HEADS) * tokens;
+#pragma unroll 1
+  for (int i = thread_of_step(); i < QUERIES * (HEAD_DIM / 8); i += ATTENTION_WARPS * LANES) {
+    int row = i / (HEAD_DIM / 8), column = i % (HEAD_DIM / 8) * 8, packed = first_row + row;
+    bool inside = packed < tokens * GROUP;
+    long long head = (first_token + packed / GROUP) * HEADS + kv_head * GROUP + packed % GROUP;
+    copy_async(query_tile + row * ATTENTION_PITCH<HEAD_DIM> + column * 2,
+               inside ? queries + head * HEAD_DIM + column : queries, inside);
   }
 }
 

@@ -18,34 +18,75 @@ extern "C" __global__ void __launch_bounds__(config::THREADS, 1) step_attention(
     const int* padding,  // [B], masked tokens at the start of each sequence
     config::T* keys,     // the cache, [B, KV_HEADS, capacity, HEAD_DIM]; written at filled[0]
     config::T* values,   // as keys
-    config::T* out,      // [B, HEADS, HEAD_DIM]; holds the rotated queries in between
+    config::T* out,      // [B, HEADS, HEAD_DIM]
     int batch, int capacity, int splits,
     int tiles) {         // of the query rows of a key-value head
   using namespace moxin;
   using config::HEAD_DIM, config::HEADS, config::KV_HEADS;
   constexpr int QUERIES = HEADS * HEAD_DIM, KEYS_WIDTH = KV_HEADS * HEAD_DIM;
   constexpr int PROJECTED = QUERIES + 2 * KEYS_WIDTH;
-  constexpr int GROUP = HEADS / KV_HEADS, UNITS = HEAD_DIM / 16;
-  ProjectedHeads<config::Product> projected{q, k, v, QUERIES, KEYS_WIDTH};
-  if (splits) projected = {q, q + QUERIES, q + QUERIES + KEYS_WIDTH, PROJECTED, PROJECTED};
-  config::T* new_keys = keys + static_cast<long long>(*filled) * HEAD_DIM;
-  config::T* new_values = values + static_cast<long long>(*filled) * HEAD_DIM;
-  RotatedHeads<config::T> rotated{out, new_keys, new_values, capacity};
+  constexpr int GROUP = HEADS / KV_HEADS, HALF = HEAD_DIM / 2, UNITS = HALF / 4;
+  int before = *filled, thread = threadIdx.x;
+  config::T* new_keys = keys + static_cast<long long>(before) * HEAD_DIM;
+  config::T* new_values = values + static_cast<long long>(before) * HEAD_DIM;
   // The heads of this thread block: its tile of queries, their key and their value.
   int kv_head = blockIdx.x / tiles % KV_HEADS, sequence = blockIdx.x / tiles / KV_HEADS;
   int first = blockIdx.x % tiles * config::TILE_QUERIES;
   int count = min(config::TILE_QUERIES, GROUP - first);
-  for (int i = threadIdx.x; i < (count + 2) * UNITS; i += config::THREADS) {
-    int index = i / UNITS;
-    int head = index < count ? kv_head * GROUP + first + index
-                             : HEADS + (index - count) * KV_HEADS + kv_head;
-    rotate_heads<config::T, HEAD_DIM, HEADS, KV_HEADS>(
-        projected, *filled, padding, splits, batch, 1, config::LOG2_THETA, rotated,
-        (sequence * (HEADS + 2 * KV_HEADS) + head) * UNITS + i % UNITS);
-  }
-  __syncthreads();
-  CachedKeys<config::T> cache{keys, values, new_keys, new_values, *filled, padding,
+
+  // Rotates queries and key, four dimensions of each half at a time, into the tile of queries, with which
+  // shared memory begins, and into the cache.
+  auto prepare = [&](unsigned int) {
+    __shared__ float2 rotations[HALF];
+    for (int dim = thread; dim < HALF; dim += config::THREADS) {
+      rotations[dim] = rotation<HALF>(before - padding[sequence], dim, config::LOG2_THETA);
+    }
+    __syncthreads();
+    for (int i = thread; i < (config::TILE_QUERIES + 2) * UNITS; i += config::THREADS) {
+      int index = i / UNITS - 2, dim = i % UNITS * 4;  // -2: the key, -1: the value
+      unsigned int low[2] = {}, high[2] = {};
+      if (index < count) {
+        const config::Product* from = index < 0 ? (index == -2 ? k : v) : q;
+        int stride = index < 0 ? KEYS_WIDTH : QUERIES;
+        int head = index < 0 ? kv_head : kv_head * GROUP + first + index;
+        if (splits) {
+          from = q;
+          stride = PROJECTED;
+          if (index < 0) head += HEADS + (index == -2 ? 0 : KV_HEADS);
+        }
+        from += static_cast<long long>(sequence) * stride + head * HEAD_DIM + dim;
+        float lower[4], upper[4];
+        sum_four<config::T>(from, static_cast<long long>(batch) * stride, splits, HALF, lower, upper);
+        if (index != -1) {
+#pragma unroll
+          for (int j = 0; j < 4; ++j) {
+            float2 r = rotations[dim + j];
+            float rotated = lower[j] * r.x - upper[j] * r.y;
+            upper[j] = lower[j] * r.y + upper[j] * r.x;
+            lower[j] = rotated;
+          }
+        }
+#pragma unroll
+        for (int j = 0; j < 2; ++j) {
+          low[j] = pack<config::T>(lower[2 * j], lower[2 * j + 1]);
+          high[j] = pack<config::T>(upper[2 * j], upper[2 * j + 1]);
+        }
+      }
+      if (index >= 0) {
+        unsigned char* to = shared + index * ATTENTION_PITCH<HEAD_DIM> + dim * 2;
+        *reinterpret_cast<uint2*>(to) = uint2{low[0], low[1]};
+        *reinterpret_cast<uint2*>(to + HALF * 2) = uint2{high[0], high[1]};
+      } else {
+        config::T* to = (index == -2 ? new_keys : new_values) + dim +
+            (static_cast<long long>(sequence) * KV_HEADS + kv_head) * capacity * HEAD_DIM;
+        *reinterpret_cast<uint2*>(to) = uint2{low[0], low[1]};
+        *reinterpret_cast<uint2*>(to + HALF) = uint2{high[0], high[1]};
+      }
+    }
+    __syncthreads();
+  };
+  CachedKeys<config::T> cache{keys, values, new_keys, new_values, before, padding,
                               capacity, 1, capacity};
   attend_tile<config::T, HEAD_DIM, HEADS, KV_HEADS, config::WINDOW, config::KEY_WARPS>(
-      out, cache, tiles, config::SCALE, out, blockIdx.x);
+      prepare, cache, tiles, config::SCALE, out, blockIdx.x);
 }
