@@ -9,9 +9,10 @@ import math
 
 import mlx.core as mx
 
-from . import device, kernel
+from . import device, kernel, wgmma
 from .kernel import C_TYPES, Kernel
 from .projections import Format
+from .stream_tiling import Division, find_division
 from .tiling import MAX_SPLITS, MULTIPLY_THREADS, PRODUCT_WARPS, TILING, find_tiling
 
 # Threads per block that unpack weights.
@@ -45,8 +46,12 @@ def multiply(
         ``dtype`` in 1 part. None if there is no kernel for this number of rows, this width or an
         odd number of columns.
     """
-    tiling = find_tiling(form, rows, width)
     columns = matrices[0] if is_gated else sum(matrices)
+    division = find_division(form, columns, rows, width, is_gated)
+    if division is not None:
+        product = _stream(dtype, form, matrices, rows, width, is_gated, division)
+        return product, division.splits
+    tiling = find_tiling(form, rows, width)
     if tiling is None or width % tiling.width or columns % 2:
         return None
     warp_columns = (4 if is_gated else 8) * tiling.tiles
@@ -79,6 +84,50 @@ def multiply(
         shared_memory=tiling.shared_memory,
     )
     return product, splits
+
+
+def _stream(
+    dtype: mx.Dtype,
+    form: Format,
+    matrices: tuple[int, ...],
+    rows: int,
+    width: int,
+    is_gated: bool,
+    division: Division,
+) -> Kernel:
+    """The product on Hopper; arguments and result as in ``multiply``."""
+    threads = 32 * division.warps
+    shape = (rows, matrices[0]) if is_gated else (division.splits, rows, sum(matrices))
+    output = dtype if is_gated else mx.float32
+    return kernel.build(
+        "stream_matmul",
+        {
+            "T": dtype,
+            "Output": output,
+            "BITS": form.bits,
+            "GROUP": form.group_size,
+            "ROWS": division.rows,
+            "GATED": is_gated,
+            "WARPS": division.warps,
+            "STAGES": division.stages,
+        },
+        [dtype, *len(matrices) * form.dtypes(dtype)],
+        {"out": (shape, output)},
+        {
+            **ends(matrices),
+            "rows": rows,
+            "width": width,
+            "splits": division.splits,
+            "active": division.active,
+        },
+        macros={
+            **matrix_macros(dtype, form, len(matrices)),
+            **wgmma.macros(division.rows),
+        },
+        blocks=division.blocks,
+        threads=threads,
+        shared_memory=division.shared_memory,
+    )
 
 
 def ends(matrices: tuple[int, ...]) -> dict[str, int]:

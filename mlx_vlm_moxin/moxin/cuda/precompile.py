@@ -202,6 +202,9 @@ def _decoder_builds(decoder: nn.Module, head: nn.Module) -> Iterator[Build]:
         yield partial(step_attention, sizes, BATCH, CAPACITY, *product)
     yield from _add_norms(sizes, BATCH)
     yield _multiply(sizes, output, BATCH, sizes.hidden)
+    for rows in tiling.ROW_TILES:
+        yield from _layer_products(sizes, alike, rows)
+        yield _multiply(sizes, output, rows, sizes.hidden)
 
 
 def _whole_pass_builds(decoder: nn.Module) -> Iterator[Build]:

@@ -26,6 +26,7 @@ from mlx_vlm.models.moxin.cuda import (
     prompt_matmul,
     resize_kernels,
     step_attention,
+    stream_tiling,
     tiling,
     tower_kernel,
     tower_tiles,
@@ -224,6 +225,23 @@ def test_kernels_of_a_sharded_decoder_compile(architecture, on, monkeypatch):
     layers, arguments = fused_layers.LAYERS_AT_ONCE, (mx.bfloat16, 32, 4096, 1e-5)
     step = partial(fused_step.step_kernel, sizes, forms, layers, 512)
     build_all([step, *(partial(exchange.exchange_norm, *arguments, n, group) for n in (0, 8))])
+
+
+@pytest.mark.parametrize("rows", [32, pytest.param(64, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("form", [Format(8, 64), Format(4, 128), Format(16, 0)], ids=str)
+def test_products_that_stream_their_weights_compile(form, rows, on, monkeypatch):
+    on("sm_90a")
+    monkeypatch.setattr(stream_tiling, "BITS", (form.bits,))
+    entries, build = [], kernel.build
+
+    def record(entry, *arguments, **options):
+        entries.append(entry)
+        return build(entry, *arguments, **options)
+
+    monkeypatch.setattr(kernel, "build", record)
+    multiply = partial(matmul_kernels.multiply, mx.float16, form)
+    build_all([partial(multiply, (4096, 1024, 1024), rows, 4096)])
+    assert entries == ["stream_matmul"]
 
 
 def test_a_kernel_that_does_not_compile_says_why(compiler):

@@ -265,9 +265,10 @@ def test_prompts_after_others_are_as_close_to_float32_as_the_modules(
 
 @needs_gpu
 @pytest.mark.parametrize("batch", [2, 8, 9, 20, 33])
+@pytest.mark.parametrize("intermediate_size", [640, 768])
 @pytest.mark.parametrize(("bits", "group_size"), [(16, 64), (8, 64), (4, 64)])
 def test_steps_of_a_batch_are_as_close_to_float32_as_the_modules(
-    bits, group_size, batch, monkeypatch
+    bits, group_size, batch, intermediate_size, monkeypatch
 ):
     monkeypatch.setattr(layerwise, "STEADY_STEPS", 1)  # the first step by layer, others as a whole
     padding = [7 * row % 50 for row in range(batch)]
@@ -275,7 +276,7 @@ def test_steps_of_a_batch_are_as_close_to_float32_as_the_modules(
     def cache(dtype):
         return batch_cache(255, padding, dtype)
 
-    config = {"intermediate_size": 640}
+    config = {"intermediate_size": intermediate_size}
     check(mx.bfloat16, bits, group_size, cache, 3 * [(batch, 1)], monkeypatch, **config)
 
 

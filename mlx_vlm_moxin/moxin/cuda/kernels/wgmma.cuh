@@ -78,6 +78,18 @@ __device__ inline void request_registers() {
   asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" : : "n"(COUNT));
 }
 
+// B in shared memory without swizzling, for multiply_wide: matrices of eight columns and 16 bytes, 128
+// consecutive bytes each, that are `next` bytes apart along K and `down` bytes along the columns.
+__device__ inline unsigned long long describe_rows(unsigned int address, int next, int down) {
+  return (address & 0x3ffff) >> 4 | static_cast<unsigned long long>(next >> 4) << 16 |
+         static_cast<unsigned long long>(down >> 4) << 32;
+}
+
+// What ordinary stores wrote into shared memory becomes visible to the tensor cores.
+__device__ inline void fence_async() {
+  asm volatile("fence.proxy.async.shared::cta;" : : : "memory");
+}
+
 // sums [64, WGMMA_COLUMNS] += a [64, 16] times the transpose of b [WGMMA_COLUMNS, 16], by a warpgroup.
 // Warp w has rows 16 w to 16 w + 15 of sums and a, as mma m16n8k16 has them.
 template <typename T>
