@@ -14,6 +14,7 @@ from cuda_support import (
     filled_cache,
     make_decoder,
     needs_gpu,
+    needs_hopper,
     relative_error,
     run,
     unpacked,
@@ -261,6 +262,28 @@ def test_prompts_after_others_are_as_close_to_float32_as_the_modules(
 
     config = {"intermediate_size": 640}
     check(dtype, bits, group_size, cache, [shape, (shape[0], 1)], monkeypatch, **config)
+
+
+@needs_hopper
+@pytest.mark.parametrize(
+    ("dtype", "bits", "group_size"),
+    [(mx.bfloat16, 8, 64), (mx.bfloat16, 4, 64), (mx.float16, 8, 32), (mx.float16, 4, 128)],
+)
+@pytest.mark.parametrize("shape", [(1, 90), (2, 100)])
+def test_arranged_prompts_are_as_close_to_float32_as_the_modules(
+    dtype, bits, group_size, shape, monkeypatch
+):
+    products, multiply = [], prompt_matmul.multiply
+    monkeypatch.setattr(
+        prompt_matmul, "multiply", lambda *given: products.append(given) or multiply(*given)
+    )
+
+    def cache(dtype):
+        return filled_cache(90, dtype, shape[0])
+
+    config = {"intermediate_size": 512}
+    check(dtype, bits, group_size, cache, [shape, (shape[0], 1)], monkeypatch, **config)
+    assert products
 
 
 @needs_gpu
