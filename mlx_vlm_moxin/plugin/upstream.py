@@ -280,6 +280,12 @@ UPSTREAM = (
     ),
     _on_server(
         "mlx_vlm.server.generation",
+        "ResponseGenerator._gpu_embed",
+        None,
+        "pictures of requests that join together are computed one by one, and their pixels hashed",
+    ),
+    _on_server(
+        "mlx_vlm.server.generation",
         "ResponseGenerator._collect_pending_requests",
         None,
         "requests of disconnected clients are answered; no other work can use the model",

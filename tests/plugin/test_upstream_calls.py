@@ -189,6 +189,7 @@ SERVED: dict[str, Callable[[TestClient], Any]] = {
     GENERATION + "_preprocess_request": ask,
     GENERATION + "_cpu_preprocess": ask,
     GENERATION + "_make_sampler": ask,
+    GENERATION + "_gpu_embed": ask,
     GENERATION + "_collect_pending_requests": ask,
     GENERATION + "_make_logits_processors": ask,
 }
