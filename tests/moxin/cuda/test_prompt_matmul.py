@@ -4,7 +4,7 @@ import mlx.core as mx
 import plain_kernels
 import pytest
 from cuda_support import needs_hopper, relative_error
-from mlx_vlm.models.moxin.cuda import prompt_matmul
+from mlx_vlm.models.moxin.cuda import device, prompt_matmul
 from mlx_vlm.models.moxin.cuda.arranged import Order, arrange
 from mlx_vlm.models.moxin.cuda.decoder_sizes import DecoderSizes
 from mlx_vlm.models.moxin.cuda.projections import Format
@@ -46,7 +46,8 @@ def test_other_products_have_no_order(sizes, form, rows, on_hopper):
     assert prompt_matmul.find_order(sizes, form, rows) is None
 
 
-def test_other_gpus_have_no_order(kernels_everywhere):
+def test_other_gpus_have_no_order(kernels_everywhere, monkeypatch):
+    monkeypatch.setattr(device, "has_warpgroups", lambda: False)
     assert prompt_matmul.find_order(MOXIN, Format(8, 64), 288) is None
 
 
@@ -61,14 +62,19 @@ def test_arranged_rows(dtype, order):
 
 
 def quantized(dtype, form, matrices, width):
-    """Arrays of matrices, and the matrices in float32, rounded to ``dtype``."""
+    """Arrays of matrices, and the matrices in float32, rounded to ``dtype``.
+
+    Computed by the CPU, because MLX compiles its kernels of each format for GPUs.
+    """
     arrays, whole = [], []
-    for count in matrices:
-        packed = mx.quantize(mx.random.normal((count, width)).astype(dtype), *form[::-1])
-        floats = [array.astype(mx.float32) for array in packed[1:]]
-        weights = mx.dequantize(packed[0], *floats, *form[::-1]).astype(dtype)
-        arrays += packed
-        whole.append(weights.astype(mx.float32))
+    with mx.stream(mx.cpu):
+        for count in matrices:
+            packed = mx.quantize(mx.random.normal((count, width)).astype(dtype), *form[::-1])
+            floats = [array.astype(mx.float32) for array in packed[1:]]
+            weights = mx.dequantize(packed[0], *floats, *form[::-1]).astype(dtype)
+            arrays += packed
+            whole.append(weights.astype(mx.float32))
+        mx.eval(arrays, whole)
     return arrays, whole
 
 
@@ -80,13 +86,14 @@ def products(x, whole):
     return found
 
 
-def check(dtype, form, order, rows, matrices, width):
+def check(dtype, form, order, rows, matrices, width, step=1):
+    """Compare every ``step``-th column of a product."""
     arrays, whole = quantized(dtype, form, matrices, width)
     x = mx.random.normal((rows, width)).astype(dtype)
     kernel, _ = prompt_matmul.multiply(dtype, form, matrices, order, rows, width)
     (actual,) = kernel(*arrange(dtype, order, rows, width)(x), *arrays)
-    expected = mx.concatenate(products(x, whole), axis=1)
-    assert relative_error(actual.sum(axis=0), expected) < 5e-4
+    (expected,) = products(x, [mx.concatenate(whole)[::step]])
+    assert relative_error(actual.sum(axis=0)[:, ::step], expected) < 5e-4
 
 
 @needs_hopper
@@ -102,7 +109,7 @@ def test_products(dtype, form, rows, width):
 def test_products_of_the_real_model(bits, matrices, width):
     form = Format(bits, 64)
     order = prompt_matmul.find_order(MOXIN, form, 280)
-    check(mx.bfloat16, form, order, 280, matrices, width)
+    check(mx.bfloat16, form, order, 280, matrices, width, step=37)
 
 
 @needs_hopper
