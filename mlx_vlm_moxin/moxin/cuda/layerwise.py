@@ -70,10 +70,9 @@ class Layerwise:
             cache: one per layer; plain caches or those of a batch.
             sizes: of the decoder.
         """
-        attention = tiling.attention_memory(tiling.FEW_QUERIES, sizes.head_dim)
         return (
             inputs.shape[1] <= MAX_TOKENS
-            and attention <= device.max_shared_memory()
+            and _can_attend(sizes)
             and caches_fit(cache, (KVCache, BatchKVCache), inputs, inputs_embeds, sizes)
         )
 
@@ -140,8 +139,7 @@ class Layerwise:
             UnsupportedError: if the kernels do not compute the decoder, or not for ``x``.
         """
         batch, length, _ = x.shape
-        attention = tiling.attention_memory(tiling.FEW_QUERIES, sizes.head_dim)
-        require(attention <= device.max_shared_memory(), "attention needs more shared memory")
+        require(_can_attend(sizes), "attention needs more shared memory")
         require(sizes.group is None, "the decoder is sharded")
         require(x.dtype == sizes.dtype, "embeddings of another dtype")
         limit = min(sizes.window or MAX_WHOLE_TOKENS, MAX_WHOLE_TOKENS)
@@ -200,6 +198,12 @@ class Layerwise:
 def _count(shape: Sequence[int], kept: slice) -> int:
     """Number of ``kept`` tokens of sequences ``[B, T]``."""
     return shape[0] * len(range(*kept.indices(shape[1])))
+
+
+def _can_attend(sizes: DecoderSizes) -> bool:
+    """Whether attention has enough shared memory."""
+    needed = tiling.attention_memory(tiling.FEW_QUERIES, sizes.head_dim)
+    return needed <= device.max_shared_memory()
 
 
 def _no_graphs(*sizes: Any) -> Graphs:
