@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -127,6 +127,27 @@ def build(
         shared_memory=shared_memory,
         waits=True,
     )
+
+
+def run(
+    layers: Sequence[DecoderLayer],
+    x: mx.array,
+    filled: mx.array,
+    arrays: Sequence[mx.array],
+    find: Callable[[Formats, int], Kernel],
+    *further: mx.array,
+) -> mx.array:
+    """Hidden states after ``layers``, in as few launches as possible.
+
+    Args:
+        arrays: keys and values of each layer in turn.
+        find: the kernel of layers of these formats, by formats and number.
+        x, filled, further: as in ``launch``.
+    """
+    for group in groups(layers):
+        some, caches = layers[group], arrays[2 * group.start : 2 * group.stop]
+        x = launch(find(some[0].formats, len(some)), some, x, filled, caches, *further)
+    return x
 
 
 def launch(

@@ -102,11 +102,11 @@ def _step(
     x = embed(decoder.embed_tokens, inputs).reshape(-1)
     position, padding = places
     addresses = [] if sizes.group is None else [peers.of(sizes.group).addresses]
-    for group in fused_layers.groups(layers):
-        caches = arrays[2 * group.start : 2 * group.stop]
-        some = layers[group]
-        fused = step_kernel(sizes, some[0].formats, len(some), arrays[0].shape[2])
-        x = fused_layers.launch(fused, some, x, position, caches, padding, *addresses)
+
+    def find(formats: fused_layers.Formats, count: int) -> kernel.Kernel:
+        return step_kernel(sizes, formats, count, arrays[0].shape[2])
+
+    x = fused_layers.run(layers, x, position, arrays, find, padding, *addresses)
     logits = head(decoder.norm(x.reshape(1, 1, -1)))
     return logits, kv_cache.after(arrays, x)
 
