@@ -6,15 +6,15 @@ host as long as the kernels run. More sequences use ``layerwise``.
 """
 
 import functools
-import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from ...cache import BatchKVCache, KVCache
-from . import device, fused_layers, kernel, kv_cache, layerwise_graph, turns
+from . import batch_tiling, device, fused_layers, kernel, kv_cache, layerwise_graph, turns
+from .batch_tiling import MAX_BATCH, STEP, TILE
 from .cache_checks import are_alike, caches_fit
 from .decoder_layers import DecoderLayer, read_layers
 from .decoder_sizes import DecoderSizes
@@ -23,42 +23,12 @@ from .errors import UnsupportedError, require
 from .graph import step_graphs
 from .projections import Format
 
-# Sequences, at most: the columns of a product of tensor cores.
-MAX_BATCH = 8
 # Cached positions up to which this is faster than a kernel for each step of a layer, by bits of the
 # weights. Attention is slower here (docs/speed.md).
-MAX_POSITIONS = {16: 1024, 8: 2048, 4: 2048}
+MAX_POSITIONS = {16: 2048, 8: 4096, 4: 4096}
 # Graphs that are kept: batches of each size with caches of several capacities.
 GRAPHS = 4 * MAX_BATCH
-# A warp multiplies TILE rows of weights at a time, in steps of STEP columns, of which at least
-# MIN_BYTES_AHEAD in a thread block are in flight.
-STEP = 128
-TILE = 16
-MIN_BYTES_AHEAD = 64 * 1024
 GROUP_SIZES = (32, 64)
-
-
-class Tiling(NamedTuple):
-    """How a thread block divides its work.
-
-    Attributes:
-        warps: of a thread block.
-        heads: largest number of heads with the same keys that are computed together.
-        steps: largest number of steps whose inputs fit into a warp's registers.
-    """
-
-    warps: int
-    heads: int
-    steps: int
-
-
-# The fastest ones, as measured on an H200.
-PLAIN, PACKED = Tiling(8, 2, 6), Tiling(16, 1, 3)
-
-
-def find_tiling(form: Format) -> Tiling:
-    """The tiling for weights of this format."""
-    return PLAIN if form.bits == 16 else PACKED
 
 
 class FusedBatch:
@@ -134,7 +104,7 @@ def _most_positions(decoder: nn.Module, sizes: DecoderSizes) -> int:
 
 def check(sizes: DecoderSizes, formats: fused_layers.Formats) -> None:
     """Raise UnsupportedError if there is no kernel for layers of these sizes and formats."""
-    form, tiling = formats[0], find_tiling(formats[0])
+    form, tiling = formats[0], batch_tiling.find_tiling(sizes, formats[0])
     require(sizes.group is None, "the decoder is sharded")
     require(all(other == form for other in formats), "matrices of a layer are packed apart")
     require(form.bits == 16 or form.group_size in GROUP_SIZES, "groups of another size")
@@ -143,39 +113,14 @@ def check(sizes: DecoderSizes, formats: fused_layers.Formats) -> None:
     require(sizes.keys % TILE == 0, f"the keys' width is no multiple of {TILE}")
     most = tiling.steps * tiling.warps * STEP
     require(max(sizes.hidden, sizes.attended) <= most, "inputs do not fit into registers")
-    ahead = slots(sizes, form) * tiling.warps * _step_bytes(form)
-    require(ahead >= MIN_BYTES_AHEAD, "the GPU has too little shared memory")
+    require(batch_tiling.has_memory(sizes, form, tiling), "the GPU has too little shared memory")
 
 
 def multiplies_integers(form: Format, dtype: mx.Dtype) -> bool:
-    """Whether the tensor cores multiply the integers themselves: their groups are those of a lane's
-    steps, and bfloat16 represents them exactly.
+    """Whether the tensor cores multiply the integers themselves (batch_multiply.cuh): a lane has as
+    many scales in a step as this takes, and inputs that may need another power of two as float16.
     """
-    return form == Format(4, 64) and dtype == mx.bfloat16
-
-
-def heads_at_once(sizes: DecoderSizes, form: Format) -> int:
-    """Heads that share keys and are attended to together."""
-    return math.gcd(sizes.heads // sizes.kv_heads, find_tiling(form).heads)
-
-
-def _step_bytes(form: Format) -> int:
-    """Of a warp's step: weights and, if they are quantised, scales and biases."""
-    groups = STEP // form.group_size if form.bits < 16 else 0
-    return TILE * (STEP * form.bits // 8 + 4 * groups)
-
-
-def _scratch_bytes(sizes: DecoderSizes, form: Format) -> int:
-    """Shared memory after the weights: as scratch() in batch_products.cuh."""
-    warps, heads, width = find_tiling(form).warps, heads_at_once(sizes, form), sizes.head_dim
-    attention = (heads + 2) * width * 2 + heads * warps * 4 * (width + 2)
-    return max(2 * warps * TILE * MAX_BATCH * 4, attention)
-
-
-def slots(sizes: DecoderSizes, form: Format) -> int:
-    """Steps of a warp that are in flight."""
-    room = device.max_shared_memory() - _scratch_bytes(sizes, form)
-    return room // (find_tiling(form).warps * _step_bytes(form))
+    return form.bits < 16 and form.group_size == 64 and dtype == mx.bfloat16
 
 
 def _step(
@@ -190,11 +135,12 @@ def _step(
     require(are_alike(arrays, len(inputs), sizes), "caches of other shapes or dtypes")
     layers = read_layers(decoder, sizes)
     x = embed(decoder.embed_tokens, inputs).flatten(0, 1)
-    for group in fused_layers.groups(layers):
-        caches = arrays[2 * group.start : 2 * group.stop]
-        some = layers[group]
-        fused = batch_kernel(sizes, some[0].formats, len(some), len(inputs), arrays[0].shape[2])
-        x = fused_layers.launch(fused, some, x, places[0], caches, places[1])
+
+    def find(formats: fused_layers.Formats, count: int) -> kernel.Kernel:
+        return batch_kernel(sizes, formats, count, len(inputs), arrays[0].shape[2])
+
+    filled, padding = places
+    x = fused_layers.run(layers, x, filled, arrays, find, padding)
     logits = layerwise_graph.logits(head, decoder.norm(x[:, None]))
     return logits, kv_cache.after(arrays, x)
 
@@ -220,7 +166,7 @@ def batch_kernel(
     """
     check(sizes, formats)
     form, dtype = formats[0], sizes.dtype
-    tiling, depth = find_tiling(form), slots(sizes, form)
+    tiling = batch_tiling.find_tiling(sizes, form)
     return fused_layers.build(
         "fused_batch",
         sizes,
@@ -228,9 +174,12 @@ def batch_kernel(
         count,
         {
             "STEP": STEP,
-            "SLOTS": depth,
+            "SLOTS": batch_tiling.slots(sizes, form, tiling),
             "INTEGERS": multiplies_integers(form, dtype),
-            "HEADS_AT_ONCE": heads_at_once(sizes, form),
+            "STEPS_OF_SLOT": tiling.together,
+            "TILES_SUMMED": tiling.summed,
+            "HEADS_AT_ONCE": tiling.heads,
+            "KEY_BATCHES": tiling.keys,
         },
         {
             "out": ((batch, sizes.hidden), dtype),
@@ -241,6 +190,6 @@ def batch_kernel(
         {"batch": batch, "capacity": capacity},
         blocks=device.multiprocessors(),
         threads=32 * tiling.warps,
-        shared_memory=tiling.warps * depth * _step_bytes(form) + _scratch_bytes(sizes, form),
+        shared_memory=batch_tiling.shared_memory(sizes, form, tiling),
         further=[mx.int32],
     )

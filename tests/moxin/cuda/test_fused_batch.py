@@ -78,7 +78,7 @@ def test_layers_with_several_formats_and_small_gpus_use_other_kernels(
     assert not supports(make_decoder(**WIDE), inputs, None, cache)
 
 
-@pytest.mark.parametrize(("bits", "most"), [(16, 1024), (8, 2048), (4, 2048)])
+@pytest.mark.parametrize(("bits", "most"), [(16, 2048), (8, 4096), (4, 4096)])
 def test_long_caches_use_other_kernels(bits, most, kernels_everywhere):
     model, inputs = make_decoder(bits=bits, **WIDE), mx.ones((2, 1), mx.int32)
     assert supports(model, inputs, None, filled_cache(most - 1, batch=2))

@@ -2,7 +2,7 @@
 // queries and key, which is appended with its value.
 //
 // A thread block does HEADS_AT_ONCE heads that share keys; its warps divide the positions. In a
-// warp eight lanes share a key, as in decode_attention.cuh.
+// warp 16 or 8 lanes share a key, and BATCHES of keys are read before the first is used.
 
 #pragma once
 
@@ -27,21 +27,45 @@ struct BatchCache {
   int filled, capacity;
 };
 
+// First visible position of a sequence.
+template <int WINDOW>
+__device__ inline int first_visible(int padding, int last) {
+  return WINDOW > 0 ? max(padding, last + 1 - WINDOW) : padding;
+}
+
+// Moves the visible keys and values of the cache into L2, or keeps them there.
+template <typename T, int HEAD_DIM, int KV_HEADS, int WINDOW, int THREADS>
+__device__ inline void prefetch_cache(const BatchCache<T>& cache, int batch) {
+  constexpr int LINE = 128;  // bytes
+  for (int item = blockIdx.x; item < 2 * batch * KV_HEADS; item += gridDim.x) {
+    int head = item / 2, padding = cache.padding[head / KV_HEADS];
+    int first = first_visible<WINDOW>(padding, cache.filled);
+    const T* from = (item % 2 ? cache.values : cache.keys) +
+                    (static_cast<long long>(head) * cache.capacity + first) * HEAD_DIM;
+    int bytes = (cache.filled - first) * HEAD_DIM * static_cast<int>(sizeof(T));
+    for (int at = thread_of_step() * LINE; at < bytes; at += THREADS * LINE) {
+      asm volatile("prefetch.global.L2 [%0];" : : "l"(reinterpret_cast<const char*>(from) + at));
+    }
+  }
+}
+
 // Item `item` of B * HEADS / COUNT: COUNT heads of a sequence. products are those of q_proj, k_proj
 // and v_proj [B, (HEADS + 2 KV_HEADS) * HEAD_DIM], out is [B, HEADS, HEAD_DIM]. Only the last WINDOW
-// positions are visible (0: all).
-template <typename T, int HEAD_DIM, int HEADS, int KV_HEADS, int COUNT, int WINDOW, int THREADS>
-__device__ void attend_heads(
+// positions are visible (0: all). Not inlined, because it would cost the products registers.
+template <typename T, int HEAD_DIM, int HEADS, int KV_HEADS, int COUNT, int BATCHES, int WINDOW,
+          int THREADS>
+__device__ __noinline__ void attend_heads(
     BatchAttention<T, HEAD_DIM, COUNT, THREADS / LANES>& memory, int item, const float* products,
     const BatchCache<T>& cache, float log2_theta, float scale, T* out) {
   constexpr int WARPS = THREADS / LANES, HALF = HEAD_DIM / 2, GROUP = HEADS / KV_HEADS;
-  constexpr int KEYS_PER_WARP = LANES / KEY_LANES, DIMS = HEAD_DIM / KEY_LANES, VECTORS = DIMS / 8;
+  constexpr int SHARERS = HEAD_DIM % 128 == 0 ? 16 : 8;  // lanes of a key
+  constexpr int KEYS_PER_WARP = LANES / SHARERS, DIMS = HEAD_DIM / SHARERS, VECTORS = DIMS / 8;
   static_assert(GROUP % COUNT == 0, "the heads share keys");
-  static_assert(HEAD_DIM % (8 * KEY_LANES) == 0, "a lane reads 16 bytes of a key at a time");
+  static_assert(HEAD_DIM % (8 * SHARERS) == 0, "a lane reads 16 bytes of a key at a time");
   int sequence = item / (HEADS / COUNT), first = item % (HEADS / COUNT) * COUNT;
   int kv_head = first / GROUP;
   int thread = thread_of_step(), warp = thread / LANES, lane = thread % LANES;
-  int group = lane / KEY_LANES, share = lane % KEY_LANES;
+  int group = lane / SHARERS, share = lane % SHARERS;
   int padding = cache.padding[sequence], last = cache.filled;
   long long head = (static_cast<long long>(sequence) * KV_HEADS + kv_head) * cache.capacity;
   const T* keys = cache.keys + head * HEAD_DIM;
@@ -76,63 +100,81 @@ __device__ void attend_heads(
 #pragma unroll
     for (int v = 0; v < VECTORS; ++v) {
       const uint4* from = reinterpret_cast<const uint4*>(memory.rotated[h]);
-      unpack<T>(from[v * KEY_LANES + share], queries[h] + 8 * v);
+      unpack<T>(from[v * SHARERS + share], queries[h] + 8 * v);
     }
 #pragma unroll
     for (float& q : queries[h]) q *= scale * LOG2_E;
   }
 
-  int start = WINDOW > 0 ? max(padding, last + 1 - WINDOW) : padding;
+  constexpr int STRIDE = WARPS * KEYS_PER_WARP;
   RunningSoftmax<DIMS> softmax[COUNT];
-#pragma unroll 2
-  for (int base = start + warp * KEYS_PER_WARP; base <= last; base += WARPS * KEYS_PER_WARP) {
-    int key = min(base + group, last);  // unconditional loads can be issued early
-    // The new token is read from shared memory: another thread block may be writing it.
-    const T* from_key = key == last ? memory.rotated[COUNT] : keys + key * HEAD_DIM;
-    const T* from_value = key == last ? memory.rotated[COUNT + 1] : values + key * HEAD_DIM;
-    uint4 key_vectors[VECTORS], value_vectors[VECTORS];
+#pragma unroll 1
+  for (int base = first_visible<WINDOW>(padding, last) + warp * KEYS_PER_WARP + group;
+       base - group <= last; base += BATCHES * STRIDE) {
+    uint4 key_vectors[BATCHES][VECTORS], value_vectors[BATCHES][VECTORS];
 #pragma unroll
-    for (int v = 0; v < VECTORS; ++v) {
-      key_vectors[v] = reinterpret_cast<const uint4*>(from_key)[v * KEY_LANES + share];
-      value_vectors[v] = reinterpret_cast<const uint4*>(from_value)[v * KEY_LANES + share];
+    for (int b = 0; b < BATCHES; ++b) {
+      int key = min(base + b * STRIDE, last);  // without a branch, all are in flight together
+      // The new token is read from shared memory: another thread block may be writing it.
+      const T* from_key = key == last ? memory.rotated[COUNT] : keys + key * HEAD_DIM;
+      const T* from_value = key == last ? memory.rotated[COUNT + 1] : values + key * HEAD_DIM;
+#pragma unroll
+      for (int v = 0; v < VECTORS; ++v) {
+        key_vectors[b][v] = reinterpret_cast<const uint4*>(from_key)[v * SHARERS + share];
+        value_vectors[b][v] = reinterpret_cast<const uint4*>(from_value)[v * SHARERS + share];
+      }
     }
-    float scores[COUNT] = {};
+    float scores[BATCHES][COUNT] = {};
 #pragma unroll
-    for (int v = 0; v < VECTORS; ++v) {
-      float x[8];
-      unpack<T>(key_vectors[v], x);
+    for (int b = 0; b < BATCHES; ++b) {
 #pragma unroll
-      for (int h = 0; h < COUNT; ++h) {
+      for (int v = 0; v < VECTORS; ++v) {
+        float x[8];
+        unpack<T>(key_vectors[b][v], x);
 #pragma unroll
-        for (int i = 0; i < 8; ++i) scores[h] += queries[h][8 * v + i] * x[i];
+        for (int h = 0; h < COUNT; ++h) {
+#pragma unroll
+          for (int i = 0; i < 8; ++i) scores[b][h] += queries[h][8 * v + i] * x[i];
+        }
       }
     }
 #pragma unroll
     for (int h = 0; h < COUNT; ++h) {
+      float highest = softmax[h].highest;
 #pragma unroll
-      for (int lanes = KEY_LANES / 2; lanes > 0; lanes /= 2) {
-        scores[h] += __shfl_xor_sync(ALL_LANES, scores[h], lanes);
+      for (int b = 0; b < BATCHES; ++b) {
+#pragma unroll
+        for (int lanes = SHARERS / 2; lanes > 0; lanes /= 2) {
+          scores[b][h] += __shfl_xor_sync(ALL_LANES, scores[b][h], lanes);
+        }
+        if (base + b * STRIDE > last) scores[b][h] = 2 * LOWEST;
+        highest = fmaxf(highest, scores[b][h]);
       }
-      if (base + group > last) scores[h] = 2 * LOWEST;
-      softmax[h].rescale(fmaxf(softmax[h].highest, scores[h]));
-      scores[h] = exp2f(scores[h] - softmax[h].highest);  // the weight from here on
-      softmax[h].weight += scores[h];
+      softmax[h].rescale(highest);
+#pragma unroll
+      for (int b = 0; b < BATCHES; ++b) {
+        scores[b][h] = exp2f(scores[b][h] - highest);  // the weight from here on
+        softmax[h].weight += scores[b][h];
+      }
     }
 #pragma unroll
-    for (int v = 0; v < VECTORS; ++v) {
-      float x[8];
-      unpack<T>(value_vectors[v], x);
+    for (int b = 0; b < BATCHES; ++b) {
 #pragma unroll
-      for (int h = 0; h < COUNT; ++h) {
+      for (int v = 0; v < VECTORS; ++v) {
+        float x[8];
+        unpack<T>(value_vectors[b][v], x);
 #pragma unroll
-        for (int i = 0; i < 8; ++i) softmax[h].sums[8 * v + i] += scores[h] * x[i];
+        for (int h = 0; h < COUNT; ++h) {
+#pragma unroll
+          for (int i = 0; i < 8; ++i) softmax[h].sums[8 * v + i] += scores[b][h] * x[i];
+        }
       }
     }
   }
 #pragma unroll
   for (int h = 0; h < COUNT; ++h) {
 #pragma unroll
-    for (int lanes = KEY_LANES; lanes < LANES; lanes *= 2) softmax[h].merge_lane(lanes);
+    for (int lanes = SHARERS; lanes < LANES; lanes *= 2) softmax[h].merge_lane(lanes);
     if (group == 0) {
       if (share == 0) {
         memory.highest[h][warp] = softmax[h].highest;
@@ -140,7 +182,7 @@ __device__ void attend_heads(
       }
 #pragma unroll
       for (int i = 0; i < DIMS; ++i) {
-        memory.sums[h][warp][(i / 8 * KEY_LANES + share) * 8 + i % 8] = softmax[h].sums[i];
+        memory.sums[h][warp][(i / 8 * SHARERS + share) * 8 + i % 8] = softmax[h].sums[i];
       }
     }
   }

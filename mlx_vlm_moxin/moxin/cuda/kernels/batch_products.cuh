@@ -1,7 +1,6 @@
-// Products of up to eight rows with weights that arrive in shared memory (weight_stream.cuh): the inputs
-// of a thread block, which its warps hold in registers, their RMS norm, and the results.
-//
-// The operands are swapped: a product of tensor cores has 16 rows of weights and eight rows of x.
+// Products of up to eight rows with weights that arrive in shared memory (weight_stream.cuh). The warps
+// of a thread block divide the columns, and their parts of a result are added up in shared memory, for
+// SUMMED tiles at a time, because the warps have to wait for each other.
 
 #pragma once
 
@@ -11,109 +10,39 @@ namespace moxin {
 
 constexpr int TILE_VALUES = TILE * ROWS;
 
-// Shared memory after the weights: parts of the results of two tiles, or what attention needs.
+// Shared memory after the weights: parts of two times SUMMED tiles, or what attention needs.
 __device__ inline unsigned char* scratch() { return shared + WARPS * SLOTS * SLOT_BYTES; }
 
-// Steps of a warp, at most.
-template <int K>
-constexpr int MOST_STEPS = (K / STEP + WARPS - 1) / WARPS;
+// What a warp has of tile `of` of those that are added up together.
+__device__ inline float* parts_of(int finished, int of, int warp) {
+  int part = (finished % 2 * SUMMED + of) * WARPS + warp;
+  return reinterpret_cast<float*>(scratch()) + part * TILE_VALUES;
+}
 
-// Column of a lane's vector v in its warp's step `step`.
-__device__ inline int column_of(int step, int v) {
+// Stores this warp's part of tile `of`.
+__device__ inline void store_part(int finished, int of, const float (*sums)[4]) {
   int thread = thread_of_step(), lane = thread % LANES, warp = thread / LANES;
-  return (step * WARPS + warp) * STEP + lane % 4 * UNIT + v / PLANES * 4 * UNIT + v % PLANES * 8;
+  float* part = parts_of(finished, of, warp);
+#pragma unroll
+  for (int i = 0; i < 4; ++i) part[i * LANES + lane] = sums[0][i] + sums[1][i];
 }
 
-// A lane's inputs of step `step` of a warp: of row lane / 4 of x [rows, K], 0 if there is none.
-template <int K>
-__device__ inline void load_inputs(const T* x, int rows, int step, StepInputs& to) {
-  int row = thread_of_step() % LANES / 4;
-#pragma unroll
-  for (int v = 0; v < VECTORS; ++v) {
-    int column = column_of(step, v);
-    bool inside = row < rows && column < K;
-    to.vectors[v] = inside ? *reinterpret_cast<const uint4*>(x + row * K + column) : uint4{0, 0, 0, 0};
-  }
-}
-
-// A lane's columns of a norm's weight [K], loaded early.
-template <int K>
-struct NormWeight {
-  uint4 vectors[MOST_STEPS<K>][VECTORS];
-
-  __device__ explicit NormWeight(const T* weight) {
-#pragma unroll
-    for (int step = 0; step < MOST_STEPS<K>; ++step) {
-#pragma unroll
-      for (int v = 0; v < VECTORS; ++v) {
-        int column = min(column_of(step, v), K - 8);
-        vectors[step][v] = *reinterpret_cast<const uint4*>(weight + column);
-      }
-    }
-  }
-};
-
-// Keeps the compiler from holding what it has computed from v.
-__device__ inline void forget(uint4& v) {
-  asm volatile("" : "+r"(v.x), "+r"(v.y), "+r"(v.z), "+r"(v.w));
-}
-
-// RMS norm of the rows of inputs that the lanes of a thread block hold.
-template <int K>
-__device__ inline void normalise(StepInputs* x, const NormWeight<K>& weight) {
-  __shared__ float squares[WARPS][ROWS];
-  int thread = thread_of_step(), lane = thread % LANES, warp = thread / LANES;
-  float sum = 0;
-#pragma unroll
-  for (int step = 0; step < MOST_STEPS<K>; ++step) {
-#pragma unroll
-    for (int v = 0; v < VECTORS; ++v) {
-      float values[8];
-      unpack<T>(x[step].vectors[v], values);
-#pragma unroll
-      for (float value : values) sum += value * value;
-    }
-  }
-  sum += __shfl_xor_sync(ALL_LANES, sum, 1);
-  sum += __shfl_xor_sync(ALL_LANES, sum, 2);
-  if (lane % 4 == 0) squares[warp][lane / 4] = sum;
-  __syncthreads();
-  float total = 0;
-#pragma unroll
-  for (int w = 0; w < WARPS; ++w) total += squares[w][lane / 4];
-  float scale = rsqrtf(total / K + config::EPS);
-#pragma unroll
-  for (int step = 0; step < MOST_STEPS<K>; ++step) {
-#pragma unroll
-    for (int v = 0; v < VECTORS; ++v) {
-      float factors[8], values[8];
-      unpack<T>(weight.vectors[step][v], factors);
-      forget(x[step].vectors[v]);
-      unpack<T>(x[step].vectors[v], values);
-#pragma unroll
-      for (int i = 0; i < 8; ++i) values[i] *= scale * factors[i];
-      x[step].vectors[v] = pack_eight<T>(values);
-    }
-  }
-}
-
-// Adds up the parts of a tile that the warps have, and gives them to out(tile, row of the tile, row of
-// x, value, loaded); for GATED tiles silu(gate) * up of rows 0 to 7. A warp adds up one register of
-// the fragments of all warps; which warps do so changes from tile to tile. load(tile, row, row of x)
-// is called before, for what out needs from memory.
-template <bool GATED, typename Load, typename Out>
-__device__ inline void finish_tile(
-    int& finished, int tile, const float (*sums)[4], Load load, Out out) {
-  constexpr int ADDERS = 4;
+// Adds up the parts that the warps have stored, of tile `tile` and the next ones of this thread block,
+// and gives them to out(tile, row of the tile, row of x, value, loaded); for gate and up silu(gate) * up
+// of rows 0 to 7. A warp adds up one register of the fragments of all warps; which warps do so changes
+// from call to call. load(tile, row, row of x) is called before, for what out needs from memory.
+template <int PRODUCT, typename Load, typename Out>
+__device__ inline void finish_tiles(int& finished, int tile, Load load, Out out) {
+  constexpr bool GATED = PRODUCT == GATE_UP;
+  constexpr int OF_TILE = GATED ? 2 : 4, ADDERS = SUMMED * OF_TILE;
   static_assert(WARPS % ADDERS == 0, "each adder is a warp");
   int thread = thread_of_step(), lane = thread % LANES, warp = thread / LANES;
-  auto parts = reinterpret_cast<float(*)[TILE_VALUES]>(scratch()) + finished % 2 * WARPS;
-  int adder = warp - finished % (WARPS / ADDERS) * ADDERS;
-  ++finished;
-#pragma unroll
-  for (int i = 0; i < 4; ++i) parts[warp][i * LANES + lane] = sums[0][i] + sums[1][i];
-  bool adds = adder >= 0 && adder < (GATED ? ADDERS / 2 : ADDERS);
-  int row = lane / 4 + adder / 2 * (TILE / 2), row_of_x = lane % 4 * 2 + adder % 2;
+  int before = finished++;
+  int adder = warp - before % (WARPS / ADDERS) * ADDERS;
+  int of = adder / OF_TILE, part = adder % OF_TILE;
+  tile += of * gridDim.x;
+  bool adds = adder >= 0 && adder < ADDERS && tile < tiles_of(PRODUCT);
+  int row = lane / 4 + part / 2 * (TILE / 2), row_of_x = lane % 4 * 2 + part % 2;
   decltype(load(0, 0, 0)) loaded{};
   if (adds) loaded = load(tile, row, row_of_x);
   __syncthreads();
@@ -121,8 +50,9 @@ __device__ inline void finish_tile(
   float total = 0, up = 0;
 #pragma unroll
   for (int w = 0; w < WARPS; ++w) {
-    total += parts[w][adder * LANES + lane];
-    if constexpr (GATED) up += parts[w][(adder + 2) * LANES + lane];
+    const float* from = parts_of(before, of, w) + part * LANES + lane;
+    total += from[0];
+    if constexpr (GATED) up += from[2 * LANES];
   }
   if constexpr (GATED) total = total / (1 + __expf(-total)) * up;
   out(tile, row, row_of_x, total, loaded);
@@ -133,15 +63,26 @@ template <int PRODUCT, typename Load, typename Out>
 __device__ inline void multiply_tiles(
     WeightStream& stream, int& finished, const StepInputs* x, Load load, Out out) {
   constexpr int K = width_of(PRODUCT);
-  int steps = steps_of(K, thread_of_step() / LANES);
+  int steps = Rounds(K).count(thread_of_step() / LANES);
+  int of = 0;
 #pragma unroll 1
   for (int tile = blockIdx.x; tile < tiles_of(PRODUCT); tile += gridDim.x) {
     float sums[2][4] = {};
 #pragma unroll
-    for (int step = 0; step < MOST_STEPS<K>; ++step) {
-      if (K / STEP % WARPS == 0 || step < steps) stream.multiply(x[step], sums);
+    for (int step = 0; step < MOST_STEPS<K>; step += TOGETHER) {
+      if (!HAVE_MOST_STEPS<K> && step >= steps) break;
+      stream.wait<1>();
+#pragma unroll
+      for (int i = 0; i < TOGETHER; ++i) {
+        if (HAVE_MOST_STEPS<K> || step + i < steps) stream.multiply(0, i, x[step + i], sums);
+      }
+      stream.refill(1);
     }
-    finish_tile<PRODUCT == GATE_UP>(finished, tile, sums, load, out);
+    store_part(finished, of, sums);
+    if (of == SUMMED - 1 || tile + static_cast<int>(gridDim.x) >= tiles_of(PRODUCT)) {
+      finish_tiles<PRODUCT>(finished, tile - of * static_cast<int>(gridDim.x), load, out);
+    }
+    of = (of + 1) % SUMMED;
   }
 }
 
@@ -151,7 +92,7 @@ __device__ inline void multiply_pairs(
     WeightStream& stream, int& finished, const T* x, int rows, Load load, Out out) {
   constexpr int K = width_of(PRODUCT);
   static_assert(tiles_together(PRODUCT) == 2, "tiles are in this order");
-  int steps = steps_of(K, thread_of_step() / LANES);
+  int steps = Rounds(K).count(thread_of_step() / LANES);
 #pragma unroll 1
   for (int tile = blockIdx.x; tile < tiles_of(PRODUCT); tile += 2 * gridDim.x) {
     int other = tile + gridDim.x;
@@ -159,15 +100,23 @@ __device__ inline void multiply_pairs(
     StepInputs next;
     load_inputs<K>(x, rows, 0, next);
 #pragma unroll 1
-    for (int step = 0; step < steps; ++step) {
-      StepInputs now = next;
-      load_inputs<K>(x, rows, step + 1, next);
-      now.finish();
-      stream.multiply(now, sums[0]);
-      if (other < tiles_of(PRODUCT)) stream.multiply(now, sums[1]);
+    for (int step = 0; step < steps; step += TOGETHER) {
+      stream.wait<2>();
+#pragma unroll
+      for (int i = 0; i < TOGETHER; ++i) {
+        if (i && step + i >= steps) break;
+        StepInputs now = next;
+        load_inputs<K>(x, rows, step + i + 1, next);
+        now.finish();
+        stream.multiply(0, i, now, sums[0]);
+        if (other < tiles_of(PRODUCT)) stream.multiply(1, i, now, sums[1]);
+      }
+      stream.refill(other < tiles_of(PRODUCT) ? 2 : 1);
     }
-    finish_tile<false>(finished, tile, sums[0], load, out);
-    if (other < tiles_of(PRODUCT)) finish_tile<false>(finished, other, sums[1], load, out);
+    store_part(finished, 0, sums[0]);
+    if constexpr (SUMMED == 1) finish_tiles<PRODUCT>(finished, tile, load, out);
+    store_part(finished, SUMMED - 1, sums[1]);
+    finish_tiles<PRODUCT>(finished, SUMMED == 1 ? other : tile, load, out);
   }
 }
 

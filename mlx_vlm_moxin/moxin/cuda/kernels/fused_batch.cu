@@ -67,14 +67,16 @@ extern "C" __global__ void __launch_bounds__(config::THREADS, 1) fused_batch(
       multiply_tiles<QKV>(stream, finished, inputs, nothing, store);
       barrier.arrive();
     }
+    BatchCache<T> cache{layer.keys, layer.values, padding, *filled, capacity};
+    prefetch_cache<T, config::HEAD_DIM, config::KV_HEADS, config::WINDOW, config::THREADS>(
+        cache, batch);
     barrier.wait();
     auto& attention = *reinterpret_cast<
         BatchAttention<T, config::HEAD_DIM, config::HEADS_AT_ONCE, WARPS>*>(scratch());
-    BatchCache<T> cache{layer.keys, layer.values, padding, *filled, capacity};
     for (int item = blockIdx.x; item < batch * config::HEADS / config::HEADS_AT_ONCE;
          item += gridDim.x) {
       attend_heads<T, config::HEAD_DIM, config::HEADS, config::KV_HEADS, config::HEADS_AT_ONCE,
-                   config::WINDOW, config::THREADS>(
+                   config::KEY_BATCHES, config::WINDOW, config::THREADS>(
           attention, item, products, cache, config::LOG2_THETA, config::SCALE, attended);
       __syncthreads();
     }

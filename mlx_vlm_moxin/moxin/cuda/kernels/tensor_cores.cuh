@@ -70,4 +70,12 @@ __device__ inline void multiply_add<float16>(
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
+// The same for b [8, 8] (mma m16n8k8).
+__device__ inline void multiply_add_short(float* sums, const unsigned int* a, unsigned int b) {
+  asm("mma.sync.aligned.m16n8k8.row.col.f32.bf16.bf16.f32 "
+      "{%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
+      : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
+      : "r"(a[0]), "r"(a[1]), "r"(b));
+}
+
 }  // namespace moxin

@@ -7,7 +7,7 @@
 
 #pragma once
 
-#include "batch_steps.cuh"
+#include "batch_multiply.cuh"
 
 namespace moxin {
 
@@ -17,108 +17,44 @@ class WeightStream {
   __device__ explicit WeightStream(const Layer<T>* layers) {
     int thread = threadIdx.x;
     at_ = thread / LANES * SLOTS * SLOT_BYTES;
+    last_ = at_ + (SLOTS - 1) * SLOT_BYTES;
     place() = Place{layers, 0, 0, static_cast<int>(blockIdx.x)};
     source_ = select(false);
 #pragma unroll 1
     for (int i = 0; i < SLOTS; ++i) copy();
   }
 
-  // Adds the products of the next step with this lane's inputs to two parts of the
-  // sums.
-  __device__ void multiply(const StepInputs& x, float (*sums)[4]) {
-    wait_copies<SLOTS - 1>();
+  // Waits for the next COUNT slots.
+  template <int COUNT>
+  __device__ void wait() {
+    wait_copies<SLOTS - COUNT>();
     __syncwarp();
+  }
+
+  // Adds the products of a step of slot 0 or 1 with this lane's inputs to two parts of the sums.
+  __device__ void multiply(int slot, int step, const StepInputs& x, float (*sums)[4]) const {
+    const unsigned char* from = shared + (slot ? after(at_) : at_);
+    int row = threadIdx.x % LANES / 4;
+    const unsigned char* scales = from + TOGETHER * STEP_BYTES + row * 4 * SCALE_BYTES;
+    from += step * STEP_BYTES;
     if constexpr (INTEGERS) {
-      multiply_integers(x, sums);
+      multiply_integers(from, scales, step, x, sums);
     } else {
-      multiply_weights(x, sums);
+      multiply_weights(from, scales, step, x, sums);
     }
+  }
+
+  // After the products with the next `slots` slots: copies further weights into them.
+  __device__ void refill(int slots) {
     __syncwarp();
     copy();
+    if (slots == 2) copy();
   }
 
  private:
-  __device__ void multiply_weights(const StepInputs& x, float (*sums)[4]) const {
-    int lane = threadIdx.x % LANES;
-    const unsigned char* slot = shared + at_;
-    const T* scales = reinterpret_cast<const T*>(slot + COPIES * COPY_BYTES) + lane / 4 * GROUPS;
-#pragma unroll
-    for (int c = 0; c < CHUNKS; ++c) {
-      const uint4* from = reinterpret_cast<const uint4*>(slot + c * COPY_BYTES) + lane;
-      uint4 upper = from[0], lower = from[LANES];
-      T upper_scale{}, upper_bias{}, lower_scale{}, lower_bias{};
-      if constexpr (BITS < 16) {
-        int group = c * 4 * PACK / Weights::GROUP;
-        if constexpr (Weights::GROUP < 4 * PACK) group += lane % 4 * PACK / Weights::GROUP;
-        upper_scale = scales[group];
-        lower_scale = scales[TILE / 2 * GROUPS + group];
-        upper_bias = scales[TILE * GROUPS + group];
-        lower_bias = scales[TILE * 3 / 2 * GROUPS + group];
-      }
-#pragma unroll
-      for (int plane = 0; plane < PLANES; ++plane) {
-        unsigned int up[4], low[4];
-        next_eight<T, BITS>(upper, upper_scale, upper_bias, up);
-        next_eight<T, BITS>(lower, lower_scale, lower_bias, low);
-        const unsigned int first[4] = {up[0], low[0], up[1], low[1]};
-        const unsigned int second[4] = {up[2], low[2], up[3], low[3]};
-        const uint4& values = x.vectors[c * PLANES + plane];
-        const unsigned int b[4] = {values.x, values.y, values.z, values.w};
-        multiply_add<T>(sums[0], first, b);
-        multiply_add<T>(sums[1], second, b + 2);
-      }
-    }
+  __device__ int after(int at) const {
+    return at + (at == last_ ? (1 - SLOTS) * SLOT_BYTES : SLOT_BYTES);
   }
-
-  __device__ void multiply_integers(const StepInputs& x, float (*sums)[4]) const {
-    int lane = threadIdx.x % LANES;
-    const unsigned char* slot = shared + at_;
-    // Scales of both groups; of upper and lower rows, then their biases.
-    auto scales = reinterpret_cast<const unsigned int*>(slot + COPIES * COPY_BYTES) + lane / 4;
-    unsigned int factors[4];
-#pragma unroll
-    for (int i = 0; i < 4; ++i) factors[i] = scales[i * (TILE / 2)];
-#pragma unroll
-    for (int c = 0; c < CHUNKS; ++c) {
-      // See copy() for the place.
-      int first = c ^ (lane / 8 % 2);
-      auto from = reinterpret_cast<const uint2*>(slot) + lane / 4 * 8 + first * 4 + lane % 4;
-      uint2 upper = from[0], lower = from[LANES * 2];
-      float parts[4], scale[4];
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        scale[i] = to_float(T{static_cast<unsigned short>(factors[i] >> (16 * c))});
-        parts[i] = -RAISED_NIBBLES * x.totals[c][i % 2];
-      }
-#pragma unroll
-      for (int plane = 0; plane < PLANES; ++plane) {
-        unsigned int up[4], low[4];
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          up[i] = raised_nibbles(plane ? upper.y : upper.x, i);
-          low[i] = raised_nibbles(plane ? lower.y : lower.x, i);
-        }
-        const unsigned int first[4] = {up[0], low[0], up[1], low[1]};
-        const unsigned int second[4] = {up[2], low[2], up[3], low[3]};
-        const uint4& values = x.vectors[c * PLANES + plane];
-        const unsigned int b[4] = {values.x, values.y, values.z, values.w};
-        multiply_add<T>(parts, first, b);
-        multiply_add<T>(parts, second, b + 2);
-      }
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        sums[0][i] += scale[i / 2] * parts[i] + scale[2 + i / 2] * x.totals[c][i % 2];
-      }
-    }
-  }
-
-  // What is copied of a tile, by each lane: its next weights and scales, the steps that are left, and
-  // whether another tile is multiplied together with it.
-  struct Source {
-    const char *upper, *lower, *scales;
-    int steps;
-    bool has_second;
-  };
 
   // Where a warp is: what is needed between tiles only, and would cost registers.
   struct Place {
@@ -126,51 +62,92 @@ class WeightStream {
     int layer, product, tile;
   };
 
+  // What a lane copies next: its weights and scales, the slots that are left of these tiles, and the
+  // bytes of weights to the next slot and to the one after it, which take turns.
+  struct Source {
+    const char *upper, *lower, *scales;
+    int slots, stride, strides;
+    int short_ones, back;  // so many last slots have one step of two, which is `back` bytes earlier
+    bool has_aligned_scales;
+
+    // Sets all but the pointers, for as many tiles as possible; `at` becomes the last of them.
+    __device__ void plan(const Rounds& rounds, int steps, Place& at, int width, int tiles) {
+      constexpr int NEXT = WARPS * TOGETHER * STEP * BITS / 8;
+      int warp = threadIdx.x / LANES, grid = gridDim.x;
+      int rows = grid * (at.product == GATE_UP ? TILE / 2 : TILE);
+      int to_next_tile = rows * (width * BITS / 8), in_tile = (steps + TOGETHER - 1) / TOGETHER;
+      bool is_pair = tiles_together(at.product) == 2 && at.tile + grid < tiles;
+      slots = is_pair ? 2 * in_tile : in_tile;
+      short_ones = steps % TOGETHER == 0 ? 0 : is_pair ? 2 : 1;
+      back = rounds.last < TOGETHER ? warp * STEP * BITS / 8 : 0;
+      has_aligned_scales = width % (TOGETHER * STEP) == 0;
+      stride = is_pair ? to_next_tile : NEXT;
+      strides = is_pair ? NEXT : 2 * NEXT;
+      // Finding a tile takes 300 instructions, so all tiles of a matrix are one source if their slots
+      // have two strides.
+      bool is_matrix = at.product == OUTPUT || at.product == GATE_UP;
+      if (is_matrix && in_tile <= 2 && short_ones == 0) {
+        int further = (tiles - at.tile - 1) / grid;
+        at.tile += further * grid;
+        slots += further * in_tile;
+        if (in_tile == 1) stride = to_next_tile;
+        strides = in_tile == 1 ? 2 * to_next_tile : to_next_tile;
+      }
+      find_short_ones();
+    }
+
+    __device__ void move(int bytes) {
+      upper += bytes;
+      lower += bytes;
+      if constexpr (BITS < 16) scales += bytes >> SCALES_SHIFT;
+    }
+
+    __device__ void find_short_ones() {
+      if (TOGETHER > 1 && slots == short_ones) move(-back);
+    }
+  };
+
   __device__ static Place& place() {
     __shared__ Place places[WARPS];
     return places[threadIdx.x / LANES];
   }
 
-  // Copies the next step of weights, if there is one, into the slot that was multiplied last.
+  // Copies the next weights, if there are any, into the slot that was multiplied.
   __device__ void copy() {
-    if (source_.steps > 0) {
+    if (source_.slots > 0) {
       int lane = threadIdx.x % LANES;
       unsigned int to = static_cast<unsigned int>(__cvta_generic_to_shared(shared)) + at_;
-      long long skip = 0, skip_scales = 0;
-      if (is_second_) {
-        long long values = static_cast<long long>(gridDim.x) * TILE * width_of(DOWN);
-        skip = values * BITS / 8;
-        if constexpr (BITS < 16) skip_scales = values / Weights::GROUP * sizeof(T);
-      }
+      bool is_short = TOGETHER > 1 && source_.slots <= source_.short_ones;
 #pragma unroll
-      for (int c = 0; c < COPIES; ++c) {
+      for (int c = 0; c < TOGETHER * COPIES; ++c) {
         // Lanes read integers of one group in two units of a row. Every other pair of rows swaps
         // these with the other two units, so that a warp reads from all banks.
-        int unit = INTEGERS ? lane ^ (lane / 8 % 2 * 2) : lane;
-        copy_once(to + c * COPY_BYTES + unit * 16, source_.upper + skip + c * 64);
-        copy_once(to + c * COPY_BYTES + (unit + LANES) * 16, source_.lower + skip + c * 64);
+        int unit = INTEGERS && BITS == 4 ? lane ^ (lane / 8 % 2 * 2) : lane;
+        if (c >= COPIES && is_short) break;
+        copy_once(to + c * COPY_BYTES + unit * 16, source_.upper + c * 64);
+        copy_once(to + c * COPY_BYTES + (unit + LANES) * 16, source_.lower + c * 64);
       }
       if constexpr (BITS < 16) {
-        copy_few<GROUPS * 2>(
-            to + COPIES * COPY_BYTES + lane * GROUPS * 2, source_.scales + skip_scales);
+        unsigned int to_scales = to + TOGETHER * STEP_BYTES;
+        to_scales += (lane % 8 * 4 + lane / 8) * SCALE_BYTES;
+        if (TOGETHER == 1 || (source_.has_aligned_scales && !is_short)) {
+          copy_few<SCALE_BYTES>(to_scales, source_.scales);
+        } else {
+          copy_few<GROUPS * 2>(to_scales, source_.scales);
+          if (!is_short) copy_few<GROUPS * 2>(to_scales + GROUPS * 2, source_.scales + GROUPS * 2);
+        }
       }
       advance();
     }
-    at_ += SLOT_BYTES;
-    if (++slot_ == SLOTS) {
-      slot_ = 0;
-      at_ -= SLOTS * SLOT_BYTES;
-    }
+    at_ = after(at_);
     commit_copies();
   }
 
   __device__ void advance() {
-    is_second_ = source_.has_second && !is_second_;
-    if (is_second_) return;
-    if (--source_.steps) {
-      source_.upper += WARPS * STEP * BITS / 8;
-      source_.lower += WARPS * STEP * BITS / 8;
-      source_.scales += WARPS * GROUPS * sizeof(T);
+    if (--source_.slots) {
+      source_.move(source_.stride);
+      source_.stride = source_.strides - source_.stride;
+      source_.find_short_ones();
       return;
     }
     source_ = select(true);
@@ -187,11 +164,11 @@ class WeightStream {
 #pragma unroll 1
       for (; at.product < PRODUCTS; ++at.product, at.tile = blockIdx.x) {
         int width = width_of(at.product), tiles = tiles_of(at.product);
-        int steps = steps_of(width, warp);
+        Rounds rounds(width);
+        int steps = rounds.count(warp);
         if (at.tile >= tiles || steps <= 0) continue;
         Source found = find_rows(at, width);
-        found.steps = steps;
-        found.has_second = tiles_together(at.product) == 2 && at.tile + static_cast<int>(gridDim.x) < tiles;
+        found.plan(rounds, steps, at, width, tiles);
         __syncwarp();
         place() = at;
         return found;
@@ -221,8 +198,9 @@ class WeightStream {
       other = matrix;
       other_row = row + TILE / 2;
     }
+    int first_column = warp * TOGETHER * STEP;
     auto weights = [&](const Matrix<T>* of, int first) {
-      long long value = static_cast<long long>(first + lane / 4) * width + warp * STEP;
+      long long value = static_cast<long long>(first + lane / 4) * width + first_column;
       return static_cast<const char*>(of->weight) + value * BITS / 8 + lane % 4 * 16;
     };
     Source found{weights(matrix, row), weights(other, other_row)};
@@ -231,7 +209,7 @@ class WeightStream {
       bool is_upper = lane % TILE < TILE / 2;
       const Matrix<T>* of = is_upper ? matrix : other;
       long long value = static_cast<long long>((is_upper ? row : other_row) + lane % (TILE / 2));
-      value = value * width + warp * STEP;
+      value = value * width + first_column;
       found.scales = reinterpret_cast<const char*>(
           (lane < TILE ? of->scales : of->biases) + value / Weights::GROUP);
     }
@@ -239,8 +217,7 @@ class WeightStream {
   }
 
   Source source_;
-  bool is_second_ = false;  // it is the second tile's turn
-  int slot_ = 0, at_;       // of the ring, multiplied and copied next; its place in shared memory
+  int at_, last_;  // slots in shared memory: the one that is multiplied next, the last of the ring
 };
 
 }  // namespace moxin

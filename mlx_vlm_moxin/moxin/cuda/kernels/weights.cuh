@@ -74,13 +74,24 @@ __device__ inline unsigned int dequantised<float16>(
   return weights;
 }
 
-// Nibbles i and i + 4 of a word, raised by RAISED_NIBBLES, which is exact in bfloat16: placed in the
-// upper mantissa bits of that number.
-constexpr int RAISED_NIBBLES = 16;
-
-__device__ inline unsigned int raised_nibbles(unsigned int word, int i) {
-  unsigned int shifted = i == 0 ? word << 3 : word >> (4 * i - 3);
-  return (shifted & 0x00780078u) | 0x41804180u;
+// The next eight integers of a 16-byte unit, two per word, and shifts the unit on. As the low mantissa
+// bits of a float16 that is not normalised, an integer is that number in units of 2^-24. Of 4 bits,
+// words hold integers i and i + 4, and those of words 1 and 3 are 16 times as large.
+template <int BITS>
+__device__ inline void next_integers(uint4& unit, unsigned int* words) {
+  if constexpr (BITS == 4) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      words[i] = (i < 2 ? unit.x : unit.x >> 8) & (i % 2 ? 0x00f000f0u : 0x000f000fu);
+    }
+    unit = uint4{unit.y, unit.z, unit.w, 0};
+  } else {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      words[i] = __byte_perm(i < 2 ? unit.x : unit.y, 0, i % 2 ? 0x4342 : 0x4140);
+    }
+    unit = uint4{unit.z, unit.w, 0, 0};
+  }
 }
 
 // Converts the next eight weights of a 16-byte unit to T, two per word, and shifts the unit on.
