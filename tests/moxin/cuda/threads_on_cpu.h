@@ -1,0 +1,303 @@
+// CUDA's threads on the CPU: those of a block are contexts of one thread, which switch where they
+// wait; blocks are threads. PTX instructions are functions of their name (threads_on_cpu.py).
+
+#include <sched.h>
+#include <ucontext.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+#include <deque>
+#include <thread>
+#include <vector>
+
+#define __device__
+#define __host__
+#define __global__
+#define __noinline__
+#define __shared__ static thread_local
+#define __align__(bytes) alignas(bytes)
+#define __launch_bounds__(...)
+#define __syncthreads wait_for_block
+#define __syncwarp wait_for_warp
+#define __expf expf
+using std::max, std::min;
+
+inline int min(int a, unsigned int b) { return min(a, static_cast<int>(b)); }
+
+struct uint2 { unsigned int x, y; };
+struct alignas(16) uint4 { unsigned int x, y, z, w; };
+struct float2 { float x, y; };
+struct float4 { float x, y, z, w; };
+struct Dimension { unsigned int x; };
+inline thread_local Dimension threadIdx, blockIdx, gridDim;
+
+constexpr int WARP = 32, STACK = 96 << 10, SHARED = 240000;
+
+struct Copy { unsigned int to; const void* from; int bytes; };
+
+struct Context {
+  ucontext_t state;
+  std::vector<char> stack = std::vector<char>(STACK);
+  bool is_done = false;
+  std::deque<std::vector<Copy>> groups;  // of asynchronous copies, which are done when waited for
+  std::vector<Copy> open;
+};
+
+struct Meeting {
+  int arrived = 0;
+  unsigned int round = 0;
+};
+
+struct Warp {
+  Meeting meeting;
+  unsigned int words[WARP], a[WARP][4], b[WARP][2];
+};
+
+struct Block {
+  std::vector<Context> threads;
+  std::vector<Warp> warps;
+  Meeting meeting;
+  ucontext_t scheduler;
+};
+
+inline thread_local Block* block;
+unsigned char* shared_memory();
+
+inline Warp& this_warp() { return block->warps[threadIdx.x / WARP]; }
+
+inline void let_others_run() {
+  int index = threadIdx.x;
+  swapcontext(&block->threads[index].state, &block->scheduler);
+  threadIdx.x = index;
+}
+
+inline void wait_for(Meeting& meeting, int count) {
+  unsigned int round = meeting.round;
+  if (++meeting.arrived == count) {
+    meeting.arrived = 0;
+    ++meeting.round;
+  }
+  while (meeting.round == round) let_others_run();
+}
+
+inline void wait_for_warp() { wait_for(this_warp().meeting, WARP); }
+inline void wait_for_block() { wait_for(block->meeting, block->threads.size()); }
+
+inline unsigned int __float_as_uint(float x) { unsigned int y; memcpy(&y, &x, 4); return y; }
+inline float __uint_as_float(unsigned int x) { float y; memcpy(&y, &x, 4); return y; }
+inline float rsqrtf(float x) { return 1 / sqrtf(x); }
+inline void __threadfence() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
+inline unsigned int atomicAdd(unsigned int* at, unsigned int x) {
+  return __atomic_fetch_add(at, x, __ATOMIC_SEQ_CST);
+}
+inline size_t __cvta_generic_to_shared(const void* p) {
+  return static_cast<const unsigned char*>(p) - shared_memory();
+}
+
+inline unsigned int __byte_perm(unsigned int a, unsigned int b, unsigned int selector) {
+  unsigned long long both = a | static_cast<unsigned long long>(b) << 32;
+  unsigned int result = 0;
+  for (int i = 0; i < 4; ++i) {
+    result |= static_cast<unsigned int>(both >> (selector >> 4 * i & 7) * 8 & 255) << 8 * i;
+  }
+  return result;
+}
+
+template <typename X>
+X __shfl_sync(unsigned int, X x, int lane) {
+  unsigned int* words = this_warp().words;
+  memcpy(words + threadIdx.x % WARP, &x, 4);
+  wait_for_warp();
+  X result;
+  memcpy(&result, words + lane, 4);
+  wait_for_warp();
+  return result;
+}
+
+template <typename X>
+X __shfl_xor_sync(unsigned int mask, X x, int distance) {
+  return __shfl_sync(mask, x, threadIdx.x % WARP ^ distance);
+}
+
+// Bits of two types of 16 bits as floats, and back, rounded to nearest even.
+struct Bf16 {
+  static float read(unsigned int bits) { return __uint_as_float(bits << 16); }
+  static unsigned int round(float x) {
+    unsigned int bits = __float_as_uint(x);
+    return (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+  }
+};
+
+struct F16 {
+  static float read(unsigned int bits) {
+    unsigned short half = bits;
+    _Float16 x;
+    memcpy(&x, &half, 2);
+    return x;
+  }
+  static unsigned int round(float x) {
+    _Float16 half = x;
+    unsigned short bits;
+    memcpy(&bits, &half, 2);
+    return bits;
+  }
+};
+
+template <typename F, typename Function>
+unsigned int of_pairs(unsigned int a, unsigned int b, unsigned int c, Function function) {
+  unsigned int low = F::round(function(F::read(a & 0xffff), F::read(b & 0xffff), F::read(c & 0xffff)));
+  return low | F::round(function(F::read(a >> 16), F::read(b >> 16), F::read(c >> 16))) << 16;
+}
+
+inline float multiply_add_once(float a, float b, float c) { return a * b + c; }
+inline float larger(float a, float b, float) { return max(a, b); }
+
+// sums [16, 8] += a [16, K] b [K, 8], by the fragments of a warp's lanes.
+template <typename F, int K>
+void multiply_fragments(float* sums, const unsigned int* a, const unsigned int* b) {
+  Warp& warp = this_warp();
+  int lane = threadIdx.x % WARP;
+  memcpy(warp.a[lane], a, K / 4 * 4);
+  memcpy(warp.b[lane], b, K / 8 * 4);
+  wait_for_warp();
+  for (int i = 0; i < 4; ++i) {
+    int row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
+    float sum = 0;
+    for (int k = 0; k < K; ++k) {
+      unsigned int x = warp.a[row % 8 * 4 + k % 8 / 2][row / 8 + k / 8 * 2];
+      unsigned int y = warp.b[column * 4 + k % 8 / 2][k / 8];
+      sum += F::read(x >> k % 2 * 16 & 0xffff) * F::read(y >> k % 2 * 16 & 0xffff);
+    }
+    sums[i] += sum;
+  }
+  wait_for_warp();
+}
+
+namespace ptx {
+
+template <typename F>
+void mma(float& s0, float& s1, float& s2, float& s3, unsigned int a0, unsigned int a1,
+         unsigned int a2, unsigned int a3, unsigned int b0, unsigned int b1) {
+  float sums[] = {s0, s1, s2, s3};
+  const unsigned int a[] = {a0, a1, a2, a3}, b[] = {b0, b1};
+  multiply_fragments<F, 16>(sums, a, b);
+  s0 = sums[0], s1 = sums[1], s2 = sums[2], s3 = sums[3];
+}
+
+inline void mma_sync_aligned_m16n8k8_row_col_f32_bf16_bf16_f32(
+    float& s0, float& s1, float& s2, float& s3, unsigned int a0, unsigned int a1, unsigned int b) {
+  float sums[] = {s0, s1, s2, s3};
+  const unsigned int a[] = {a0, a1};
+  multiply_fragments<Bf16, 8>(sums, a, &b);
+  s0 = sums[0], s1 = sums[1], s2 = sums[2], s3 = sums[3];
+}
+
+constexpr auto mma_sync_aligned_m16n8k16_row_col_f32_bf16_bf16_f32 = mma<Bf16>;
+constexpr auto mma_sync_aligned_m16n8k16_row_col_f32_f16_f16_f32 = mma<F16>;
+
+inline void fma_rn_bf16x2(unsigned int& d, unsigned int a, unsigned int b, unsigned int c) {
+  d = of_pairs<Bf16>(a, b, c, multiply_add_once);
+}
+inline void fma_rn_f16x2(unsigned int& d, unsigned int a, unsigned int b, unsigned int c) {
+  d = of_pairs<F16>(a, b, c, multiply_add_once);
+}
+inline void max_bf16x2(unsigned int& d, unsigned int a, unsigned int b) {
+  d = of_pairs<Bf16>(a, b, 0, larger);
+}
+inline void cvt_f32_f16(float& y, unsigned short x) { y = F16::read(x); }
+inline void cvt_rn_bf16_f32(unsigned short& y, float x) { y = Bf16::round(x); }
+inline void cvt_rn_f16_f32(unsigned short& y, float x) { y = F16::round(x); }
+inline void cvt_rn_bf16x2_f32(unsigned int& y, float high, float low) {
+  y = Bf16::round(low) | Bf16::round(high) << 16;
+}
+inline void cvt_rn_f16x2_f32(unsigned int& y, float high, float low) {
+  y = F16::round(low) | F16::round(high) << 16;
+}
+
+template <typename X>
+void load(X& to, const void* from) { memcpy(&to, from, sizeof(X)); }
+inline void ld_global_u16(unsigned short& x, const void* from) { load(x, from); }
+inline void ld_global_nc_u16(unsigned short& x, const void* from) { load(x, from); }
+inline void ld_acquire_gpu_global_u32(unsigned int& x, const unsigned int* from) {
+  x = __atomic_load_n(from, __ATOMIC_SEQ_CST);
+  sched_yield();
+}
+
+inline void copy(unsigned int to, const void* from, int bytes) {
+  if (to % bytes || reinterpret_cast<size_t>(from) % bytes) abort();  // misaligned
+  block->threads[threadIdx.x].open.push_back({to, from, bytes});
+}
+inline void cp_async_ca_shared_global(unsigned int to, const void* from, int bytes) {
+  copy(to, from, bytes);
+}
+inline void cp_async_cg_shared_global_L2_128B(unsigned int to, const void* from) {
+  copy(to, from, 16);
+}
+inline void cp_async_commit_group() {
+  Context& context = block->threads[threadIdx.x];
+  context.groups.push_back(std::move(context.open));
+  context.open.clear();
+}
+inline void cp_async_wait_group(int pending) {
+  auto& groups = block->threads[threadIdx.x].groups;
+  for (; static_cast<int>(groups.size()) > pending; groups.pop_front()) {
+    for (Copy& c : groups.front()) memcpy(shared_memory() + c.to, c.from, c.bytes);
+  }
+}
+
+inline void mov_u32(int& x) { x = threadIdx.x; }  // %tid.x
+inline void prefetch_global_L2(const void*) {}
+
+template <typename... Operands>
+void unsupported(Operands...) { abort(); }
+
+}  // namespace ptx
+
+void run_thread();
+
+inline void enter_thread() {
+  run_thread();
+  Context& context = block->threads[threadIdx.x];
+  context.is_done = true;
+  swapcontext(&context.state, &block->scheduler);
+}
+
+inline void run_block(int index, int blocks, int threads) {
+  Block here;
+  block = &here;
+  blockIdx.x = index;
+  gridDim.x = blocks;
+  here.threads = std::vector<Context>(threads);
+  here.warps.resize(threads / WARP);
+  memset(shared_memory(), 0xff, SHARED);
+  for (Context& context : here.threads) {
+    getcontext(&context.state);
+    context.state.uc_stack = {context.stack.data(), 0, context.stack.size()};
+    context.state.uc_link = nullptr;
+    makecontext(&context.state, enter_thread, 0);
+  }
+  for (int left = threads; left;) {
+    for (int i = 0; i < threads; ++i) {
+      if (here.threads[i].is_done) continue;
+      threadIdx.x = i;
+      swapcontext(&here.scheduler, &here.threads[i].state);
+      left -= here.threads[i].is_done;
+    }
+  }
+}
+
+inline void run_grid(int blocks, int threads) {
+  std::vector<std::thread> running;
+  for (int i = 0; i < blocks; ++i) running.emplace_back(run_block, i, blocks, threads);
+  for (std::thread& thread : running) thread.join();
+}
+
+// A parameter of a kernel: a pointer, or the number that it points to.
+struct Argument {
+  void* address;
+  template <typename X>
+  operator X*() const { return static_cast<X*>(address); }
+  operator int() const { return *static_cast<int*>(address); }
+};

@@ -1,0 +1,107 @@
+"""Kernels compiled by a C++ compiler and run on the CPU, with warps, barriers and tensor cores."""
+
+import ctypes
+import re
+import subprocess
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+from kernels_on_cpu import COMPILER
+from mlx_vlm.models.moxin.cuda import kernel, nvrtc
+
+HEADER = Path(__file__).with_name("threads_on_cpu.h")
+ASM = re.compile(r"\basm\s*(?:volatile)?\s*\(((?:[^;\"]|\"[^\"]*\")*)\);")
+SHARED = "extern __shared__ __align__(128) unsigned char shared[];"
+
+
+def _operands(text):
+    """Expressions of ``"constraint"(expression), ...``."""
+    found, depth, start = [], 0, 0
+    for at, letter in enumerate(text):
+        if letter == "(":
+            depth += 1
+            start = at + 1 if depth == 1 else start
+        elif letter == ")":
+            depth -= 1
+            if not depth:
+                found.append(text[start:at])
+    return found
+
+
+def _call(match):
+    """The function in threads_on_cpu.h for an ``asm`` statement."""
+    body = re.sub(r"//[^\n]*", "", match[1])
+    template = "".join(re.findall(r'^\s*((?:"[^"]*"\s*)+)', body)).replace('"', "")
+    if not template.strip():
+        return ";"
+    name = re.sub(r"\W+", "_", template.split()[0]).strip("_")
+    if f" {name}(" not in HEADER.read_text() and f" {name} =" not in HEADER.read_text():
+        name = "unsupported"
+    operands = body[re.match(r'^\s*(?:"[^"]*"\s*)+', body).end() :]
+    return f"ptx::{name}({', '.join(_operands(operands))});"
+
+
+def _translate(text):
+    text = ASM.sub(_call, text).replace(
+        SHARED, "alignas(128) inline thread_local unsigned char shared[SHARED];"
+    )
+    return re.sub(r"#pragma unroll.*", "", text)
+
+
+def _bytes(array):
+    """A copy of an array's bytes for a kernel to read and write."""
+    mx.eval(array)
+    kind = {2: mx.uint16, 4: mx.uint32}[array.itemsize]
+    return np.array(mx.contiguous(array).view(kind))
+
+
+class ThreadsOnCpu:
+    """A replacement for ``kernel.build``.
+
+    Args:
+        folder: for the compiled kernels.
+        blocks: of the grid, instead of as many as the GPU has multiprocessors.
+
+    Attributes:
+        arrays: bytes of the last launch's inputs, after it.
+    """
+
+    def __init__(self, folder: Path, blocks: int):
+        self._folder, self._blocks = folder, blocks
+        self.arrays: list[np.ndarray] = []
+
+    def _compile(self, entry, constants, macros, count, threads):
+        source, name = kernel.source_of(entry, constants, macros)
+        for path in nvrtc.KERNELS.glob("*.cu*"):
+            (self._folder / path.name).write_text(_translate(path.read_text()))
+        arguments = ", ".join(f"Argument{{arguments[{index}]}}" for index in range(count))
+        file, library = self._folder / f"{name}.cpp", self._folder / f"{name}.so"
+        file.write_text(
+            f'#include "{HEADER}"\n{source}\n'
+            "static void** arguments;\n"
+            "unsigned char* shared_memory() { return moxin::shared; }\n"
+            f"void run_thread() {{ {name}({arguments}); }}\n"
+            'extern "C" void launch(void** given) {\n'
+            f"  arguments = given;\n  run_grid({self._blocks}, {threads});\n}}\n"
+        )
+        options = "-std=c++20", "-O1", "-w", "-fpermissive", "-shared", "-fPIC", "-pthread"
+        subprocess.run([COMPILER, *options, f"-I{self._folder}", "-o", library, file], check=True)
+        return ctypes.CDLL(str(library)).launch
+
+    def __call__(self, entry, constants, inputs, outputs, scalars, *, threads, macros, **_):
+        count = len(inputs) + len(outputs) + len(scalars)
+        launch = self._compile(entry, constants, macros, count, threads)
+
+        def run(*arrays):
+            assert [array.dtype for array in arrays] == list(inputs)
+            self.arrays = [_bytes(array) for array in arrays]
+            # NaN where the kernel writes nothing.
+            results = [_bytes(mx.full(shape, mx.nan, kind)) for shape, kind in outputs.values()]
+            numbers = [np.array([value], np.int32) for value in scalars.values()]
+            given = [array.ctypes.data for array in (*self.arrays, *results, *numbers)]
+            launch((ctypes.c_void_p * count)(*given))
+            kinds = [kind for _, kind in outputs.values()]
+            return [mx.array(result).view(kind) for result, kind in zip(results, kinds)]
+
+        return run
