@@ -9,7 +9,7 @@ import pytest
 from cuda_support import forget_kernels, make_decoder, recording
 from mlx_vlm import load
 from mlx_vlm.models.cache import BatchKVCache, KVCache
-from mlx_vlm.models.moxin.cuda import device, host_memory, kernel, precompile
+from mlx_vlm.models.moxin.cuda import decoder_builds, device, host_memory, kernel, precompile
 from mlx_vlm.models.moxin.image_processing_moxin import MoxinImageProcessor
 from PIL import Image
 from support import HF_CHECKPOINT
@@ -55,7 +55,7 @@ def use(model):
     pixels = MoxinImageProcessor(size).process(Image.new("RGB", (30, 20))).pixel_values
     model.vision_tower(pixels)
     decoder, cache = model.language_model, caches(KVCache)
-    for length in (precompile.PROMPT, 1, precompile.QUESTION, 1, 9, 60, 1):
+    for length in (decoder_builds.PROMPT, 1, decoder_builds.QUESTION, 1, 9, 60, 1):
         decoder(mx.zeros((1, length), mx.int32), cache=cache, logits_to_keep=1)
     batch = caches(lambda: BatchKVCache(8 * [0]))
     for length in (40, 1, 1):
