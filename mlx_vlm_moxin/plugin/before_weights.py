@@ -1,6 +1,7 @@
 """What happens after mlx-vlm has built Moxin and before it reads the weights."""
 
 import functools
+import sys
 from collections.abc import Callable
 
 import mlx.core as mx
@@ -24,6 +25,10 @@ def load_model_weights(original: Callable[..., nn.Module]) -> Callable[..., nn.M
         command_options.check(model, config.get("quantization"))
         nbytes = sum(value.nbytes for value in weights.values())
         memory.warn_if_too_large(nbytes, model.config)
+        if "mlx_vlm.server" in sys.modules:
+            from mlx_vlm_moxin.plugin.server import first_use
+
+            first_use.compile_for(weights)
         with read_buffers.kept():
             return original(model, config, weights, *args, **kwargs)
 

@@ -14,6 +14,7 @@ A request passes, in this order:
 - ``generator``, with ``sampling`` and ``stopping``: settings that belong to one request;
   with ``picture_features``, what joining requests compute together, and ``token_blocks``, what
   a stream sends together.
+- ``first_use``: what MLX compiles for batches, while weights are read.
 - ``errors``, ``log`` and ``logprobs``: the answer and the log.
 
 ``settings`` are environment variables, ``command`` the options of

@@ -1,17 +1,18 @@
 """What many clients at once need: threads, tokens sent together, pictures computed together."""
 
 import asyncio
+import sys
 import threading
 from queue import Queue
 from types import SimpleNamespace
 
 import mlx.core as mx
 import pytest
-from mlx_vlm import VisionFeatureCache
+from mlx_vlm import VisionFeatureCache, load
 from mlx_vlm.server.generation import StreamingToken, _TokenIterator
-from support import IMAGE_NAMES, PROMPTS, image_path
+from support import HF_CHECKPOINT, IMAGE_NAMES, PROMPTS, image_path
 
-from mlx_vlm_moxin.plugin.server import request_threads, token_blocks
+from mlx_vlm_moxin.plugin.server import first_use, request_threads, token_blocks
 from mlx_vlm_moxin.plugin.server.picture_features import FEATURES, PictureFeatures
 from mlx_vlm_moxin.plugin.server.sampling import RowSampler
 from mlx_vlm_moxin.plugin.server.token_blocks import TokenBlocks
@@ -144,3 +145,27 @@ def test_pictures_of_joining_requests_are_computed_in_one_batch(
     generator._gpu_embed(again.raw_inputs, again.images)
     assert batches == ([] if has_cache else [1])
     assert FEATURES in again.raw_inputs
+
+
+def test_what_mlx_compiles_for_a_batch_is_compiled_while_weights_are_read(monkeypatch):
+    builds, taken = [], []
+    monkeypatch.setattr(first_use.precompile, "run", builds.extend)
+    weights = {"language_model.model.embed_tokens.weight": mx.zeros((2, 2), mx.bfloat16)}
+    first_use.compile_for(weights)
+    assert builds == []  # without a GPU
+    monkeypatch.setattr(first_use.device, "enabled", lambda: True)
+    first_use.compile_for(weights)
+    (build,) = builds
+    monkeypatch.setattr(mx, "eval", lambda array: taken.append((array.dtype, array.tolist())))
+    build()
+    assert taken == [(mx.bfloat16, [[0]]), (mx.int32, [[0]]), (mx.uint32, [[0]])]
+
+
+@pytest.mark.parametrize("is_server", [True, False])
+def test_only_a_server_prepares_for_batches(is_server, monkeypatch):
+    prepared = []
+    monkeypatch.setattr(first_use, "compile_for", prepared.append)
+    if not is_server:
+        monkeypatch.delitem(sys.modules, "mlx_vlm.server")
+    load(str(HF_CHECKPOINT))
+    assert len(prepared) == is_server
