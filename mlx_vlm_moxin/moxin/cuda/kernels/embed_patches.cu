@@ -138,7 +138,7 @@ extern "C" __global__ void __launch_bounds__(config::THREADS, 1) embed_patches(
     return Product<T>{to.patches + static_cast<long long>(index) * patches * K_VECTORS * 8,
                       to.padded, to.bias, nullptr, to.position,
                       to.out + (index * tokens + to.prefix_tokens) * to.width, nullptr,
-                      patches, K_VECTORS * 8, to.width};
+                      patches, K_VECTORS * 8, to.width, false};
   };
   int first = count_tiles<TILE>(product(0, 0)), count = first + count_tiles<TILE>(product(1, 0));
   for (int tile = blockIdx.x; tile < batch * count; tile += gridDim.x) {

@@ -88,75 +88,69 @@ extern "C" __global__ void __launch_bounds__(config::THREADS, 1) tower_layers(
   // after the last layer does it.
   constexpr int PARTS = config::PARTS;
   constexpr Epilogue NARROW_EPILOGUE = PARTS > 0 ? PARTIAL_SUMS : BIAS_SCALE_ADD;
+  // A layer is twice the same: norm, wide product, in the first half attention, narrow product. One loop
+  // over halves has half the machine code of one over layers, which instruction caches would not hold.
 #pragma unroll 1
-  for (int i = 0; i < config::LAYERS + (PARTS > 0); ++i) {
+  for (int half = 0; half < 2 * config::LAYERS + (PARTS > 0); ++half) {
+    int i = half / 2;
+    bool is_mlp = half % 2;
     auto all_rows = [&](int which) { return towers[which].batch * towers[which].tokens; };
     auto rows = [&](int which) { return i < towers[which].depth ? all_rows(which) : 0; };
-    auto norm1_rows = [&](int which) {
+    auto norm_rows = [&](int which) {
       int depth = towers[which].depth;
-      return depth > 0 && i < depth + (PARTS > 0) ? all_rows(which) : 0;
+      return depth > 0 && half < 2 * depth + (PARTS > 0) ? all_rows(which) : 0;
     };
-    auto norm1 = [&](int which) {
+    auto norm = [&](int which) {
       const Tower& tower = towers[which];
-      bool is_last = i == tower.depth;
-      const Affine& norm = layers[is_last ? 0 : i][which].norm1;
-      const TowerLayer& before = layers[i ? i - 1 : 0][which];
-      return LayerNorm<T>{i ? tower.out : tower.x, norm.weight, norm.bias,
-                          is_last ? nullptr : tower.normed, tower.width,
-                          {tower.sums, before.fc2.bias, before.gamma2, all_rows(which)}, tower.out};
+      bool is_end = half == 2 * tower.depth;
+      const TowerLayer& layer = layers[i < config::LAYERS ? i : 0][which];
+      const TowerLayer& before = layers[half ? (half - 1) / 2 : 0][which];
+      const Affine& affine = is_mlp ? layer.norm2 : layer.norm1;
+      // PARTS > 0: the first norm's input is still to be added in the second.
+      return LayerNorm<T>{half <= (PARTS > 0) ? tower.x : tower.out, affine.weight, affine.bias,
+                          is_end ? nullptr : tower.normed, tower.width,
+                          {tower.sums, is_mlp ? before.proj.bias : before.fc2.bias,
+                           is_mlp ? before.gamma1 : before.gamma2, all_rows(which)},
+                          tower.out};
     };
-    if (PARTS == 0 || i == 0) {
-      normalise_both<0>(barrier, norm1_rows(0), norm1_rows(1), norm1);
+    if (PARTS == 0 || half == 0) {
+      normalise_both<0>(barrier, norm_rows(0), norm_rows(1), norm);
     } else {
-      normalise_both<PARTS>(barrier, norm1_rows(0), norm1_rows(1), norm1);
+      normalise_both<PARTS>(barrier, norm_rows(0), norm_rows(1), norm);
     }
     if (i == config::LAYERS) break;
     multiply_both<T, BIAS, WIDE>(barrier, [&](int which) {
       const Tower& tower = towers[which];
-      const Affine& qkv = layers[i][which].qkv;
-      return Product<T>{tower.normed, qkv.weight, qkv.bias, nullptr, nullptr, tower.qkv, nullptr,
-                        rows(which), tower.width, 3 * tower.width};
+      const Affine& affine = is_mlp ? layers[i][which].fc1 : layers[i][which].qkv;
+      return Product<T>{tower.normed, affine.weight, affine.bias, nullptr, nullptr,
+                        is_mlp ? tower.hidden : tower.qkv, nullptr, rows(which), tower.width,
+                        is_mlp ? tower.intermediate : 3 * tower.width, is_mlp};
     });
-    barrier.wait();
-    auto attention = [&](int which) {
-      const Tower& tower = towers[which];
-      int width = tower.width / tower.heads;
-      return TowerAttention<T>{tower.qkv, tower.attended, i < tower.depth ? tower.batch : 0,
-                               tower.tokens, tower.heads, width, rsqrtf(width)};
-    };
-    int first = count_tiles(attention(0)), count = first + count_tiles(attention(1));
-    int team = thread_of_step() / ATTENTION_THREADS;
-    for (int tile = team * gridDim.x + blockIdx.x; tile < count;
-         tile += gridDim.x * (config::THREADS / ATTENTION_THREADS)) {
-      bool is_first = tile < first;
-      attend_head<T, config::HEAD>(attention(!is_first), is_first ? tile : tile - first, team);
+    if (!is_mlp) {
+      barrier.wait();
+      auto attention = [&](int which) {
+        const Tower& tower = towers[which];
+        int width = tower.width / tower.heads;
+        return TowerAttention<T>{tower.qkv, tower.attended, i < tower.depth ? tower.batch : 0,
+                                 tower.tokens, tower.heads, width, rsqrtf(width)};
+      };
+      int first = count_tiles(attention(0)), count = first + count_tiles(attention(1));
+      int team = thread_of_step() / ATTENTION_THREADS;
+      for (int tile = team * gridDim.x + blockIdx.x; tile < count;
+           tile += gridDim.x * (config::THREADS / ATTENTION_THREADS)) {
+        bool is_first = tile < first;
+        attend_head<T, config::HEAD>(attention(!is_first), is_first ? tile : tile - first, team);
+      }
+      barrier.arrive();
     }
-    barrier.arrive();
     multiply_both<T, NARROW_EPILOGUE, NARROW>(barrier, [&](int which) {
       const Tower& tower = towers[which];
       const TowerLayer& layer = layers[i][which];
-      return Product<T>{tower.attended, layer.proj.weight, layer.proj.bias, layer.gamma1,
-                        i ? tower.out : tower.x, tower.out, tower.sums, rows(which), tower.width,
-                        tower.width};
-    });
-    normalise_both<PARTS>(barrier, rows(0), rows(1), [&](int which) {
-      const Tower& tower = towers[which];
-      const TowerLayer& layer = layers[i][which];
-      return LayerNorm<T>{PARTS > 0 && i == 0 ? tower.x : tower.out, layer.norm2.weight,
-                          layer.norm2.bias, tower.normed, tower.width,
-                          {tower.sums, layer.proj.bias, layer.gamma1, rows(which)}, tower.out};
-    });
-    multiply_both<T, BIAS_GELU, WIDE>(barrier, [&](int which) {
-      const Tower& tower = towers[which];
-      const Affine& fc1 = layers[i][which].fc1;
-      return Product<T>{tower.normed, fc1.weight, fc1.bias, nullptr, nullptr, tower.hidden, nullptr,
-                        rows(which), tower.width, tower.intermediate};
-    });
-    multiply_both<T, NARROW_EPILOGUE, NARROW>(barrier, [&](int which) {
-      const Tower& tower = towers[which];
-      const TowerLayer& layer = layers[i][which];
-      return Product<T>{tower.hidden, layer.fc2.weight, layer.fc2.bias, layer.gamma2, tower.out,
-                        tower.out, tower.sums, rows(which), tower.intermediate, tower.width};
+      const Affine& affine = is_mlp ? layer.fc2 : layer.proj;
+      return Product<T>{is_mlp ? tower.hidden : tower.attended, affine.weight, affine.bias,
+                        is_mlp ? layer.gamma2 : layer.gamma1, half ? tower.out : tower.x, tower.out,
+                        tower.sums, rows(which), is_mlp ? tower.intermediate : tower.width,
+                        tower.width, false};
     });
   }
 }

@@ -15,7 +15,7 @@ constexpr int VECTORS = TILE_K / 8;  // eight of 16 bytes: 128 bytes of a row
 enum Shape { WIDE, NARROW };
 
 // PARTIAL_SUMS: stores sums over a part of K, to which layer_norm applies BIAS_SCALE_ADD.
-enum Epilogue { BIAS, BIAS_GELU, BIAS_SCALE_ADD, PARTIAL_SUMS };
+enum Epilogue { BIAS, BIAS_SCALE_ADD, PARTIAL_SUMS };
 
 // x is [rows, K], weight [N, K], out and residual [rows, N], sums [parts, rows, N]. gamma (may be null)
 // and residual are used by BIAS_SCALE_ADD only. Sizes are variables, so that both towers share machine
@@ -30,6 +30,7 @@ struct Product {
   T* out;
   float* sums;
   int rows, K, N;
+  bool has_gelu;  // after BIAS
 };
 
 // Address of a vector of a row of a tile; the exclusive or spreads a column over all banks.
@@ -109,7 +110,7 @@ __device__ void finish(
 #pragma unroll
   for (int i = 0; i < 8; ++i) {
     float y = sums[i] + bias[i];
-    if constexpr (EPILOGUE == BIAS_GELU) y = gelu(y);
+    if (EPILOGUE == BIAS && product.has_gelu) y = gelu(y);
     if constexpr (EPILOGUE == BIAS_SCALE_ADD) {
       y = (product.gamma ? y * gamma[i] : y) + residual[i];
     }
