@@ -7,11 +7,12 @@ from typing import NamedTuple
 from . import device
 from .projections import Format
 
-# Bits of the weights for which it is faster than ``narrow_matmul``, as measured on an H200.
-BITS = (8,)
 # Rows of ``x`` in a product of tensor cores. Up to FEW_ROWS other kernels are used.
 FEW_ROWS = 16
 ROW_TILES = (32, 64)
+# Bits of the weights for which it is faster than ``narrow_matmul``, by the rows above, as measured
+# on an H200 (docs/speed.md).
+BITS = {32: (4, 8), 64: (4, 8, 16)}
 # Values of K per chunk of ``x``, two of which are in shared memory.
 CHUNK = 256
 # Rows of weights per warp, and warps per warpgroup and at most per thread block.
@@ -55,8 +56,13 @@ class Division(NamedTuple):
 
 def applies(form: Format, rows: int, width: int) -> bool:
     """Whether ``x`` ``[rows, width]`` is multiplied by this kernel."""
-    is_faster = form.bits in BITS and FEW_ROWS < rows <= ROW_TILES[-1]
-    return device.has_warpgroups() and is_faster and width % CHUNK == 0
+    if not device.has_warpgroups() or not FEW_ROWS < rows <= ROW_TILES[-1] or width % CHUNK:
+        return False
+    return form.bits in BITS[_row_tile(rows)]
+
+
+def _row_tile(rows: int) -> int:
+    return next(tile for tile in ROW_TILES if rows <= tile)
 
 
 def find_division(
@@ -73,7 +79,7 @@ def find_division(
     """
     if not applies(form, rows, width):
         return None
-    tile = next(tile for tile in ROW_TILES if rows <= tile)
+    tile = _row_tile(rows)
     columns_per_warp = WARP_ROWS // 2 if is_gated else WARP_ROWS
     tiles, chunks = math.ceil(columns / columns_per_warp), width // CHUNK
     splits = 1 if is_gated else min(MAX_SPLITS, chunks)

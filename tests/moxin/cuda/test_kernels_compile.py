@@ -231,7 +231,7 @@ def test_kernels_of_a_sharded_decoder_compile(architecture, on, monkeypatch):
 @pytest.mark.parametrize("form", [Format(8, 64), Format(4, 128), Format(16, 0)], ids=str)
 def test_products_that_stream_their_weights_compile(form, rows, on, monkeypatch):
     on("sm_90a")
-    monkeypatch.setattr(stream_tiling, "BITS", (form.bits,))
+    monkeypatch.setattr(stream_tiling, "BITS", dict.fromkeys(stream_tiling.ROW_TILES, (form.bits,)))
     entries, build = [], kernel.build
 
     def record(entry, *arguments, **options):

@@ -21,7 +21,7 @@ PRODUCTS = [
 def test_all_multiprocessors_read_the_same_amount(
     form, rows, columns, width, is_gated, on_hopper, monkeypatch
 ):
-    monkeypatch.setattr(stream_tiling, "BITS", (form.bits,))
+    monkeypatch.setattr(stream_tiling, "BITS", dict.fromkeys(stream_tiling.ROW_TILES, (form.bits,)))
     division = stream_tiling.find_division(form, columns, rows, width, is_gated)
     assert division.rows >= rows
     assert division.shared_memory <= device.max_shared_memory()
@@ -30,6 +30,11 @@ def test_all_multiprocessors_read_the_same_amount(
     assert division.blocks // division.splits * division.active * per_warp >= columns
     assert 120 <= division.blocks <= device.multiprocessors()
     assert division.splits == 1 or not is_gated
+
+
+@pytest.mark.parametrize(("bits", "rows"), [(8, 17), (4, 32), (8, 64), (4, 33), (16, 33)])
+def test_weights_are_streamed_where_that_is_faster(bits, rows, on_hopper):
+    assert stream_tiling.find_division(Format(bits, 64), 4096, rows, 4096, False) is not None
 
 
 @pytest.mark.parametrize(
