@@ -42,13 +42,14 @@ struct Tower {
 // The norms of both towers' rows; make(tower) returns the LayerNorm of tower 0 or 1.
 template <int PARTS, typename Make>
 __device__ void normalise_both(GridBarrier& barrier, int rows_0, int rows_1, Make make) {
-  int thread = thread_of_step(), warps = gridDim.x * (config::THREADS / LANES);
-  prefetch(make(grid_warp(thread) >= rows_0), thread % LANES);
+  int thread = thread_of_step() % ROW_THREADS, team = thread_of_step() / ROW_THREADS;
+  int first = team * gridDim.x + blockIdx.x;
+  prefetch(make(first >= rows_0), thread);
   barrier.wait();
-  for (int row = grid_warp(thread); row < rows_0 + rows_1; row += warps) {
+  for (int row = first; row < rows_0 + rows_1; row += gridDim.x * ROWS_AT_ONCE) {
     bool is_second = row >= rows_0;
     layer_norm<T, config::WIDTH, PARTS>(
-        make(is_second), is_second ? row - rows_0 : row, thread % LANES, config::EPS);
+        make(is_second), is_second ? row - rows_0 : row, thread, team, config::EPS);
   }
   barrier.arrive();
 }

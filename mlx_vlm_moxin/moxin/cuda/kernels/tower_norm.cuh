@@ -2,7 +2,7 @@
 
 #pragma once
 
-#include "dtypes.cuh"
+#include "grid.cuh"
 
 namespace moxin {
 
@@ -28,31 +28,44 @@ struct LayerNorm {
   T* added;
 };
 
-// Brings what all rows share into L2, by a warp.
+// Threads of a row: with one warp, the instructions of a row would be issued one after the other.
+constexpr int ROW_THREADS = 2 * LANES;
+constexpr int ROWS_AT_ONCE = config::THREADS / ROW_THREADS;
+
+// Brings what all rows share into L2, by the threads of a row.
 template <typename T>
-__device__ void prefetch(const LayerNorm<T>& norm, int lane) {
+__device__ void prefetch(const LayerNorm<T>& norm, int thread) {
   constexpr int LINE = 128 / sizeof(T);
-  for (int i = lane * LINE; i < norm.width; i += LANES * LINE) {
+  for (int i = thread * LINE; i < norm.width; i += ROW_THREADS * LINE) {
     for (const T* row : {norm.weight, norm.bias, norm.partial.bias, norm.partial.gamma}) {
       if (row) asm volatile("prefetch.global.L2 [%0];" : : "l"(row + i));
     }
   }
 }
 
-// A warp computes row `row`. WIDTH is at least norm.width. PARTS is 0 if there is no product to add.
-// Without `out`, there is nothing but that product.
+// The sum over the threads of a row, in each of them; `sums` are of this row alone.
+__device__ inline float row_sum(float x, float* sums, int thread, int team) {
+  x = warp_sum(x);
+  if (thread % LANES == 0) sums[thread / LANES] = x;
+  sync_team<ROW_THREADS>(team);
+  return sums[0] + sums[1];
+}
+
+// Threads 0 to ROW_THREADS - 1 of a team compute row `row`. WIDTH is at least norm.width. PARTS is 0 if
+// there is no product to add. Without `out`, there is nothing but that product.
 template <typename T, int WIDTH, int PARTS>
-__device__ void layer_norm(const LayerNorm<T>& norm, int row, int lane, float eps) {
-  constexpr int ROUNDS = (WIDTH / 8 + LANES - 1) / LANES;
+__device__ void layer_norm(const LayerNorm<T>& norm, int row, int thread, int team, float eps) {
+  __shared__ float sums[ROWS_AT_ONCE][2][2];
+  constexpr int ROUNDS = (WIDTH / 8 + ROW_THREADS - 1) / ROW_THREADS;
   const PartialSums<T>& partial = norm.partial;
   int count = norm.width / 8;
   long long first = static_cast<long long>(row) * norm.width;
-  // All loads are issued before the first store. Lanes without values load the last ones again.
+  // All loads are issued before the first store. Threads without values load the last ones again.
   uint4 inputs[ROUNDS], biases_of[ROUNDS], gammas[ROUNDS];
   float4 parts[ROUNDS][PARTS > 0 ? PARTS : 1][2];
 #pragma unroll
   for (int round = 0; round < ROUNDS; ++round) {
-    int i = min(round * LANES + lane, count - 1);
+    int i = min(round * ROW_THREADS + thread, count - 1);
     inputs[round] = reinterpret_cast<const uint4*>(norm.x + first)[i];
     if constexpr (PARTS > 0) {
       biases_of[round] = reinterpret_cast<const uint4*>(partial.bias)[i];
@@ -70,7 +83,7 @@ __device__ void layer_norm(const LayerNorm<T>& norm, int row, int lane, float ep
   float sum = 0;
 #pragma unroll
   for (int round = 0; round < ROUNDS; ++round) {
-    int i = round * LANES + lane;
+    int i = round * ROW_THREADS + thread;
     if (i >= count) continue;
     unpack<T>(inputs[round], values[round]);
     if constexpr (PARTS > 0) {
@@ -94,18 +107,18 @@ __device__ void layer_norm(const LayerNorm<T>& norm, int row, int lane, float ep
     for (float value : values[round]) sum += value;
   }
   if (!norm.out) return;
-  float mean = warp_sum(sum) / norm.width, squares = 0;
+  float mean = row_sum(sum, sums[team][0], thread, team) / norm.width, squares = 0;
 #pragma unroll
   for (int round = 0; round < ROUNDS; ++round) {
-    if (round * LANES + lane >= count) continue;
+    if (round * ROW_THREADS + thread >= count) continue;
 #pragma unroll
     for (float value : values[round]) squares += (value - mean) * (value - mean);
   }
-  float scale = rsqrtf(warp_sum(squares) / norm.width + eps);
+  float scale = rsqrtf(row_sum(squares, sums[team][1], thread, team) / norm.width + eps);
   uint4* out = reinterpret_cast<uint4*>(norm.out + first);
 #pragma unroll
   for (int round = 0; round < ROUNDS; ++round) {
-    int i = round * LANES + lane;
+    int i = round * ROW_THREADS + thread;
     if (i >= count) continue;
     float weights[8], biases[8];
     unpack<T>(reinterpret_cast<const uint4*>(norm.weight)[i], weights);
