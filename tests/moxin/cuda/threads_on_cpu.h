@@ -9,6 +9,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <deque>
+#include <map>
 #include <thread>
 #include <vector>
 
@@ -22,6 +23,7 @@
 #define __syncthreads wait_for_block
 #define __syncwarp wait_for_warp
 #define __expf expf
+#define __fdividef(a, b) ((a) / (b))
 using std::max, std::min;
 
 inline int min(int a, unsigned int b) { return min(a, static_cast<int>(b)); }
@@ -55,9 +57,31 @@ struct Warp {
   unsigned int words[WARP], a[WARP][4], b[WARP][2];
 };
 
+constexpr int WARPGROUP = 128;
+
+struct Warpgroup {
+  Meeting meeting;
+  unsigned int a[WARPGROUP][4];
+};
+
+// An mbarrier.
+struct Barrier {
+  int count = 0, pending = 0, bytes = 0;
+  unsigned int parity = 0;
+
+  void settle() {
+    if (pending < 0) abort();  // more arrivals than expected
+    if (pending || bytes) return;
+    pending = count;
+    parity ^= 1;
+  }
+};
+
 struct Block {
   std::vector<Context> threads;
   std::vector<Warp> warps;
+  std::vector<Warpgroup> warpgroups;
+  std::map<unsigned int, Barrier> barriers;  // by their address
   Meeting meeting;
   ucontext_t scheduler;
 };
@@ -175,7 +199,78 @@ void multiply_fragments(float* sums, const unsigned int* a, const unsigned int* 
   wait_for_warp();
 }
 
+// sums [64, N] += a [64, 16] b [16, N], a in the fragments of a warpgroup's lanes, b in shared memory
+// with rows of 128 bytes, the chunks of which are swizzled.
+template <typename F, int N>
+void multiply_warpgroup(float* sums, const unsigned int* a, unsigned long long descriptor) {
+  int thread = threadIdx.x % WARPGROUP, lane = thread % WARP, first = thread / WARP * WARP;
+  Warpgroup& group = block->warpgroups[threadIdx.x / WARPGROUP];
+  memcpy(group.a[thread], a, sizeof(group.a[thread]));
+  wait_for(group.meeting, WARPGROUP);
+  unsigned int start = (descriptor & 0x3fff) << 4;
+  for (int i = 0; i < N / 2; ++i) {
+    int row = lane / 4 + i % 4 / 2 * 8, column = i / 4 * 8 + lane % 4 * 2 + i % 2;
+    for (int k = 0; k < 16; ++k) {
+      unsigned int x = group.a[first + row % 8 * 4 + k % 8 / 2][row / 8 + k / 8 * 2];
+      unsigned int at = start + column / 8 * 1024 + column % 8 * 128 + k * 2;
+      unsigned short y;
+      memcpy(&y, shared_memory() + (at ^ (at >> 7 & 7) << 4), 2);
+      sums[i] += F::read(x >> k % 2 * 16 & 0xffff) * F::read(y);
+    }
+  }
+  wait_for(group.meeting, WARPGROUP);
+}
+
+inline long long clock64() { return 0; }
+
 namespace ptx {
+
+inline void mbarrier_init_shared_cta_b64(unsigned int at, int count) {
+  block->barriers[at] = {count, count};
+}
+inline void fence_mbarrier_init_release_cluster() {}
+inline void mbarrier_arrive_expect_tx_shared_cta_b64(unsigned int at, int bytes) {
+  Barrier& barrier = block->barriers.at(at);
+  barrier.bytes += bytes;
+  --barrier.pending;
+  barrier.settle();
+}
+inline void mbarrier_arrive_shared_cta_b64(unsigned int at) {
+  --block->barriers.at(at).pending;
+  block->barriers.at(at).settle();
+}
+inline void mbarrier_try_wait_parity_shared_cta_b64(
+    unsigned int& ended, unsigned int at, unsigned int parity) {
+  ended = block->barriers.at(at).parity != parity;
+  if (!ended) let_others_run();
+}
+inline void cp_async_bulk_shared_cluster_global_mbarrier_complete_tx_bytes(
+    unsigned int to, const void* from, int bytes, unsigned int barrier) {
+  memcpy(shared_memory() + to, from, bytes);
+  block->barriers.at(barrier).bytes -= bytes;
+  block->barriers.at(barrier).settle();
+}
+inline void trap() { abort(); }
+inline void setmaxnreg_dec_sync_aligned_u32(int) {}
+inline void setmaxnreg_inc_sync_aligned_u32(int) {}
+inline void wgmma_fence_sync_aligned() {}
+inline void wgmma_commit_group_sync_aligned() {}
+inline void wgmma_wait_group_sync_aligned(int) {}
+
+// From the pair of columns of a lane's row of an 8 x 8 matrix to the pair of rows of its column.
+inline void movmatrix_sync_aligned_m8n8_trans_b16(unsigned int& pair) {
+  Warp& warp = this_warp();
+  int lane = threadIdx.x % WARP, column = lane / 4;
+  warp.words[lane] = pair;
+  wait_for_warp();
+  unsigned int result = 0;
+  for (int i = 0; i < 2; ++i) {
+    unsigned int words = warp.words[(lane % 4 * 2 + i) * 4 + column / 2];
+    result |= (words >> column % 2 * 16 & 0xffff) << 16 * i;
+  }
+  wait_for_warp();
+  pair = result;
+}
 
 template <typename F>
 void mma(float& s0, float& s1, float& s2, float& s3, unsigned int a0, unsigned int a1,
@@ -220,6 +315,23 @@ template <typename X>
 void load(X& to, const void* from) { memcpy(&to, from, sizeof(X)); }
 inline void ld_global_u16(unsigned short& x, const void* from) { load(x, from); }
 inline void ld_global_nc_u16(unsigned short& x, const void* from) { load(x, from); }
+inline void ld_global_nc_u16(unsigned int& x, const void* from) {
+  unsigned short value;
+  load(value, from);
+  x = value;
+}
+inline void ld_global_nc_u32(unsigned int& x, const void* from) { load(x, from); }
+inline void ld_global_nc_v2_u32(unsigned int& x, unsigned int& y, const void* from) {
+  if (reinterpret_cast<size_t>(from) % 8) abort();  // misaligned
+  load(x, from);
+  load(y, static_cast<const unsigned int*>(from) + 1);
+}
+inline void ld_global_nc_L1_no_allocate_L2_128B_v4_u32(
+    unsigned int& x, unsigned int& y, unsigned int& z, unsigned int& w, const void* from) {
+  if (reinterpret_cast<size_t>(from) % 16) abort();  // misaligned
+  const unsigned int* words = static_cast<const unsigned int*>(from);
+  load(x, words), load(y, words + 1), load(z, words + 2), load(w, words + 3);
+}
 inline void ld_acquire_gpu_global_u32(unsigned int& x, const unsigned int* from) {
   x = __atomic_load_n(from, __ATOMIC_SEQ_CST);
   sched_yield();
@@ -271,6 +383,7 @@ inline void run_block(int index, int blocks, int threads) {
   gridDim.x = blocks;
   here.threads = std::vector<Context>(threads);
   here.warps.resize(threads / WARP);
+  here.warpgroups.resize(threads / WARPGROUP);
   memset(shared_memory(), 0xff, SHARED);
   for (Context& context : here.threads) {
     getcontext(&context.state);

@@ -12,6 +12,17 @@ from mlx_vlm.models.moxin.cuda import kernel, nvrtc
 
 HEADER = Path(__file__).with_name("threads_on_cpu.h")
 ASM = re.compile(r"\basm\s*(?:volatile)?\s*\(((?:[^;\"]|\"[^\"]*\")*)\);")
+# Its instruction names every register, so that its text is a macro.
+WGMMA = re.compile(r"#define MOXIN_WGMMA.*#undef MOXIN_WGMMA", re.DOTALL)
+WGMMA_ON_CPU = "".join(
+    f"""
+template <>
+void multiply_wide<{kind}>(float* sums, const unsigned int* a, unsigned long long b) {{
+  multiply_warpgroup<{format}, WGMMA_COLUMNS>(sums, a, b);
+}}
+"""
+    for kind, format in (("bfloat16", "Bf16"), ("float16", "F16"))
+)
 SHARED = "extern __shared__ __align__(128) unsigned char shared[];"
 
 
@@ -35,6 +46,7 @@ def _call(match):
     template = "".join(re.findall(r'^\s*((?:"[^"]*"\s*)+)', body)).replace('"', "")
     if not template.strip():
         return ";"
+    template = re.sub(r"^\s*{\s*\.reg[^;]*;", "", template)
     name = re.sub(r"\W+", "_", template.split()[0]).strip("_")
     if f" {name}(" not in HEADER.read_text() and f" {name} =" not in HEADER.read_text():
         name = "unsupported"
@@ -43,6 +55,7 @@ def _call(match):
 
 
 def _translate(text):
+    text = WGMMA.sub(WGMMA_ON_CPU, text)
     text = ASM.sub(_call, text).replace(
         SHARED, "alignas(128) inline thread_local unsigned char shared[SHARED];"
     )
@@ -89,9 +102,9 @@ class ThreadsOnCpu:
         subprocess.run([COMPILER, *options, f"-I{self._folder}", "-o", library, file], check=True)
         return ctypes.CDLL(str(library)).launch
 
-    def __call__(self, entry, constants, inputs, outputs, scalars, *, threads, macros, **_):
+    def __call__(self, entry, constants, inputs, outputs, scalars, *, threads, macros=None, **_):
         count = len(inputs) + len(outputs) + len(scalars)
-        launch = self._compile(entry, constants, macros, count, threads)
+        launch = self._compile(entry, constants, macros or {}, count, threads)
 
         def run(*arrays):
             assert [array.dtype for array in arrays] == list(inputs)

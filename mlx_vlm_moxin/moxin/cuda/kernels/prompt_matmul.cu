@@ -20,11 +20,10 @@ extern "C" __global__ void __launch_bounds__(config::THREADS, 1) prompt_matmul(
     int rows, int width, int splits) {
   using namespace moxin;
   using config::T, config::TOKENS, config::STAGES, config::GATED;
-  extern __shared__ char memory[];
   JoinedMatrices<T, GATED, config::OUT_BITS> matrices{{MATRICES}, {end_0, end_1, end_2}};
   constexpr int PAIR = PRODUCT_GROUPS * TILE / (GATED ? 2 : 1);  // columns
   int pairs = (matrices.count() + PAIR - 1) / PAIR, tiles = (rows + TOKENS - 1) / TOKENS;
-  Stages<TOKENS, STAGES> stages{(shared_address(memory) + 1023) & ~1023u};
+  Stages<TOKENS, STAGES> stages{(shared_address(shared) + 1023) & ~1023u};
   if (threadIdx.x == 0) {
     Stages<TOKENS, STAGES> all = stages;
     for (int stage = 0; stage < STAGES; ++stage, all.advance()) {

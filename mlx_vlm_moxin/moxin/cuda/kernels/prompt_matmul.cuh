@@ -8,6 +8,7 @@
 
 #pragma once
 
+#include "grid.cuh"
 #include "prompt_weights.cuh"
 #include "wgmma.cuh"
 
