@@ -15,6 +15,8 @@ from .tower_tiles import THREADS, TILE_K, Tiles, WarpgroupTiles
 # are faster than 4, 11 and 11 or 8, 9 and 9.
 FIRST_LAYERS = 6
 LAYERS_AT_ONCE = 10
+# Bytes to which arrays in the scratch memory are aligned.
+ALIGNMENT = 256
 # A layer's arrays, in the order of moxin::TowerLayer (tower_layers.cu).
 PARAMETERS = (
     ("norm1", "weight"),
@@ -89,15 +91,14 @@ def tower_layers(
             parameters += names.values()
             members = ", ".join(names.get(path, "nullptr") for path in PARAMETERS)
             entries[f"[{index}][{which}]"] = members
-    outputs, scratch, scalars = {}, {}, {}
+    # One array, because MLX copies its list of inputs once for each result of a kernel.
+    outputs, scalars, scratch = {}, {}, 0
     for which, tower in enumerate(towers):
         rows, width = tower.batch * tower.tokens, tower.width
         outputs[f"out_{which}"] = ((tower.batch, tower.tokens, width), dtype)
-        widths = {"normed": width, "qkv": 3 * width, "attended": width}
-        widths["hidden"] = tower.intermediate
-        scratch |= {f"{name}_{which}": ((rows, size), dtype) for name, size in widths.items()}
-        sums = (tiles.PARTS, rows, width) if tiles.PARTS else (kernel.MIN_SIZE,)
-        scratch[f"sums_{which}"] = (sums, mx.float32)
+        values = (width, 3 * width, width, tower.intermediate)  # normed, qkv, attended, hidden
+        sizes = [*(rows * count * dtype.size for count in values), tiles.PARTS * rows * width * 4]
+        scratch += sum(-(-size // ALIGNMENT) * ALIGNMENT for size in sizes)
         for name in ("batch", "tokens", "width", "heads", "intermediate", "depth"):
             scalars[f"{name}_{which}"] = getattr(tower, name)
     return kernel.build(
@@ -110,12 +111,13 @@ def tower_layers(
             "EPS": eps,
             "THREADS": THREADS,
             "SHARED_MEMORY": tiles.shared_memory,
+            "ALIGNMENT": ALIGNMENT,
             "TILE_K": TILE_K,
             "PARTS": tiles.PARTS,
             **tiles.constants,
         },
         [mx.uint32, dtype, dtype, *[dtype] * len(parameters)],
-        outputs | scratch,
+        outputs | {"scratch": ((scratch // mx.uint32.size,), mx.uint32)},
         scalars,
         macros={
             "TOWER_PRODUCTS": f'"{tiles.FILE}"',

@@ -8,7 +8,7 @@
 //
 // Constants that tower_kernel.py defines in namespace config: T; WIDTH and HEAD, the larger of both
 // towers' widths and, rounded up to 16, of their heads' widths; LAYERS; EPS; THREADS, SHARED_MEMORY,
-// TILE_K, PARTS, and those of TOWER_PRODUCTS, the file of the products.
+// ALIGNMENT, TILE_K, PARTS, and those of TOWER_PRODUCTS, the file of the products.
 
 #include "tower_attention.cuh"
 #include "tower_norm.cuh"
@@ -34,10 +34,28 @@ struct TowerLayer {
 // [.., intermediate] and sums [PARTS, .., width]. The tower has `depth` layers; in later ones it has no rows.
 struct Tower {
   const T* x;
-  T *out, *normed, *qkv, *attended, *hidden;
-  float* sums;
+  T* out;
   int batch, tokens, width, heads, intermediate, depth;
+  T *normed, *qkv, *attended, *hidden;
+  float* sums;
 };
+
+// Gives the tower its scratch memory, from `free` on, and returns what follows.
+__device__ inline unsigned char* add_scratch(Tower& tower, unsigned char* free) {
+  long long rows = static_cast<long long>(tower.batch) * tower.tokens;
+  auto take = [&](long long bytes) {
+    unsigned char* taken = free;
+    free += (bytes + config::ALIGNMENT - 1) / config::ALIGNMENT * config::ALIGNMENT;
+    return taken;
+  };
+  constexpr int SIZE = sizeof(T);
+  tower.normed = reinterpret_cast<T*>(take(rows * tower.width * SIZE));
+  tower.qkv = reinterpret_cast<T*>(take(rows * 3 * tower.width * SIZE));
+  tower.attended = reinterpret_cast<T*>(take(rows * tower.width * SIZE));
+  tower.hidden = reinterpret_cast<T*>(take(rows * tower.intermediate * SIZE));
+  tower.sums = reinterpret_cast<float*>(take(config::PARTS * rows * tower.width * sizeof(float)));
+  return free;
+}
 
 // The norms of both towers' rows; make(tower) returns the LayerNorm of tower 0 or 1.
 template <int PARTS, typename Make>
@@ -67,9 +85,7 @@ extern "C" __global__ void __launch_bounds__(config::THREADS, 1) tower_layers(
     LAYER_PARAMETERS,
     config::T* out_0,        // as x_0
     config::T* out_1,
-    // Scratch of each tower, see moxin::Tower.
-    config::T* normed_0, config::T* qkv_0, config::T* attended_0, config::T* hidden_0, float* sums_0,
-    config::T* normed_1, config::T* qkv_1, config::T* attended_1, config::T* hidden_1, float* sums_1,
+    unsigned int* scratch,   // see moxin::add_scratch
     int batch_0, int tokens_0, int width_0, int heads_0, int intermediate_0, int depth_0,
     int batch_1, int tokens_1, int width_1, int heads_1, int intermediate_1, int depth_1) {
   using namespace moxin;
@@ -77,10 +93,11 @@ extern "C" __global__ void __launch_bounds__(config::THREADS, 1) tower_layers(
   __shared__ Tower towers[2];
   FILL_LAYERS(layers)
   if (threadIdx.x == 0) {
-    towers[0] = {x_0, out_0, normed_0, qkv_0, attended_0, hidden_0, sums_0,
-                 batch_0, tokens_0, width_0, heads_0, intermediate_0, depth_0};
-    towers[1] = {x_1, out_1, normed_1, qkv_1, attended_1, hidden_1, sums_1,
-                 batch_1, tokens_1, width_1, heads_1, intermediate_1, depth_1};
+    towers[0] = {x_0, out_0, batch_0, tokens_0, width_0, heads_0, intermediate_0, depth_0};
+    towers[1] = {x_1, out_1, batch_1, tokens_1, width_1, heads_1, intermediate_1, depth_1};
+    unsigned char* free = reinterpret_cast<unsigned char*>(scratch);
+    free = add_scratch(towers[0], free);
+    add_scratch(towers[1], free);
   }
   GridBarrier barrier{arrivals};
   barrier.arrive();
