@@ -37,10 +37,20 @@ PictureInput = PictureSource | PreparedPicture
 PlaceholderRange = tuple[int, int, int]
 
 
-def image_placeholders(pixels: np.ndarray, count: int, first: int, vocab_size: int) -> list[int]:
-    """``count`` ids for the pixels of one picture: a hash of them, then ``first``."""
+def image_placeholders(
+    pixels: np.ndarray, count: int, first: int, vocab_size: int, normalisation: str = ""
+) -> list[int]:
+    """``count`` ids for one picture: a hash, then ``first``.
+
+    Args:
+        pixels: of the picture.
+        count: number of ids.
+        first: the lowest id, which only the last one has.
+        vocab_size: where the ids end.
+        normalisation: what else the model's input depends on, if ``pixels`` are bytes.
+    """
     # SHA-256 hashes the pixels, since processors have instructions for it; SHAKE only extends it.
-    code = hashlib.sha256(np.ascontiguousarray(pixels)).digest()
+    code = hashlib.sha256(np.ascontiguousarray(pixels)).digest() + normalisation.encode()
     digest = np.frombuffer(hashlib.shake_256(code).digest(count - 1), np.uint8)
     others = first + 1 + digest.astype(int) % (vocab_size - first - 1)
     return [*others.tolist(), first]
@@ -51,8 +61,10 @@ def prepare(
 ) -> PreparedPicture:
     """An RGB picture resized and normalised, evaluated, with its placeholders."""
     pixel_values, squares = image_processor.process(image)
-    # The bytes, because they are an eighth of the memory and the pixels follow from them.
-    return PreparedPicture(pixel_values, image_placeholders(squares[0], *placeholder_range))
+    # The bytes are an eighth of the memory, and the pixels follow from them and these.
+    normalisation = repr([image_processor.image_mean, image_processor.image_std])
+    placeholders = image_placeholders(squares[0], *placeholder_range, normalisation)
+    return PreparedPicture(pixel_values, placeholders)
 
 
 class LastPicture:

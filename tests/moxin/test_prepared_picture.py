@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from mlx_vlm.models.moxin import prepared_picture
+from mlx_vlm.models.moxin.image_processing_moxin import MoxinImageProcessor
 from mlx_vlm.models.moxin.prepared_picture import LastPicture, image_placeholders
 from mlx_vlm.models.moxin.processing_moxin import MoxinProcessor
 from PIL import Image
@@ -37,6 +38,16 @@ def test_one_changed_pixel_changes_the_placeholders():
     changed = pixels.copy()
     changed[5, 3, 3] = 1e-7
     assert image_placeholders(pixels, 256, 1, 64) != image_placeholders(changed, 256, 1, 64)
+
+
+def test_another_normalisation_changes_the_placeholders():
+    """Which come from the bytes, and which must differ for inputs of the model that differ."""
+    picture = Image.new("RGB", (6, 10), "red")
+    placeholders = []
+    for mean in (0.5, 0.4):
+        processor = MoxinImageProcessor(image_mean=[[mean] * 3] * 2)
+        placeholders.append(prepared_picture.prepare(picture, processor, (256, 1, 64)).placeholders)
+    assert placeholders[0] != placeholders[1]
 
 
 @pytest.mark.parametrize(("size", "is_remembered"), [((6, 10), True), ((61, 1), False)])
