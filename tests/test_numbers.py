@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from mlx_vlm.generate import dispatch
-from mlx_vlm.models.moxin.cuda import layerwise
+from mlx_vlm.models.moxin.cuda import prompt_pieces
 from mlx_vlm.models.moxin.quantization import AFFINE_BITS
 
 from mlx_vlm_moxin.checkpoints.published import MOXIN_7B
@@ -142,8 +142,7 @@ FACTS = [
         [visual_tokens()[0], visual_tokens()[-1]],
     ),
     ("docs/limits.md", r"Moxin's have (\d+)", [TEXT.hidden_size // TEXT.num_attention_heads]),
-    ("docs/limits.md", r"prompts of more than (\d+) tokens", [layerwise.MAX_TOKENS]),
-    ("docs/speed.md", r"Prompts of up to (\d+) tokens", [layerwise.MAX_TOKENS]),
+    ("docs/speed.md", r"Prompts \(in pieces of up to (\d+) tokens\)", [prompt_pieces.MAX_TOKENS]),
     ("docs/text-only.md", r"heads \((\d+) for Moxin", [TEXT.num_key_value_heads]),
     ("docs/conversion.md", r"native, ([\d.]+) GB fp32", [download(NATIVE)]),
     ("docs/conversion.md", r"HF-converted, ([\d.]+) GB", [download(HF)]),

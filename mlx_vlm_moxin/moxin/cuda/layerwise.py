@@ -1,10 +1,10 @@
-"""Prompts of up to 512 tokens and batched decoding, with a few kernels per layer.
+"""Prompts and batched decoding, with a few kernels per layer.
 
 Up to 64 rows our matmul is used, which is limited by reading the weights; above that, another for
 quantised weights on Hopper, otherwise MLX's. Norm, RoPE, attention and SwiGLU between the products
 are one kernel each, instead of about ten MLX kernels. A prompt's first layers are computed while
-the later ones are still being recorded. A single prompt of up to 64 tokens uses ``fused_prompt``, a
-single token ``fused_step``.
+the later ones are still being recorded. Long prompts are computed in pieces. A single prompt of up
+to 64 tokens uses ``fused_prompt``, a single token ``fused_step``.
 """
 
 import functools
@@ -24,8 +24,8 @@ from .errors import require
 from .graph import step_graphs
 from .kernel import count_array
 from .layerwise_graph import Graphs, hidden_states, logits
+from .prompt_pieces import in_pieces
 
-MAX_TOKENS = 512
 # In a pass without caches, such as that of OpenVLA-OFT: three pictures and a chunk of actions.
 MAX_WHOLE_TOKENS = 2048
 # Sizes of batches and caches whose steps keep their graphs of a layer, and those of a whole step.
@@ -70,11 +70,8 @@ class Layerwise:
             cache: one per layer; plain caches or those of a batch.
             sizes: of the decoder.
         """
-        return (
-            inputs.shape[1] <= MAX_TOKENS
-            and _can_attend(sizes)
-            and caches_fit(cache, (KVCache, BatchKVCache), inputs, inputs_embeds, sizes)
-        )
+        kinds = KVCache, BatchKVCache
+        return _can_attend(sizes) and caches_fit(cache, kinds, inputs, inputs_embeds, sizes)
 
     def __call__(
         self,
@@ -89,10 +86,12 @@ class Layerwise:
         Raises:
             UnsupportedError: if the kernels do not compute the decoder; ``cache`` is as before.
         """
+        arguments = inputs, inputs_embeds, cache, logits_to_keep
+        run = functools.partial(self._run, sizes=sizes)
         if sizes.group is None:
-            return self._run(inputs, inputs_embeds, cache, logits_to_keep, sizes)
+            return in_pieces(run, *arguments)
         with turns.turn() as launched:  # processes wait for each other
-            result = self._run(inputs, inputs_embeds, cache, logits_to_keep, sizes)
+            result = in_pieces(run, *arguments)
             mx.async_eval(result)
             launched(result)
         return result
