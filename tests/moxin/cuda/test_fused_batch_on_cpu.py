@@ -31,13 +31,17 @@ def hidden_states(model, inputs, cache):
     return model.model(inputs, cache=cache)[:, -1]
 
 
+def slow(*values):
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 @pytest.mark.parametrize(
     ("dtype", "bits", "group_size", "batch", "scale", "memory", "config"),
     [
-        (mx.bfloat16, 16, 64, 8, 1, 227, {"sliding_window": 20}),
-        (mx.bfloat16, 8, 64, 8, 1e8, 99, {}),
+        slow(mx.bfloat16, 16, 64, 8, 1, 227, {"sliding_window": 20}),
+        slow(mx.bfloat16, 8, 64, 8, 1e8, 99, {}),
         (mx.bfloat16, 4, 64, 5, 1, 227, {}),
-        (mx.float16, 4, 32, 3, 1, 227, {}),
+        slow(mx.float16, 4, 32, 3, 1, 227, {}),
     ],
     ids=["bf16", "8 bits, large values, little memory", "4 bits", "4 bits f16"],
 )

@@ -47,7 +47,7 @@ def on_cpu():
 
 @pytest.mark.parametrize("is_causal", [True, False])
 @pytest.mark.parametrize("shape", [(1, 2), (1, 70), (2, 40)])
-@pytest.mark.parametrize("bits", [16, 8])
+@pytest.mark.parametrize("bits", [16, pytest.param(8, marks=pytest.mark.slow)])
 def test_hidden_states_are_those_of_the_modules(shape, is_causal, bits, plain):
     model, x = make_decoder(mx.float32, bits), embeddings(*shape, mx.float32)
     actual = model.engine_hidden_states(x, is_causal)
@@ -56,7 +56,7 @@ def test_hidden_states_are_those_of_the_modules(shape, is_causal, bits, plain):
 
 @pytest.mark.parametrize("is_causal", [True, False])
 @pytest.mark.parametrize("shape", [(1, 70), (2, 40), (2, 70)])
-@pytest.mark.parametrize("bits", [16, 8])
+@pytest.mark.parametrize("bits", [16, pytest.param(8, marks=pytest.mark.slow)])
 def test_kept_tokens_are_a_part_of_the_hidden_states(shape, is_causal, bits, plain):
     model, x = make_decoder(mx.float32, bits), embeddings(*shape, mx.float32)
     for kept in (slice(3, 5), slice(2, 39), slice(-1, None)):

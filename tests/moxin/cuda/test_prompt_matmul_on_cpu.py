@@ -29,7 +29,11 @@ def launch(dtype, form, matrices, rows, width, tmp_path, monkeypatch, *options):
 
 @pytest.mark.parametrize(
     ("dtype", "form"),
-    [(mx.bfloat16, Format(8, 64)), (mx.float16, Format(4, 32)), (mx.bfloat16, Format(4, 128))],
+    [
+        (mx.bfloat16, Format(8, 64)),
+        pytest.param(mx.float16, Format(4, 32), marks=pytest.mark.slow),
+        pytest.param(mx.bfloat16, Format(4, 128), marks=pytest.mark.slow),
+    ],
 )
 def test_products(dtype, form, tmp_path, monkeypatch, kernels_everywhere):
     matrices, rows = (64, 24, 48), 100  # four tiles of weights and two of x
@@ -39,7 +43,10 @@ def test_products(dtype, form, tmp_path, monkeypatch, kernels_everywhere):
 
 @pytest.mark.parametrize(
     ("dtype", "form", "next_bits"),
-    [(mx.bfloat16, Format(4, 64), 8), (mx.float16, Format(8, 32), 0)],
+    [
+        (mx.bfloat16, Format(4, 64), 8),
+        pytest.param(mx.float16, Format(8, 32), 0, marks=pytest.mark.slow),
+    ],
 )
 def test_gated_products(dtype, form, next_bits, tmp_path, monkeypatch, kernels_everywhere):
     following = Order(next_bits, 96) if next_bits else None
