@@ -7,11 +7,11 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from . import device
 from .decoder_layers import TRAINING, read_layers
 from .decoder_sizes import DecoderSizes, read_sizes
 from .engine_table import EngineTable
 from .errors import UnsupportedError, require
+from .fallback import or_none
 from .fused_batch import FusedBatch
 from .fused_prompt import FusedPrompt
 from .fused_step import FusedStep
@@ -136,16 +136,9 @@ def hidden_states(
     return _run(model, lambda engine: engine.hidden_states(inputs_embeds, is_causal, kept))
 
 
+@or_none("MLX computes the decoder")
 def _run(model: nn.Module, compute: Callable[[DecoderEngine], mx.array | None]) -> mx.array | None:
     """The result of ``compute`` for the model's engine; None if the kernels cannot be used."""
-    if not device.enabled():
-        return None
-    try:
-        parts = model.model, model.lm_head
-        engine = engines.find(
-            model, lambda found: found.holds(*parts), lambda: DecoderEngine(*parts)
-        )
-        return compute(engine)
-    except RuntimeError as error:
-        device.disable_after(error)
-        return None
+    parts = model.model, model.lm_head
+    engine = engines.find(model, lambda found: found.holds(*parts), lambda: DecoderEngine(*parts))
+    return compute(engine)

@@ -5,18 +5,16 @@ are compiled while weights are read.
 """
 
 import functools
-import logging
 from collections.abc import Callable
 
 import mlx.core as mx
 import mlx.nn as nn
 
-from . import device, kernel
+from . import kernel
 from .decoder_layers import TRAINING
-from .errors import UnsupportedError, require
+from .errors import require
+from .fallback import or_none
 from .kernel import DTYPES, Kernel
-
-logger = logging.getLogger(__name__)
 
 THREADS = 256
 ID_DTYPES = (mx.int32, mx.uint32)
@@ -89,6 +87,7 @@ def merge(inputs_embeds: mx.array, image_features: mx.array, is_image: mx.array)
     return mx.concatenate([merged, inputs_embeds[rows:]], axis=0)
 
 
+@or_none("MLX computes the embeddings")
 def input_embeddings(
     model: nn.Module, input_ids: mx.array, image_features: Callable[[], mx.array] | None
 ) -> mx.array | None:
@@ -103,23 +102,14 @@ def input_embeddings(
     Returns:
         ``[B, T, hidden_size]``.
     """
-    if not device.enabled():
-        return None
-    try:
-        require(not model.training, TRAINING)
-        table = model.language_model.model.embed_tokens
-        require(is_supported(table, input_ids), "embeddings of another class or dtype")
-        inputs_embeds = embed(table, input_ids)
-        if image_features is None:
-            return inputs_embeds
-        # A GPU needs 0.1 to 0.3 ms to read ids that the host has just written, so it does that
-        # while Python records the vision towers.
-        mx.async_eval(inputs_embeds)
-        is_image = input_ids >= model.config.image_token_index
-        return merge(inputs_embeds, image_features(), is_image)
-    except UnsupportedError as error:
-        logger.debug("MLX computes the embeddings: %s", error)
-        return None
-    except RuntimeError as error:
-        device.disable_after(error)
-        return None
+    require(not model.training, TRAINING)
+    table = model.language_model.model.embed_tokens
+    require(is_supported(table, input_ids), "embeddings of another class or dtype")
+    inputs_embeds = embed(table, input_ids)
+    if image_features is None:
+        return inputs_embeds
+    # A GPU needs 0.1 to 0.3 ms to read ids that the host has just written, so it does that
+    # while Python records the vision towers.
+    mx.async_eval(inputs_embeds)
+    is_image = input_ids >= model.config.image_token_index
+    return merge(inputs_embeds, image_features(), is_image)

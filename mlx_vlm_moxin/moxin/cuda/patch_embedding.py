@@ -5,7 +5,6 @@ towers' first layers.
 """
 
 import functools
-import logging
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -14,12 +13,11 @@ import mlx.nn as nn
 
 from ..vision import PatchEmbed, VisionTransformer
 from . import device, kernel, turns
-from .errors import UnsupportedError, require
+from .errors import require
+from .fallback import or_none
 from .kernel import C_TYPES, DTYPES, Kernel, fill_table
 from .tower_tiles import THREADS, TILE_K, WIDTH_MULTIPLE, Tiles, find_common_tiles
 from .towers import TRAINING
-
-logger = logging.getLogger(__name__)
 
 CHANNELS = 3
 PIXEL_DTYPES = (mx.float32, *DTYPES)
@@ -165,6 +163,7 @@ def build(towers: Sequence[nn.Module], pixels: mx.Dtype, shape: tuple[int, int, 
     return embed_patches(dtype, pixels, shape, patch, sizes, find_common_tiles())
 
 
+@or_none("MLX embeds the patches")
 def embed(
     model: nn.Module, towers: Sequence[nn.Module], pixel_values: mx.array
 ) -> list[mx.array] | None:
@@ -177,27 +176,18 @@ def embed(
     Returns:
         The tokens; None if the kernel does not compute them.
     """
-    if not device.enabled():
-        return None
-    try:
-        require(not model.training, TRAINING)
-        check(towers)
-        require(pixel_values.dtype in PIXEL_DTYPES, f"pixels are {pixel_values.dtype}")
-        batch, channels, height, width = pixel_values.shape
-        require(channels == len(towers) * CHANNELS, "another number of channels")
-        patch = towers[0].patch_embed.proj.weight.shape[1]
-        patches = height // patch * (width // patch)
-        is_same = all(tower.pos_embed.shape[1] == patches for tower in towers)
-        require(is_same, "pictures of another size")
-        run = build(towers, pixel_values.dtype, (batch, height, width))
-        arrays = [array for tower in towers for array in _parameters(tower)]
-        with turns.turn() as launched:
-            tokens = run(kernel.counters(), pixel_values, *arrays)[:2]
-            launched(tokens[0])
-        return tokens
-    except UnsupportedError as error:
-        logger.debug("MLX embeds the patches: %s", error)
-        return None
-    except RuntimeError as error:
-        device.disable_after(error)
-        return None
+    require(not model.training, TRAINING)
+    check(towers)
+    require(pixel_values.dtype in PIXEL_DTYPES, f"pixels are {pixel_values.dtype}")
+    batch, channels, height, width = pixel_values.shape
+    require(channels == len(towers) * CHANNELS, "another number of channels")
+    patch = towers[0].patch_embed.proj.weight.shape[1]
+    patches = height // patch * (width // patch)
+    is_same = all(tower.pos_embed.shape[1] == patches for tower in towers)
+    require(is_same, "pictures of another size")
+    run = build(towers, pixel_values.dtype, (batch, height, width))
+    arrays = [array for tower in towers for array in _parameters(tower)]
+    with turns.turn() as launched:
+        tokens = run(kernel.counters(), pixel_values, *arrays)[:2]
+        launched(tokens[0])
+    return tokens

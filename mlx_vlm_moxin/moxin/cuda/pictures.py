@@ -6,7 +6,6 @@ in the host's memory, and the results are equal to Pillow's bit by bit.
 
 import contextlib
 import functools
-import logging
 from collections.abc import Sequence
 
 import mlx.core as mx
@@ -17,11 +16,10 @@ from ..image_processing_moxin import MoxinImageProcessor, ProcessedPictures
 from ..normalization import normalized_bytes
 from ..picture_memory import BYTES_PER_PIXEL, pixels_of
 from ..resize import Window, find_window
-from . import device, host_memory, resize_kernels
-from .errors import UnsupportedError, require
+from . import host_memory, resize_kernels
+from .errors import require
+from .fallback import or_none
 from .resize_table import resize_table
-
-logger = logging.getLogger(__name__)
 
 # Larger pictures are in several blocks of Pillow's memory; copying them takes longer than resizing.
 MAX_PIXELS = 2**22
@@ -29,6 +27,7 @@ MAX_PIXELS = 2**22
 PICTURES_AT_ONCE = 8
 
 
+@or_none("Pillow resizes the pictures")
 def process(
     processor: MoxinImageProcessor, images: Sequence[Image.Image]
 ) -> ProcessedPictures | None:
@@ -37,21 +36,12 @@ def process(
     Returns:
         What ``processor.process`` returns for them.
     """
-    if not device.enabled():
-        return None
-    try:
-        require(len(images) > 0, "there is no picture")
-        windows = [_window(processor, image) for image in images]
-        parts = [
-            _process(processor, windows[first : first + PICTURES_AT_ONCE])
-            for first in range(0, len(windows), PICTURES_AT_ONCE)
-        ]
-    except UnsupportedError as error:
-        logger.debug("Pillow resizes the pictures: %s", error)
-        return None
-    except RuntimeError as error:
-        device.disable_after(error)
-        return None
+    require(len(images) > 0, "there is no picture")
+    windows = [_window(processor, image) for image in images]
+    parts = [
+        _process(processor, windows[first : first + PICTURES_AT_ONCE])
+        for first in range(0, len(windows), PICTURES_AT_ONCE)
+    ]
     if len(parts) == 1:
         return parts[0]
     pixel_values, squares = zip(*parts)

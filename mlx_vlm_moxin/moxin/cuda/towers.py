@@ -7,7 +7,6 @@ many layers of both towers.
 
 import functools
 import itertools
-import logging
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -19,11 +18,10 @@ from . import device, kernel, turns
 from . import tower_kernel as kernels
 from .engine_table import EngineTable
 from .errors import UnsupportedError, require
+from .fallback import or_none
 from .graph import compile_graph
 from .kernel import DTYPES
 from .tower_tiles import WIDTH_MULTIPLE, Tiles, WarpgroupTiles, find_tiles
-
-logger = logging.getLogger(__name__)
 
 TRAINING = "the model is being trained"
 
@@ -212,6 +210,7 @@ def _layers(towers: Sequence[nn.Module]) -> list[nn.Module]:
 engines: EngineTable[TowersEngine] = EngineTable()
 
 
+@or_none("MLX computes the towers")
 def blocks(
     model: nn.Module, towers: Sequence[nn.Module], tokens: Sequence[mx.array]
 ) -> list[mx.array] | None:
@@ -224,16 +223,7 @@ def blocks(
     Returns:
         Tokens of the same shapes; None if the kernel does not compute the blocks.
     """
-    if not device.enabled():
-        return None
-    try:
-        require(len(towers) == 2, "the kernel computes two towers")
-        require(not model.training, TRAINING)
-        make = functools.partial(TowersEngine, towers)
-        return engines.find(model, lambda engine: engine.holds(towers), make)(tokens)
-    except UnsupportedError as error:
-        logger.debug("MLX computes the towers: %s", error)
-        return None
-    except RuntimeError as error:
-        device.disable_after(error)
-        return None
+    require(len(towers) == 2, "the kernel computes two towers")
+    require(not model.training, TRAINING)
+    make = functools.partial(TowersEngine, towers)
+    return engines.find(model, lambda engine: engine.holds(towers), make)(tokens)
