@@ -8,11 +8,11 @@ from . import device
 from .projections import Format
 
 # Rows of ``x`` in a product of tensor cores. Up to FEW_ROWS other kernels are used.
-FEW_ROWS = 16
-ROW_TILES = (32, 64)
+FEW_ROWS = 8
+ROW_TILES = (16, 32, 64)
 # Bits of the weights for which it is faster than ``narrow_matmul``, by the rows above, as measured
 # on an H200 (docs/speed.md).
-BITS = {32: (4, 8), 64: (4, 8, 16)}
+BITS = {16: (4, 8), 32: (4, 8), 64: (4, 8, 16)}
 # Values of K per chunk of ``x``, two of which are in shared memory.
 CHUNK = 256
 # Rows of weights per warp, and warps per warpgroup and at most per thread block.
@@ -23,8 +23,11 @@ MAX_WARPS = 16
 MAX_SPLITS = 8
 # Reading a byte of ``x``, which comes from the cache, in bytes of weights.
 X_COST = 0.5
-# Stages of weights in shared memory: as many as fit, but not more, which would be slower.
-MAX_STAGES = 3
+# Stages of weights in shared memory, by the rows above: as many as fit, but not more, which would
+# be slower.
+MAX_STAGES = {16: 3, 32: 2, 64: 2}
+# Chunks whose scales are copied together; those of twice as many are in shared memory.
+SPAN = 4
 # Bytes of a stage per row of weights.
 STAGE_BYTES = 128
 
@@ -93,7 +96,7 @@ def _divisions(form: Format, rows: int, tiles: int, max_splits: int) -> Iterator
         stages = next(
             (
                 stages
-                for stages in range(MAX_STAGES, 1, -1)
+                for stages in range(MAX_STAGES[rows], 1, -1)
                 if _shared_memory(form, rows, warps, stages) <= device.max_shared_memory()
             ),
             None,
@@ -116,9 +119,7 @@ def _cost(form: Format, division: Division, chunks: int) -> tuple[float, int]:
 
 def _shared_memory(form: Format, rows: int, warps: int, stages: int) -> int:
     """Bytes of ``StreamSizes`` (stream_matmul.cuh)."""
-    memory = 2 * CHUNK * rows * 2 + stages * warps * WARP_ROWS * STAGE_BYTES
+    memory = 2 * CHUNK // 8 * (rows + 1) * 16 + stages * warps * WARP_ROWS * STAGE_BYTES
     if form.bits < 16:
-        chunk_stages = CHUNK * form.bits // (8 * STAGE_BYTES)
-        slots = math.ceil(stages / chunk_stages) + 1
-        memory += slots * warps * 2 * WARP_ROWS * CHUNK // form.group_size * 2
+        memory += 2 * SPAN * warps * 2 * WARP_ROWS * CHUNK // form.group_size * 2
     return memory

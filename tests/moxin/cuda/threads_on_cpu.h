@@ -199,22 +199,29 @@ void multiply_fragments(float* sums, const unsigned int* a, const unsigned int* 
   wait_for_warp();
 }
 
-// sums [64, N] += a [64, 16] b [16, N], a in the fragments of a warpgroup's lanes, b in shared memory
-// with rows of 128 bytes, the chunks of which are swizzled.
+// Address in shared memory of value `k` of a column of b, by its descriptor: in rows of 128 bytes, the
+// chunks of which are swizzled, or in matrices of eight columns and eight values.
+inline unsigned int address_of(unsigned long long descriptor, int column, int k) {
+  auto field = [&](int shift) { return static_cast<unsigned int>(descriptor >> shift & 0x3fff) << 4; };
+  unsigned int at = field(0) + column / 8 * field(32);
+  if (descriptor >> 62 == 0) return at + column % 8 * 16 + k / 8 * field(16) + k % 8 * 2;
+  at += column % 8 * 128 + k * 2;
+  return at ^ (at >> 7 & 7) << 4;
+}
+
+// sums [64, N] += a [64, 16] b [16, N], a in the fragments of a warpgroup's lanes, b in shared memory.
 template <typename F, int N>
 void multiply_warpgroup(float* sums, const unsigned int* a, unsigned long long descriptor) {
   int thread = threadIdx.x % WARPGROUP, lane = thread % WARP, first = thread / WARP * WARP;
   Warpgroup& group = block->warpgroups[threadIdx.x / WARPGROUP];
   memcpy(group.a[thread], a, sizeof(group.a[thread]));
   wait_for(group.meeting, WARPGROUP);
-  unsigned int start = (descriptor & 0x3fff) << 4;
   for (int i = 0; i < N / 2; ++i) {
     int row = lane / 4 + i % 4 / 2 * 8, column = i / 4 * 8 + lane % 4 * 2 + i % 2;
     for (int k = 0; k < 16; ++k) {
       unsigned int x = group.a[first + row % 8 * 4 + k % 8 / 2][row / 8 + k / 8 * 2];
-      unsigned int at = start + column / 8 * 1024 + column % 8 * 128 + k * 2;
       unsigned short y;
-      memcpy(&y, shared_memory() + (at ^ (at >> 7 & 7) << 4), 2);
+      memcpy(&y, shared_memory() + address_of(descriptor, column, k), 2);
       sums[i] += F::read(x >> k % 2 * 16 & 0xffff) * F::read(y);
     }
   }
@@ -254,6 +261,7 @@ inline void trap() { abort(); }
 inline void setmaxnreg_dec_sync_aligned_u32(int) {}
 inline void setmaxnreg_inc_sync_aligned_u32(int) {}
 inline void wgmma_fence_sync_aligned() {}
+inline void fence_proxy_async_shared_cta() {}
 inline void wgmma_commit_group_sync_aligned() {}
 inline void wgmma_wait_group_sync_aligned(int) {}
 
