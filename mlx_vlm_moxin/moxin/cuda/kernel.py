@@ -7,7 +7,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from . import cubin_cache, device
+from . import cubin_cache, device, module_files
 from .errors import require
 
 C_TYPES = {
@@ -28,10 +28,20 @@ class Kernel:
     """A compiled kernel with everything but its input arrays.
 
     Building one costs some 50 us of Python, so callers that launch a kernel often keep it.
+
+    Args:
+        name: of the kernel in ``cubin``.
+        cubin: machine code.
+        options: further ones of MLX's function.
     """
 
-    def __init__(self, options: dict[str, Any]):
-        self._options = options
+    def __init__(self, name: str, cubin: bytes, options: dict[str, Any]):
+        self._name, self._cubin, self._options = name, cubin, options
+
+    @functools.cached_property
+    def _code(self) -> bytes:
+        # Found at the first launch, since kernels are built in other threads than MLX's.
+        return module_files.passed_code(self._name, self._cubin)
 
     def __call__(self, *inputs: mx.array) -> list[mx.array]:
         """Launch the kernel.
@@ -42,7 +52,9 @@ class Kernel:
         Returns:
             One array for each of its outputs.
         """
-        return mx.fast.precompiled_cuda_kernel(inputs=inputs, **self._options)
+        return mx.fast.precompiled_cuda_kernel(
+            name=self._name, compiled_source=self._code, inputs=inputs, **self._options
+        )
 
 
 def counters() -> mx.array:
@@ -136,9 +148,9 @@ def build(
     room = device.resident_blocks(cubin, name, threads, shared_memory)
     require(room >= (blocks if waits else 1), f"{entry} does not fit on this GPU")
     return Kernel(
+        name,
+        cubin,
         {
-            "name": name,
-            "compiled_source": cubin,
             "output_shapes": [shape for shape, _ in outputs.values()],
             "output_dtypes": [dtype for _, dtype in outputs.values()],
             "scalars": list(scalars.values()),
@@ -146,7 +158,7 @@ def build(
             "threadgroup": (threads, 1, 1),
             "shared_memory": shared_memory,
             "ensure_row_contiguous": True,
-        }
+        },
     )
 
 
