@@ -1,4 +1,4 @@
-"""Long prompts in pieces give what they give in one pass; no GPU is needed."""
+"""Long prompts in pieces give what they give in one pass."""
 
 import mlx.core as mx
 import plain_kernels
@@ -6,10 +6,12 @@ import pytest
 from cuda_support import (
     CONFIG,
     batch_cache,
+    check,
     empty,
     filled,
     filled_cache,
     make_decoder,
+    needs_gpu,
     relative_error,
     uses_kernels,
 )
@@ -101,3 +103,11 @@ def test_a_piece_that_fails_leaves_the_caches_as_they_were(decoder, before, monk
     expected = decoder(ids, cache=modules).logits
     assert ours[0].size() == modules[0].size() == before + LENGTH
     assert relative_error(actual, expected) < 1e-5
+
+
+@needs_gpu
+@pytest.mark.parametrize("bits", [16, 4])
+def test_pieces_on_a_gpu_are_as_close_to_float32_as_the_modules(bits, monkeypatch):
+    shapes = [(1, 2 * prompt_pieces.MAX_TOKENS + 76), (1, 1)]
+    options = {"sliding_window": None}
+    check(mx.bfloat16, bits, 64, lambda dtype: empty(), shapes, monkeypatch, **options)
