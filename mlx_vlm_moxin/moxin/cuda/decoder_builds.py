@@ -24,8 +24,9 @@ from . import (
 )
 from . import layerwise_kernels as kernels
 from .arranged import Order, arrange
-from .decoder_layers import DecoderLayer, read_layers
+from .decoder_layers import read_layers
 from .decoder_sizes import DecoderSizes, read_sizes
+from .layer_form import DecoderLayer
 from .projections import Projection, read_projection
 from .step_attention import step_attention
 

@@ -16,11 +16,12 @@ from ...cache import BatchKVCache, KVCache
 from . import batch_tiling, device, fused_layers, kernel, kv_cache, layerwise_graph, turns
 from .batch_tiling import MAX_BATCH, STEP, TILE
 from .cache_checks import are_alike, caches_fit
-from .decoder_layers import DecoderLayer, read_layers
+from .decoder_layers import read_layers
 from .decoder_sizes import DecoderSizes
 from .embeddings import embed
 from .errors import UnsupportedError, require
 from .graph import step_graphs
+from .layer_form import DecoderLayer
 from .projections import Format
 
 # Cached positions up to which this is faster than a kernel for each step of a layer, by bits of the

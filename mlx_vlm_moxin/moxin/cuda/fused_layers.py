@@ -8,10 +8,9 @@ from typing import Any
 import mlx.core as mx
 
 from . import kernel
-from .decoder_layers import DecoderLayer
 from .decoder_sizes import DecoderSizes
 from .kernel import C_TYPES, Kernel
-from .projections import Format
+from .layer_form import DecoderLayer, Formats
 
 # A kernel has 4 KB of parameters, and a layer up to 25 arrays.
 LAYERS_AT_ONCE = 18
@@ -19,8 +18,6 @@ LAYERS_AT_ONCE = 18
 FIRST_LAYERS = 4
 # Matrices of each projection, in the order of DecoderLayer.projections.
 MATRICES = {"qkv": 3, "output": 1, "gate_up": 2, "down": 1}
-
-Formats = tuple[Format, Format, Format, Format]
 
 
 def windows(count: int, first: int = 0) -> Iterator[slice]:

@@ -6,14 +6,15 @@ and gate_proj and up_proj, are moved next to each other in memory, once, and eac
 becomes a view of its part. Nothing is stored twice.
 """
 
+import functools
 import weakref
+from collections.abc import Collection
 from typing import NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
 
-from .decoder_layers import DecoderLayer
-from .projections import Projection
+from .layer_form import GATE_UP, QKV, DecoderLayer, LayerForm, layer_form
 
 
 class _Joined(NamedTuple):
@@ -28,25 +29,44 @@ class _Joined(NamedTuple):
 _joined: dict[int, _Joined] = {}
 
 
+def has_plain(layer: DecoderLayer) -> bool:
+    """Whether a projection of ``layer`` can be joined: a plain one of several matrices."""
+    return bool(_plain(layer.form))
+
+
 def are_joined(layer: DecoderLayer) -> bool:
     """Whether the plain projections of ``layer`` are parts of one matrix each."""
-    return all(_find(projection) is not None for projection in (layer.qkv, layer.gate_up))
+    parts = [layer.form.parts[index] for index in _plain(layer.form)]
+    return all(_find(layer.arrays[part]) is not None for part in parts)
 
 
-def join(layer: DecoderLayer) -> DecoderLayer:
-    """``layer``, whose projections ``are_joined``, with one matrix in each plain one."""
-    return layer._replace(qkv=_find(layer.qkv), gate_up=_find(layer.gate_up))
+def join(layer: DecoderLayer, projections: Collection[int] = (QKV, GATE_UP)) -> DecoderLayer:
+    """``layer``, whose projections ``are_joined``, with one matrix in the plain ones of these."""
+    chosen = tuple(index for index in _plain(layer.form) if index in projections)
+    arrays = list(layer.arrays)
+    for index in reversed(chosen):  # which leaves the places of those before
+        part = layer.form.parts[index]
+        arrays[part] = [_find(arrays[part])]
+    return DecoderLayer(_joined_form(layer.form, chosen), arrays)
 
 
-def _find(projection: Projection) -> Projection | None:
-    if projection.format.bits < 16:
-        return projection
-    found = _joined.get(id(projection.arrays[0]))
-    if found is None or any(
-        part() is not array for part, array in zip(found.parts, projection.arrays)
-    ):
+def _plain(form: LayerForm) -> list[int]:
+    return [index for index in (QKV, GATE_UP) if form.formats[index].bits == 16]
+
+
+@functools.lru_cache(maxsize=256)
+def _joined_form(form: LayerForm, chosen: tuple[int, ...]) -> LayerForm:
+    """The form of a layer with one matrix in each of the ``chosen`` projections."""
+    rows = [(sum(counts),) if index in chosen else counts for index, counts in enumerate(form.rows)]
+    return layer_form(form.sizes, form.formats, tuple(rows))
+
+
+def _find(arrays: list[mx.array]) -> mx.array | None:
+    """The matrix of which these are the parts."""
+    found = _joined.get(id(arrays[0]))
+    if found is None or any(part() is not array for part, array in zip(found.parts, arrays)):
         return None
-    return Projection(projection.format, (sum(projection.rows),), [found.whole])
+    return found.whole
 
 
 def move(block: nn.Module) -> None:

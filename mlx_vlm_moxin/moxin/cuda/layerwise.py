@@ -17,12 +17,13 @@ import mlx.nn as nn
 from ...cache import BatchKVCache, KVCache
 from . import device, joined_weights, kv_cache, tiling, turns
 from .cache_checks import are_alike, caches_fit
-from .decoder_layers import DecoderLayer, read_layers
+from .decoder_layers import read_layer
 from .decoder_sizes import DecoderSizes
 from .embeddings import embed
 from .errors import require
 from .graph import step_graphs
 from .kernel import count_array
+from .layer_form import QKV, DecoderLayer
 from .layerwise_graph import Graphs, hidden_states, logits
 from .prompt_pieces import in_pieces
 
@@ -160,15 +161,15 @@ class Layerwise:
         """
         blocks = self._decoder["layers"]
         for index, block in enumerate(blocks):
-            (layer,) = read_layers(self._decoder, sizes, slice(index, index + 1))
-            if rows > tiling.ROW_TILES[-1]:
+            layer = read_layer(block, sizes)
+            if rows > tiling.ROW_TILES[-1] and joined_weights.has_plain(layer):
+                layer.check()  # the graph of the layer reads the joined weights instead
                 if not joined_weights.are_joined(layer):
                     del layer  # which would keep the weights that are moved
                     joined_weights.move(block)
-                    (layer,) = read_layers(self._decoder, sizes, slice(index, index + 1))
-                joined = joined_weights.join(layer)
+                    layer = read_layer(block, sizes)
                 is_few = index == len(blocks) - 1 and kept <= tiling.ROW_TILES[-1]
-                layer = layer._replace(qkv=joined.qkv) if is_few else joined
+                layer = joined_weights.join(layer, [QKV]) if is_few else joined_weights.join(layer)
             yield layer
 
     def _step(
@@ -224,7 +225,8 @@ def _step(
         graphs: of layers of these sizes, if they are kept.
     """
     require(are_alike(arrays, len(inputs), sizes), "caches of other shapes or dtypes")
-    layers, x = read_layers(decoder, sizes), embed(decoder.embed_tokens, inputs)
+    layers = [read_layer(block, sizes) for block in decoder["layers"]]
+    x = embed(decoder.embed_tokens, inputs)
     norm, graphs = decoder.norm.weight, {} if graphs is None else graphs
     h, keys, values = hidden_states(layers, norm, sizes, x, places, arrays, graphs)
     return logits(head, h), [array for pair in zip(keys, values) for array in pair]

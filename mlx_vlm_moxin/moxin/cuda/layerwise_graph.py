@@ -15,10 +15,10 @@ from . import exchange, matmul_kernels, prompt_matmul
 from . import layerwise_kernels as kernels
 from .activations import swiglu
 from .arranged import Arranged, Order, arrange
-from .decoder_layers import DecoderLayer
 from .decoder_sizes import DecoderSizes
-from .errors import UnsupportedError
+from .errors import UnsupportedError, require
 from .kv_cache import Places
+from .layer_form import QKV, DecoderLayer, LayerForm
 from .projections import Projection, read_projection
 from .step_attention import step_attention
 
@@ -47,7 +47,7 @@ def hidden_states(
         layers: may be read while the GPU computes the ones before.
         last_norm: weight of the norm after the last layer.
         arrays: keys and values of each layer's cache in turn, ``[B, KV, capacity, head_dim]``.
-        graphs: of layers of these sizes, by format; missing ones are added.
+        graphs: of layers of these sizes, by form; missing ones are added.
         is_prompt: give the keys and values of the new tokens alone, and submit layers to the GPU as
             soon as they are recorded. Otherwise those of the one new token of each sequence are
             appended to ``arrays``.
@@ -62,30 +62,25 @@ def hidden_states(
             normed = mx.fast.rms_norm(h, layer.input_norm, sizes.eps)
         cached = arrays[2 * index : 2 * index + 2]
         some = slice(None) if following else kept
-        next_order = following and prompt_matmul.find_order(sizes, following.qkv.format, rows)
-        key = layer.formats, next_order, some.start, some.stop
+        next_order = following and prompt_matmul.find_order(sizes, following.formats[QKV], rows)
+        key = layer.form, next_order, some.start, some.stop
         if key not in graphs:
-            form = [projection._replace(arrays=None) for projection in layer.projections]
             tokens = kernels.Tokens(*x.shape[:2], is_causal) if is_prompt else None
-            layer_graph = functools.partial(_layer, sizes, tokens, some, form, next_order)
+            layer_graph = functools.partial(_layer, layer.form, tokens, some, next_order)
             graphs[key] = mx.compile(layer_graph)
         h, normed, keys, values = graphs[key](
             h,
             normed,
-            [projection.arrays for projection in layer.projections],
-            [layer.post_norm, following.input_norm if following else last_norm],
+            layer.arrays,
+            following.input_norm if following else last_norm,
             [] if cached[0] is None else cached,
             places,
         )
         all_keys.append(keys)
         all_values.append(values)
-        unpacks = any(
-            form.bits < 16 and prompt_matmul.find_order(sizes, form, rows) is None
-            for form in layer.formats
-        )
         if is_prompt and index % LAYERS_AT_ONCE == 0:
             mx.async_eval(h, normed)
-            if submitted is not None and unpacks:
+            if submitted is not None and _unpacks(layer.form, rows):
                 mx.eval(submitted)
             submitted = h
     return normed.reshape(x.shape[0], -1, x.shape[2]), all_keys, all_values
@@ -103,6 +98,14 @@ def _with_next(
     yield before, None
 
 
+def _unpacks(form: LayerForm, rows: int) -> bool:
+    """Whether weights of such layers are unpacked for products of so many rows."""
+    return any(
+        kind.bits < 16 and prompt_matmul.find_order(form.sizes, kind, rows) is None
+        for kind in form.formats
+    )
+
+
 def logits(head: nn.Module, h: mx.array) -> mx.array:
     """``head`` of hidden states ``h`` ``[B, T, hidden]``, by our kernel where it supports that."""
     rows = h.flatten(0, 1)
@@ -118,40 +121,44 @@ def logits(head: nn.Module, h: mx.array) -> mx.array:
 
 
 def _layer(
-    sizes: DecoderSizes,
+    form: LayerForm,
     tokens: kernels.Tokens | None,
     kept: slice,
-    forms: Sequence[Projection],
     next_order: Order | None,
     h: mx.array,
     normed: mx.array,
-    arrays: Sequence[list[mx.array]],
-    norms: Sequence[mx.array],
+    arrays: list[mx.array],
+    next_norm: mx.array,
     cached: Sequence[mx.array],
     places: Places,
 ) -> tuple[mx.array, mx.array, mx.array, mx.array]:
-    """One layer; a function of arrays alone, so that one graph serves all layers of its format.
+    """One layer; a function of arrays alone, so that one graph serves all layers of its form.
 
     Args:
+        form: of the layer.
         tokens: of a prompt; None for a step.
         kept: tokens of each sequence of a prompt whose hidden states are given.
-        forms: projections without their arrays.
         next_order: in which the next layer reads its input, if it needs one.
         h: hidden states ``[rows, hidden]``.
         normed: their norm, as the last layer returned it.
-        arrays: of the projections.
-        norms: weights of the norms after attention and after the MLP.
+        arrays: of the layer.
+        next_norm: weight of the norm after the layer.
         cached: keys and values of the cache; nothing if it is empty.
 
     Returns:
         Hidden states, their norm in ``next_order``, keys and values (as
         ``hidden_states``).
     """
+    # MLX compares shapes and dtypes in each call, and traces a graph for others again.
+    layer, sizes = DecoderLayer(form, arrays), form.sizes
+    layer.check()
+    is_same = next_norm.shape == (sizes.hidden,) and next_norm.dtype == sizes.dtype
+    require(is_same, "a norm is of another shape or dtype")
 
     def find_order(projection: Projection) -> Order | None:
         return prompt_matmul.find_order(sizes, projection.format, len(h))
 
-    qkv, output, gate_up, down = (form._replace(arrays=found) for form, found in zip(forms, arrays))
+    qkv, output, gate_up, down = layer.projections
     if normed.ndim > 2:
         normed = Arranged(normed, h.shape)
     products, splits = _multiply(sizes, qkv, normed)
@@ -175,14 +182,14 @@ def _layer(
                 for x in (attended, h)
             )
     order = find_order(gate_up)
-    h, normed = _project(sizes, output, attended, h, norms[0], order)
+    h, normed = _project(sizes, output, attended, h, layer.post_norm, order)
     if order is not None:
         normed = Arranged(normed, h.shape)
     order = find_order(down)
     products, splits = _multiply(sizes, gate_up, normed, True, order)
     if not splits:
         products = [swiglu(products)]
-    h, normed = _project(sizes, down, products[0], h, norms[1], next_order)
+    h, normed = _project(sizes, down, products[0], h, next_norm, next_order)
     return h, normed, keys, values
 
 

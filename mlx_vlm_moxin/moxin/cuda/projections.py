@@ -8,10 +8,12 @@ import mlx.nn as nn
 from mlx.nn.layers import distributed
 
 from .. import linear
-from .errors import UnsupportedError, require
+from .errors import require
 
 BITS = (4, 8)
 GROUP_SIZES = (32, 64, 128)
+
+OTHER_PARAMETERS = "a matrix has a bias or other parameters"
 
 
 class Kinds(NamedTuple):
@@ -79,49 +81,42 @@ def _quantized_format(bits: int, group_size: int, mode: str) -> Format:
     return Format(bits, group_size)
 
 
-def _format(layer: nn.Module, kinds: Kinds) -> Format:
+def read_format(layer: nn.Module, kinds: Kinds = WHOLE) -> Format:
+    """How the matrix of ``layer`` is stored.
+
+    Raises:
+        UnsupportedError: if it is of other classes, packed in another way, or has a bias.
+    """
     # Compared by class: adapters and subclasses may compute something else.
-    kind = type(layer)
-    if kind in kinds.plain:
-        return PLAIN_FORMAT
-    is_known = kind in kinds.quantized
-    require(is_known, "a matrix is an adapter, sharded in another way or of another class")
-    return _quantized_format(layer.bits, layer.group_size, layer.mode)
+    kind, form = type(layer), PLAIN_FORMAT
+    if kind not in kinds.plain:
+        is_known = kind in kinds.quantized
+        require(is_known, "a matrix is an adapter, sharded in another way or of another class")
+        form = _quantized_format(layer.bits, layer.group_size, layer.mode)
+    require(set(layer) == set(form.arrays), OTHER_PARAMETERS)
+    return form
 
 
-@functools.cache
-def _expected(form: Format, dtype: mx.Dtype, width: int) -> list[tuple[str, int, mx.Dtype]]:
-    """Names, columns and dtypes of the arrays of a matrix with ``width`` inputs."""
+def array_types(
+    form: Format, dtype: mx.Dtype, rows: int, width: int
+) -> list[tuple[tuple[int, int], mx.Dtype]]:
+    """Shapes and dtypes of the arrays of a matrix with ``width`` inputs, as ``form.arrays``."""
     columns = [width]
     if form.bits < 16:
         groups = width // form.group_size
         columns = [width * form.bits // 32, groups, groups]
-    return list(zip(form.arrays, columns, form.dtypes(dtype)))
+    return [((rows, count), kind) for count, kind in zip(columns, form.dtypes(dtype))]
 
 
-def read_projection(
-    dtype: mx.Dtype, width: int, *layers: nn.Module, kinds: Kinds = WHOLE
-) -> Projection:
-    """``layers``, which have ``width`` inputs, as one projection.
+def read_projection(dtype: mx.Dtype, width: int, layer: nn.Module) -> Projection:
+    """``layer``, a matrix with ``width`` inputs, as a projection.
 
     Raises:
-        UnsupportedError: if they are of different formats or of other classes, dtypes or shapes.
+        UnsupportedError: if it is of another format, class, dtype or shape.
     """
-    # Written for speed, because a further question about a picture waits for this.
-    form, rows, arrays = _format(layers[0], kinds), [], []
-    expected = _expected(form, dtype, width)
-    for layer in layers:
-        if layer is not layers[0] and _format(layer, kinds) is not form:
-            raise UnsupportedError("matrices that are multiplied together are packed apart")
-        if len(layer) != len(expected):
-            raise UnsupportedError("a matrix has a bias or other parameters")
-        count = layer["weight"].shape[0]
-        for name, columns, kind in expected:
-            array = layer[name]
-            if array.shape != (count, columns):
-                raise UnsupportedError("a matrix has another shape")
-            if array.dtype != kind:
-                raise UnsupportedError("a matrix is of another dtype than the norms")
-            arrays.append(array)
-        rows.append(count)
-    return Projection(form, tuple(rows), arrays)
+    form = read_format(layer)
+    arrays, rows = [layer[name] for name in form.arrays], layer["weight"].shape[0]
+    types = [(array.shape, array.dtype) for array in arrays]
+    is_same = types == array_types(form, dtype, rows, width)
+    require(is_same, "a matrix is of another shape or dtype")
+    return Projection(form, (rows,), arrays)

@@ -62,15 +62,17 @@ PASSES = {
 
 
 def test_layers_are_submitted_while_the_next_ones_are_read(kernels_in_mlx, monkeypatch):
-    events, read, submit = [], layerwise.read_layers, mx.async_eval
-
-    def read_layers(decoder, sizes, chosen):
-        events.append(chosen.start)
-        return read(decoder, sizes, chosen)
+    events, read, submit = [], layerwise.read_layer, mx.async_eval
 
     model = make_decoder(mx.float32, num_hidden_layers=5)
+    numbers = {id(block): number for number, block in enumerate(model.layers)}
+
+    def read_layer(block, sizes):
+        events.append(numbers[id(block)])
+        return read(block, sizes)
+
     run(model, empty(layers=5), [(1, 100)])
-    monkeypatch.setattr(layerwise, "read_layers", read_layers)
+    monkeypatch.setattr(layerwise, "read_layer", read_layer)
     monkeypatch.setattr(mx, "async_eval", lambda *x: events.append("submit") or submit(*x))
     run(model, empty(layers=5), [(1, 100)])
     # The ids; then a layer is submitted when the norm after it is known.
