@@ -15,7 +15,8 @@ def compile_graph(function: Callable, modules: Sequence[nn.Module]) -> Callable:
 
     Weights that are inputs may change between calls; captured ones may not. An exception must not
     leave a traced function, since MLX would leave its placeholders in ``modules``: it is raised
-    after the trace.
+    after the trace. MLX also replaces the arrays of ``modules`` by other Python objects of the same
+    values, so they are put back: joined weights are known by their objects.
 
     Args:
         function: of arrays, lists and tuples, to a non-empty list or tuple.
@@ -31,9 +32,15 @@ def compile_graph(function: Callable, modules: Sequence[nn.Module]) -> Callable:
             return []
 
     graph = mx.compile(trace, inputs=list(modules))
+    is_traced = False
 
     def call(*arguments: Any) -> Sequence[Any]:
+        nonlocal is_traced
+        before = [] if is_traced else _arrays(modules)
         result = graph(*arguments)
+        is_traced = True
+        for module, name, array in before:
+            module[name] = array
         if failures:
             raise failures.pop()
         if not result:
@@ -41,6 +48,17 @@ def compile_graph(function: Callable, modules: Sequence[nn.Module]) -> Callable:
         return result
 
     return call
+
+
+def _arrays(modules: Sequence[nn.Module]) -> list[tuple[nn.Module, str, mx.array]]:
+    """All arrays of ``modules``, each with the module that holds it and its name there."""
+    return [
+        (module, name, value)
+        for root in modules
+        for module in root.modules()
+        for name, value in module.items()
+        if isinstance(value, mx.array)
+    ]
 
 
 def step_graphs(

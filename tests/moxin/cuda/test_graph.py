@@ -3,6 +3,7 @@
 import mlx.core as mx
 import mlx.nn as nn
 import pytest
+from mlx.utils import tree_flatten
 from mlx_vlm.models.moxin.cuda.errors import UnsupportedError
 from mlx_vlm.models.moxin.cuda.graph import compile_graph, step_graphs
 
@@ -31,6 +32,15 @@ def test_weights_may_change_between_calls():
     graph(x)
     layer.weight = 2 * layer.weight
     assert mx.allclose(graph(x)[0], layer(x)).item()
+
+
+def test_a_trace_leaves_the_same_arrays_in_the_modules():
+    layer = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    before = [array for _, array in tree_flatten(layer.parameters())]
+    compile_graph(lambda x: [layer(x)], [layer])(mx.ones((1, 4)))
+    after = [array for _, array in tree_flatten(layer.parameters())]
+    assert len(after) == 4
+    assert all(array is old for array, old in zip(after, before))
 
 
 def test_graphs_of_the_last_sizes_are_kept():
