@@ -6,7 +6,9 @@ and gate_proj and up_proj, are moved next to each other in memory, once, and eac
 becomes a view of its part. Nothing is stored twice.
 """
 
+import copy
 import functools
+import io
 import weakref
 from collections.abc import Collection
 from typing import NamedTuple
@@ -18,10 +20,19 @@ from .layer_form import GATE_UP, QKV, DecoderLayer, LayerForm, layer_form
 
 
 class _Joined(NamedTuple):
-    """A matrix, and references to the weights that are its parts."""
+    """A matrix and its parts.
+
+    Attributes:
+        whole: the matrix.
+        parts: references to the weights.
+        values: what the weights were when they were joined; they refer to the memory of ``whole``.
+        drawing: of ``values``.
+    """
 
     whole: mx.array
     parts: list[weakref.ref[mx.array]]
+    values: list[mx.array]
+    drawing: str
 
 
 # By the id of the first part. An entry goes as soon as one of its parts does, so a weight that was
@@ -34,19 +45,20 @@ def has_plain(layer: DecoderLayer) -> bool:
     return bool(_plain(layer.form))
 
 
-def are_joined(layer: DecoderLayer) -> bool:
-    """Whether the plain projections of ``layer`` are parts of one matrix each."""
-    parts = [layer.form.parts[index] for index in _plain(layer.form)]
-    return all(_find(layer.arrays[part]) is not None for part in parts)
+def join(layer: DecoderLayer, projections: Collection[int] = (QKV, GATE_UP)) -> DecoderLayer | None:
+    """``layer`` with one matrix in the plain ones of these projections.
 
-
-def join(layer: DecoderLayer, projections: Collection[int] = (QKV, GATE_UP)) -> DecoderLayer:
-    """``layer``, whose projections ``are_joined``, with one matrix in the plain ones of these."""
+    Returns:
+        None if the matrices of one of them are not the parts of one matrix, which ``move`` changes.
+    """
     chosen = tuple(index for index in _plain(layer.form) if index in projections)
     arrays = list(layer.arrays)
     for index in reversed(chosen):  # which leaves the places of those before
         part = layer.form.parts[index]
-        arrays[part] = [_find(arrays[part])]
+        whole = _find(arrays[part])
+        if whole is None:
+            return None
+        arrays[part] = [whole]
     return DecoderLayer(_joined_form(layer.form, chosen), arrays)
 
 
@@ -66,7 +78,18 @@ def _find(arrays: list[mx.array]) -> mx.array | None:
     found = _joined.get(id(arrays[0]))
     if found is None or any(part() is not array for part, array in zip(found.parts, arrays)):
         return None
-    return found.whole
+    return found.whole if _draw(*found.values, *arrays) == found.drawing else None
+
+
+def _draw(*arrays: mx.array) -> str:
+    """A text that shows each value once.
+
+    It differs if one was written in place (``weight *= 2``), which leaves the same object of Python
+    with other memory; MLX has no other way to see that. Takes 2 us.
+    """
+    drawing = io.StringIO()
+    mx.export_to_dot(drawing, *arrays)
+    return drawing.getvalue()
 
 
 def move(block: nn.Module) -> None:
@@ -100,4 +123,6 @@ def _move(*modules: nn.Module) -> None:
     def forget(_: weakref.ref[mx.array]) -> None:
         _joined.pop(key, None)
 
-    _joined[key] = _Joined(whole, [weakref.ref(part, forget) for part in parts])
+    references = [weakref.ref(part, forget) for part in parts]
+    values = [copy.copy(part) for part in parts]
+    _joined[key] = _Joined(whole, references, values, _draw(*values))

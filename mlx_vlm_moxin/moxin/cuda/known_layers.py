@@ -73,7 +73,7 @@ def find(modules: tuple[nn.Module, ...], sizes: DecoderSizes, check: Check) -> L
 def _describe(modules: Sequence[nn.Module], sizes: DecoderSizes) -> tuple[Any, ...]:
     """All that the check reads of ``modules``: equal values give equal results.
 
-    The names of the arrays are those of the result, or reading them fails; their number is missing.
+    Of the arrays only their number: reading them by the names of the result fails for others.
     """
     classes = list(map(type, modules))
     settings = [_SETTINGS[kind](module) for kind, module in zip(classes, modules)]

@@ -23,7 +23,7 @@ from .embeddings import embed
 from .errors import require
 from .graph import step_graphs
 from .kernel import count_array
-from .layer_form import QKV, DecoderLayer
+from .layer_form import GATE_UP, QKV, DecoderLayer
 from .layerwise_graph import Graphs, hidden_states, logits
 from .prompt_pieces import in_pieces
 
@@ -164,12 +164,14 @@ class Layerwise:
             layer = read_layer(block, sizes)
             if rows > tiling.ROW_TILES[-1] and joined_weights.has_plain(layer):
                 layer.check()  # the graph of the layer reads the joined weights instead
-                if not joined_weights.are_joined(layer):
+                is_few = index == len(blocks) - 1 and kept <= tiling.ROW_TILES[-1]
+                projections = [QKV] if is_few else [QKV, GATE_UP]
+                joined = joined_weights.join(layer, projections)
+                if joined is None:
                     del layer  # which would keep the weights that are moved
                     joined_weights.move(block)
-                    layer = read_layer(block, sizes)
-                is_few = index == len(blocks) - 1 and kept <= tiling.ROW_TILES[-1]
-                layer = joined_weights.join(layer, [QKV]) if is_few else joined_weights.join(layer)
+                    joined = joined_weights.join(read_layer(block, sizes), projections)
+                layer = joined
             yield layer
 
     def _step(

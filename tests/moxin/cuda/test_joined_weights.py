@@ -8,7 +8,7 @@ import plain_kernels
 import pytest
 from cuda_support import empty, make_decoder, relative_error, run
 from mlx.utils import tree_flatten
-from mlx_vlm.models.moxin.cuda import joined_weights, matmul_kernels
+from mlx_vlm.models.moxin.cuda import joined_weights, layerwise, matmul_kernels
 from mlx_vlm.models.moxin.cuda.decoder_layers import read_layers
 from mlx_vlm.models.moxin.cuda.decoder_sizes import read_sizes
 
@@ -92,12 +92,52 @@ def test_a_weight_that_is_replaced_is_joined_again_and_the_old_one_freed(plain):
     attention.k_proj.weight = 2 * attention.k_proj.weight
     gc.collect()
     assert len(joined_weights._joined) == len(old) - 1
-    assert not joined_weights.are_joined(first_layer(model))
+    assert joined_weights.join(first_layer(model)) is None
     actual = run(model, empty(), LONG)
     (qkv,) = joined_weights.join(first_layer(model)).qkv.arrays
     parts = [attention[name].weight for name in ("q_proj", "k_proj", "v_proj")]
     assert mx.array_equal(qkv, mx.concatenate(parts)).item()
     assert not mx.array_equal(actual, run(make_decoder(mx.float32), empty(), LONG)).item()
+
+
+def test_steps_that_are_traced_as_a_whole_leave_the_weights_joined(plain, monkeypatch):
+    monkeypatch.setattr(layerwise, "STEADY_STEPS", 1)
+    model = make_decoder(mx.float32)
+    run(model, empty(), LONG)
+    wholes = [entry.whole for entry in joined_weights._joined.values()]
+    run(model, empty(), [(3, 5), *3 * [(3, 1)]])
+    run(model, empty(), LONG)
+    after = [entry.whole for entry in joined_weights._joined.values()]
+    assert len(after) == 2 * len(model.layers)
+    assert all(whole is old for whole, old in zip(after, wholes))
+
+
+def assign(weight):
+    weight[:, 3] = 1
+
+
+WRITES = {
+    "product": lambda weight: weight.__imul__(2),
+    "computed product": lambda weight: mx.eval(weight.__imul__(2)),
+    "with itself": lambda weight: weight.__iadd__(weight),
+    "column": assign,
+}
+
+
+@pytest.mark.parametrize("write", WRITES.values(), ids=WRITES.keys())
+@pytest.mark.parametrize("name", ["q_proj", "k_proj", "gate_proj"])
+def test_a_weight_that_is_written_in_place_is_joined_again(name, write, plain, monkeypatch):
+    model = make_decoder(mx.float32)
+    before = run(model, empty(), LONG)
+    block = model.layers[0]
+    write({**block.self_attn, **block.mlp}[name].weight)
+    actual = run(model, empty(), LONG)
+    assert len(joined_weights._joined) == 2 * len(model.layers)
+    assert joined_weights.join(first_layer(model)) is not None
+    monkeypatch.setattr(type(model), "engine_logits", lambda *arguments: None)
+    expected = run(model, empty(), LONG)
+    assert relative_error(actual, expected) < TOLERANCE
+    assert relative_error(before, expected) > 1e-3
 
 
 def test_views_of_the_matrix_are_stored_once(plain):
