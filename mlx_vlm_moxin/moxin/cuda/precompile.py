@@ -2,10 +2,11 @@
 
 Sizes, dtypes and formats are known as soon as the weights are assigned, before they are read.
 Kernels are compiled in the order of their first use: a picture, the towers, a prompt with a
-picture, single tokens, further questions, batches.
+picture, single tokens, further questions, batches, several pictures.
 """
 
 import atexit
+import itertools
 import os
 import queue
 import threading
@@ -22,6 +23,7 @@ from . import (
     patch_embedding,
     resize_kernels,
     tower_kernel,
+    tower_tiles,
     towers,
 )
 from .decoder_builds import PROMPT, Build, decoder_builds, whole_pass_builds
@@ -92,6 +94,8 @@ def builds(model: nn.Module) -> Iterator[Build]:
         actions = getattr(getattr(model, "config", None), "action_config", None)
         if actions is not None and actions.decoding == "parallel" and not actions.causal:
             yield from _unless_unsupported(lambda: whole_pass_builds(language.model))
+    if vision is not None:
+        yield from _unless_unsupported(lambda: _pictures_builds(vision))
 
 
 def _unless_unsupported(find: Callable[[], Iterator[Build]]) -> list[Build]:
@@ -110,9 +114,21 @@ def _tower_builds(vision: nn.Module) -> Iterator[Build]:
     size = vision.config.image_size
     yield partial(resize_kernels.resize_width, 0, *PICTURE, size)
     yield partial(resize_kernels.resize_height, 0, size, 3 * len(vision.towers))
+    patches = vision.config.num_patches
+    tokens = [(1, patches + tower.config.num_prefix_tokens) for tower in vision.towers]
     for stage in towers.stages(pairs):
-        arguments = towers.kernel_arguments(stage, [(1, 1), (1, 1)])
-        yield partial(tower_kernel.tower_layers, *arguments)
+        yield partial(tower_kernel.tower_layers, *towers.kernel_arguments(stage, tokens))
+
+
+def _pictures_builds(vision: nn.Module) -> Iterator[Build]:
+    """The towers' kernels for all numbers of pictures."""
+    if len(vision.towers) != 2:
+        return
+    pairs = towers.make_pairs(vision.towers)
+    towers.check(pairs)
+    for tiles, stage in itertools.product(tower_tiles.usable_tiles(), towers.stages(pairs)):
+        *arguments, _ = towers.kernel_arguments(stage, [(1, 1), (1, 1)])
+        yield partial(tower_kernel.tower_layers, *arguments, tiles)
 
 
 def _embedding_builds(decoder: nn.Module) -> Iterator[Build]:

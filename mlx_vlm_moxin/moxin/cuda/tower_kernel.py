@@ -97,7 +97,7 @@ def tower_layers(
         rows, width = tower.batch * tower.tokens, tower.width
         outputs[f"out_{which}"] = ((tower.batch, tower.tokens, width), dtype)
         values = (width, 3 * width, width, tower.intermediate)  # normed, qkv, attended, hidden
-        sizes = [*(rows * count * dtype.size for count in values), tiles.PARTS * rows * width * 4]
+        sizes = [*(rows * count * dtype.size for count in values), tiles.parts * rows * width * 4]
         scratch += sum(-(-size // ALIGNMENT) * ALIGNMENT for size in sizes)
         for name in ("batch", "tokens", "width", "heads", "intermediate", "depth"):
             scalars[f"{name}_{which}"] = getattr(tower, name)
@@ -113,13 +113,14 @@ def tower_layers(
             "SHARED_MEMORY": tiles.shared_memory,
             "ALIGNMENT": ALIGNMENT,
             "TILE_K": TILE_K,
-            "PARTS": tiles.PARTS,
+            "PARTS": tiles.parts,
             **tiles.constants,
         },
         [mx.uint32, dtype, dtype, *[dtype] * len(parameters)],
         outputs | {"scratch": ((scratch // mx.uint32.size,), mx.uint32)},
         scalars,
         macros={
+            **tiles.macros,
             "TOWER_PRODUCTS": f'"{tiles.FILE}"',
             "LAYER_PARAMETERS": ", ".join(f"const {C_TYPES[dtype]}* {name}" for name in parameters),
             "FILL_LAYERS(table)": fill_table(entries),

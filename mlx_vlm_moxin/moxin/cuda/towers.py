@@ -21,7 +21,7 @@ from .errors import UnsupportedError, require
 from .fallback import or_none
 from .graph import compile_graph
 from .kernel import DTYPES
-from .tower_tiles import WIDTH_MULTIPLE, Tiles, WarpgroupTiles, find_tiles
+from .tower_tiles import WIDTH_MULTIPLE, Tiles, WarpgroupTiles, find_tiles, usable_tiles
 
 TRAINING = "the model is being trained"
 
@@ -96,7 +96,7 @@ def _check_layer(layer: nn.Module, first: nn.Module, eps: float, dtype: mx.Dtype
 def check(pairs: Sequence[LayerPair]) -> None:
     """Raise ``UnsupportedError`` unless the kernel supports the layers."""
     require(device.enabled(), "there is no GPU for the kernels, or they are off")
-    require(find_tiles() is not None, "the GPU has too little shared memory")
+    require(bool(usable_tiles()), "the GPU has too little shared memory")
     first = pairs[0].layers
     eps, dtype = first[0].norm1.eps, first[0].norm1.weight.dtype
     require(dtype in DTYPES, f"the dtype is {dtype}")
@@ -161,7 +161,8 @@ def kernel_arguments(
         for which, (shape, layer) in enumerate(zip(shapes, first))
     )
     norm = first[0].norm1
-    return norm.weight.dtype, towers, len(pairs), norm.eps, find_tiles()
+    tiles = find_tiles([(t.batch * t.tokens, t.width, t.intermediate) for t in towers])
+    return norm.weight.dtype, towers, len(pairs), norm.eps, tiles
 
 
 def stages(pairs: Sequence[LayerPair]) -> list[Sequence[LayerPair]]:

@@ -155,13 +155,16 @@ def batch_builds(sizes, form):
 
 
 def tower_builds():
-    tiles, layers = tower_tiles.find_tiles(), tower_kernel.LAYERS_AT_ONCE
+    layers = tower_kernel.LAYERS_AT_ONCE
     embeddings = patch_embedding.Embedding(1024, 1, 4), patch_embedding.Embedding(1152, 0, 0)
     embed, pictures = patch_embedding.embed_patches, (mx.float32, (1, 224, 224), 14)
     common = tower_tiles.find_common_tiles()
     return [
         partial(embed, mx.bfloat16, *pictures, embeddings, common),
-        partial(tower_kernel.tower_layers, mx.bfloat16, (DINO, SIGLIP), layers, 1e-6, tiles),
+        *(
+            partial(tower_kernel.tower_layers, mx.bfloat16, (DINO, SIGLIP), layers, 1e-6, tiles)
+            for tiles in tower_tiles.usable_tiles()
+        ),
     ]
 
 

@@ -50,10 +50,11 @@ def caches(make_cache):
 
 
 def use(model):
-    """A picture and a question, an answer, another question, a batch, and a chunk of actions."""
+    """Pictures and a question, an answer, another question, a batch, and a chunk of actions."""
     size = model.vision_tower.config.image_size
     pixels = MoxinImageProcessor(size).process(Image.new("RGB", (30, 20))).pixel_values
-    model.vision_tower(pixels)
+    for count in (1, 4, 30):
+        model.vision_tower(mx.repeat(pixels, count, axis=0))
     decoder, cache = model.language_model, caches(KVCache)
     for length in (decoder_builds.PROMPT, 1, decoder_builds.QUESTION, 1, 9, 60, 1):
         decoder(mx.zeros((1, length), mx.int32), cache=cache, logits_to_keep=1)

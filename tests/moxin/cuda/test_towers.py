@@ -62,10 +62,10 @@ def test_half_precision_is_supported(dtype, kernels_everywhere):
     ("architecture", "kilobytes", "tiles"),
     [
         ("sm_90a", 227, tower_tiles.HOPPER_TILES),
-        ("sm_100", 227, tower_tiles.TILES[0]),
-        ("sm_80", 163, tower_tiles.TILES[1]),
-        ("sm_89", 99, tower_tiles.TILES[1]),
-        ("sm_89", 64, None),
+        ("sm_100", 227, (tower_tiles.TILES[0],)),
+        ("sm_80", 163, (tower_tiles.TILES[1],)),
+        ("sm_89", 99, (tower_tiles.TILES[1],)),
+        ("sm_89", 64, ()),
     ],
 )
 def test_tiles_fit_the_shared_memory(
@@ -73,8 +73,20 @@ def test_tiles_fit_the_shared_memory(
 ):
     monkeypatch.setattr(device, "architecture", lambda: architecture)
     monkeypatch.setattr(device, "attribute", lambda number: 1024 * kilobytes)
-    assert tower_tiles.find_tiles() == tiles
-    assert is_supported(make_model()) is (tiles is not None)
+    assert tower_tiles.usable_tiles() == tiles
+    assert is_supported(make_model()) is bool(tiles)
+
+
+@pytest.mark.parametrize(
+    ("pictures", "tokens", "chosen"),
+    [(1, 256, 0), (2, 256, 1), (4, 256, 2), (8, 256, 2), (2, 729, 2)],
+)
+def test_more_tokens_have_larger_tiles(pictures, tokens, chosen, kernels_everywhere, monkeypatch):
+    monkeypatch.setattr(device, "architecture", lambda: "sm_90a")
+    limits = {device.MULTIPROCESSOR_COUNT: 132, device.MAX_SHARED_MEMORY_PER_BLOCK: 227 * 1024}
+    monkeypatch.setattr(device, "attribute", limits.get)
+    dino, siglip = (pictures * (tokens + 5), 1024, 4096), (pictures * tokens, 1152, 4304)
+    assert tower_tiles.find_tiles([dino, siglip]) is tower_tiles.HOPPER_TILES[chosen]
 
 
 def adapter(model):

@@ -82,6 +82,7 @@ struct Block {
   std::vector<Warp> warps;
   std::vector<Warpgroup> warpgroups;
   std::map<unsigned int, Barrier> barriers;  // by their address
+  std::map<int, Meeting> teams;  // by the number of their barrier
   Meeting meeting;
   ucontext_t scheduler;
 };
@@ -228,6 +229,24 @@ void multiply_warpgroup(float* sums, const unsigned int* a, unsigned long long d
   wait_for(group.meeting, WARPGROUP);
 }
 
+// The same with a in shared memory, as b.
+template <typename F, int N>
+void multiply_warpgroup(float* sums, unsigned long long a, unsigned long long b) {
+  int thread = threadIdx.x % WARPGROUP, lane = thread % WARP, warp = thread / WARP;
+  Warpgroup& group = block->warpgroups[threadIdx.x / WARPGROUP];
+  wait_for(group.meeting, WARPGROUP);
+  for (int i = 0; i < N / 2; ++i) {
+    int row = warp * 16 + lane / 4 + i % 4 / 2 * 8, column = i / 4 * 8 + lane % 4 * 2 + i % 2;
+    for (int k = 0; k < 16; ++k) {
+      unsigned short x, y;
+      memcpy(&x, shared_memory() + address_of(a, row, k), 2);
+      memcpy(&y, shared_memory() + address_of(b, column, k), 2);
+      sums[i] += F::read(x) * F::read(y);
+    }
+  }
+  wait_for(group.meeting, WARPGROUP);
+}
+
 inline long long clock64() { return 0; }
 
 namespace ptx {
@@ -352,6 +371,11 @@ inline void copy(unsigned int to, const void* from, int bytes) {
 inline void cp_async_ca_shared_global(unsigned int to, const void* from, int bytes) {
   copy(to, from, bytes);
 }
+// Zeros if `bytes` is 0.
+inline void cp_async_cg_shared_global(unsigned int to, const void* from, int bytes) {
+  static constexpr unsigned char zeros[16] = {};
+  copy(to, bytes ? from : zeros, 16);
+}
 inline void cp_async_cg_shared_global_L2_128B(unsigned int to, const void* from) {
   copy(to, from, 16);
 }
@@ -366,6 +390,33 @@ inline void cp_async_wait_group(int pending) {
     for (Copy& c : groups.front()) memcpy(shared_memory() + c.to, c.from, c.bytes);
   }
 }
+
+inline void bar_sync(int number, int threads) { wait_for(block->teams[number], threads); }
+
+// Four 8 x 8 matrices, of which lane i gives the address of row i % 8 of matrix i / 8; a lane receives a
+// pair of a row's columns, or of a column's rows.
+template <bool IS_TRANSPOSED>
+void load_matrices(unsigned int& a, unsigned int& b, unsigned int& c, unsigned int& d,
+                   unsigned int address) {
+  Warp& warp = this_warp();
+  int lane = threadIdx.x % WARP, row = lane / 4, column = lane % 4 * 2;
+  if (address % 16) abort();  // misaligned
+  warp.words[lane] = address;
+  wait_for_warp();
+  unsigned int* results[] = {&a, &b, &c, &d};
+  for (int matrix = 0; matrix < 4; ++matrix) {
+    unsigned short pair[2];
+    for (int i = 0; i < 2; ++i) {
+      int from = IS_TRANSPOSED ? column + i : row, at = IS_TRANSPOSED ? row : column + i;
+      memcpy(pair + i, shared_memory() + warp.words[matrix * 8 + from] + at * 2, 2);
+    }
+    *results[matrix] = pair[0] | static_cast<unsigned int>(pair[1]) << 16;
+  }
+  wait_for_warp();
+}
+
+constexpr auto ldmatrix_sync_aligned_m8n8_x4_shared_b16 = load_matrices<false>;
+constexpr auto ldmatrix_sync_aligned_m8n8_x4_trans_shared_b16 = load_matrices<true>;
 
 inline void mov_u32(int& x) { x = threadIdx.x; }  // %tid.x
 inline void prefetch_global_L2(const void*) {}

@@ -12,17 +12,15 @@ from mlx_vlm.models.moxin.cuda import kernel, nvrtc
 
 HEADER = Path(__file__).with_name("threads_on_cpu.h")
 ASM = re.compile(r"\basm\s*(?:volatile)?\s*\(((?:[^;\"]|\"[^\"]*\")*)\);")
-# Its instruction names every register, so that its text is a macro.
-WGMMA = re.compile(r"#define MOXIN_WGMMA.*#undef MOXIN_WGMMA", re.DOTALL)
-WGMMA_ON_CPU = "".join(
-    f"""
-template <>
-void multiply_wide<{kind}>(float* sums, const unsigned int* a, unsigned long long b) {{
-  multiply_warpgroup<{format}, WGMMA_COLUMNS>(sums, a, b);
-}}
-"""
-    for kind, format in (("bfloat16", "Bf16"), ("float16", "F16"))
-)
+# This instruction names every register, so its text is a macro. Here it is a function.
+WGMMA = re.compile(r"#define (MOXIN_WGMMA|MOXIN_MULTIPLY_TILES).*#undef \1", re.DOTALL)
+WGMMA_OPERANDS = {
+    "MOXIN_WGMMA": ("multiply_wide", "float* sums, const unsigned int* a, unsigned long long b"),
+    "MOXIN_MULTIPLY_TILES": (
+        "multiply_tiles",
+        "float (&sums)[SUMS], unsigned long long a, unsigned long long b",
+    ),
+}
 SHARED = "extern __shared__ __align__(128) unsigned char shared[];"
 
 
@@ -54,8 +52,18 @@ def _call(match):
     return f"ptx::{name}({', '.join(_operands(operands))});"
 
 
+def _wgmma(match):
+    """The functions in place of a macro."""
+    name, operands = WGMMA_OPERANDS[match[1]]
+    return "".join(
+        f"template <> void {name}<{kind}>({operands}) {{\n"
+        f"  multiply_warpgroup<{form}, WGMMA_COLUMNS>(sums, a, b);\n}}\n"
+        for kind, form in (("bfloat16", "Bf16"), ("float16", "F16"))
+    )
+
+
 def _translate(text):
-    text = WGMMA.sub(WGMMA_ON_CPU, text)
+    text = WGMMA.sub(_wgmma, text)
     text = ASM.sub(_call, text).replace(
         SHARED, "alignas(128) inline thread_local unsigned char shared[SHARED];"
     )

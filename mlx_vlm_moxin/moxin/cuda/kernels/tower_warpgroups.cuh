@@ -2,8 +2,11 @@
 // warpgroups.
 //
 // A thread block computes a tile of 128 features (rows of the weight, 64 for each of its two warpgroups)
-// and 136 tokens: two tiles cover 256 or 261 tokens. A narrow product's K is divided into PARTS parts,
-// whose sums layer_norm adds up.
+// and TILE_TOKENS tokens, which are the columns of SIDE_BY_SIDE instructions. A narrow product's K may be
+// divided into PARTS parts, whose sums layer_norm adds up.
+//
+// Macros that wgmma.py defines for instructions of WGMMA_COLUMNS columns: WGMMA_SHAPE, WGMMA_SUMS,
+// WGMMA_INPUTS (the instruction's text) and WGMMA_OPERANDS(sums).
 
 #pragma once
 
@@ -13,13 +16,47 @@
 namespace moxin {
 
 constexpr int TILE_FEATURES = config::THREADS / WARPGROUP_THREADS * WARPGROUP_ROWS;
-constexpr int TILE_TOKENS = WARPGROUP_COLUMNS;
+constexpr int SIDE_BY_SIDE = config::SIDE_BY_SIDE;
+constexpr int TILE_TOKENS = SIDE_BY_SIDE * WGMMA_COLUMNS;
+constexpr int SUMS = WARPGROUP_ROWS * WGMMA_COLUMNS / WARPGROUP_THREADS;
 constexpr int STAGES = config::STAGES;
 constexpr int WEIGHT_BYTES = TILE_FEATURES * TILE_K * 2;
 constexpr int STAGE_BYTES = WEIGHT_BYTES + TILE_TOKENS * TILE_K * 2;
+// From the descriptor of one instruction's tokens to the next one's.
+constexpr int NEXT_TOKENS = WGMMA_COLUMNS * TILE_K * 2 >> 4;
 
 template <Shape SHAPE>
-constexpr int PARTS_OF = SHAPE == NARROW ? config::PARTS : 1;
+constexpr int PARTS_OF = SHAPE == NARROW && config::PARTS > 0 ? config::PARTS : 1;
+
+// sums [64, WGMMA_COLUMNS] += a [64, 16] times the transpose of b [WGMMA_COLUMNS, 16], both in shared
+// memory. Of a thread of warp w of the warpgroup, sums[4 * j + 2 * h + i] is in row
+// 16 * w + lane / 4 + 8 * h and column 8 * j + lane % 4 * 2 + i.
+template <typename T>
+__device__ inline void multiply_tiles(
+    float (&sums)[SUMS], unsigned long long a, unsigned long long b);
+
+#define MOXIN_MULTIPLY_TILES(T, TYPE)                                                              \
+  template <>                                                                                      \
+  __device__ inline void multiply_tiles<T>(                                                        \
+      float (&sums)[SUMS], unsigned long long a, unsigned long long b) {                           \
+    asm volatile("wgmma.mma_async.sync.aligned." WGMMA_SHAPE ".f32." TYPE "." TYPE                 \
+                 " {" WGMMA_SUMS "}, " WGMMA_INPUTS ", 1, 1, 1, 0, 0;"                             \
+                 : WGMMA_OPERANDS(sums)                                                            \
+                 : "l"(a), "l"(b));                                                                \
+  }
+
+MOXIN_MULTIPLY_TILES(bfloat16, "bf16")
+MOXIN_MULTIPLY_TILES(float16, "f16")
+#undef MOXIN_MULTIPLY_TILES
+
+// Keeps the compiler from reading the sums earlier.
+__device__ inline void use_sums(float (&sums)[SIDE_BY_SIDE][SUMS]) {
+#pragma unroll
+  for (auto& some : sums) {
+#pragma unroll
+    for (float& sum : some) asm volatile("" : "+f"(sum) : : "memory");
+  }
+}
 
 template <typename T>
 __device__ int count_tiles(const Product<T>& product, int parts) {
@@ -86,7 +123,7 @@ __device__ void multiply_tile(const Product<T>& product, int tile, GridBarrier& 
 #pragma unroll 1
   for (int step = 0; step < AHEAD; ++step) start_x(step);
 
-  float sums[WARPGROUP_SUMS] = {};
+  float sums[SIDE_BY_SIDE][SUMS] = {};
 #pragma unroll 1
   for (int step = 0; step < steps; ++step) {
     wait_copies<AHEAD - 1>();
@@ -99,7 +136,10 @@ __device__ void multiply_tile(const Product<T>& product, int tile, GridBarrier& 
     begin_products();
 #pragma unroll
     for (int i = 0; i < TILE_K / 16; ++i) {
-      multiply_tiles<T>(sums, a + i * NEXT_VALUES, b + i * NEXT_VALUES);
+#pragma unroll
+      for (int j = 0; j < SIDE_BY_SIDE; ++j) {
+        multiply_tiles<T>(sums[j], a + i * NEXT_VALUES, b + j * NEXT_TOKENS + i * NEXT_VALUES);
+      }
     }
     commit_products();
     start_weight(step + AHEAD);
@@ -114,9 +154,9 @@ __device__ void multiply_tile(const Product<T>& product, int tile, GridBarrier& 
   wait_copies<0>();
   __syncthreads();
 #pragma unroll
-  for (int i = 0; i < WARPGROUP_SUMS; ++i) {
+  for (int i = 0; i < SIDE_BY_SIDE * SUMS; ++i) {
     int token = i / 4 * 8 + lane % 4 * 2 + i % 2, feature = warp * 16 + lane / 4 + i / 2 % 2 * 8;
-    results[token * PITCH + feature] = sums[i];
+    results[token * PITCH + feature] = sums[i / SUMS][i % SUMS];
   }
   __syncthreads();
   if constexpr (EPILOGUE == PARTIAL_SUMS) {
