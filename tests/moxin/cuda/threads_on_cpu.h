@@ -146,6 +146,15 @@ X __shfl_xor_sync(unsigned int mask, X x, int distance) {
   return __shfl_sync(mask, x, threadIdx.x % WARP ^ distance);
 }
 
+inline bool __any_sync(unsigned int, bool x) {
+  unsigned int* words = this_warp().words;
+  words[threadIdx.x % WARP] = x;
+  wait_for_warp();
+  bool any = std::any_of(words, words + WARP, [](unsigned int word) { return word; });
+  wait_for_warp();
+  return any;
+}
+
 // Bits of two types of 16 bits as floats, and back, rounded to nearest even.
 struct Bf16 {
   static float read(unsigned int bits) { return __uint_as_float(bits << 16); }
@@ -328,6 +337,7 @@ inline void fma_rn_f16x2(unsigned int& d, unsigned int a, unsigned int b, unsign
 inline void max_bf16x2(unsigned int& d, unsigned int a, unsigned int b) {
   d = of_pairs<Bf16>(a, b, 0, larger);
 }
+inline void ex2_approx_ftz_f32(float& y, float x) { y = exp2f(x); }
 inline void cvt_f32_f16(float& y, unsigned short x) { y = F16::read(x); }
 inline void cvt_rn_bf16_f32(unsigned short& y, float x) { y = Bf16::round(x); }
 inline void cvt_rn_f16_f32(unsigned short& y, float x) { y = F16::round(x); }

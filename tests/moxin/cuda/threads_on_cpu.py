@@ -82,17 +82,18 @@ class ThreadsOnCpu:
 
     Args:
         folder: for the compiled kernels.
-        blocks: of the grid, instead of as many as the GPU has multiprocessors.
+        blocks: of the grid, instead of as many as the GPU has multiprocessors; None for a kernel
+            whose number of blocks depends on its work alone.
 
     Attributes:
         arrays: bytes of the last launch's inputs, after it.
     """
 
-    def __init__(self, folder: Path, blocks: int):
+    def __init__(self, folder: Path, blocks: int | None = None):
         self._folder, self._blocks = folder, blocks
         self.arrays: list[np.ndarray] = []
 
-    def _compile(self, entry, constants, macros, count, threads):
+    def _compile(self, entry, constants, macros, count, blocks, threads):
         source, name = kernel.source_of(entry, constants, macros)
         for path in nvrtc.KERNELS.glob("*.cu*"):
             (self._folder / path.name).write_text(_translate(path.read_text()))
@@ -104,15 +105,18 @@ class ThreadsOnCpu:
             "unsigned char* shared_memory() { return moxin::shared; }\n"
             f"void run_thread() {{ {name}({arguments}); }}\n"
             'extern "C" void launch(void** given) {\n'
-            f"  arguments = given;\n  run_grid({self._blocks}, {threads});\n}}\n"
+            f"  arguments = given;\n  run_grid({blocks}, {threads});\n}}\n"
         )
         options = "-std=c++20", "-O1", "-w", "-fpermissive", "-shared", "-fPIC", "-pthread"
         subprocess.run([COMPILER, *options, f"-I{self._folder}", "-o", library, file], check=True)
         return ctypes.CDLL(str(library)).launch
 
-    def __call__(self, entry, constants, inputs, outputs, scalars, *, threads, macros=None, **_):
+    def __call__(
+        self, entry, constants, inputs, outputs, scalars, *, blocks, threads, macros=None, **_
+    ):
         count = len(inputs) + len(outputs) + len(scalars)
-        launch = self._compile(entry, constants, macros or {}, count, threads)
+        blocks = self._blocks or blocks
+        launch = self._compile(entry, constants, macros or {}, count, blocks, threads)
 
         def run(*arrays):
             assert [array.dtype for array in arrays] == list(inputs)

@@ -10,8 +10,17 @@
 
 namespace moxin {
 
-// Used instead of -infinity, which would give NaN where all keys are masked.
-constexpr float LOWEST = -1e30f;
+// Used instead of -infinity, which would give NaN where all keys are masked: the score of a masked key, and
+// a lower limit of the maximum, before which such a score has no weight.
+constexpr float MASKED = -1e30f;
+constexpr float LOWEST = -1e20f;
+
+// 2 to the power of x, 0 below 2^-126: one instruction instead of the four of exp2f.
+__device__ inline float power_of_two(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
 
 // Rows in shared memory are PITCH bytes apart.
 template <typename T, int HEAD, int KEYS, int PITCH>
@@ -41,36 +50,41 @@ struct FlashTile {
         multiply_add<T>(scores[2 * j + 1], a, b + 2);
       }
     }
+    float factors[2];
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      float top = highest[half];
+      float top = MASKED, sum = 0;
 #pragma unroll
       for (int j = 0; j < KEYS / 8; ++j) {
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
           float& score = scores[j][2 * half + i];
-          score = is_valid(half, j * 8 + lane % 4 * 2 + i) ? score * scale * LOG2_E : LOWEST;
+          score = is_valid(half, j * 8 + lane % 4 * 2 + i) ? score : MASKED;
           top = fmaxf(top, score);
         }
       }
       top = fmaxf(top, __shfl_xor_sync(ALL_LANES, top, 1));
       top = fmaxf(top, __shfl_xor_sync(ALL_LANES, top, 2));
-      float factor = exp2f(highest[half] - top), sum = 0;
+      top = fmaxf(highest[half], top * (scale * LOG2_E));
+      factors[half] = power_of_two(highest[half] - top);
       highest[half] = top;
 #pragma unroll
       for (int j = 0; j < KEYS / 8; ++j) {
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
           float& score = scores[j][2 * half + i];
-          score = exp2f(score - top);
+          score = power_of_two(score * (scale * LOG2_E) - top);
           sum += score;
         }
       }
-      weight[half] = weight[half] * factor + sum;
+      weight[half] = weight[half] * factors[half] + sum;
+    }
+    // Later tiles seldom have a new maximum.
+    if (__any_sync(ALL_LANES, factors[0] != 1 || factors[1] != 1)) {
 #pragma unroll
       for (int j = 0; j < HEAD / 8; ++j) {
-        outputs[j][2 * half] *= factor;
-        outputs[j][2 * half + 1] *= factor;
+#pragma unroll
+        for (int i = 0; i < 4; ++i) outputs[j][i] *= factors[i / 2];
       }
     }
 #pragma unroll

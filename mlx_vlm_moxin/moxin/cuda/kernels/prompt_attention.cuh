@@ -1,7 +1,7 @@
 // Attention of the new tokens of each sequence to its key-value cache and to each other.
 //
 // Query heads that share keys are rows of one product: packed row r is token r / GROUP and head
-// r % GROUP of its group. A team of four warps processes the keys 64 at a time. Each warp has 16
+// r % GROUP of its group. A team of four warps processes KEYS keys at a time. Each warp has 16
 // rows (KEY_WARPS 1), or all share 16 rows and each has a quarter of the keys (KEY_WARPS 4, used
 // when there would otherwise be fewer thread blocks than multiprocessors).
 
@@ -60,10 +60,12 @@ __device__ void attend_tile(
   int end = filled + (cache.is_causal ? last_token + 1 : cache.tokens);
   if constexpr (WINDOW > 0) start = max(start, filled + first_row / GROUP + 1 - WINDOW);
 
-  auto copy_row = [&](unsigned int to, const T* from, bool inside, int column) {
-    copy_async(to + column * 2, inside ? from + column : cache.keys, inside);
-  };
+  // Of the key at position 0 of the cache, and of the new keys, if they were at their positions.
   long long head = static_cast<long long>(batch) * KV_HEADS + kv_head;
+  long long cached_at = head * cache.capacity * HEAD_DIM;
+  long long new_at = (head * cache.length - filled) * HEAD_DIM;
+  const T *cached_keys = cache.keys + cached_at, *cached_values = cache.values + cached_at;
+  const T *new_keys = cache.new_keys + new_at, *new_values = cache.new_values + new_at;
   auto copy_keys = [&](int stage, int first) {
     if (first < end) {
       unsigned int to = stages + stage * STAGE_BYTES;
@@ -71,11 +73,10 @@ __device__ void attend_tile(
       for (int i = thread; i < KEYS * (HEAD_DIM / 8); i += THREADS) {
         int row = i / (HEAD_DIM / 8), column = i % (HEAD_DIM / 8) * 8, key = first + row;
         bool is_new = key >= filled;
-        long long at = is_new ? head * cache.length + key - filled : head * cache.capacity + key;
-        const T* from_key = (is_new ? cache.new_keys : cache.keys) + at * HEAD_DIM;
-        const T* from_value = (is_new ? cache.new_values : cache.values) + at * HEAD_DIM;
-        copy_row(to + row * PITCH, from_key, key < end, column);
-        copy_row(to + (KEYS + row) * PITCH, from_value, key < end, column);
+        int at = key * HEAD_DIM + column;
+        unsigned int to_row = to + row * PITCH + column * 2;
+        copy_async(to_row, (is_new ? new_keys : cached_keys) + at, key < end);
+        copy_async(to_row + KEYS * PITCH, (is_new ? new_values : cached_values) + at, key < end);
       }
     }
   };

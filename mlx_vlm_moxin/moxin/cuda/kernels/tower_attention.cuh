@@ -48,13 +48,18 @@ __device__ void attend_head(const TowerAttention<T>& attention, int tile, int te
 
   // Copies 64 rows from token `first` on; part 0 is queries, 1 keys, 2 values.
   auto copy = [&](unsigned int to, int part, int first) {
+    constexpr int CHUNKS = HEAD / 8;
+    int row = thread / CHUNKS, chunk = thread % CHUNKS, stride = 3 * attention.heads * attention.width;
+    long long at = static_cast<long long>(first_token + first) * 3 + part;
+    const T* from = attention.qkv + (at * attention.heads + head) * attention.width;
 #pragma unroll 2
-    for (int i = thread; i < 64 * (HEAD / 8); i += ATTENTION_THREADS) {
-      int row = i / (HEAD / 8), column = i % (HEAD / 8) * 8, token = first + row;
-      bool inside = token < attention.tokens && column < attention.width;
-      long long at = static_cast<long long>(first_token + token) * 3 + part;
-      const T* from = inside ? attention.qkv + (at * attention.heads + head) * attention.width + column : attention.qkv;
-      copy_async(to + row * PITCH + column * 2, from, inside);
+    for (int i = thread; i < 64 * CHUNKS; i += ATTENTION_THREADS) {
+      bool inside = first + row < attention.tokens && chunk * 8 < attention.width;
+      copy_async(to + row * PITCH + chunk * 16, from + row * stride + chunk * 8, inside);
+      // ATTENTION_THREADS chunks on, without a division.
+      row += ATTENTION_THREADS / CHUNKS;
+      chunk += ATTENTION_THREADS % CHUNKS;
+      if (chunk >= CHUNKS) chunk -= CHUNKS, ++row;
     }
   };
   auto copy_stage = [&](int step) {
@@ -77,7 +82,9 @@ __device__ void attend_head(const TowerAttention<T>& attention, int tile, int te
     sync_team<ATTENTION_THREADS>(team);
     auto is_valid = [&](int, int key) { return step * KEYS + key < attention.tokens; };
     unsigned int keys = queries + (QUERIES + step % STAGES * 2 * KEYS) * PITCH;
-    flash.add(queries + warp * 16 * PITCH, keys, keys + KEYS * PITCH, attention.scale, is_valid);
+    if (first_query + warp * 16 < attention.tokens) {
+      flash.add(queries + warp * 16 * PITCH, keys, keys + KEYS * PITCH, attention.scale, is_valid);
+    }
     sync_team<ATTENTION_THREADS>(team);
     copy_stage(step + STAGES);
   }
