@@ -1,6 +1,6 @@
 // Attention of all tokens of a picture to each other.
 //
-// A team of four warps has 64 queries of one head and processes the keys 64 at a time. HEAD, a
+// A team of four warps has QUERIES queries of one head and processes KEYS keys at a time. HEAD, a
 // multiple of 16, is at least the width of the heads; the difference is filled with zeros.
 
 #pragma once
@@ -46,14 +46,14 @@ __device__ void attend_head(const TowerAttention<T>& attention, int tile, int te
   int first_token = tile / query_tiles / attention.heads * attention.tokens;
   int thread = thread_of_step() % ATTENTION_THREADS, lane = thread % LANES, warp = thread / LANES;
 
-  // Copies 64 rows from token `first` on; part 0 is queries, 1 keys, 2 values.
-  auto copy = [&](unsigned int to, int part, int first) {
+  // Copies `rows` rows from token `first` on; part 0 is queries, 1 keys, 2 values.
+  auto copy = [&](unsigned int to, int part, int first, int rows) {
     constexpr int CHUNKS = HEAD / 8;
     int row = thread / CHUNKS, chunk = thread % CHUNKS, stride = 3 * attention.heads * attention.width;
     long long at = static_cast<long long>(first_token + first) * 3 + part;
     const T* from = attention.qkv + (at * attention.heads + head) * attention.width;
 #pragma unroll 2
-    for (int i = thread; i < 64 * CHUNKS; i += ATTENTION_THREADS) {
+    for (int i = thread; i < rows * CHUNKS; i += ATTENTION_THREADS) {
       bool inside = first + row < attention.tokens && chunk * 8 < attention.width;
       copy_async(to + row * PITCH + chunk * 16, from + row * stride + chunk * 8, inside);
       // ATTENTION_THREADS chunks on, without a division.
@@ -65,14 +65,14 @@ __device__ void attend_head(const TowerAttention<T>& attention, int tile, int te
   auto copy_stage = [&](int step) {
     unsigned int keys = queries + (QUERIES + step % STAGES * 2 * KEYS) * PITCH;
     if (step * KEYS < attention.tokens) {
-      copy(keys, 1, step * KEYS);
-      copy(keys + KEYS * PITCH, 2, step * KEYS);
+      copy(keys, 1, step * KEYS, KEYS);
+      copy(keys + KEYS * PITCH, 2, step * KEYS, KEYS);
     }
     commit_copies();
   };
 
   sync_team<ATTENTION_THREADS>(team);
-  copy(queries, 0, first_query);
+  copy(queries, 0, first_query, QUERIES);
 #pragma unroll 1
   for (int step = 0; step < STAGES; ++step) copy_stage(step);
   FlashTile<T, HEAD, KEYS, PITCH> flash;
