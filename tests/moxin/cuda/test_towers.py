@@ -3,7 +3,7 @@
 import mlx.core as mx
 import mlx.nn as nn
 import pytest
-from cuda_support import assert_as_close, needs_gpu, randomised, recording
+from cuda_support import assert_as_close, needs_gpu, needs_hopper, randomised, recording
 from mlx.utils import tree_flatten
 from mlx_lm.tuner.lora import LoRALinear
 from mlx_vlm.models.moxin.config import VisionConfig
@@ -275,6 +275,17 @@ def test_a_tower_that_is_changed_is_checked_again(
     ids=["small", "729 patches", "real"],
 )
 def test_features_are_as_close_to_float32_as_the_modules(dtype, batch, sizes, monkeypatch):
+    check_features(dtype, batch, sizes, monkeypatch)
+
+
+@needs_hopper
+@pytest.mark.parametrize("tiles", tower_tiles.HOPPER_TILES)
+def test_features_by_all_tiles_are_as_close_to_float32_as_the_modules(tiles, monkeypatch):
+    monkeypatch.setattr(tower_tiles, "HOPPER_TILES", (tiles,))
+    check_features(mx.bfloat16, 2, (REAL_DINO, REAL_SIGLIP, 224), monkeypatch)
+
+
+def check_features(dtype, batch, sizes, monkeypatch):
     monkeypatch.setattr(tower_kernel, "FIRST_LAYERS", 1)  # two launches
     model = make_model(dtype, *sizes)
     assert is_supported(model)
