@@ -10,7 +10,7 @@ import numpy as np
 from kernels_on_cpu import COMPILER
 from mlx_vlm.models.moxin.cuda import kernel, nvrtc
 
-HEADER = Path(__file__).with_name("threads_on_cpu.h")
+HEADER = Path(__file__).with_name("ptx_on_cpu.h")
 ASM = re.compile(r"\basm\s*(?:volatile)?\s*\(((?:[^;\"]|\"[^\"]*\")*)\);")
 # This instruction names every register, so its text is a macro. Here it is a function.
 WGMMA = re.compile(r"#define (MOXIN_WGMMA|MOXIN_MULTIPLY_TILES).*#undef \1", re.DOTALL)
@@ -39,7 +39,7 @@ def _operands(text):
 
 
 def _call(match):
-    """The function in threads_on_cpu.h for an ``asm`` statement."""
+    """The function in ptx_on_cpu.h for an ``asm`` statement."""
     body = re.sub(r"//[^\n]*", "", match[1])
     template = "".join(re.findall(r'^\s*((?:"[^"]*"\s*)+)', body)).replace('"', "")
     if not template.strip():
