@@ -38,9 +38,8 @@ MANY_QUERIES = 64
 FEW_QUERIES = 16
 # Thread blocks from which no multiprocessor is idle.
 MANY_BLOCKS = 128
-# Keys per tile, double-buffered. With many query rows and heads of 128, three thread blocks share a
-# multiprocessor's memory.
-KEYS = {FEW_QUERIES: 64, MANY_QUERIES: 48}
+# Keys per tile, double-buffered, by query rows.
+KEYS = {FEW_QUERIES: 64, MANY_QUERIES: 64}
 # The above constants that the kernels use; attention blocks have few query rows.
 TILING = {
     "TILE_K": TILE_K,
