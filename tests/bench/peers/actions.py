@@ -6,7 +6,7 @@ import numpy as np
 from mlx_vlm_moxin.actions.parallel import action_hidden_states
 from mlx_vlm_moxin.bench.act import PROMPT_TOKENS, ActionRun
 
-from .clock import seconds
+from .clock import milliseconds
 from .models import Models
 from .questions import picture
 from .rounds import Run
@@ -24,7 +24,7 @@ def _image_processor(models: Models):
 def tokens(models: Models, model: str = "ours", batch: int = 1) -> Run:
     """OpenVLA: seven tokens one after another, for ``batch`` robots at once."""
     run = ActionRun(models[model], picture(models), _image_processor(models), batch)
-    return lambda: 1e3 * seconds(lambda: mx.eval(run()))
+    return lambda: milliseconds(lambda: mx.eval(run()))
 
 
 def chunk(models: Models, model: str = "ours") -> Run:
@@ -37,4 +37,4 @@ def chunk(models: Models, model: str = "ours") -> Run:
         pixels = image_processor.process(images).pixel_values
         mx.eval(action_hidden_states(moxin, [ids.tolist()], pixels, None, PLACEHOLDERS, False))
 
-    return lambda: 1e3 * seconds(work)
+    return lambda: milliseconds(work)

@@ -11,7 +11,7 @@ from typing import Any
 import mlx.core as mx
 from mlx_vlm.models.cache import make_prompt_cache
 
-from .clock import seconds, synchronize
+from .clock import milliseconds, synchronize
 from .models import Models
 from .rounds import Run
 
@@ -108,7 +108,7 @@ def prompt(models: Models, model: str, length: int) -> Run:
             mx.eval([layer.state for layer in cache])
         mx.eval(mx.argmax(logits, axis=-1))
 
-    return lambda: 1e3 * seconds(work)
+    return lambda: milliseconds(work)
 
 
 def mlx_vlm_step(models: Models, model: str) -> Run:

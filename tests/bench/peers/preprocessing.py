@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 from support import preprocessor_config
 
-from .clock import seconds
+from .clock import milliseconds
 from .models import Models
 from .rounds import Run
 
@@ -49,7 +49,7 @@ def ours(models: Models, decoded: bool) -> Run:
     size = models.sizes.config.vision_config.image_size
     image_processor = MoxinImageProcessor.from_dict(preprocessor_config(size))
     source = _source(models, decoded)
-    return lambda: 1e3 * seconds(lambda: image_processor(source()))
+    return lambda: milliseconds(lambda: image_processor(source()))
 
 
 def torchvision(models: Models, decoded: bool) -> Run:
@@ -58,10 +58,10 @@ def torchvision(models: Models, decoded: bool) -> Run:
 
     config = preprocessor_config(models.sizes.config.vision_config.image_size)
     source = _source(models, decoded)
-    return lambda: 1e3 * seconds(lambda: hf_pixels(source(), config))
+    return lambda: milliseconds(lambda: hf_pixels(source(), config))
 
 
 def decode(models: Models) -> Run:
     """Pillow's JPEG decoder alone, which both sides need."""
     source = _source(models, decoded=False)
-    return lambda: 1e3 * seconds(lambda: source().load())
+    return lambda: milliseconds(lambda: source().load())

@@ -17,7 +17,7 @@ from support import HF_CHECKPOINT
 
 from mlx_vlm_moxin.bench import measure
 
-from .clock import seconds, synchronize
+from .clock import milliseconds, synchronize
 from .models import Models
 from .rounds import Run
 
@@ -67,7 +67,7 @@ def encode(models: Models) -> Run:
     size = models.sizes.config.vision_config.image_size
     pixels = mx.random.normal((1, 6, size, size))
     mx.eval(pixels)
-    return lambda: 1e3 * seconds(lambda: mx.eval(model.encode_image(pixels)))
+    return lambda: milliseconds(lambda: mx.eval(model.encode_image(pixels)))
 
 
 def first_token(models: Models, model: str = "ours") -> Run:
@@ -77,8 +77,8 @@ def first_token(models: Models, model: str = "ours") -> Run:
     moxin = models[model]
     image = picture(models)
     image_processor = MoxinImageProcessor(models.sizes.config.vision_config.image_size)
-    return lambda: (
-        1e3 * seconds(lambda: mx.eval(measure._first_token(moxin, image, image_processor)))
+    return lambda: milliseconds(
+        lambda: mx.eval(measure._first_token(moxin, image, image_processor))
     )
 
 

@@ -7,7 +7,7 @@ from transformers import DynamicCache, StaticCache
 from mlx_vlm_moxin.bench.act import ACTION_DIM, PROMPT_TOKENS
 
 from .actions import CAMERAS, PLACEHOLDERS
-from .clock import seconds
+from .clock import milliseconds
 from .models import Models
 from .questions import picture
 from .rounds import Run
@@ -48,7 +48,7 @@ def tokens(models: Models, batch: int = 1) -> Run:
             logits = decoder(ids, **arguments).logits
         logits[:, -1].argmax(dim=-1).tolist()
 
-    return lambda: 1e3 * seconds(work)
+    return lambda: milliseconds(work)
 
 
 def static(models: Models) -> Run:
@@ -79,7 +79,7 @@ def static(models: Models) -> Run:
             ids = compiled(ids, cache).clone()
         ids.item()
 
-    return lambda: 1e3 * seconds(work)
+    return lambda: milliseconds(work)
 
 
 def chunk(models: Models) -> Run:
@@ -96,4 +96,4 @@ def chunk(models: Models) -> Run:
         output = decoder.model(inputs_embeds=x, attention_mask=mask, use_cache=False)
         output.last_hidden_state[:, -PLACEHOLDERS:].sum().item()
 
-    return lambda: 1e3 * seconds(work)
+    return lambda: milliseconds(work)

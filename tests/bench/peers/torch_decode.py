@@ -3,7 +3,7 @@
 import torch
 from transformers import DynamicCache, StaticCache
 
-from .clock import seconds
+from .clock import milliseconds, seconds
 from .models import Models
 from .rounds import Run
 from .torch_models import DEVICE
@@ -55,7 +55,7 @@ def prompt(models: Models, length: int) -> Run:
             logits = model(part, **arguments).logits
         logits[:, -1].argmax(dim=-1).item()
 
-    return lambda: 1e3 * seconds(work)
+    return lambda: milliseconds(work)
 
 
 @torch.no_grad()

@@ -3,7 +3,7 @@
 import torch
 from support import preprocessor_config
 
-from .clock import seconds
+from .clock import milliseconds
 from .models import Models
 from .questions import picture
 from .rounds import Run
@@ -20,7 +20,7 @@ def encode(models: Models) -> Run:
     def work() -> None:
         towers(pixels)
 
-    return lambda: 1e3 * seconds(work)
+    return lambda: milliseconds(work)
 
 
 def first_token(models: Models) -> Run:
@@ -41,4 +41,4 @@ def first_token(models: Models) -> Run:
         output = decoder(inputs_embeds=torch.cat(parts, dim=1), use_cache=True, logits_to_keep=1)
         output.logits[:, -1].argmax(dim=-1).item()
 
-    return lambda: 1e3 * seconds(work)
+    return lambda: milliseconds(work)
