@@ -12,12 +12,11 @@ THREADS = 256
 TILE_K = 64
 # Tensor cores read 16 bytes at a time.
 WIDTH_MULTIPLE = 8
-# For WarpgroupTiles.estimate, as measured on an H200: microseconds per row of a tile in a step, per
-# round of thread blocks and in addition per token of a tile; bytes per microsecond of sums.
-ROW_OF_STEP = 0.0022
-ROUND = 2.4
-TOKEN_OF_ROUND = 0.0074
-BYTES = 3e6
+# For WarpgroupTiles.estimate, as measured on an H200: microseconds of a step of a round of thread
+# blocks and in addition per token of its tiles; bytes per microsecond of sums.
+STEP = 0.18
+TOKEN_OF_STEP = 0.0033
+BYTES = 7.5e6
 
 # Of one tower: rows (tokens of all pictures), width and width within the MLP.
 Sizes = tuple[int, int, int]
@@ -119,9 +118,8 @@ class WarpgroupTiles(NamedTuple):
                 for rows, columns, _ in products
             )
             steps = math.ceil(max(width for *_, width in products) / TILE_K / parts)
-            step = (self.FEATURES + self.tokens) * ROW_OF_STEP
             rounds = math.ceil(tiles / device.multiprocessors())
-            return rounds * (steps * step + ROUND + self.tokens * TOKEN_OF_ROUND)
+            return rounds * steps * (STEP + self.tokens * TOKEN_OF_STEP)
 
         parts = max(1, self.parts)
         products = (
@@ -134,8 +132,8 @@ class WarpgroupTiles(NamedTuple):
         return products + values * 8 * self.parts / BYTES
 
 
-# For one picture, whose narrow products have 34 tiles of 132 multiprocessors; for two or three; for
-# eight, of which these tiles fill 90 % of the multiprocessors in each round.
+# For one picture, whose narrow products have 34 tiles for 132 multiprocessors; for two or four; for
+# eight, whose tiles fill 90 % of the multiprocessors in each round.
 HOPPER_TILES = (
     WarpgroupTiles(6, 136, 1, 3),
     WarpgroupTiles(4, 136, 2, 3),
