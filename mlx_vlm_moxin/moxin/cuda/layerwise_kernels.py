@@ -18,7 +18,6 @@ from .kernel import Kernel
 from .tiling import (
     ATTENTION_WARPS,
     FEW_QUERIES,
-    KEYS,
     MANY_BLOCKS,
     MANY_QUERIES,
     TILING,
@@ -180,7 +179,6 @@ def attend(
             "CAUSAL": tokens.is_causal,
             "Order": _order_type(order),
             **TILING,
-            "KEYS": KEYS[queries],
         },
         [dtype, dtype, dtype, dtype, dtype, mx.int32, mx.int32],
         {"out": (_shape(order, tokens.rows, sizes.attended), dtype)},

@@ -38,14 +38,14 @@ MANY_QUERIES = 64
 FEW_QUERIES = 16
 # Thread blocks from which no multiprocessor is idle.
 MANY_BLOCKS = 128
-# Keys per tile, double-buffered, by query rows.
-KEYS = {FEW_QUERIES: 64, MANY_QUERIES: 64}
-# The above constants that the kernels use; attention blocks have few query rows.
+# Keys per tile, double-buffered.
+KEYS = 64
+# The above constants that the kernels use.
 TILING = {
     "TILE_K": TILE_K,
     "STAGES": STAGES,
     "PRODUCT_WARPS": PRODUCT_WARPS,
-    "KEYS": KEYS[FEW_QUERIES],
+    "KEYS": KEYS,
     "ATTENTION_WARPS": ATTENTION_WARPS,
 }
 
@@ -135,4 +135,4 @@ def attention_memory(queries: int, width: int) -> int:
         queries: query rows of the block.
         width: of a head.
     """
-    return (queries + 4 * KEYS[queries]) * (2 * width + 16)
+    return (queries + 4 * KEYS) * (2 * width + 16)
