@@ -28,7 +28,6 @@ ACTING_README = "tests/openvla_tiny/README.md"
 ACTING_TRAINING = json.loads((ACTING / "training.json").read_text(encoding="utf-8"))
 ACTING_RESULTS = json.loads((ACTING / "results.json").read_text(encoding="utf-8"))
 ACTING_FORMATS = {row["name"].partition(",")[0]: row for row in ACTING_RESULTS["formats"]}
-SPEED = json.loads((ROOT / "tests" / "bench" / "h200.json").read_text(encoding="utf-8"))
 ROWS = {row.source: row for row in models.rows()}
 PARTS = sizes.part_parameters()
 VISION = MOXIN_7B.vision_config
@@ -92,12 +91,6 @@ def memory(source: str, bits: int) -> str:
     return f"{ROWS[source].memory[bits] / 1e9:.1f}"
 
 
-def fastest(measure: str, start: str) -> str:
-    """Median on an H200 of the fastest side with this beginning, in tokens per second."""
-    sides = SPEED["measures"][measure]["sides"]
-    return f"{max(side['median'] for side in sides if side['side'].startswith(start)):.0f}"
-
-
 def visual_tokens() -> list[int]:
     """Numbers of visual tokens of the family's models, each once."""
     configs = [models.config_of(each.model) for each in models.PUBLISHED.values()]
@@ -128,11 +121,6 @@ FACTS = [
     ("README.md", r"\| 4 bits \| [\d.]+ GB \| ([\d.]+) GB \|", [download(HF)]),
     ("README.md", r"\| 8 bits \| [\d.]+ GB \| ([\d.]+) GB \|", [gigabytes(8, digits=1)]),
     ("README.md", r"download of ([\d.]+) GB to a server", [download("openvla/openvla-7b")]),
-    (
-        "README.md",
-        r"H200 \(([\d-]+), 8 bits\), decoding gives (\d+) tokens/s where mlx-lm gives (\d+)",
-        [SPEED["date"], fastest("decode-8bit", "ours"), fastest("decode-8bit", "mlx-lm")],
-    ),
     ("docs/actions.md", r"([\d.]+) GB for OpenVLA at 8 bits", [memory("openvla/openvla-7b", 8)]),
     ("docs/limits.md", r"(\d+ x \d+) pixels and (\d+) visual", [SIZE, VISION.num_patches]),
     ("docs/limits.md", r"have (\d+) to (\d+) pixels", [pixels()[0], pixels()[-1]]),

@@ -12,10 +12,16 @@ SPEED = (ROOT / "docs" / "speed.md").read_text(encoding="utf-8")
 SECTION = " ".join(SPEED.partition("## One run")[2].partition("\n## ")[0].split())
 
 
-@pytest.mark.parametrize("page", ["docs/speed.md", "docs/actions.md"])
+@pytest.mark.parametrize("page", ["docs/speed.md", "docs/actions.md", "README.md"])
 def test_a_table_is_the_stored_runs(page):
     table = tables.page_tables(STORED["measures"])[page]
     assert table in (ROOT / page).read_text(encoding="utf-8")
+
+
+def test_readme_names_the_machine_and_the_day():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    name = STORED["machine"]["name"].split(",")[0].removeprefix("NVIDIA ")
+    assert f"One {name} ({STORED['date']})" in readme
 
 
 def test_it_names_the_machine_the_day_and_the_versions():
