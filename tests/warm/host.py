@@ -68,6 +68,7 @@ def _become(command: dict[str, Any], descriptors: list[int]) -> None:
         os.dup2(descriptor, number)
     os.closerange(3, 256)
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup, or a shell's background, ignores it
     os.chdir(command["directory"])
     os.environ.clear()
     os.environ.update(command["environment"])
