@@ -63,17 +63,26 @@ def _read(path: Path) -> bytes | None:
     return cubin
 
 
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file whose folder exists; other processes never read half of it.
+
+    Raises:
+        OSError: if it cannot be written; nothing is left of it.
+    """
+    handle, name = tempfile.mkstemp(dir=path.parent, suffix=".part")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        os.replace(name, path)
+    except OSError:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
 def _write(path: Path, cubin: bytes) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, suffix=".part")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(hashlib.sha256(cubin).digest() + cubin)
-            os.replace(name, path)
-        except OSError:
-            Path(name).unlink(missing_ok=True)
-            raise
+        write_whole(path, hashlib.sha256(cubin).digest() + cubin)
         _remove_oldest(path.parent)
     except OSError as error:
         logger.debug("A compiled kernel is not kept: %s", error)

@@ -131,11 +131,12 @@ def _layer_products(
     sizes: DecoderSizes, layers: Iterable[DecoderLayer], rows: int
 ) -> Iterator[Build]:
     for layer in layers:
-        yield _multiply(sizes, layer.qkv, rows, sizes.hidden)
-        yield _multiply(sizes, layer.output, rows, sizes.attended)
-        yield _multiply(sizes, layer.gate_up, rows, sizes.hidden, gates=layer.down)
-        yield _multiply(sizes, layer.down, rows, sizes.intermediate)
-        order = prompt_matmul.find_order(sizes, layer.qkv.format, rows)
+        qkv, output, gate_up, down = layer.projections
+        yield _multiply(sizes, qkv, rows, sizes.hidden)
+        yield _multiply(sizes, output, rows, sizes.attended)
+        yield _multiply(sizes, gate_up, rows, sizes.hidden, gates=down)
+        yield _multiply(sizes, down, rows, sizes.intermediate)
+        order = prompt_matmul.find_order(sizes, qkv.format, rows)
         if order is not None:
             yield partial(arrange, sizes.dtype, order, rows, sizes.hidden)
 

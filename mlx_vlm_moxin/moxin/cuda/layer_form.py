@@ -98,26 +98,6 @@ class DecoderLayer(NamedTuple):
         return [Projection(kind, rows, arrays[part]) for kind, rows, part in found]
 
     @property
-    def qkv(self) -> Projection:
-        """Of the queries, keys and values."""
-        return self.projections[QKV]
-
-    @property
-    def output(self) -> Projection:
-        """Of what attention gives."""
-        return self.projections[OUTPUT]
-
-    @property
-    def gate_up(self) -> Projection:
-        """Of the MLP's input."""
-        return self.projections[GATE_UP]
-
-    @property
-    def down(self) -> Projection:
-        """Of the MLP's output."""
-        return self.projections[DOWN]
-
-    @property
     def input_norm(self) -> mx.array:
         """Weight of the norm before attention."""
         return self.arrays[0]

@@ -13,7 +13,6 @@ import functools
 import hashlib
 import logging
 import os
-import tempfile
 from pathlib import Path
 
 import mlx.core as mx
@@ -39,7 +38,8 @@ def passed_code(name: str, cubin: bytes) -> bytes:
     Returns:
         A digest if MLX finds the kernel by that, otherwise ``cubin``.
     """
-    return (_store(name, cubin) if _are_read() else None) or cubin
+    digest = _store(name, cubin) if _are_read() else None
+    return digest or cubin
 
 
 @functools.cache
@@ -84,17 +84,9 @@ def _store(name: str, cubin: bytes) -> bytes | None:
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Write a file, unless it is the same already; other processes never read half of it."""
-    if path.is_file() and path.read_bytes() == content:
-        return
-    handle, name = tempfile.mkstemp(dir=path.parent, suffix=".part")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.replace(name, path)
-    except OSError:
-        Path(name).unlink(missing_ok=True)
-        raise
+    """Write a file, unless it is the same already."""
+    if not path.is_file() or path.read_bytes() != content:
+        cubin_cache.write_whole(path, content)
 
 
 @functools.cache

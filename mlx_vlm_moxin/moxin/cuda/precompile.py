@@ -28,7 +28,7 @@ from . import (
 )
 from .decoder_builds import PROMPT, Build, decoder_builds, whole_pass_builds
 from .decoder_sizes import read_sizes
-from .errors import UnsupportedError
+from .errors import UnsupportedError, require
 
 MAX_THREADS = 16
 # Width and height of a picture.
@@ -105,12 +105,17 @@ def _unless_unsupported(find: Callable[[], Iterator[Build]]) -> list[Build]:
         return []
 
 
-def _tower_builds(vision: nn.Module) -> Iterator[Build]:
-    if len(vision.towers) != 2:
-        return
-    yield from _unless_unsupported(lambda: _patch_builds(vision.towers))
+def _checked_pairs(vision: nn.Module) -> list[towers.LayerPair]:
+    """The layers of both towers, which the kernels support."""
+    require(len(vision.towers) == 2, "there is one tower")
     pairs = towers.make_pairs(vision.towers)
     towers.check(pairs)
+    return pairs
+
+
+def _tower_builds(vision: nn.Module) -> Iterator[Build]:
+    pairs = _checked_pairs(vision)
+    yield from _unless_unsupported(lambda: _patch_builds(vision.towers))
     size = vision.config.image_size
     yield partial(resize_kernels.resize_width, 0, *PICTURE, size)
     yield partial(resize_kernels.resize_height, 0, size, 3 * len(vision.towers))
@@ -122,10 +127,7 @@ def _tower_builds(vision: nn.Module) -> Iterator[Build]:
 
 def _pictures_builds(vision: nn.Module) -> Iterator[Build]:
     """The towers' kernels for all numbers of pictures."""
-    if len(vision.towers) != 2:
-        return
-    pairs = towers.make_pairs(vision.towers)
-    towers.check(pairs)
+    pairs = _checked_pairs(vision)
     for tiles, stage in itertools.product(tower_tiles.usable_tiles(), towers.stages(pairs)):
         *arguments, _ = towers.kernel_arguments(stage, [(1, 1), (1, 1)])
         yield partial(tower_kernel.tower_layers, *arguments, tiles)

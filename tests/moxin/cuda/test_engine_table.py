@@ -1,14 +1,12 @@
 """Engines are kept outside the modules: a copy gets a new one, a deleted model frees its own."""
 
 import copy
-import gc
 import shutil
 import subprocess
 import sys
 
 import mlx.core as mx
 import mlx.nn as nn
-import plain_kernels
 import pytest
 from cuda_support import empty, make_decoder
 from mlx.utils import tree_map
@@ -22,20 +20,10 @@ IDS = mx.array([[5, 6, 7]])
 
 
 @pytest.fixture
-def kernels_in_mlx(kernels_everywhere, monkeypatch):
-    """The kernels in MLX, in float32."""
-    plain_kernels.use(monkeypatch)
+def kernels_in_mlx(kernels_in_mlx, without_collector, monkeypatch):
+    """The towers' kernels too, in float32."""
     monkeypatch.setattr(towers.kernels, "tower_layers", plain_layers)
     monkeypatch.setattr(towers, "DTYPES", (mx.float32,))
-    for fused in (decoder.FusedStep, decoder.FusedPrompt):
-        monkeypatch.setattr(fused, "supports", lambda *arguments: False)
-    device = mx.default_device()
-    mx.set_default_device(mx.cpu)
-    gc.collect()
-    gc.disable()
-    yield
-    gc.enable()
-    mx.set_default_device(device)
 
 
 def answer(model):

@@ -37,14 +37,6 @@ def plain(on_cpu, kernels_everywhere, monkeypatch):
     plain_kernels.use(monkeypatch)
 
 
-@pytest.fixture
-def on_cpu():
-    device = mx.default_device()
-    mx.set_default_device(mx.cpu)  # GPUs multiply float32 with reduced precision
-    yield
-    mx.set_default_device(device)
-
-
 @pytest.mark.parametrize("is_causal", [True, False])
 @pytest.mark.parametrize("shape", [(1, 2), (1, 70), (2, 40)])
 @pytest.mark.parametrize("bits", [16, pytest.param(8, marks=pytest.mark.slow)])

@@ -11,20 +11,17 @@ from mlx.utils import tree_flatten
 from mlx_vlm.models.moxin.cuda import joined_weights, layerwise, matmul_kernels
 from mlx_vlm.models.moxin.cuda.decoder_layers import read_layers
 from mlx_vlm.models.moxin.cuda.decoder_sizes import read_sizes
+from mlx_vlm.models.moxin.cuda.layer_form import QKV
 
 LONG, SHORT = [(1, 70)], [(1, 64)]
 TOLERANCE = 1e-5
 
 
 @pytest.fixture
-def plain(kernels_everywhere, monkeypatch):
+def plain(on_cpu, kernels_everywhere, monkeypatch):
     """Functions in MLX instead of kernels, and no weights that were joined before."""
     plain_kernels.use(monkeypatch)
     monkeypatch.setattr(joined_weights, "_joined", {})
-    device = mx.default_device()
-    mx.set_default_device(mx.cpu)  # GPUs multiply float32 with reduced precision
-    yield
-    mx.set_default_device(device)
 
 
 def first_layer(model):
@@ -94,7 +91,7 @@ def test_a_weight_that_is_replaced_is_joined_again_and_the_old_one_freed(plain):
     assert len(joined_weights._joined) == len(old) - 1
     assert joined_weights.join(first_layer(model)) is None
     actual = run(model, empty(), LONG)
-    (qkv,) = joined_weights.join(first_layer(model)).qkv.arrays
+    (qkv,) = joined_weights.join(first_layer(model)).projections[QKV].arrays
     parts = [attention[name].weight for name in ("q_proj", "k_proj", "v_proj")]
     assert mx.array_equal(qkv, mx.concatenate(parts)).item()
     assert not mx.array_equal(actual, run(make_decoder(mx.float32), empty(), LONG)).item()

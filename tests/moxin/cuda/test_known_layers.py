@@ -5,7 +5,6 @@ import weakref
 
 import mlx.core as mx
 import mlx.nn as nn
-import plain_kernels
 import pytest
 from cuda_support import empty, make_decoder, relative_error, run, uses_kernels
 from mlx.utils import tree_flatten, tree_map
@@ -13,8 +12,6 @@ from mlx_lm.tuner.lora import LoRALinear
 from mlx_vlm.models.moxin.cuda import (
     decoder_layers,
     decoder_sizes,
-    fused_prompt,
-    fused_step,
     joined_weights,
     kernel,
     known_layers,
@@ -197,19 +194,9 @@ def test_few_layers_are_known(monkeypatch):
 
 
 @pytest.fixture
-def kernels_in_mlx(kernels_everywhere, monkeypatch):
-    """The kernels in MLX; nothing is freed by the garbage collector."""
-    plain_kernels.use(monkeypatch)
+def kernels_in_mlx(kernels_in_mlx, without_collector, monkeypatch):
+    """Nothing is freed by the garbage collector."""
     monkeypatch.setattr(decoder_sizes, "DTYPES", (mx.bfloat16,))
-    for fused in (fused_step.FusedStep, fused_prompt.FusedPrompt):
-        monkeypatch.setattr(fused, "supports", lambda *arguments: False)
-    device = mx.default_device()
-    mx.set_default_device(mx.cpu)
-    gc.collect()
-    gc.disable()
-    yield
-    gc.enable()
-    mx.set_default_device(device)
 
 
 PASSES = [[(1, 70)], [(1, 5)], [(2, 5), (2, 1)]]

@@ -4,7 +4,6 @@ from unittest import mock
 
 import mlx.core as mx
 import mlx.nn as nn
-import plain_kernels
 import pytest
 from cuda_support import (
     batch_cache,
@@ -23,25 +22,10 @@ from cuda_support import (
 from mlx_vlm.models.cache import BatchKVCache
 from mlx_vlm.models.moxin.cuda import (
     device,
-    fused_prompt,
-    fused_step,
     layerwise,
     layerwise_graph,
     prompt_matmul,
 )
-
-
-@pytest.fixture
-def kernels_in_mlx(kernels_everywhere, monkeypatch):
-    """The kernels in MLX, also in float32, so that the code around them can be compared."""
-    plain_kernels.use(monkeypatch)
-    for fused in (fused_step.FusedStep, fused_prompt.FusedPrompt):
-        monkeypatch.setattr(fused, "supports", lambda *arguments: False)
-    device = mx.default_device()
-    mx.set_default_device(mx.cpu)  # GPUs multiply float32 with reduced precision
-    yield
-    mx.set_default_device(device)
-
 
 PASSES = {
     "question": (lambda dtype: filled_cache(90, dtype), [(1, 30), (1, 1), (1, 1)]),

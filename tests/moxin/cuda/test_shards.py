@@ -122,9 +122,9 @@ def test_a_shard_is_read_with_its_own_heads_and_columns(bits):
     sizes = read_sizes(model.model)
     assert (sizes.heads, sizes.kv_heads, sizes.intermediate) == (4, 1, 512)
     assert sizes.group is group
-    layer = read_layers(model.model, sizes)[0]
-    assert layer.qkv.rows == (256, 64, 64)
-    assert layer.down.rows == layer.output.rows == (256,)
+    qkv, output, _, down = read_layers(model.model, sizes)[0].projections
+    assert qkv.rows == (256, 64, 64)
+    assert down.rows == output.rows == (256,)
 
 
 def test_a_whole_decoder_has_no_group():
