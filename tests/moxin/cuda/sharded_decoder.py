@@ -1,6 +1,7 @@
 """Run by ``mlx.launch``: a decoder sharded over processes, compared with a whole one.
 
-With ``cpu`` as its argument the kernels are replaced by MLX in float32, with ``gpu`` they run.
+With ``cpu`` as its argument the kernels are replaced by MLX in float32, with ``gpu`` they run, on
+a GPU for each process (NCCL) or on one for all (the ring backend).
 Prints a line of JSON per decoder: the error of its logits compared with float32, that of MLX's
 modules for the whole decoder, whether the kernels were used, and whether they add up over GPUs
 without MLX. On standard error it says what it is about to do.
@@ -28,10 +29,12 @@ PASSES = [
 CONFIG = {"intermediate_size": 1024, "sliding_window": 100}
 DTYPES = {"cpu": [mx.float32], "gpu": [mx.bfloat16, mx.float16]}
 BITS = {"cpu": [16, 8], "gpu": [16, 8, 4]}
+START = time.monotonic()
 
 
 def say(*stage: object) -> None:
-    print(f"{time.process_time():.1f} s of CPU time:", *stage, file=sys.stderr, flush=True)
+    times = f"{time.monotonic() - START:.1f} s, {time.process_time():.1f} s of CPU time:"
+    print(times, *stage, file=sys.stderr, flush=True)
 
 
 def use_stand_ins(patch: pytest.MonkeyPatch) -> None:
