@@ -26,6 +26,9 @@ from .kernel import C_TYPES, MIN_SIZE, Kernel, count_array, fill_table
 THREADS = 256
 # Thread blocks of the copying kernel: enough to keep the memory busy.
 MIN_BLOCKS = 1024
+# Arrays of one operation of MLX, which handles each result of an operation with each other: for the
+# 72 arrays of 36 layers at once it needs twice as long as for six at a time.
+ARRAYS_AT_ONCE = 6
 
 
 class _Appendable(NamedTuple):
@@ -126,7 +129,11 @@ def empty(layers: int, kv_heads: int, head_dim: int, dtype: mx.Dtype) -> list[mx
 
 def after(arrays: Sequence[mx.array], written_by: mx.array) -> list[mx.array]:
     """``arrays`` with a dependency on ``written_by``, an output of the kernel that writes them."""
-    return mx.depends(list(arrays), [written_by])
+    return [
+        array
+        for start in range(0, len(arrays), ARRAYS_AT_ONCE)
+        for array in mx.depends(list(arrays[start : start + ARRAYS_AT_ONCE]), [written_by])
+    ]
 
 
 def append(cache: Sequence[Cache], arrays: Sequence[mx.array], count: int) -> None:
