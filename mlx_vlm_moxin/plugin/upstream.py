@@ -219,6 +219,18 @@ UPSTREAM = (
         "a refused request is logged with a traceback",
     ),
     _on_server(
+        "mlx_vlm.server.openai",
+        "asyncio",
+        "server.request_threads:asyncio_of_endpoints",
+        "with many clients passing each token through a thread takes longer than computing it",
+    ),
+    _on_server(
+        "mlx_vlm.server.anthropic",
+        "asyncio",
+        "server.request_threads:asyncio_of_endpoints",
+        "the same for /v1/messages",
+    ),
+    _on_server(
         "mlx_vlm.server",
         "get_cached_model",
         "server.models:get_cached_model",
@@ -274,9 +286,33 @@ UPSTREAM = (
     ),
     _on_server(
         "mlx_vlm.server.generation",
-        "ResponseGenerator._make_logits_processors",
+        "ResponseGenerator._log_prefill_started",
+        None,
+        "what is kept of a running request lacks its sampling settings",
+    ),
+    _on_server(
+        "mlx_vlm.server.generation",
+        "ResponseGenerator._step",
         None,
         "a batch is sampled with the settings of its first request",
+    ),
+    _on_server(
+        "mlx_vlm.server.generation",
+        "_position_seed",
+        None,
+        "how a request's seed gives the keys of its tokens",
+    ),
+    _on_server(
+        "mlx_vlm.server.generation",
+        "_PositionedTargetSampler",
+        None,
+        "draws all rows of a batch with one seed",
+    ),
+    _on_server(
+        "mlx_vlm.server.app",
+        "add_server_header",
+        None,
+        "every chunk of a stream passes through a second task",
     ),
     _on_server(
         "mlx_vlm.server.generation",

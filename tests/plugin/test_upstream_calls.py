@@ -41,6 +41,9 @@ IMPORTED = {
     "mlx_vlm.server._INHERIT_ADAPTER",
     "mlx_vlm.server._build_gen_args",
     "mlx_vlm.server._require_management_api_key",
+    "mlx_vlm.server.app.add_server_header",
+    "mlx_vlm.server.generation._PositionedTargetSampler",
+    "mlx_vlm.server.generation._position_seed",
 }
 
 
@@ -191,7 +194,10 @@ SERVED: dict[str, Callable[[TestClient], Any]] = {
     GENERATION + "_make_sampler": ask,
     GENERATION + "_gpu_embed": ask,
     GENERATION + "_collect_pending_requests": ask,
-    GENERATION + "_make_logits_processors": ask,
+    GENERATION + "_log_prefill_started": ask,
+    GENERATION + "_step": ask,
+    "mlx_vlm.server.openai.asyncio": lambda client: ask(client, stream=True),
+    "mlx_vlm.server.anthropic.asyncio": lambda client: ask(client, MESSAGES_API, stream=True),
 }
 
 
@@ -255,7 +261,8 @@ def calls(row, monkeypatch) -> list[str]:
             value.__kwdefaults__, "_call", counted(value.__kwdefaults__["_call"], found)
         )
     elif isinstance(value, SimpleNamespace):
-        monkeypatch.setattr(value, "print_exc", counted(value.print_exc, found))
+        function = "to_thread" if name == "asyncio" else "print_exc"
+        monkeypatch.setattr(value, function, counted(getattr(value, function), found))
     elif path:
         monkeypatch.setattr(owner, name, staticmethod(counted(value, found)))
     else:

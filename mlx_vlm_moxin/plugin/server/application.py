@@ -6,6 +6,7 @@ from starlette.middleware import Middleware
 
 from mlx_vlm_moxin.plugin.server import log
 from mlx_vlm_moxin.plugin.server.act import add_act_routes
+from mlx_vlm_moxin.plugin.server.answer_headers import use_answer_headers
 from mlx_vlm_moxin.plugin.server.completions import add_completions
 from mlx_vlm_moxin.plugin.server.errors import add_exception_handlers
 from mlx_vlm_moxin.plugin.server.gate import Gate
@@ -24,6 +25,7 @@ def extended(app: FastAPI) -> FastAPI:
     add_model_route(app)
     add_act_routes(app)
     add_completions(app)
+    use_answer_headers(app)
     # The innermost middleware, so that its answers get the headers of the others.
     app.user_middleware.append(Middleware(Gate))
     if settings.allow_origins is not None:

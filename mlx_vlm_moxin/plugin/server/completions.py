@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from mlx_vlm_moxin.plugin.server.errors import BadRequestError, sentence, serves_moxin
+from mlx_vlm_moxin.plugin.server.request_threads import read_next
 
 ENDPOINT = "/v1/completions"
 DEFAULT_MAX_TOKENS = 16  # OpenAI's
@@ -97,7 +98,7 @@ class Completion:
     async def events(self) -> AsyncIterator[str]:
         """The answer as server-sent events."""
         try:
-            while (text := await asyncio.to_thread(self.next_text)) is not None:
+            while (text := await read_next(self._tokens, self.next_text)) is not None:
                 if text or self._finish_reason:
                     yield _event(self._chunk(text, self._finish_reason))
             options = self._request.stream_options

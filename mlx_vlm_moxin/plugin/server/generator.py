@@ -5,10 +5,8 @@ answer, each request has its sampling settings, and a disconnected client's requ
 """
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
-import mlx.core as mx
 import numpy as np
 from mlx_vlm.models.moxin.prepared_picture import PreparedPicture
 from mlx_vlm.server.generation import (
@@ -17,29 +15,18 @@ from mlx_vlm.server.generation import (
     ResponseGenerator,
 )
 
-from mlx_vlm_moxin.plugin.server import context
+from mlx_vlm_moxin.plugin.server import arrivals, context
 from mlx_vlm_moxin.plugin.server.between_steps import WorkBetweenSteps
 from mlx_vlm_moxin.plugin.server.client import ClientGoneError, current_client
 from mlx_vlm_moxin.plugin.server.errors import BadRequestError, sentence
 from mlx_vlm_moxin.plugin.server.picture_features import PictureFeatures
 from mlx_vlm_moxin.plugin.server.pictures import PictureReader
-from mlx_vlm_moxin.plugin.server.sampling import FilteredSampler, RowSampler
+from mlx_vlm_moxin.plugin.server.sampling import RowSampler
 from mlx_vlm_moxin.plugin.server.stopping import StoppingTokens
 from mlx_vlm_moxin.plugin.server.token_blocks import TokenBlocks
 
 # Requests that join the batch in one step; the others wait until it has computed their prompts.
 JOINING_AT_ONCE = 8
-# The arguments of a request on which its sampler depends.
-SAMPLING = (
-    "temperature",
-    "top_p",
-    "top_k",
-    "min_p",
-    "top_n_sigma",
-    "p_less",
-    "typical_p",
-    "seed",
-)
 
 
 class UnusableInputError(BadRequestError, PromptTooLongError):
@@ -84,8 +71,8 @@ class MoxinResponseGenerator(PictureFeatures, WorkBetweenSteps):
             tokens = client.attach(tokens)
         if getattr(args, "stop", None):
             tokens = StoppingTokens(tokens, args.stop, args.include_stop)
-        if not getattr(args, "logprobs", False):  # which are sent token by token
-            tokens = TokenBlocks(tokens, queue)
+        if getattr(args, "is_streamed", False):  # mlx-vlm counts other answers' tokens one by one
+            tokens = TokenBlocks(tokens, queue, are_joined=not args.sends_logprobs)
         return generated, tokens
 
     def validate_context_budget(
@@ -160,7 +147,11 @@ class MoxinResponseGenerator(PictureFeatures, WorkBetweenSteps):
     def _collect_pending_requests(
         self, *, capacity: int | None = None, **options: Any
     ) -> tuple[list, bool]:
-        """The requests that join the batch, without those of disconnected clients."""
+        """The requests that join the batch, without those of disconnected clients.
+
+        Called once for each step, so everything of the last one has been queued.
+        """
+        arrivals.announce()
         capacity = JOINING_AT_ONCE if capacity is None else min(capacity, JOINING_AT_ONCE)
         pending, should_stop = super()._collect_pending_requests(capacity=capacity, **options)
         waiting = []
@@ -175,29 +166,23 @@ class MoxinResponseGenerator(PictureFeatures, WorkBetweenSteps):
 
     def _make_sampler(self, args: GenerationArguments) -> Callable | None:
         """The sampler of a new batch, whose first request has ``args``."""
-        sampler = self._sampler_of(args)
-        if self.draft_model is not None:
-            return sampler
-        self._row_sampler = RowSampler(sampler)
-        return self._row_sampler
+        sampler = super()._make_sampler(args)
+        self._row_sampler = None if self.draft_model is not None else RowSampler(sampler)
+        return self._row_sampler or sampler
 
-    def _sampler_of(self, args: GenerationArguments) -> Callable | None:
-        plain = replace(args, min_p=0.0, top_n_sigma=0.0, p_less=False, typical_p=1.0)
-        is_filtered = args.min_p or args.top_n_sigma or args.p_less or args.typical_p < 1
-        if args.temperature and is_filtered and self.draft_model is None:
-            return FilteredSampler(super()._make_sampler(plain), args)
-        return super()._make_sampler(args)
+    def _log_prefill_started(self, request: Any, *, backend: str) -> dict[str, Any]:
+        """What mlx-vlm keeps of a running request, with its arguments."""
+        return {**super()._log_prefill_started(request, backend=backend), "args": request.args}
 
-    def _make_logits_processors(
-        self, args: GenerationArguments, input_ids: mx.array | None = None
-    ) -> list[Callable]:
-        """The logits processors of one request in the batch."""
-        processors = super()._make_logits_processors(args, input_ids)
-        rows = self._row_sampler
-        if rows is not None:
-            settings = tuple(getattr(args, name) for name in SAMPLING)
-            processors.append(rows.row(rows.share(settings, lambda: self._sampler_of(args))))
-        return processors
+    def _step(self, batch_gen: Any, active: dict[int, dict[str, Any]], *args: Any) -> None:
+        """One step of the running answers, sampled with the settings of each."""
+        sampler = self._row_sampler
+        if sampler is not None:
+            for info in active.values():
+                if "row" not in info:
+                    info["row"] = sampler.row(info["args"])
+            sampler.begin(batch_gen, {uid: info["row"] for uid, info in active.items()})
+        super()._step(batch_gen, active, *args)
 
 
 def _refuse_audio(audio: list | None, videos: list | None) -> None:

@@ -173,6 +173,8 @@ def build_gen_args(original: Callable) -> Callable:
             arguments.seed = secrets.randbits(32)
         # Anthropic's endpoint removes the stop sequence itself, to report which one it was.
         arguments.include_stop = hasattr(request, "stop_sequences")
+        arguments.is_streamed = bool(getattr(request, "stream", False))
+        arguments.sends_logprobs = bool(getattr(request, "logprobs", False))
         # Computed for a batch only if its first request has them; the others would get zeros.
         arguments.logprobs = True
         length = extra.get("max_completion_tokens")

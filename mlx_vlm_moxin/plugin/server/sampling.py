@@ -1,33 +1,53 @@
 """Sampling per row: each request of a batch has its own settings and seed.
 
 mlx-vlm's server samples a whole batch with the settings of its first request, and ignores
-``min_p``. Its logits processors, which run row by row just before the batch is sampled, are used
-here to record which row belongs to which request.
+``min_p``. Here a row's request is found by the id under which the batch has it. Logits processors
+would be passed row by row too, but mlx-vlm then waits for each token before it starts the next
+step, so the GPU would be idle while Python prepares it.
 """
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 from weakref import WeakValueDictionary
 
 import mlx.core as mx
 from mlx_vlm.sample_utils import apply_min_p, apply_p_less, apply_top_n_sigma, apply_typical_p
-from mlx_vlm.server.generation import GenerationArguments
+from mlx_vlm.server.generation import (
+    DEFAULT_SEED,
+    GenerationArguments,
+    _position_seed,
+    _PositionedTargetSampler,
+)
+
+# The arguments of a request on which its sampler depends; rows that differ only in their seeds are
+# drawn together.
+SETTINGS = (
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "top_n_sigma",
+    "p_less",
+    "typical_p",
+)
 
 
-class FilteredSampler:
-    """mlx-vlm's sampler for the server with additional filters.
+class SeededSampler:
+    """mlx-vlm's sampler for rows with equal settings, each with its own seed, with all filters.
 
-    mlx-vlm ignores these filters (``min_p``) or uses a sampler whose random state is shared by all
-    requests, so that no seed repeats an answer.
+    mlx-vlm's has one seed. It ignores some filters (``min_p``), or uses a sampler whose random
+    state is shared by all requests, so that no seed repeats an answer.
 
     Args:
-        sampler: draws by seed and position, after ``top_k`` and ``top_p``.
-        args: the request's, with at least one of the filters.
+        args: a request's; its seed is not used.
     """
 
-    def __init__(self, sampler: Any, args: GenerationArguments):
-        self._sampler = sampler
+    def __init__(self, args: GenerationArguments):
+        self._sampler = _PositionedTargetSampler(
+            temperature=args.temperature, top_p=args.top_p, top_k=args.top_k, seed=0
+        )
         filters = (
             (args.top_n_sigma > 0, partial(apply_top_n_sigma, n_sigma=args.top_n_sigma)),
             (args.p_less, partial(apply_p_less, temp=args.temperature)),
@@ -36,21 +56,40 @@ class FilteredSampler:
         )
         self._filters = [apply for is_set, apply in filters if is_set]
 
-    def __call__(self, logprobs: mx.array) -> mx.array:
-        """Token ids ``[B]`` for ``logprobs`` ``[B, V]``, for rows whose position is unknown."""
-        return self._sampler(self._filtered(logprobs))
+    def draw(self, logprobs: mx.array, seeds: Sequence[int], positions: Sequence[int]) -> mx.array:
+        """Token ids ``[B]`` for ``logprobs`` ``[B, V]``, the same for the same seed and position.
 
-    def sample_target(
-        self, logprobs: mx.array, *, row_ids: list[int], positions: list[int]
-    ) -> mx.array:
-        """Token ids ``[B]``, the same for the same seed, row and position."""
-        filtered = self._filtered(logprobs)
-        return self._sampler.sample_target(filtered, row_ids=row_ids, positions=positions)
-
-    def _filtered(self, logprobs: mx.array) -> mx.array:
+        Args:
+            logprobs: of the rows.
+            seeds: of their requests.
+            positions: of the tokens in their answers, from 0.
+        """
         for apply in self._filters:
             logprobs = apply(logprobs)
-        return logprobs
+        # As mlx.core.random.key makes them, all in one array.
+        keys = mx.array(
+            [
+                (0, _position_seed(seed, 0, position))
+                for seed, position in zip(seeds, positions, strict=True)
+            ],
+            mx.uint32,
+        )
+        sampler = self._sampler
+        draw_one = sampler._sample_top_p_one if 0 < sampler.top_p < 1 else sampler._sample_one
+        return mx.vmap(draw_one)(sampler._apply_top_k(logprobs), keys)
+
+
+@dataclass(frozen=True)
+class Row:
+    """How one request is sampled.
+
+    Attributes:
+        sampler: shared by the requests with its settings; None samples greedily.
+        seed: the request's.
+    """
+
+    sampler: SeededSampler | None
+    seed: int = 0
 
 
 class RowSampler:
@@ -65,60 +104,75 @@ class RowSampler:
 
     def __init__(self, fallback: Callable[[mx.array], mx.array] | None):
         self._fallback = fallback
-        self._rows: list[tuple[Callable | None, int]] = []
-        self._samplers: WeakValueDictionary[Hashable, Callable] = WeakValueDictionary()
+        self._batches: Any = None
+        self._rows: Mapping[int, Row] = {}
+        self._samplers: WeakValueDictionary[Hashable, SeededSampler] = WeakValueDictionary()
 
-    def share(self, settings: Hashable, make: Callable[[], Callable | None]) -> Callable | None:
-        """The sampler of running requests with equal ``settings``; ``make()`` if there is none."""
+    def row(self, args: GenerationArguments) -> Row:
+        """How a request with ``args`` is sampled."""
+        if args.temperature == 0:
+            return Row(None)
+        settings = tuple(getattr(args, name) for name in SETTINGS)
         sampler = self._samplers.get(settings)
         if sampler is None:
-            sampler = make()
-            if sampler is not None:
-                self._samplers[settings] = sampler
-        return sampler
+            sampler = self._samplers[settings] = SeededSampler(args)
+        return Row(sampler, DEFAULT_SEED if args.seed is None else args.seed)
 
-    def row(self, sampler: Callable | None) -> Callable[[mx.array, mx.array], mx.array]:
-        """A logits processor that announces a row, to be sampled with ``sampler``."""
-        position = -1
+    def begin(self, batches: Any, rows: Mapping[int, Row]) -> None:
+        """Prepare a step of mlx-vlm's generator.
 
-        def announce(tokens: mx.array, logits: mx.array) -> mx.array:
-            nonlocal position
-            position += 1
-            self._rows.append((sampler, position))
-            return logits
-
-        # With this attribute mlx-vlm passes only the last token, which is cheaper.
-        announce.process_last_token = announce
-        return announce
+        Args:
+            batches: mlx-vlm's ``BatchGenerator``.
+            rows: of all requests in its batches, by the ids under which it has them.
+        """
+        self._batches, self._rows = batches, rows
 
     def __call__(self, logprobs: mx.array) -> mx.array:
-        """Token ids ``[B]`` for ``logprobs`` ``[B, V]``."""
-        rows, self._rows = self._rows, []
+        """Token ids ``[B]`` for ``logprobs`` ``[B, V]`` of unknown rows."""
+        sampler = self._fallback
+        return mx.argmax(logprobs, axis=-1) if sampler is None else sampler(logprobs)
+
+    def sample_target(
+        self, logprobs: mx.array, *, row_ids: Sequence[int], positions: Sequence[int]
+    ) -> mx.array:
+        """Token ids ``[B]`` for ``logprobs`` ``[B, V]``; called by mlx-vlm instead of the sampler.
+
+        Args:
+            logprobs: of a batch of prompts or of running answers.
+            row_ids: zeros.
+            positions: of the tokens in their answers. Only a prompt's is 0.
+        """
+        name = "_generation_batch" if any(positions) else "_prompt_batch"
+        uids = getattr(getattr(self._batches, name, None), "uids", [])
+        rows = [self._rows[uid] for uid in uids if uid in self._rows]
         if len(rows) != logprobs.shape[0]:
-            sampler = self._fallback
-            return mx.argmax(logprobs, axis=-1) if sampler is None else sampler(logprobs)
-        groups: dict[int, list[int]] = {}
-        for index, (sampler, _) in enumerate(rows):
-            groups.setdefault(id(sampler), []).append(index)
-        drawn = [
-            _draw(
-                rows[indices[0]][0],
-                logprobs if len(groups) == 1 else logprobs[mx.array(indices)],
-                [rows[index][1] for index in indices],
-            )
-            for indices in groups.values()
-        ]
-        if len(groups) == 1:
-            return drawn[0]
-        order = [index for indices in groups.values() for index in indices]
-        inverse = sorted(range(len(order)), key=order.__getitem__)
-        return mx.concatenate(drawn)[mx.array(inverse)]
+            return self(logprobs)
+        return draw(logprobs, rows, positions)
 
 
-def _draw(sampler: Callable | None, logprobs: mx.array, positions: list[int]) -> mx.array:
-    """Token ids ``[B]``; seeded samplers draw by the tokens' positions in their answers."""
+def draw(logprobs: mx.array, rows: Sequence[Row], positions: Sequence[int]) -> mx.array:
+    """Token ids ``[B]`` for ``logprobs`` ``[B, V]``, rows with the same sampler together."""
+    groups: dict[int, list[int]] = {}
+    for index, row in enumerate(rows):
+        groups.setdefault(id(row.sampler), []).append(index)
+    if len(groups) == 1:
+        return _draw(logprobs, rows, positions)
+    order = [index for indices in groups.values() for index in indices]
+    drawn = [
+        _draw(
+            logprobs[mx.array(indices)],
+            [rows[index] for index in indices],
+            [positions[index] for index in indices],
+        )
+        for indices in groups.values()
+    ]
+    inverse = sorted(range(len(order)), key=order.__getitem__)
+    return mx.concatenate(drawn)[mx.array(inverse)]
+
+
+def _draw(logprobs: mx.array, rows: Sequence[Row], positions: Sequence[int]) -> mx.array:
+    """The same for rows with one sampler."""
+    sampler = rows[0].sampler
     if sampler is None:
         return mx.argmax(logprobs, axis=-1)
-    if hasattr(sampler, "sample_target"):
-        return sampler.sample_target(logprobs, row_ids=[0] * len(positions), positions=positions)
-    return sampler(logprobs)
+    return sampler.draw(logprobs, [row.seed for row in rows], positions)

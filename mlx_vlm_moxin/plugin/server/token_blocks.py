@@ -1,7 +1,7 @@
 """Tokens of a stream that are sent together.
 
-Sending one costs the event loop about half a millisecond of Python, in which the generation thread
-waits. With many clients that would take longer than computing the tokens.
+Sending a chunk costs the event loop Python, in which the generation thread waits. With many clients
+a chunk for each token would take longer than computing the tokens.
 """
 
 import time
@@ -12,10 +12,11 @@ from typing import Any
 
 from mlx_vlm.server.generation import StreamingToken
 
+from mlx_vlm_moxin.plugin.server import arrivals
 from mlx_vlm_moxin.plugin.server.client import count_requests
 
-# Seconds between two blocks of a stream, for each running request: at most half of the event loop's
-# time is spent on sending.
+# Seconds between two blocks of a stream, for each running request, which limits the event loop's
+# work to about a thousand blocks a second.
 INTERVAL_PER_REQUEST = 0.001
 
 
@@ -25,12 +26,16 @@ class TokenBlocks:
     Args:
         tokens: the answer's tokens, read from ``queue``.
         queue: what they are read from.
+        are_joined: otherwise they are given out one by one, without a pause, as for
+            log-probabilities.
     """
 
-    def __init__(self, tokens: Any, queue: Queue):
+    def __init__(self, tokens: Any, queue: Queue, are_joined: bool = True):
         self._tokens = tokens
+        self._are_joined = are_joined
         self._queue = queue
         self._not_before = 0.0
+        self._ended = False
 
     def __iter__(self) -> Iterator[StreamingToken]:
         return self
@@ -39,11 +44,38 @@ class TokenBlocks:
         pause = self._not_before - time.monotonic()
         if pause > 0:
             time.sleep(pause)
-        block = [next(self._tokens)]
-        while not block[-1].finish_reason and self._has_token():
+        try:
+            block = [next(self._tokens)]
+        except BaseException:
+            self._ended = True
+            raise
+        while self._are_joined and not block[-1].finish_reason and self._has_token():
             block.append(next(self._tokens))
-        self._not_before = time.monotonic() + INTERVAL_PER_REQUEST * (count_requests() - 1)
+        self._ended = bool(block[-1].finish_reason)
+        if self._are_joined:
+            self._not_before = time.monotonic() + INTERVAL_PER_REQUEST * (count_requests() - 1)
         return joined(block)
+
+    async def arrive(self) -> bool:
+        """Wait without a thread until the next block can be read.
+
+        Returns:
+            Whether it can be read without waiting. If not, no token has come for a while.
+        """
+        if not await arrivals.wait_until(self._is_due):
+            return False
+        self._not_before = 0.0
+        return True
+
+    def _is_due(self) -> bool:
+        """Whether tokens wait that may be sent now. The last ones of an answer always may."""
+        waiting = self._queue.queue
+        if self._ended or not waiting:
+            return self._ended
+        last = waiting[-1]
+        if not isinstance(last, StreamingToken) or last.finish_reason:
+            return True
+        return time.monotonic() >= self._not_before
 
     def _has_token(self) -> bool:
         """Whether a token waits, and not the end or an error. Nothing else reads the queue."""

@@ -9,12 +9,12 @@ from types import SimpleNamespace
 import mlx.core as mx
 import pytest
 from mlx_vlm import VisionFeatureCache, load
-from mlx_vlm.server.generation import StreamingToken, _TokenIterator
+from mlx_vlm.server.generation import GenerationArguments, StreamingToken, _TokenIterator
 from support import HF_CHECKPOINT, IMAGE_NAMES, PROMPTS, image_path
 
 from mlx_vlm_moxin.plugin.server import first_use, request_threads, token_blocks
 from mlx_vlm_moxin.plugin.server.picture_features import FEATURES, PictureFeatures
-from mlx_vlm_moxin.plugin.server.sampling import RowSampler
+from mlx_vlm_moxin.plugin.server.sampling import Row, RowSampler, draw
 from mlx_vlm_moxin.plugin.server.token_blocks import TokenBlocks
 
 
@@ -82,30 +82,35 @@ class Draws:
     def __init__(self):
         self.calls = []
 
-    def sample_target(self, logprobs, *, row_ids, positions):
-        self.calls.append((logprobs.shape[0], row_ids))
+    def draw(self, logprobs, seeds, positions):
+        self.calls.append((logprobs.shape[0], seeds))
         return mx.array(positions, mx.uint32)
 
 
-def test_rows_with_the_same_settings_are_drawn_together_in_their_order():
-    rows = RowSampler(None)
-    first, second = rows.share("a", Draws), rows.share("b", Draws)
-    assert rows.share("a", Draws) is first
-    samplers = [first, second, None, first, second]
-    announce = [rows.row(sampler) for sampler in samplers]
-    for _ in range(4):
-        announce[3](None, None)
-    rows._rows.clear()
-    for processor in announce:
-        processor(None, None)
+def test_rows_with_the_same_sampler_are_drawn_together_in_their_order():
+    first, second = Draws(), Draws()
+    rows = [Row(first, 5), Row(second, 6), Row(None), Row(first, 7), Row(second, 8)]
     logprobs = mx.zeros((5, 9)).at[2, 7].add(1)
-    assert rows(logprobs).tolist() == [0, 0, 7, 4, 0]
-    assert first.calls == second.calls == [(2, [0, 0])]
+    assert draw(logprobs, rows, [0, 0, 0, 4, 0]).tolist() == [0, 0, 7, 4, 0]
+    assert first.calls == [(2, [5, 7])]
+    assert second.calls == [(2, [6, 8])]
+
+
+def test_requests_that_differ_only_in_their_seeds_share_a_sampler():
+    rows = RowSampler(None)
+    one, other, warmer = (
+        rows.row(GenerationArguments(temperature=temperature, seed=seed))
+        for temperature, seed in [(0.5, 1), (0.5, 2), (0.6, 1)]
+    )
+    assert one.sampler is other.sampler
+    assert one.sampler is not warmer.sampler
+    assert (one.seed, other.seed) == (1, 2)
+    assert rows.row(GenerationArguments(temperature=0)).sampler is None
 
 
 def test_samplers_are_not_kept_without_a_request():
     rows = RowSampler(None)
-    rows.share("a", Draws)
+    rows.row(GenerationArguments(temperature=0.5, seed=1))
     assert len(rows._samplers) == 0
 
 

@@ -4,15 +4,17 @@ import asyncio
 import json
 import sys
 from dataclasses import dataclass
+from functools import partial
+from types import SimpleNamespace
 
 import mlx.core as mx
 import mlx_vlm.server
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from mlx_vlm.generate.ar import _PositionedTargetSampler
 from mlx_vlm.server import app
 from mlx_vlm.server import request_normalization as normalization
+from mlx_vlm.server.generation import GenerationArguments, _PositionedTargetSampler
 from mlx_vlm.server.runtime import ModelCacheRegistry, runtime
 from mlx_vlm.utils import load_image
 from starlette.exceptions import HTTPException
@@ -130,36 +132,47 @@ def test_text_is_given_out_up_to_the_first_stop_string_however_it_is_split(texts
     assert joined == text[: end if include else start]
 
 
-def sampler(seed: int, **settings) -> _PositionedTargetSampler:
-    return _PositionedTargetSampler(temperature=1.0, top_p=1.0, seed=seed, **settings)
-
-
 def test_each_row_is_sampled_as_if_it_were_alone():
     from mlx_vlm_moxin.plugin.server.generator import RowSampler
 
-    logprobs = mx.random.normal((4, 50), key=mx.random.key(0))
-    samplers = [sampler(1), None, sampler(2), sampler(1, top_k=3)]
-    rows = RowSampler(sampler(9))
-    processors = [rows.row(one) for one in samplers]
+    logprobs = mx.random.normal((6, 50), key=mx.random.key(0))
+    cases = [
+        {"seed": 1},
+        {"temperature": 0},
+        {"seed": 2},
+        {"seed": 1, "top_k": 3},
+        {"seed": 3, "top_p": 0.7},
+        {"seed": None},
+    ]
+    requests = [GenerationArguments(**{"temperature": 1.0, **one}) for one in cases]
+    rows = RowSampler(None)
+    uids = [40 + row for row in range(6)]
+    running = {uid: rows.row(args) for uid, args in zip(uids, requests)}
     for position in range(5):
-        for row, processor in enumerate(processors):
-            unchanged = processor(mx.array([0]), logprobs[row : row + 1])
-            assert mx.array_equal(unchanged, logprobs[row : row + 1])
+        batch = SimpleNamespace(uids=uids)
+        name = "_generation_batch" if position else "_prompt_batch"
+        rows.begin(SimpleNamespace(**{name: batch}), running)
         expected = [
             int(mx.argmax(logprobs[row]))
-            if one is None
-            else one.sample_target(
-                logprobs[row : row + 1], row_ids=[0], positions=[position]
-            ).item()
-            for row, one in enumerate(samplers)
+            if args.temperature == 0
+            else _PositionedTargetSampler(
+                temperature=1.0, top_p=args.top_p, top_k=args.top_k, seed=args.seed
+            )
+            .sample_target(logprobs[row : row + 1], row_ids=[0], positions=[position])
+            .item()
+            for row, args in enumerate(requests)
         ]
-        assert rows(logprobs).tolist() == expected
+        drawn = rows.sample_target(logprobs, row_ids=[0] * 6, positions=[position] * 6)
+        assert drawn.tolist() == expected
 
 
-def test_rows_that_were_not_announced_are_sampled_as_mlx_vlm_does():
+def test_rows_that_are_not_known_are_sampled_as_mlx_vlm_does():
     from mlx_vlm_moxin.plugin.server.generator import RowSampler
 
     logprobs = mx.random.normal((3, 50), key=mx.random.key(0))
     greedy = mx.argmax(logprobs, axis=-1).tolist()
-    assert RowSampler(None)(logprobs).tolist() == greedy
-    assert RowSampler(lambda logprobs: mx.array([7, 7, 7]))(logprobs).tolist() == [7, 7, 7]
+    unknown = {"row_ids": [0] * 3, "positions": [1] * 3}
+    for call in (RowSampler.__call__, partial(RowSampler.sample_target, **unknown)):
+        assert call(RowSampler(None), logprobs).tolist() == greedy
+        sevens = RowSampler(lambda logprobs: mx.array([7, 7, 7]))
+        assert call(sevens, logprobs).tolist() == [7, 7, 7]
