@@ -184,9 +184,11 @@ def batch_kernel(
         },
         {
             "out": ((batch, sizes.hidden), dtype),
-            "products": ((batch, sizes.attended + 2 * sizes.keys), mx.float32),
-            "attended": ((batch, sizes.attended), dtype),
-            "gated": ((batch, sizes.intermediate), dtype),
+            "scratch": kernel.scratch(
+                (MAX_BATCH * (sizes.attended + 2 * sizes.keys), mx.float32),  # products
+                (MAX_BATCH * sizes.attended, dtype),  # attended
+                (MAX_BATCH * sizes.intermediate, dtype),  # gated
+            ),
         },
         {"batch": batch, "capacity": capacity},
         blocks=device.multiprocessors(),

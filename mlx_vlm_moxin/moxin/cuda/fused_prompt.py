@@ -139,11 +139,13 @@ def prompt_kernel(
         },
         {
             "out": ((tokens, sizes.hidden), dtype),
-            "normed": ((tokens, sizes.hidden), dtype),
-            "products": ((products * tokens,), mx.float32),
-            "queries": ((tokens, sizes.attended), dtype),
-            "attended": ((tokens, sizes.attended), dtype),
-            "gated": ((tokens, sizes.intermediate), dtype),
+            "scratch": kernel.scratch(
+                (tile * sizes.hidden, dtype),  # normed
+                (tile * sizes.attended, dtype),  # queries
+                (tile * sizes.attended, dtype),  # attended
+                (tile * sizes.intermediate, dtype),  # gated
+                (tokens * products, mx.float32),
+            ),
         },
         {"capacity": capacity, "tokens": tokens, **splits},
         blocks=grid,

@@ -142,9 +142,11 @@ def step_kernel(
         {"SPLITS": splits, **(others.constants if others else {})},
         {
             "out": ((sizes.hidden,), dtype),
-            "queries": ((sizes.attended,), dtype),
-            "sums": ((sizes.heads * splits * (sizes.head_dim + 2),), mx.float32),
-            "gated": ((sizes.intermediate,), dtype),
+            "scratch": kernel.scratch(
+                (sizes.attended, dtype),  # queries
+                (sizes.heads * splits * (sizes.head_dim + 2), mx.float32),  # sums
+                (sizes.intermediate, dtype),  # gated
+            ),
         },
         {"capacity": capacity, **(others.scalars if others else {})},
         blocks=device.multiprocessors(),

@@ -22,6 +22,8 @@ DTYPES = (mx.bfloat16, mx.float16)
 # MLX keeps arrays of 8 bytes or less in host memory, where a kernel needs about 10 us to read them,
 # so counters are padded to 4 elements.
 MIN_SIZE = 4
+# Bytes to which arrays in scratch memory are aligned, as in scratch_memory.cuh.
+ALIGNMENT = 256
 
 
 class Kernel:
@@ -60,6 +62,17 @@ class Kernel:
 def counters() -> mx.array:
     """Zeros for the barrier of a kernel whose thread blocks wait for each other (grid.cuh)."""
     return mx.zeros(MIN_SIZE, mx.uint32)
+
+
+def scratch(*arrays: tuple[int, mx.Dtype]) -> tuple[tuple[int], mx.Dtype]:
+    """Shape and dtype of an output that holds scratch ``arrays`` (scratch_memory.cuh).
+
+    Args:
+        arrays: number of values and dtype of each.
+    """
+    sizes = [count * dtype.size for count, dtype in arrays]
+    total = sum(-(-size // ALIGNMENT) * ALIGNMENT for size in sizes)
+    return (total // mx.uint32.size,), mx.uint32
 
 
 def count_array(count: int) -> mx.array:

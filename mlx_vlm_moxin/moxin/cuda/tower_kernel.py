@@ -15,8 +15,6 @@ from .tower_tiles import THREADS, TILE_K, Tiles, WarpgroupTiles
 # are faster than 4, 11 and 11 or 8, 9 and 9.
 FIRST_LAYERS = 6
 LAYERS_AT_ONCE = 10
-# Bytes to which arrays in the scratch memory are aligned.
-ALIGNMENT = 256
 # A layer's arrays, in the order of moxin::TowerLayer (tower_layers.cu).
 PARAMETERS = (
     ("norm1", "weight"),
@@ -91,14 +89,13 @@ def tower_layers(
             parameters += names.values()
             members = ", ".join(names.get(path, "nullptr") for path in PARAMETERS)
             entries[f"[{index}][{which}]"] = members
-    # One array, because MLX copies its list of inputs once for each result of a kernel.
-    outputs, scalars, scratch = {}, {}, 0
+    outputs, scalars, scratch = {}, {}, []
     for which, tower in enumerate(towers):
         rows, width = tower.batch * tower.tokens, tower.width
         outputs[f"out_{which}"] = ((tower.batch, tower.tokens, width), dtype)
         values = (width, 3 * width, width, tower.intermediate)  # normed, qkv, attended, hidden
-        sizes = [*(rows * count * dtype.size for count in values), tiles.parts * rows * width * 4]
-        scratch += sum(-(-size // ALIGNMENT) * ALIGNMENT for size in sizes)
+        scratch += [(rows * count, dtype) for count in values]
+        scratch.append((tiles.parts * rows * width, mx.float32))
         for name in ("batch", "tokens", "width", "heads", "intermediate", "depth"):
             scalars[f"{name}_{which}"] = getattr(tower, name)
     return kernel.build(
@@ -111,13 +108,12 @@ def tower_layers(
             "EPS": eps,
             "THREADS": THREADS,
             "SHARED_MEMORY": tiles.shared_memory,
-            "ALIGNMENT": ALIGNMENT,
             "TILE_K": TILE_K,
             "PARTS": tiles.parts,
             **tiles.constants,
         },
         [mx.uint32, dtype, dtype, *[dtype] * len(parameters)],
-        outputs | {"scratch": ((scratch // mx.uint32.size,), mx.uint32)},
+        outputs | {"scratch": kernel.scratch(*scratch)},
         scalars,
         macros={
             **tiles.macros,

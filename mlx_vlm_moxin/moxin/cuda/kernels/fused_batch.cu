@@ -15,6 +15,7 @@
 
 #include "batch_attention.cuh"
 #include "batch_products.cuh"
+#include "scratch_memory.cuh"
 
 // As in fused_step.cu, LAYER_PARAMETERS declares the layers' arrays and FILL_LAYERS(layers) stores
 // them in a table in shared memory.
@@ -25,9 +26,7 @@ extern "C" __global__ void __launch_bounds__(config::THREADS, 1) fused_batch(
     const int* padding,      // [batch], masked positions at the start of each sequence
     LAYER_PARAMETERS,
     config::T* out,          // [batch, HIDDEN]
-    float* products,         // scratch [batch, PROJECTED]
-    config::T* attended,     // scratch [batch, HEADS, HEAD_DIM]
-    config::T* gated,        // scratch [batch, INTERMEDIATE]
+    unsigned int* work,      // scratch, see below
     int batch, int capacity) {  // sequences; positions of their caches
   using namespace moxin;
   using config::HIDDEN, config::INTERMEDIATE;
@@ -35,6 +34,10 @@ extern "C" __global__ void __launch_bounds__(config::THREADS, 1) fused_batch(
   FILL_LAYERS(layers)
   GridBarrier barrier{arrivals};
   barrier.arrive();
+  ScratchMemory memory(work);
+  float* products = memory.take<float>(ROWS * PROJECTED);
+  T* attended = memory.take<T>(ROWS * ATTENDED);  // [batch, HEADS, HEAD_DIM]
+  T* gated = memory.take<T>(ROWS * INTERMEDIATE);
   WeightStream stream(layers);
   int finished = 0;
   auto nothing = [](int, int, int) { return T{}; };

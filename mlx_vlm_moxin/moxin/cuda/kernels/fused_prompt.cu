@@ -15,6 +15,7 @@
 #include "narrow_matmul.cuh"
 #include "partial_products.cuh"
 #include "prompt_attention.cuh"
+#include "scratch_memory.cuh"
 
 namespace moxin {
 
@@ -52,11 +53,7 @@ extern "C" __global__ void __launch_bounds__(config::THREADS, 1) fused_prompt(
     unsigned int* arrivals,  // [4] zeros, the barrier's counter
     LAYER_PARAMETERS,
     config::T* out,          // [tokens, HIDDEN]
-    config::T* normed,       // scratch [tokens, HIDDEN]
-    float* products,         // scratch, the largest [splits, tokens, columns] of the three
-    config::T* queries,      // scratch [tokens, HEADS, HEAD_DIM]
-    config::T* attended,     // scratch, as queries
-    config::T* gated,        // scratch [tokens, INTERMEDIATE]
+    unsigned int* scratch,   // see below
     int capacity,            // positions of the cache
     int tokens, int qkv_splits, int output_splits, int down_splits) {
   using namespace moxin;
@@ -69,6 +66,12 @@ extern "C" __global__ void __launch_bounds__(config::THREADS, 1) fused_prompt(
   GridBarrier barrier{arrivals};
   barrier.arrive();
   int before = *filled;
+  ScratchMemory memory(scratch);
+  T* normed = memory.take<T>(config::ROWS * config::HIDDEN);
+  T* queries = memory.take<T>(config::ROWS * ATTENDED);  // [tokens, HEADS, HEAD_DIM]
+  T* attended = memory.take<T>(config::ROWS * ATTENDED);
+  T* gated = memory.take<T>(config::ROWS * config::INTERMEDIATE);
+  float* products = memory.take<float>(0);  // the largest [splits, tokens, columns] of the three
 
   auto norm = [&](const T* residual, const float* product, int splits, const T* weight) {
     barrier.wait();

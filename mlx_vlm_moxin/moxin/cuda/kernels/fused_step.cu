@@ -11,6 +11,7 @@
 // KV_HEADS; WINDOW (0: none); LAYERS; QKV, OUTPUT, GATE_UP, DOWN (moxin::Format); EPS, LOG2_THETA,
 // SCALE; SPLITS (thread blocks per head in attention) and THREADS.
 
+#include "scratch_memory.cuh"
 #include "step_products.cuh"
 
 // The layers' arrays are separate parameters, since MLX passes arrays one by one: LAYER_PARAMETERS
@@ -24,9 +25,7 @@ extern "C" __global__ void __launch_bounds__(config::THREADS, 1) fused_step(
     const int* padding,      // padding[0]: masked positions at the start of the cache
     LAYER_PARAMETERS,
     config::T* out,          // [HIDDEN]
-    config::T* queries,      // scratch [HEADS, HEAD_DIM]
-    float* sums,             // scratch [HEADS * SPLITS * (HEAD_DIM + 2)]
-    config::T* gated,        // scratch [INTERMEDIATE]
+    unsigned int* scratch,   // see below
     int capacity) {          // positions of the cache
   using namespace moxin;
   __shared__ Layer<T> layers[config::LAYERS];
@@ -35,7 +34,10 @@ extern "C" __global__ void __launch_bounds__(config::THREADS, 1) fused_step(
   GridBarrier barrier{arrivals};
   barrier.arrive();
   int last = *position - *padding;
-  Attended attended{sums};
+  ScratchMemory memory(scratch);
+  T* queries = memory.take<T>(ATTENDED);
+  Attended attended{memory.take<float>(config::HEADS * config::SPLITS * (config::HEAD_DIM + 2))};
+  T* gated = memory.take<T>(config::INTERMEDIATE);
   auto store = [&](int i, int lane, float value) {
     if (lane == 0) out[i] = round_to<T>(value);
   };

@@ -9,6 +9,7 @@
 // process's heads and columns; RANKS (processes), PATIENCE (seconds).
 
 #include "peers.cuh"
+#include "scratch_memory.cuh"
 #include "step_products.cuh"
 
 namespace moxin {
@@ -73,9 +74,7 @@ extern "C" __global__ void __launch_bounds__(config::THREADS, 1) sharded_step(
     const unsigned int* addresses,  // [RANKS, 2], as in peers.cuh
     LAYER_PARAMETERS,               // as in fused_step.cu
     config::T* out,                 // [HIDDEN]
-    config::T* queries,             // scratch [HEADS, HEAD_DIM]
-    float* sums,                    // scratch [HEADS * SPLITS * (HEAD_DIM + 2)]
-    config::T* gated,               // scratch [INTERMEDIATE]
+    unsigned int* scratch,          // see below
     int capacity,                   // positions of the cache
     int rank, int half_bytes) {     // rank of this process; half_bytes as in peers.cuh
   using namespace moxin;
@@ -87,7 +86,10 @@ extern "C" __global__ void __launch_bounds__(config::THREADS, 1) sharded_step(
   constexpr int PART_BYTES = config::HIDDEN * sizeof(float);
   Peers<config::RANKS> peers{addresses, rank, half_bytes, PART_BYTES};
   int last = *position - *padding;
-  Attended attended{sums};
+  ScratchMemory memory(scratch);
+  T* queries = memory.take<T>(ATTENDED);
+  Attended attended{memory.take<float>(config::HEADS * config::SPLITS * (config::HEAD_DIM + 2))};
+  T* gated = memory.take<T>(config::INTERMEDIATE);
   Hidden hidden{x, nullptr, PART_BYTES};
   // The first process adds the residual, so that the parts add up to the new hidden states.
   auto load = [&](int i) { return rank == 0 ? hidden.load(i) : HiddenParts{}; };

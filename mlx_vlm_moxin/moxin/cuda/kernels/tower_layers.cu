@@ -8,8 +8,9 @@
 //
 // Constants that tower_kernel.py defines in namespace config: T; WIDTH and HEAD, the larger of both
 // towers' widths and, rounded up to 16, of their heads' widths; LAYERS; EPS; THREADS, SHARED_MEMORY,
-// ALIGNMENT, TILE_K, PARTS, and those of TOWER_PRODUCTS, the file of the products.
+// TILE_K, PARTS, and those of TOWER_PRODUCTS, the file of the products.
 
+#include "scratch_memory.cuh"
 #include "tower_attention.cuh"
 #include "tower_norm.cuh"
 #include TOWER_PRODUCTS
@@ -40,21 +41,14 @@ struct Tower {
   float* sums;
 };
 
-// Gives the tower its scratch memory, from `free` on, and returns what follows.
-__device__ inline unsigned char* add_scratch(Tower& tower, unsigned char* free) {
+// Gives the tower its scratch memory.
+__device__ inline void add_scratch(Tower& tower, ScratchMemory& memory) {
   long long rows = static_cast<long long>(tower.batch) * tower.tokens;
-  auto take = [&](long long bytes) {
-    unsigned char* taken = free;
-    free += (bytes + config::ALIGNMENT - 1) / config::ALIGNMENT * config::ALIGNMENT;
-    return taken;
-  };
-  constexpr int SIZE = sizeof(T);
-  tower.normed = reinterpret_cast<T*>(take(rows * tower.width * SIZE));
-  tower.qkv = reinterpret_cast<T*>(take(rows * 3 * tower.width * SIZE));
-  tower.attended = reinterpret_cast<T*>(take(rows * tower.width * SIZE));
-  tower.hidden = reinterpret_cast<T*>(take(rows * tower.intermediate * SIZE));
-  tower.sums = reinterpret_cast<float*>(take(config::PARTS * rows * tower.width * sizeof(float)));
-  return free;
+  tower.normed = memory.take<T>(rows * tower.width);
+  tower.qkv = memory.take<T>(rows * 3 * tower.width);
+  tower.attended = memory.take<T>(rows * tower.width);
+  tower.hidden = memory.take<T>(rows * tower.intermediate);
+  tower.sums = memory.take<float>(config::PARTS * rows * tower.width);
 }
 
 // The norms of both towers' rows; make(tower) returns the LayerNorm of tower 0 or 1.
@@ -95,9 +89,9 @@ extern "C" __global__ void __launch_bounds__(config::THREADS, 1) tower_layers(
   if (threadIdx.x == 0) {
     towers[0] = {x_0, out_0, batch_0, tokens_0, width_0, heads_0, intermediate_0, depth_0};
     towers[1] = {x_1, out_1, batch_1, tokens_1, width_1, heads_1, intermediate_1, depth_1};
-    unsigned char* free = reinterpret_cast<unsigned char*>(scratch);
-    free = add_scratch(towers[0], free);
-    add_scratch(towers[1], free);
+    ScratchMemory memory(scratch);
+    add_scratch(towers[0], memory);
+    add_scratch(towers[1], memory);
   }
   GridBarrier barrier{arrivals};
   barrier.arrive();
