@@ -109,9 +109,9 @@ async def _prepare(path: str, body: bytes) -> tuple[Client, bytes]:
     """
     endpoint, uses_pictures = _ENDPOINTS[path]
     try:
-        request = parse_object(body)
+        received = parse_object(body)
+        request = without_nulls(received)
         sources = picture_sources(endpoint, request)
-        request = without_nulls(request)
         context.check_length(request, sources)
         await models.load_for(request)
         client = Client(generator=runtime.response_generator)
@@ -122,7 +122,9 @@ async def _prepare(path: str, body: bytes) -> tuple[Client, bytes]:
         raise RefusedError(400, sentence(error)) from error
     except HTTPException as error:
         raise RefusedError(error.status_code, sentence(error.detail)) from error
-    return client, json.dumps(request, ensure_ascii=False).encode()
+    if request != received:
+        body = json.dumps(request, ensure_ascii=False).encode()
+    return client, body
 
 
 async def _read_picture(

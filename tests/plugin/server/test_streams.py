@@ -1,4 +1,4 @@
-"""How tokens of streamed answers reach their clients: without threads, waiting ones together."""
+"""What requests and the tokens of streams cost the event loop: no threads, no second copies."""
 
 import asyncio
 import importlib
@@ -13,7 +13,7 @@ from mlx_vlm.server.generation import StreamingToken, _TokenIterator
 from starlette.testclient import TestClient
 from support import HF_CHECKPOINT
 
-from mlx_vlm_moxin.plugin.server import arrivals, request_threads, token_blocks
+from mlx_vlm_moxin.plugin.server import arrivals, gate, request_threads, token_blocks
 from mlx_vlm_moxin.plugin.server.token_blocks import TokenBlocks
 
 COMPLETIONS = "/v1/completions"
@@ -222,3 +222,11 @@ def test_answers_have_mlx_vlms_header(client):
     )
     for answer in (streamed, client.get("/health"), client.get("/nowhere")):
         assert answer.headers.get_list("server")[0].startswith("mlx_vlm/")
+
+
+def test_only_a_body_with_nulls_is_written_again(client):
+    request = {"model": str(HF_CHECKPOINT), "prompt": "é", "max_tokens": 1}
+    received = json.dumps(request, indent=3).encode()
+    assert asyncio.run(gate._prepare("/completions", received))[1] is received
+    nulls = json.dumps({**request, "stop": None}).encode()
+    assert json.loads(asyncio.run(gate._prepare("/completions", nulls))[1]) == request
