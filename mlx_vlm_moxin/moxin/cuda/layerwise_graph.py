@@ -56,6 +56,7 @@ def hidden_states(
             computes the other tokens' keys and values alone.
     """
     h, normed, all_keys, all_values, submitted = x.flatten(0, 1), None, [], [], None
+    flags = prompt_matmul.flags()
     rows = len(h)
     for index, (layer, following) in enumerate(_with_next(layers)):
         if normed is None:
@@ -75,6 +76,7 @@ def hidden_states(
             following.input_norm if following else last_norm,
             [] if cached[0] is None else cached,
             places,
+            flags,
         )
         all_keys.append(keys)
         all_values.append(values)
@@ -131,6 +133,7 @@ def _layer(
     next_norm: mx.array,
     cached: Sequence[mx.array],
     places: Places,
+    flags: mx.array,
 ) -> tuple[mx.array, mx.array, mx.array, mx.array]:
     """One layer; a function of arrays alone, so that one graph serves all layers of its form.
 
@@ -144,6 +147,7 @@ def _layer(
         arrays: of the layer.
         next_norm: weight of the norm after the layer.
         cached: keys and values of the cache; nothing if it is empty.
+        flags: of the products of prompts, which follow each other.
 
     Returns:
         Hidden states, their norm in ``next_order``, keys and values (as
@@ -161,7 +165,7 @@ def _layer(
     qkv, output, gate_up, down = layer.projections
     if normed.ndim > 2:
         normed = Arranged(normed, h.shape)
-    products, splits = _multiply(sizes, qkv, normed)
+    products, splits = _multiply(sizes, qkv, normed, flags)
     if len(products) == 1:
         products, splits = 3 * products, max(1, splits)
     kind = products[0].dtype
@@ -182,14 +186,14 @@ def _layer(
                 for x in (attended, h)
             )
     order = find_order(gate_up)
-    h, normed = _project(sizes, output, attended, h, layer.post_norm, order)
+    h, normed = _project(sizes, output, attended, h, layer.post_norm, order, flags)
     if order is not None:
         normed = Arranged(normed, h.shape)
     order = find_order(down)
-    products, splits = _multiply(sizes, gate_up, normed, True, order)
+    products, splits = _multiply(sizes, gate_up, normed, flags, True, order)
     if not splits:
         products = [swiglu(products)]
-    h, normed = _project(sizes, down, products[0], h, next_norm, next_order)
+    h, normed = _project(sizes, down, products[0], h, next_norm, next_order, flags)
     return h, normed, keys, values
 
 
@@ -200,9 +204,10 @@ def _project(
     residual: mx.array,
     norm: mx.array,
     order: Order | None,
+    flags: mx.array,
 ) -> list[mx.array]:
     """``residual`` plus the product, and its norm in ``order``."""
-    (product,), splits = _multiply(sizes, projection, x)
+    (product,), splits = _multiply(sizes, projection, x, flags)
     if sizes.group is None:
         add_norm = kernels.add_norm(sizes.dtype, *residual.shape, sizes.eps, splits, order)
         return add_norm(product, residual, norm)
@@ -216,6 +221,7 @@ def _multiply(
     sizes: DecoderSizes,
     projection: Projection,
     x: mx.array | Arranged,
+    flags: mx.array,
     is_gated: bool = False,
     next_order: Order | None = None,
 ) -> tuple[list[mx.array], int]:
@@ -226,6 +232,7 @@ def _multiply(
 
     Args:
         x: in any order.
+        flags: of the products of prompts.
         is_gated: compute ``silu`` of the first product times the second one.
         next_order: in which to give a gated product, if there is a kernel for that.
     """
@@ -238,7 +245,7 @@ def _multiply(
         kernel, splits = prompt_matmul.multiply(
             sizes.dtype, form, matrices, order, *x.shape, next_order, is_gated
         )
-        products = kernel(x.array, *projection.arrays)
+        products = kernel(x.array, *projection.arrays, flags)[:1]
         if next_order is not None:
             products = [Arranged(products[0], (x.shape[0], matrices[0]))]
         return products, splits

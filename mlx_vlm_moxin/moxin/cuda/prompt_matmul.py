@@ -13,11 +13,12 @@ from .arranged import PIECE, Order
 from .decoder_sizes import DecoderSizes
 from .kernel import Kernel
 from .projections import Format
-from .tiling import MAX_SPLITS
+from .prompt_division import find_division
 
 # As in kernels/prompt_matmul.cuh: values of K per round of its loop, rows of weights of a block.
 LOOP_K = 256
 BLOCK_ROWS = 128
+TILE_ROWS = 64
 THREADS = 384
 # Stages of x at most, and bytes of them; more leave less of an L1 cache.
 MAX_STAGES = 8
@@ -33,12 +34,7 @@ MAX_ROWS = {8: 900, 4: 2000}
 # What each tile needs in addition, for its weights to be unpacked, as rows of x.
 TILE_COST = 40
 # Possible rows of x of a tile. Registers hold at most 288, and each number needs its own kernels.
-TOKENS = (96, 160, 224, 256, 288)
-# For choosing the parts of K: FLOPs and bytes (of parts, which are written and read) per
-# microsecond, and microseconds of a round of thread blocks, as measured on an H200.
-FLOPS = 650e6
-BYTES = 3e6
-ROUND = 3
+TOKENS = (96, 160, 224, 256, 288, 304, 320)
 
 
 @functools.lru_cache
@@ -62,26 +58,9 @@ def find_order(sizes: DecoderSizes, form: Format, rows: int) -> Order | None:
     return Order(form.bits, tokens)
 
 
-@functools.lru_cache
-def count_splits(columns: int, order: Order, rows: int, width: int) -> int:
-    """Parts of K with which a product is fastest.
-
-    Args:
-        columns: of the product.
-        order: of x.
-        rows: of x.
-        width: values of K.
-    """
-    items = math.ceil(columns / BLOCK_ROWS) * math.ceil(rows / order.tokens)
-    blocks, loops = device.multiprocessors(), width // LOOP_K
-
-    def time(splits: int) -> float:
-        rounds = math.ceil(items * splits / blocks)
-        flops = math.ceil(loops / splits) * LOOP_K * BLOCK_ROWS * order.tokens * 2
-        parts = 8 * splits * rows * columns
-        return rounds * (flops * blocks / FLOPS + ROUND) + parts / BYTES
-
-    return min(range(1, min(MAX_SPLITS, loops) + 1), key=time)
+def flags() -> mx.array:
+    """Zeros for the products of a pass that do not run at the same time (``Handover``)."""
+    return mx.zeros(BLOCK_ROWS // TILE_ROWS * device.multiprocessors(), mx.uint32)
 
 
 @functools.lru_cache
@@ -108,17 +87,22 @@ def multiply(
         is_gated: compute ``silu`` of the first product times the second one.
 
     Returns:
-        A kernel of the arranged ``x`` and of each matrix's arrays (``form.arrays``), and the number
-        of parts of its result: float32 ``[parts, rows, sum(matrices)]``; if ``is_gated``,
-        ``[rows, N]`` of ``dtype`` in 1 part, arranged if there is a ``next_order``.
+        A kernel of the arranged ``x``, of each matrix's arrays (``form.arrays``) and of ``flags``,
+        and the number of parts of its first result: float32 ``[parts, rows, sum(matrices)]``; if
+        ``is_gated``, ``[rows, N]`` of ``dtype`` in 1 part, arranged if there is a ``next_order``.
+        What blocks leave for others is the second result.
     """
     columns = matrices[0] if is_gated else sum(matrices)
-    splits = 1 if is_gated else count_splits(columns, order, rows, width)
-    shape, output = (splits, rows, columns), mx.float32
+    items = math.ceil(sum(matrices) / BLOCK_ROWS) * math.ceil(rows / order.tokens)
+    round_flops = 2 * LOOP_K * BLOCK_ROWS * order.tokens
+    division = find_division(items, width // LOOP_K, round_flops, 4 * rows * columns, is_gated)
+    parts = division.parts
+    shape, output = (parts, rows, columns), mx.float32
     if is_gated:
         output = dtype
         shape = (rows, columns) if next_order is None else next_order.shape(rows, columns)
-    items = math.ceil(sum(matrices) / BLOCK_ROWS) * math.ceil(rows / order.tokens) * splits
+    hands_over = parts == 1 and division.shared_items > 0
+    handed = (division.blocks if hands_over else 1, BLOCK_ROWS, order.tokens)
     stage = order.tokens * PIECE * dtype.size + BARRIERS
     stages = min(MAX_STAGES, STAGE_MEMORY // stage)
     product = kernel.build(
@@ -128,26 +112,28 @@ def multiply(
             "Output": output,
             "BITS": form.bits,
             "GROUP": form.group_size,
+            "COUNT": len(matrices),
             "GATED": is_gated,
             "TOKENS": order.tokens,
             "STAGES": stages,
             "OUT_BITS": 0 if next_order is None else next_order.bits,
             "THREADS": THREADS,
         },
-        [dtype, *len(matrices) * form.dtypes(dtype)],
-        {"out": (shape, output)},
+        [dtype, *len(matrices) * form.dtypes(dtype), mx.uint32],
+        {"out": (shape, output), "handed": (handed, mx.float32)},
         {
             **matmul_kernels.ends(matrices),
             "rows": rows,
             "width": width,
-            "splits": splits,
+            "parts": parts,
+            "shared_items": division.shared_items,
         },
         macros={
             **matmul_kernels.matrix_macros(dtype, form, len(matrices)),
             **wgmma.macros(order.tokens // 2),
         },
-        blocks=min(items, device.multiprocessors()),
+        blocks=division.blocks,
         threads=THREADS,
         shared_memory=ALIGNMENT + stages * stage,
     )
-    return product, splits
+    return product, parts

@@ -95,6 +95,7 @@ def arrange(dtype, order, rows, width):
 
 def multiply_arranged(dtype, form, matrices, order, rows, width, next_order=None, is_gated=False):
     def kernel(x, *arrays):
+        *arrays, _ = arrays  # the last one is for thread blocks
         assert x.shape == order.shape(rows, width)
         x = out_of_order(x, order, rows)
         products = [x @ weight.T for weight in _weights(form, matrices, arrays)]

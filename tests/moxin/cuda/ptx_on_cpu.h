@@ -223,6 +223,11 @@ inline void ld_acquire_gpu_global_u32(unsigned int& x, const unsigned int* from)
   sched_yield();
 }
 
+inline void ld_global_cg_v4_f32(float& x, float& y, float& z, float& w, const float4* from) {
+  if (reinterpret_cast<size_t>(from) % 16) abort();  // misaligned
+  x = from->x, y = from->y, z = from->z, w = from->w;
+}
+
 inline void copy(unsigned int to, const void* from, int bytes) {
   if (to % bytes || reinterpret_cast<size_t>(from) % bytes) abort();  // misaligned
   block->threads[threadIdx.x].open.push_back({to, from, bytes});

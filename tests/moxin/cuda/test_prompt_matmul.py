@@ -27,7 +27,8 @@ def test_arranging_is_undone(bits, rows):
 
 
 @pytest.mark.parametrize(
-    ("rows", "tokens"), [(65, 96), (161, 224), (288, 288), (300, 160), (512, 256), (590, 224)]
+    ("rows", "tokens"),
+    [(65, 96), (161, 224), (288, 288), (289, 304), (320, 320), (512, 256), (590, 304)],
 )
 def test_the_order_of_a_prompt_has_few_unused_rows(rows, tokens, on_hopper):
     assert prompt_matmul.find_order(MOXIN, Format(8, 64), rows) == Order(8, tokens)
@@ -91,7 +92,8 @@ def check(dtype, form, order, rows, matrices, width, step=1):
     arrays, whole = quantized(dtype, form, matrices, width)
     x = mx.random.normal((rows, width)).astype(dtype)
     kernel, _ = prompt_matmul.multiply(dtype, form, matrices, order, rows, width)
-    (actual,) = kernel(*arrange(dtype, order, rows, width)(x), *arrays)
+    (arranged,) = arrange(dtype, order, rows, width)(x)
+    actual, _ = kernel(arranged, *arrays, prompt_matmul.flags())
     (expected,) = products(x, [mx.concatenate(whole)[::step]])
     assert relative_error(actual.sum(axis=0)[:, ::step], expected) < 5e-4
 
@@ -125,7 +127,8 @@ def test_gated_products(dtype, form, next_bits):
     kernel, _ = prompt_matmul.multiply(
         dtype, form, matrices, order, rows, width, next_order, is_gated=True
     )
-    (actual,) = kernel(*arrange(dtype, order, rows, width)(x), *arrays)
+    (arranged,) = arrange(dtype, order, rows, width)(x)
+    actual, _ = kernel(arranged, *arrays, prompt_matmul.flags())
     if next_order is not None:
         actual = plain_kernels.out_of_order(actual, next_order, rows)
     gates, values = products(x, whole)

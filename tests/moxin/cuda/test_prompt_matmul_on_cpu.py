@@ -8,36 +8,47 @@ from kernels_on_cpu import COMPILER
 from mlx_vlm.models.moxin.cuda import kernel, prompt_matmul
 from mlx_vlm.models.moxin.cuda.arranged import Order
 from mlx_vlm.models.moxin.cuda.projections import Format
+from mlx_vlm.models.moxin.cuda.prompt_division import Division
 from test_prompt_matmul import products, quantized
 from threads_on_cpu import ThreadsOnCpu
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="needs a C++ compiler")
 
 
-def launch(dtype, form, matrices, rows, width, tmp_path, monkeypatch, *options):
+def launch(dtype, form, matrices, rows, width, division, tmp_path, monkeypatch, *options):
     """The product by the kernel, and those of each matrix in float32."""
     mx.random.seed(0)
-    order = Order(form.bits, 96)
-    monkeypatch.setattr(kernel, "build", ThreadsOnCpu(tmp_path, blocks=3))
+    order, build = Order(form.bits, 96), ThreadsOnCpu(tmp_path)
+    monkeypatch.setattr(kernel, "build", build)
+    monkeypatch.setattr(prompt_matmul, "find_division", lambda *_: division)
     arrays, whole = quantized(dtype, form, matrices, width)
     x = (mx.random.normal((rows, width)) / width**0.5).astype(dtype)
     multiply = prompt_matmul.multiply.__wrapped__
-    run, _ = multiply(dtype, form, matrices, order, rows, width, *options)
-    (actual,) = run(plain_kernels.in_order(x, order), *arrays)
+    run, parts = multiply(dtype, form, matrices, order, rows, width, *options)
+    assert parts == division.parts
+    actual, _ = run(plain_kernels.in_order(x, order), *arrays, prompt_matmul.flags())
+    assert not build.arrays[-1].any()
     return actual, products(x, whole)
 
 
 @pytest.mark.parametrize(
-    ("dtype", "form"),
+    ("dtype", "form", "rows", "division"),
     [
-        (mx.bfloat16, Format(8, 64)),
-        pytest.param(mx.float16, Format(4, 32), marks=pytest.mark.slow),
-        pytest.param(mx.bfloat16, Format(4, 128), marks=pytest.mark.slow),
+        # Two pairs of tiles of weights, and two tiles of x if there are more than 96 rows.
+        pytest.param(mx.bfloat16, Format(8, 64), 100, Division(3, 0, 1), id="whole items"),
+        pytest.param(mx.bfloat16, Format(8, 64), 100, Division(3, 4, 1), id="cut items"),
+        pytest.param(mx.bfloat16, Format(8, 64), 100, Division(2, 3, 1), id="cut and whole items"),
+        pytest.param(mx.bfloat16, Format(8, 64), 70, Division(3, 2, 2), id="unequal parts"),
+        pytest.param(
+            mx.float16, Format(4, 32), 100, Division(4, 4, 1), marks=pytest.mark.slow, id="float16"
+        ),
+        pytest.param(
+            mx.bfloat16, Format(4, 128), 70, Division(4, 2, 2), marks=pytest.mark.slow, id="4 bits"
+        ),
     ],
 )
-def test_products(dtype, form, tmp_path, monkeypatch, kernels_everywhere):
-    matrices, rows = (64, 24, 48), 100  # four tiles of weights and two of x
-    actual, expected = launch(dtype, form, matrices, rows, 512, tmp_path, monkeypatch)
+def test_products(dtype, form, rows, division, tmp_path, monkeypatch, kernels_everywhere):
+    actual, expected = launch(dtype, form, (64, 24, 48), rows, 512, division, tmp_path, monkeypatch)
     assert relative_error(actual.sum(axis=0), mx.concatenate(expected, axis=1)) < 5e-4
 
 
@@ -49,9 +60,9 @@ def test_products(dtype, form, tmp_path, monkeypatch, kernels_everywhere):
     ],
 )
 def test_gated_products(dtype, form, next_bits, tmp_path, monkeypatch, kernels_everywhere):
-    following = Order(next_bits, 96) if next_bits else None
+    following, division = Order(next_bits, 96) if next_bits else None, Division(3, 4, 1)
     actual, (gates, values) = launch(
-        dtype, form, (256, 256), 70, 256, tmp_path, monkeypatch, following, True
+        dtype, form, (256, 256), 70, 512, division, tmp_path, monkeypatch, following, True
     )
     if following is not None:
         actual = plain_kernels.out_of_order(actual, following, 70)

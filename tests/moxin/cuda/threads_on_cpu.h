@@ -33,7 +33,7 @@ inline int min(int a, unsigned int b) { return min(a, static_cast<int>(b)); }
 struct uint2 { unsigned int x, y; };
 struct alignas(16) uint4 { unsigned int x, y, z, w; };
 struct float2 { float x, y; };
-struct float4 { float x, y, z, w; };
+struct alignas(16) float4 { float x, y, z, w; };
 struct Dimension { unsigned int x; };
 inline thread_local Dimension threadIdx, blockIdx, gridDim;
 

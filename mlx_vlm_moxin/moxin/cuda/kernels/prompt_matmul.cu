@@ -4,7 +4,7 @@
 // once per 128 rows of weights, mostly from the L2 cache. For gate_proj and up_proj of Moxin and 288
 // rows: 68 GFLOPs (97 us at 700 TFLOP/s) and, at 8 bits, 125 MB (32 us at 3.9 TB/s).
 //
-// Constants that prompt_matmul.py defines in namespace config: T, BITS, GROUP, GATED, TOKENS (rows of x
+// Constants that prompt_matmul.py defines in namespace config: T, BITS, GROUP, COUNT (of matrices), GATED, TOKENS (rows of x
 // of a tile, a multiple of 16), STAGES, OUT_BITS (see out), Output (T if GATED, otherwise float), THREADS.
 
 #include "prompt_matmul.cuh"
@@ -13,14 +13,16 @@
 extern "C" __global__ void __launch_bounds__(config::THREADS, 1) prompt_matmul(
     const config::T* x,  // [tiles, width / 64, TOKENS, 64] (arranged.cuh)
     MATRIX_PARAMETERS,
-    // [splits, rows, columns]. GATED: [rows, columns of one matrix], or in the order of a product with
+    unsigned int* flags,  // see moxin::Handover
+    // [parts, rows, columns]. GATED: [rows, columns of one matrix], or in the order of a product with
     // weights of OUT_BITS bits, if that is not 0.
     config::Output* out,
+    float4* handed,  // see moxin::Handover
     int end_0, int end_1, int end_2,  // see moxin::JoinedMatrices
-    int rows, int width, int splits) {
+    int rows, int width, int parts, int shared_items) {  // see moxin::Division
   using namespace moxin;
   using config::T, config::TOKENS, config::STAGES, config::GATED;
-  JoinedMatrices<T, GATED, config::OUT_BITS> matrices{{MATRICES}, {end_0, end_1, end_2}};
+  JoinedMatrices<T, config::COUNT, GATED, config::OUT_BITS> matrices{{MATRICES}, {end_0, end_1, end_2}};
   constexpr int PAIR = PRODUCT_GROUPS * TILE / (GATED ? 2 : 1);  // columns
   int pairs = (matrices.count() + PAIR - 1) / PAIR, tiles = (rows + TOKENS - 1) / TOKENS;
   Stages<TOKENS, STAGES> stages{(shared_address(shared) + 1023) & ~1023u};
@@ -33,19 +35,21 @@ extern "C" __global__ void __launch_bounds__(config::THREADS, 1) prompt_matmul(
     publish_barriers();
   }
   __syncthreads();
+  Division division{pairs, tiles, width / LOOP_K, shared_items};
+  int turns = division.turns();
   bool copies = threadIdx.x / WARPGROUP_THREADS == PRODUCT_GROUPS;
   if (copies) {
     release_registers<COPY_REGISTERS>();
     if (threadIdx.x % WARPGROUP_THREADS > 0) return;
-    for (int index = blockIdx.x; index < pairs * tiles * splits; index += gridDim.x) {
-      Item item = find_item(index, pairs, tiles, splits, width);
-      copy_stages(reinterpret_cast<const char*>(x), stages, item, width);
+    for (int turn = 0; turn < turns; ++turn) {
+      copy_stages(reinterpret_cast<const char*>(x), stages, division.find(turn), width);
     }
   } else {
     request_registers<PRODUCT_REGISTERS>();
-    for (int index = blockIdx.x; index < pairs * tiles * splits; index += gridDim.x) {
-      Item item = find_item(index, pairs, tiles, splits, width);
-      multiply_and_store<config::BITS, config::GROUP>(matrices, stages, item, width, rows, out);
+    Handover handover{handed, flags};
+    for (int turn = 0; turn < turns; ++turn) {
+      multiply_and_store<config::BITS, config::GROUP>(
+          matrices, stages, division, turn, width, rows, parts, handover, out);
     }
   }
 }

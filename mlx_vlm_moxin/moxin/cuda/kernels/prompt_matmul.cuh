@@ -8,13 +8,11 @@
 
 #pragma once
 
-#include "grid.cuh"
+#include "prompt_division.cuh"
 #include "prompt_weights.cuh"
-#include "wgmma.cuh"
 
 namespace moxin {
 
-constexpr int PRODUCT_GROUPS = 2;  // warpgroups of a block that multiply
 constexpr int STAGE_K = 64;
 constexpr int COPY_REGISTERS = 24, PRODUCT_REGISTERS = 240;
 
@@ -40,19 +38,6 @@ struct Stages {
     if (threadIdx.x % LANES == 0) arrive(memory + STAGES * (BYTES + 8) + 8 * before);
   }
 };
-
-// What a block computes: two tiles of weights, times a tile of x, in a part of K.
-struct Item {
-  int pair, tile, split, begin, end;
-};
-
-// Item `index`. Those with the same weights are
-// consecutive, so that their blocks read them at about the same time.
-__device__ inline Item find_item(int index, int pairs, int tiles, int splits, int width) {
-  int loops = width / LOOP_K, split = index / tiles / pairs;
-  return {index / tiles % pairs, index % tiles, split, split * loops / splits * LOOP_K,
-          (split + 1) * loops / splits * LOOP_K};
-}
 
 // sums [64, TOKENS] = a tile of weights times x, of which `width` columns are multiplied.
 template <typename T, int TOKENS, int STAGES, typename Weights>
@@ -142,12 +127,13 @@ __device__ inline void store_gated(
   }
 }
 
-// A warpgroup's tile of an item.
-template <int BITS, int GROUP, typename T, bool GATED, int OUT_BITS, int TOKENS, int STAGES,
-          typename Output>
+// A warpgroup's tile of an item. If the product has one part, the block with an item's end adds up.
+template <int BITS, int GROUP, typename T, int COUNT, bool GATED, int OUT_BITS, int TOKENS,
+          int STAGES, typename Output>
 __device__ inline void multiply_and_store(
-    const JoinedMatrices<T, GATED, OUT_BITS>& from, Stages<TOKENS, STAGES>& stages, const Item& item,
-    int width, int rows, Output* out) {
+    const JoinedMatrices<T, COUNT, GATED, OUT_BITS>& from, Stages<TOKENS, STAGES>& stages,
+    const Division& division, int turn, int width, int rows, int parts, const Handover& handover, Output* out) {
+  Item item = division.find(turn);
   int tile = item.pair * PRODUCT_GROUPS + threadIdx.x / WARPGROUP_THREADS, N = from.count();
   int warp = threadIdx.x % WARPGROUP_THREADS / LANES, lane = threadIdx.x % LANES;
   LaneWeights<T, BITS, GROUP> weights;
@@ -159,16 +145,35 @@ __device__ inline void multiply_and_store(
   }
   float sums[2][TOKENS / 4];
   multiply_tile<T>(weights, stages, item.end - item.begin, sums);
+  item = division.find(again(turn));
+  tile = item.pair * PRODUCT_GROUPS + threadIdx.x / WARPGROUP_THREADS;
+  bool has_end = item.end == width;
+  if (parts == 1 && !has_end) {
+    handover.give<TOKENS>(sums);
+    return;
+  }
+  if (parts == 1 && item.begin > 0) handover.add<TOKENS>(sums);
+  constexpr int EIGHTS = TOKENS / 16;
+  int token = item.tile * TOKENS;
+  if constexpr (GATED) {
+    int column = tile * (TILE / 2) + warp * 8;
 #pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    constexpr int COUNT = TOKENS / 16;
-    int token = item.tile * TOKENS + half * TOKENS / 2;
-    if constexpr (GATED) {
-      int column = tile * (TILE / 2) + warp * 8;
-      store_gated<COUNT, T, OUT_BITS, TOKENS>(sums[half], out, token, rows, N, column);
-    } else {
-      Output* part = out + static_cast<long long>(item.split) * rows * N;
-      store_part<COUNT>(sums[half], part, token, rows, N, tile * TILE + warp * 16);
+    for (int half = 0; half < 2; ++half) {
+      int first = token + half * TOKENS / 2;
+      store_gated<EIGHTS, T, OUT_BITS, TOKENS>(sums[half], out, first, rows, N, column);
+    }
+  } else {
+    // Items may have fewer parts than the product: the others are zero.
+    int begin = parts == 1 ? 0 : item.part, end = has_end ? parts : begin + 1;
+    for (int part = begin; part < end; ++part) {
+      Output* to = out + static_cast<long long>(part) * rows * N;
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        int first = token + half * TOKENS / 2;
+        store_part<EIGHTS>(sums[half], to, first, rows, N, tile * TILE + warp * 16);
+      }
+#pragma unroll
+      for (int i = 0; i < TOKENS / 2; ++i) sums[i % 2][i / 2] = 0;
     }
   }
 }

@@ -12,10 +12,10 @@ constexpr int TILE = 64;     // rows of weights that a warpgroup multiplies
 constexpr int STEP_K = 32;   // two products of the tensor cores
 constexpr int LOOP_K = 256;  // of a round of the unrolled loop; K is a multiple of it
 
-// Up to three matrices, of `ends[i]` rows up to and with matrix i. GATED: two of the same size, of which
+// COUNT matrices, at most three, of `ends[i]` rows up to and with matrix i. GATED: two of the same size, of which
 // a tile has 32 rows each; every eight rows of the first are followed by the same ones of the second.
 // If the result is for a product with weights of OUT_BITS bits, its columns are in that order.
-template <typename T, bool GATED, int OUT_BITS>
+template <typename T, int COUNT, bool GATED, int OUT_BITS>
 struct JoinedMatrices {
   Matrix<T> matrices[3];
   int ends[3];
@@ -32,6 +32,7 @@ struct JoinedMatrices {
       return index % 16 < 8 ? matrices[0] : matrices[1];
     } else {
       row = min(tile * TILE + index, ends[2] - 1);
+      if constexpr (COUNT == 1) return matrices[0];
       int matrix = row >= ends[1] ? 2 : row >= ends[0] ? 1 : 0;
       if (matrix > 0) row -= ends[matrix == 2 ? 1 : 0];
       return matrix == 0 ? matrices[0] : matrix == 1 ? matrices[1] : matrices[2];
