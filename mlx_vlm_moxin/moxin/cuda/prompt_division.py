@@ -70,7 +70,7 @@ def _divisions(items: int, loops: int, is_gated: bool, processors: int) -> tuple
         whole = (items // processors - 1) * processors
         found.append(Division(processors, items - whole, 1))
     if not is_gated and items < processors:
-        for blocks in range(items + 1, processors + 1):
+        for blocks in range(items + 1, min(processors, items * loops) + 1):
             parts = _count_parts(items, loops, blocks)
             if parts <= MAX_SPLITS:
                 found.append(Division(blocks, items, parts))

@@ -33,7 +33,7 @@ MIN_ROWS = 65
 MAX_ROWS = {8: 900, 4: 2000}
 # What each tile needs in addition, for its weights to be unpacked, as rows of x.
 TILE_COST = 40
-# Possible rows of x of a tile. Registers hold at most 288, and each number needs its own kernels.
+# Possible rows of x of a tile. Registers hold no more, and each number needs its own kernels.
 TOKENS = (96, 160, 224, 256, 288, 304, 320)
 
 

@@ -4,8 +4,9 @@
 // once per 128 rows of weights, mostly from the L2 cache. For gate_proj and up_proj of Moxin and 288
 // rows: 68 GFLOPs (97 us at 700 TFLOP/s) and, at 8 bits, 125 MB (32 us at 3.9 TB/s).
 //
-// Constants that prompt_matmul.py defines in namespace config: T, BITS, GROUP, COUNT (of matrices), GATED, TOKENS (rows of x
-// of a tile, a multiple of 16), STAGES, OUT_BITS (see out), Output (T if GATED, otherwise float), THREADS.
+// Constants that prompt_matmul.py defines in namespace config: T, BITS, GROUP, COUNT (of matrices), GATED,
+// TOKENS (rows of x of a tile, a multiple of 16), STAGES, OUT_BITS (see out), Output (T if GATED, otherwise
+// float), THREADS.
 
 #include "prompt_matmul.cuh"
 

@@ -102,6 +102,16 @@ __device__ inline void store_part(
   }
 }
 
+// Stores zeros there, for TOKENS tokens.
+template <int TOKENS>
+__device__ inline void store_zeros(float* out, int token, int rows, int N, int column) {
+  int end = min(token + TOKENS, rows);
+  column += threadIdx.x % 16;
+  for (int row = token + threadIdx.x % LANES / 16; row < end && column < N; row += 2) {
+    out[static_cast<long long>(row) * N + column] = 0;
+  }
+}
+
 // The same of silu(first row) * second row, of which a warp has eight columns from `column` on. out is
 // [rows, N], or in the order of a product with weights of OUT_BITS bits; column is a position then.
 template <int COUNT, typename T, int OUT_BITS, int TOKENS>
@@ -132,7 +142,8 @@ template <int BITS, int GROUP, typename T, int COUNT, bool GATED, int OUT_BITS, 
           int STAGES, typename Output>
 __device__ inline void multiply_and_store(
     const JoinedMatrices<T, COUNT, GATED, OUT_BITS>& from, Stages<TOKENS, STAGES>& stages,
-    const Division& division, int turn, int width, int rows, int parts, const Handover& handover, Output* out) {
+    const Division& division, int turn, int width, int rows, int parts, const Handover& handover,
+    Output* out) {
   Item item = division.find(turn);
   int tile = item.pair * PRODUCT_GROUPS + threadIdx.x / WARPGROUP_THREADS, N = from.count();
   int warp = threadIdx.x % WARPGROUP_THREADS / LANES, lane = threadIdx.x % LANES;
@@ -163,17 +174,16 @@ __device__ inline void multiply_and_store(
       store_gated<EIGHTS, T, OUT_BITS, TOKENS>(sums[half], out, first, rows, N, column);
     }
   } else {
-    // Items may have fewer parts than the product: the others are zero.
-    int begin = parts == 1 ? 0 : item.part, end = has_end ? parts : begin + 1;
-    for (int part = begin; part < end; ++part) {
-      Output* to = out + static_cast<long long>(part) * rows * N;
+    int part = parts == 1 ? 0 : division.blocks_before(item), column = tile * TILE + warp * 16;
+    long long size = static_cast<long long>(rows) * N;
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        int first = token + half * TOKENS / 2;
-        store_part<EIGHTS>(sums[half], to, first, rows, N, tile * TILE + warp * 16);
-      }
-#pragma unroll
-      for (int i = 0; i < TOKENS / 2; ++i) sums[i % 2][i / 2] = 0;
+    for (int half = 0; half < 2; ++half) {
+      int first = token + half * TOKENS / 2;
+      store_part<EIGHTS>(sums[half], out + part * size, first, rows, N, column);
+    }
+    // Items may have fewer parts than the product.
+    while (has_end && ++part < parts) {
+      store_zeros<TOKENS>(out + part * size, token, rows, N, column);
     }
   }
 }

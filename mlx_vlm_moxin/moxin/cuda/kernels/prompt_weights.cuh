@@ -12,9 +12,9 @@ constexpr int TILE = 64;     // rows of weights that a warpgroup multiplies
 constexpr int STEP_K = 32;   // two products of the tensor cores
 constexpr int LOOP_K = 256;  // of a round of the unrolled loop; K is a multiple of it
 
-// COUNT matrices, at most three, of `ends[i]` rows up to and with matrix i. GATED: two of the same size, of which
-// a tile has 32 rows each; every eight rows of the first are followed by the same ones of the second.
-// If the result is for a product with weights of OUT_BITS bits, its columns are in that order.
+// COUNT matrices, at most three, of `ends[i]` rows up to and with matrix i. GATED: two of the same size,
+// of which a tile has 32 rows each; every eight rows of the first are followed by the same ones of the
+// second. If the result is for a product with weights of OUT_BITS bits, its columns are in that order.
 template <typename T, int COUNT, bool GATED, int OUT_BITS>
 struct JoinedMatrices {
   Matrix<T> matrices[3];
