@@ -13,6 +13,7 @@ from mlx_vlm.server.generation import (
     GenerationArguments,
     PromptTooLongError,
     ResponseGenerator,
+    get_max_num_seqs,
 )
 
 from mlx_vlm_moxin.plugin.server import arrivals, context
@@ -175,7 +176,12 @@ class MoxinResponseGenerator(PictureFeatures, WorkBetweenSteps):
         return {**super()._log_prefill_started(request, backend=backend), "args": request.args}
 
     def _step(self, batch_gen: Any, active: dict[int, dict[str, Any]], *args: Any) -> None:
-        """One step of the running answers, sampled with the settings of each."""
+        """One step of the running answers, sampled with the settings of each.
+
+        mlx-vlm computes 32 at once, also where ``--max-num-seqs`` allows more.
+        """
+        size, limit = batch_gen.completion_batch_size, get_max_num_seqs()
+        batch_gen.completion_batch_size = max(size, limit or 0)
         sampler = self._row_sampler
         if sampler is not None:
             for info in active.values():

@@ -9,10 +9,16 @@ from types import SimpleNamespace
 import mlx.core as mx
 import pytest
 from mlx_vlm import VisionFeatureCache, load
-from mlx_vlm.server.generation import GenerationArguments, StreamingToken, _TokenIterator
+from mlx_vlm.server.generation import (
+    GenerationArguments,
+    ResponseGenerator,
+    StreamingToken,
+    _TokenIterator,
+)
 from support import HF_CHECKPOINT, IMAGE_NAMES, PROMPTS, image_path
 
 from mlx_vlm_moxin.plugin.server import first_use, request_threads, token_blocks
+from mlx_vlm_moxin.plugin.server.generator import MoxinResponseGenerator
 from mlx_vlm_moxin.plugin.server.picture_features import FEATURES, PictureFeatures
 from mlx_vlm_moxin.plugin.server.sampling import Row, RowSampler, draw
 from mlx_vlm_moxin.plugin.server.token_blocks import TokenBlocks
@@ -112,6 +118,40 @@ def test_samplers_are_not_kept_without_a_request():
     rows = RowSampler(None)
     rows.row(GenerationArguments(temperature=0.5, seed=1))
     assert len(rows._samplers) == 0
+
+
+@pytest.fixture
+def stepped(monkeypatch):
+    """A generator, and the arguments with which it calls mlx-vlm's step."""
+    steps = []
+    monkeypatch.setattr(ResponseGenerator, "_step", lambda self, *args: steps.append(args))
+    generator = MoxinResponseGenerator.__new__(MoxinResponseGenerator)
+    generator._row_sampler = RowSampler(None)
+    return generator, steps
+
+
+def test_a_step_knows_each_rows_settings(stepped, monkeypatch):
+    generator, steps = stepped
+    batches = SimpleNamespace(completion_batch_size=32)
+    active = {
+        uid: {"args": GenerationArguments(temperature=0.5, seed=seed)}
+        for uid, seed in [(3, 30), (5, 50)]
+    }
+    generator._step(batches, active)
+    first = active[3]["row"]
+    generator._step(batches, active)
+    assert steps == [(batches, active)] * 2
+    assert generator._row_sampler._rows == {3: first, 5: active[5]["row"]}
+    assert [row.seed for row in generator._row_sampler._rows.values()] == [30, 50]
+    assert active[3]["row"] is first
+
+
+@pytest.mark.parametrize(("limit", "size"), [("", 32), ("16", 32), ("64", 64)])
+def test_a_higher_limit_of_requests_makes_larger_batches(stepped, limit, size, monkeypatch):
+    monkeypatch.setenv("MLX_VLM_MAX_NUM_SEQS", limit)
+    batches = SimpleNamespace(completion_batch_size=32)
+    stepped[0]._step(batches, {})
+    assert batches.completion_batch_size == size
 
 
 def request(processor, name: str, prompt: str) -> SimpleNamespace:
