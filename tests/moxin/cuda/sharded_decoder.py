@@ -1,7 +1,9 @@
 """Run by ``mlx.launch``: a decoder sharded over processes, compared with a whole one.
 
-With ``cpu`` as its argument the kernels are replaced by MLX in float32, with ``gpu`` they run, on
-a GPU for each process (NCCL) or on one for all (the ring backend).
+With ``cpu`` as its argument the kernels are replaced by MLX in float32. They run with ``gpus``, a
+GPU for each process, and with ``one-gpu``, in fewer formats: all processes share it, and while one
+waits for another's part, the GPU has to switch between them.
+
 Prints a line of JSON per decoder: the error of its logits compared with float32, that of MLX's
 modules for the whole decoder, whether the kernels were used, and whether they add up over GPUs
 without MLX. On standard error it says what it is about to do.
@@ -27,8 +29,11 @@ PASSES = [
     [(3, 20), (3, 1), (3, 1)],
 ]
 CONFIG = {"intermediate_size": 1024, "sliding_window": 100}
-DTYPES = {"cpu": [mx.float32], "gpu": [mx.bfloat16, mx.float16]}
-BITS = {"cpu": [16, 8], "gpu": [16, 8, 4]}
+FORMATS = {
+    "cpu": [(mx.float32, 16), (mx.float32, 8)],
+    "gpus": [(dtype, bits) for dtype in (mx.bfloat16, mx.float16) for bits in (16, 8, 4)],
+    "one-gpu": [(mx.bfloat16, 16), (mx.bfloat16, 4)],
+}
 START = time.monotonic()
 
 
@@ -99,10 +104,9 @@ def main() -> None:
     say("connecting")
     group = mx.distributed.init(strict=True)
     mx.eval(mx.distributed.all_sum(mx.ones(1), group=group))
-    for dtype in DTYPES[kind]:
-        for bits in BITS[kind]:
-            answer = compare(group, dtype, bits, kind == "gpu")
-            print(json.dumps({"rank": group.rank(), "size": group.size(), **answer}), flush=True)
+    for dtype, bits in FORMATS[kind]:
+        answer = compare(group, dtype, bits, kind != "cpu")
+        print(json.dumps({"rank": group.rank(), "size": group.size(), **answer}), flush=True)
 
 
 if __name__ == "__main__":
