@@ -193,6 +193,7 @@ def test_all_kernels_compile(architecture, on):
     [
         pytest.param(MOXIN, Format(4, 64), 90, id="short"),
         pytest.param(MOXIN, Format(8, 64), 288, id="long", marks=pytest.mark.slow),
+        pytest.param(MOXIN, Format(8, 64), 320, id="the largest tile", marks=pytest.mark.slow),
         pytest.param(LLAMA_13B, Format(8, 32), 288, id="13B", marks=pytest.mark.slow),
         pytest.param(LLAMA_13B, Format(4, 128), 512, id="13B, 4 bits", marks=pytest.mark.slow),
     ],

@@ -108,10 +108,33 @@ def test_products(dtype, form, rows, width):
 @needs_hopper
 @pytest.mark.parametrize("bits", [8, 4])
 @pytest.mark.parametrize(("matrices", "width"), [((4096, 1024, 1024), 4096), ((4096,), 14336)])
-def test_products_of_the_real_model(bits, matrices, width):
+@pytest.mark.parametrize("rows", [280, 300, 320])
+def test_products_of_the_real_model(bits, matrices, width, rows):
     form = Format(bits, 64)
-    order = prompt_matmul.find_order(MOXIN, form, 280)
-    check(mx.bfloat16, form, order, 280, matrices, width, step=37)
+    order = prompt_matmul.find_order(MOXIN, form, rows)
+    check(mx.bfloat16, form, order, rows, matrices, width, step=37)
+
+
+@needs_hopper
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("rows", [289, 512])
+def test_gated_products_whose_items_thread_blocks_share(bits, rows):
+    form, matrices, width = Format(bits, 64), (14336, 14336), 512
+    order = prompt_matmul.find_order(MOXIN, form, rows)
+    arrays, whole = quantized(mx.bfloat16, form, matrices, width)
+    x = (mx.random.normal((rows, width)) / width**0.5).astype(mx.bfloat16)
+    kernel, _ = prompt_matmul.multiply(
+        mx.bfloat16, form, matrices, order, rows, width, order, is_gated=True
+    )
+    (arranged,), flags = arrange(mx.bfloat16, order, rows, width)(x), prompt_matmul.flags()
+    results = []
+    for _ in range(2):
+        results.append(kernel(arranged, *arrays, flags)[0])
+        mx.eval(results)  # launches that share flags do not overlap
+    assert mx.array_equal(*results)
+    gates, values = products(x, [matrix[::37] for matrix in whole])
+    actual = plain_kernels.out_of_order(results[0], order, rows)[:, ::37]
+    assert relative_error(actual, gates * mx.sigmoid(gates) * values) < 3e-3
 
 
 @needs_hopper

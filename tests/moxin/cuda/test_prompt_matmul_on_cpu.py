@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(COMPILER is None, reason="needs a C++ compiler")
 def launch(dtype, form, matrices, rows, width, division, tmp_path, monkeypatch, *options):
     """The product by the kernel, and those of each matrix in float32."""
     mx.random.seed(0)
-    order, build = Order(form.bits, 96), ThreadsOnCpu(tmp_path)
+    order, build = Order(form.bits, 96 if rows <= 192 else 320), ThreadsOnCpu(tmp_path)
     monkeypatch.setattr(kernel, "build", build)
     monkeypatch.setattr(prompt_matmul, "find_division", lambda *_: division)
     arrays, whole = quantized(dtype, form, matrices, width)
@@ -39,6 +39,7 @@ def launch(dtype, form, matrices, rows, width, division, tmp_path, monkeypatch, 
         pytest.param(mx.bfloat16, Format(8, 64), 100, Division(3, 4, 1), id="cut items"),
         pytest.param(mx.bfloat16, Format(8, 64), 100, Division(2, 3, 1), id="cut and whole items"),
         pytest.param(mx.bfloat16, Format(8, 64), 70, Division(3, 2, 2), id="unequal parts"),
+        pytest.param(mx.bfloat16, Format(8, 64), 310, Division(2, 2, 1), id="the largest tile"),
         pytest.param(
             mx.float16, Format(4, 32), 100, Division(4, 4, 1), marks=pytest.mark.slow, id="float16"
         ),

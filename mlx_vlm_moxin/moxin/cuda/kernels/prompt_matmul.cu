@@ -48,9 +48,7 @@ extern "C" __global__ void __launch_bounds__(config::THREADS, 1) prompt_matmul(
   } else {
     request_registers<PRODUCT_REGISTERS>();
     Handover handover{handed, flags};
-    for (int turn = 0; turn < turns; ++turn) {
-      multiply_and_store<config::BITS, config::GROUP>(
-          matrices, stages, division, turn, width, rows, parts, handover, out);
-    }
+    multiply_and_store<config::BITS, config::GROUP>(
+        matrices, stages, division, turns, width, rows, parts, handover, out);
   }
 }

@@ -39,14 +39,15 @@ struct Stages {
   }
 };
 
-// sums [64, TOKENS] = a tile of weights times x, of which `width` columns are multiplied.
+// sums [64, TOKENS] = a tile of weights, of which the first are being read, times x, of which `width`
+// columns are multiplied.
 template <typename T, int TOKENS, int STAGES, typename Weights>
 __device__ inline void multiply_tile(
     Weights& weights, Stages<TOKENS, STAGES>& stages, int width, float (&sums)[2][TOKENS / 4]) {
   constexpr int STEPS = LOOP_K / STEP_K;
   // Operands of the step that is being multiplied, and of the next one.
   unsigned int operands[2][2][4];
-  weights.begin(operands[0], width <= LOOP_K);
+  weights.unpack(0, 0, operands[0], width <= LOOP_K);
 #pragma unroll
   for (int i = 0; i < TOKENS / 2; ++i) sums[i % 2][i / 2] = 0;
 #pragma unroll 1
@@ -92,12 +93,13 @@ __device__ inline void store_part(
     const float* sums, float* out, int token, int rows, int N, int column) {
   token += threadIdx.x % 4 * 2;
   column += threadIdx.x % LANES / 4;
+  bool is_inside[2] = {column < N, column + 8 < N};
+  float* to = out + static_cast<long long>(token) * N + column;
 #pragma unroll
-  for (int block = 0; block < COUNT; ++block, token += 8) {
+  for (int block = 0; block < COUNT; ++block, token += 8, to += 8LL * N) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      int at = column + i / 2 * 8, row = token + i % 2;
-      if (row < rows && at < N) out[static_cast<long long>(row) * N + at] = sums[4 * block + i];
+      if (token + i % 2 < rows && is_inside[i / 2]) to[i % 2 * N + i / 2 * 8] = sums[4 * block + i];
     }
   }
 }
@@ -119,8 +121,14 @@ __device__ inline void store_gated(
     const float* sums, T* out, int token, int rows, int N, int column) {
   token += threadIdx.x % LANES / 4;
   column += threadIdx.x % 4 * 2;
+  long long at = static_cast<long long>(token) * N + column, eight_tokens = 8LL * N;
+  if constexpr (OUT_BITS > 0) {
+    at = arranged_index<TOKENS>(token, column, N);
+    eight_tokens = 8 * 64;
+  }
+  unsigned int* to = reinterpret_cast<unsigned int*>(out + at);
 #pragma unroll
-  for (int block = 0; block < COUNT; ++block, token += 8) {
+  for (int block = 0; block < COUNT; ++block, token += 8, to += eight_tokens / 2) {
     const float* gates = sums + 4 * block;
     float gated[2];
 #pragma unroll
@@ -130,42 +138,40 @@ __device__ inline void store_gated(
     // From two tokens of a column to two columns of a token.
     unsigned int pair = pack<T>(gated[0], gated[1]);
     asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %0;" : "+r"(pair));
-    long long at = static_cast<long long>(token) * N + column;
-    if constexpr (OUT_BITS > 0) at = arranged_index<TOKENS>(token, column, N);
-    bool is_inside = column < N && (OUT_BITS > 0 || token < rows);
-    if (is_inside) reinterpret_cast<unsigned int*>(out)[at / 2] = pair;
+    if (column < N && (OUT_BITS > 0 || token < rows)) *to = pair;
   }
 }
 
-// A warpgroup's tile of an item. If the product has one part, the block with an item's end adds up.
-template <int BITS, int GROUP, typename T, int COUNT, bool GATED, int OUT_BITS, int TOKENS,
-          int STAGES, typename Output>
-__device__ inline void multiply_and_store(
-    const JoinedMatrices<T, COUNT, GATED, OUT_BITS>& from, Stages<TOKENS, STAGES>& stages,
-    const Division& division, int turn, int width, int rows, int parts, const Handover& handover,
-    Output* out) {
-  Item item = division.find(turn);
-  int tile = item.pair * PRODUCT_GROUPS + threadIdx.x / WARPGROUP_THREADS, N = from.count();
-  int warp = threadIdx.x % WARPGROUP_THREADS / LANES, lane = threadIdx.x % LANES;
-  LaneWeights<T, BITS, GROUP> weights;
+// Begins to read the weights of a warpgroup's tile of an item.
+template <typename Matrices, typename Weights>
+__device__ inline void begin_item(
+    const Matrices& from, const Item& item, int width, Weights& weights) {
+  int tile = item.pair * PRODUCT_GROUPS + threadIdx.x / WARPGROUP_THREADS;
+  int first = threadIdx.x % WARPGROUP_THREADS / LANES * 16 + threadIdx.x % LANES / 4;
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
     int row;
-    Matrix<T> matrix = from.find(tile, warp * 16 + lane / 4 + 8 * i, row);
+    auto matrix = from.find(tile, first + 8 * i, row);
     weights.start(i, matrix, row, width, item.begin);
   }
-  float sums[2][TOKENS / 4];
-  multiply_tile<T>(weights, stages, item.end - item.begin, sums);
-  item = division.find(again(turn));
-  tile = item.pair * PRODUCT_GROUPS + threadIdx.x / WARPGROUP_THREADS;
+  weights.read_first();
+}
+
+// Stores the sums of a warpgroup's tile. If the product has one part, the block with an item's end adds
+// up.
+template <typename T, bool GATED, int OUT_BITS, int TOKENS, typename Output>
+__device__ inline void store_tile(
+    float (&sums)[2][TOKENS / 4], const Division& division, const Item& item, int width, int rows,
+    int parts, int N, const Handover& handover, Output* out) {
   bool has_end = item.end == width;
   if (parts == 1 && !has_end) {
     handover.give<TOKENS>(sums);
     return;
   }
   if (parts == 1 && item.begin > 0) handover.add<TOKENS>(sums);
+  int tile = item.pair * PRODUCT_GROUPS + threadIdx.x / WARPGROUP_THREADS, token = item.tile * TOKENS;
+  int warp = threadIdx.x % WARPGROUP_THREADS / LANES;
   constexpr int EIGHTS = TOKENS / 16;
-  int token = item.tile * TOKENS;
   if constexpr (GATED) {
     int column = tile * (TILE / 2) + warp * 8;
 #pragma unroll
@@ -185,6 +191,30 @@ __device__ inline void multiply_and_store(
     while (has_end && ++part < parts) {
       store_zeros<TOKENS>(out + part * size, token, rows, N, column);
     }
+  }
+}
+
+// A warpgroup's tiles of all items of a block. The next tile's first weights are read while sums are
+// stored.
+template <int BITS, int GROUP, typename T, int COUNT, bool GATED, int OUT_BITS, int TOKENS,
+          int STAGES, typename Output>
+__device__ inline void multiply_and_store(
+    const JoinedMatrices<T, COUNT, GATED, OUT_BITS>& from, Stages<TOKENS, STAGES>& stages,
+    const Division& division, int turns, int width, int rows, int parts, const Handover& handover,
+    Output* out) {
+  LaneWeights<T, BITS, GROUP> weights;
+  Item item = division.find(0);
+  begin_item(from, item, width, weights);
+  for (int turn = 0; turn < turns; ++turn) {
+    float sums[2][TOKENS / 4];
+    multiply_tile<T>(weights, stages, item.end - item.begin, sums);
+    Item done = division.find(again(turn));
+    if (turn + 1 < turns) {
+      item = division.find(turn + 1);
+      begin_item(from, item, width, weights);
+    }
+    store_tile<T, GATED, OUT_BITS, TOKENS>(
+        sums, division, done, width, rows, parts, from.count(), handover, out);
   }
 }
 

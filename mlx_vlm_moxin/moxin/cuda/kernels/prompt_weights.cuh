@@ -91,13 +91,12 @@ struct LaneWeights {
     }
   }
 
-  // The first chunks, and the operands of the first step.
-  __device__ inline void begin(unsigned int (*operands)[4], bool is_last) {
+  // Reads the first chunks.
+  __device__ inline void read_first() {
 #pragma unroll
     for (int chunk = 0; chunk < CHUNKS; ++chunk) load(chunk, chunk * CHUNK_K);
     load_groups(0, 0);
     if (SCALE_K < LOOP_K) load_groups(1, SCALE_K);
-    unpack(0, 0, operands, is_last);
   }
 
   // The scale or bias of this lane's part of the chunk that begins at column k of SCALE_K.
