@@ -24,7 +24,7 @@ from mlx_vlm_moxin.plugin.server.picture_features import PictureFeatures
 from mlx_vlm_moxin.plugin.server.pictures import PictureReader
 from mlx_vlm_moxin.plugin.server.sampling import RowSampler
 from mlx_vlm_moxin.plugin.server.stopping import StoppingTokens
-from mlx_vlm_moxin.plugin.server.token_blocks import TokenBlocks
+from mlx_vlm_moxin.plugin.server.token_blocks import TokenBlocks, WholeAnswer
 
 # Requests that join the batch in one step; the others wait until it has computed their prompts.
 JOINING_AT_ONCE = 8
@@ -72,8 +72,10 @@ class MoxinResponseGenerator(PictureFeatures, WorkBetweenSteps):
             tokens = client.attach(tokens)
         if getattr(args, "stop", None):
             tokens = StoppingTokens(tokens, args.stop, args.include_stop)
-        if getattr(args, "is_streamed", False):  # mlx-vlm counts other answers' tokens one by one
+        if getattr(args, "is_streamed", False):
             tokens = TokenBlocks(tokens, queue, are_joined=not args.sends_logprobs)
+        elif not getattr(args, "stop", None):  # a stop string is only found in tokens that are read
+            tokens = WholeAnswer(tokens, queue)
         return generated, tokens
 
     def validate_context_budget(

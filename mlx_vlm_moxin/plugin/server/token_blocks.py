@@ -1,4 +1,4 @@
-"""Tokens of a stream that are sent together.
+"""Tokens that are read together: those of a stream that wait, and those of a whole answer.
 
 Sending a chunk costs the event loop Python, in which the generation thread waits. With many clients
 a chunk for each token would take longer than computing the tokens.
@@ -69,13 +69,9 @@ class TokenBlocks:
 
     def _is_due(self) -> bool:
         """Whether tokens wait that may be sent now. The last ones of an answer always may."""
-        waiting = self._queue.queue
-        if self._ended or not waiting:
+        if self._ended or not self._queue.queue:
             return self._ended
-        last = waiting[-1]
-        if not isinstance(last, StreamingToken) or last.finish_reason:
-            return True
-        return time.monotonic() >= self._not_before
+        return has_end(self._queue) or time.monotonic() >= self._not_before
 
     def _has_token(self) -> bool:
         """Whether a token waits, and not the end or an error. Nothing else reads the queue."""
@@ -84,6 +80,43 @@ class TokenBlocks:
     def close(self) -> None:
         """End the request if it is still running."""
         self._tokens.close()
+
+
+class WholeAnswer:
+    """The tokens of an answer that is not streamed, waited for together but given out one by one.
+
+    mlx-vlm counts them. Waiting for each would wake a thread for each token.
+
+    Args:
+        tokens: the answer's tokens, read from ``queue``.
+        queue: what they are read from.
+    """
+
+    def __init__(self, tokens: Any, queue: Queue):
+        self._tokens = tokens
+        self._queue = queue
+
+    def __iter__(self) -> Iterator[StreamingToken]:
+        return self
+
+    def __next__(self) -> StreamingToken:
+        if not self._queue.queue:
+            arrivals.wait_in_thread(lambda: has_end(self._queue))
+        # If the end has not come for a while, what has come is read, with mlx-vlm's limit of time.
+        return next(self._tokens)
+
+    def close(self) -> None:
+        """End the request if it is still running."""
+        self._tokens.close()
+
+
+def has_end(queue: Queue) -> bool:
+    """Whether the end of an answer, or an error, waits in its queue."""
+    try:
+        last = queue.queue[-1]
+    except IndexError:  # empty, perhaps only now: it is read in another thread
+        return False
+    return not isinstance(last, StreamingToken) or bool(last.finish_reason)
 
 
 def joined(tokens: Sequence[StreamingToken]) -> StreamingToken:

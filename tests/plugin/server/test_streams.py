@@ -11,10 +11,10 @@ import pytest
 from bodies import CHAT, ENDPOINTS, MESSAGES_API, RESPONSES, body, delta_text
 from mlx_vlm.server.generation import StreamingToken, _TokenIterator
 from starlette.testclient import TestClient
-from support import HF_CHECKPOINT
+from support import HF_CHECKPOINT, run_python
 
 from mlx_vlm_moxin.plugin.server import arrivals, gate, request_threads, token_blocks
-from mlx_vlm_moxin.plugin.server.token_blocks import TokenBlocks
+from mlx_vlm_moxin.plugin.server.token_blocks import TokenBlocks, WholeAnswer
 
 COMPLETIONS = "/v1/completions"
 TOKENS = 12
@@ -160,6 +160,55 @@ def test_a_stream_pauses_after_a_block_but_not_before_its_last_one(monkeypatch):
         assert (await read_after(token("d"), token("e", "stop"))).result().text == "de"
 
     asyncio.run(run())
+
+
+def test_a_whole_answer_is_waited_for_once(monkeypatch):
+    waits, wait = [], arrivals.wait_in_thread
+    monkeypatch.setattr(arrivals, "wait_in_thread", lambda end: waits.append(end) or wait(end))
+    queue: Queue = Queue()
+    read: list[StreamingToken] = []
+    answer = WholeAnswer(_TokenIterator(queue, 0, lambda uid: None, 10), queue)
+    reader = threading.Thread(target=lambda: read.extend(answer))
+    reader.start()
+    for item in (token("a"), token("b"), token("c", "length"), None):
+        assert not read
+        queue.put(item)
+        arrivals.announce()
+    reader.join()
+    assert [one.text for one in read] == ["a", "b", "c"]
+    assert len(waits) == 1
+    assert not arrivals._waiting
+
+
+def test_an_error_ends_a_whole_answer():
+    queue: Queue = Queue()
+    answer = WholeAnswer(_TokenIterator(queue, 0, lambda uid: None, 10), queue)
+    queue.put(token("a"))
+    queue.put(RuntimeError("a reason"))
+    assert next(answer).text == "a"
+    with pytest.raises(RuntimeError, match="a reason"):
+        next(answer)
+
+
+def test_a_whole_answer_that_takes_long_is_waited_for_with_mlx_vlms_limit(monkeypatch):
+    monkeypatch.setattr(arrivals, "LONGEST_WAIT", 0.01)
+    queue: Queue = Queue()
+    answer = WholeAnswer(_TokenIterator(queue, 0, lambda uid: None, 0.01), queue)
+    queue.put(token("a"))
+    assert next(answer).text == "a"
+    with pytest.raises(RuntimeError, match=r"Timed out waiting for 0.01s"):
+        next(answer)
+
+
+def test_collecting_garbage_skips_what_was_imported():
+    # mlx-vlm does it after each answer that is not streamed, while all threads wait.
+    code = """
+import gc
+import mlx_vlm.server, mlx_vlm.models.moxin
+print(gc.get_freeze_count(), len(gc.get_objects()))
+"""
+    frozen, others = map(int, run_python(code).split()[-2:])
+    assert frozen > 10 * others
 
 
 @pytest.fixture(scope="module")
