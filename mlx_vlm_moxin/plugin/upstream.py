@@ -231,6 +231,18 @@ UPSTREAM = (
         "the same for /v1/messages",
     ),
     _on_server(
+        "mlx_vlm.server.openai",
+        "gc",
+        "server.garbage:gc_of_endpoints",
+        "garbage is collected after each answer, while all threads wait",
+    ),
+    _on_server(
+        "mlx_vlm.server.anthropic",
+        "gc",
+        "server.garbage:gc_of_endpoints",
+        "the same for /v1/messages",
+    ),
+    _on_server(
         "mlx_vlm.server",
         "get_cached_model",
         "server.models:get_cached_model",

@@ -166,7 +166,7 @@ for place in sys.argv[2].split():
 def test_the_server_has_the_same_functions_in_every_order_of_imports(modules):
     objects = ("app", "traceback")
     rows = [row for row in SERVER_ROWS if row.make is not None and row.name not in objects]
-    functions = {"asyncio": "asyncio.to_thread"}
+    functions = {"asyncio": "asyncio.to_thread", "gc": "gc.collect"}
     places = " ".join(f"{row.module}:{functions.get(row.name, row.name)}" for row in rows)
     files = run_python(FUNCTIONS, modules, places, is_warm=True).splitlines()
     assert len(files) == len(rows)

@@ -198,6 +198,8 @@ SERVED: dict[str, Callable[[TestClient], Any]] = {
     GENERATION + "_step": ask,
     "mlx_vlm.server.openai.asyncio": lambda client: ask(client, stream=True),
     "mlx_vlm.server.anthropic.asyncio": lambda client: ask(client, MESSAGES_API, stream=True),
+    "mlx_vlm.server.openai.gc": ask,
+    "mlx_vlm.server.anthropic.gc": lambda client: ask(client, MESSAGES_API),
 }
 
 
@@ -261,7 +263,7 @@ def calls(row, monkeypatch) -> list[str]:
             value.__kwdefaults__, "_call", counted(value.__kwdefaults__["_call"], found)
         )
     elif isinstance(value, SimpleNamespace):
-        function = "to_thread" if name == "asyncio" else "print_exc"
+        function = {"asyncio": "to_thread", "gc": "collect"}.get(name, "print_exc")
         monkeypatch.setattr(value, function, counted(getattr(value, function), found))
     elif path:
         monkeypatch.setattr(owner, name, staticmethod(counted(value, found)))

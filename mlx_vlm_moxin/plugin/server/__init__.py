@@ -12,10 +12,11 @@ A request passes, in this order:
   ``request_threads`` (where endpoints wait).
 - ``parameters`` and ``structured``: refuse what is not supported.
 - ``generator``, with ``sampling`` and ``stopping``: settings that belong to one request;
-  with ``picture_features``, what joining requests compute together, and ``token_blocks``, what
-  a stream sends together.
+  with ``picture_features``, what joining requests compute together, ``token_blocks``, what
+  a stream sends together, and ``arrivals``, how tokens reach the threads that wait for them.
 - ``first_use``: what MLX compiles for batches, while weights are read.
-- ``errors``, ``log`` and ``logprobs``: the answer and the log.
+- ``errors``, ``log``, ``logprobs`` and ``answer_headers``: the answer and the log.
+- ``garbage``: what answers leave.
 
 ``settings`` are environment variables, ``command`` the options of
 ``python -m mlx_vlm_moxin server``, ``application`` installs all of it.

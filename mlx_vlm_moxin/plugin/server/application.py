@@ -1,12 +1,10 @@
 """mlx-vlm's FastAPI application with this package's additions."""
 
-import gc
-
 from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 from starlette.middleware import Middleware
 
-from mlx_vlm_moxin.plugin.server import log
+from mlx_vlm_moxin.plugin.server import garbage, log
 from mlx_vlm_moxin.plugin.server.act import add_act_routes
 from mlx_vlm_moxin.plugin.server.answer_headers import use_answer_headers
 from mlx_vlm_moxin.plugin.server.completions import add_completions
@@ -38,15 +36,5 @@ def extended(app: FastAPI) -> FastAPI:
     log.install()
     # Built when the server started; the next request builds it again with the additions.
     app.middleware_stack = None
-    _exempt_imports_from_collection()
+    garbage.exempt_imports()
     return app
-
-
-def _exempt_imports_from_collection() -> None:
-    """Make ``gc.collect()`` fast, which mlx-vlm calls after each answer that is not streamed.
-
-    All threads wait for it. Looking at the objects of all imported modules takes 0.1 s; those of
-    a model, which is loaded later and may be unloaded, are few.
-    """
-    gc.collect()
-    gc.freeze()

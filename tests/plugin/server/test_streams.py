@@ -11,7 +11,7 @@ import pytest
 from bodies import CHAT, ENDPOINTS, MESSAGES_API, RESPONSES, body, delta_text
 from mlx_vlm.server.generation import StreamingToken, _TokenIterator
 from starlette.testclient import TestClient
-from support import HF_CHECKPOINT, run_python
+from support import HF_CHECKPOINT
 
 from mlx_vlm_moxin.plugin.server import arrivals, gate, request_threads, token_blocks
 from mlx_vlm_moxin.plugin.server.token_blocks import TokenBlocks, WholeAnswer
@@ -198,17 +198,6 @@ def test_a_whole_answer_that_takes_long_is_waited_for_with_mlx_vlms_limit(monkey
     assert next(answer).text == "a"
     with pytest.raises(RuntimeError, match=r"Timed out waiting for 0.01s"):
         next(answer)
-
-
-def test_collecting_garbage_skips_what_was_imported():
-    # mlx-vlm does it after each answer that is not streamed, while all threads wait.
-    code = """
-import gc
-import mlx_vlm.server, mlx_vlm.models.moxin
-print(gc.get_freeze_count(), len(gc.get_objects()))
-"""
-    frozen, others = map(int, run_python(code).split()[-2:])
-    assert frozen > 10 * others
 
 
 @pytest.fixture(scope="module")
