@@ -20,17 +20,18 @@ LOOP_K = 256
 BLOCK_ROWS = 128
 TILE_ROWS = 64
 THREADS = 384
-# Stages of x at most, and bytes of them; more leave less of an L1 cache.
+# Stages of x at most, and bytes of them; more leave less of an L1 cache: shared memory has 164 kB
+# then, or the next larger size.
 MAX_STAGES = 8
-STAGE_MEMORY = 150_000
+STAGE_MEMORY = 165_000
 # Shared memory of a stage's barriers, and of aligning the stages to 1,024 bytes.
 BARRIERS = 16
 ALIGNMENT = 1024
 # Below this number of rows other kernels are faster, and above it unpacking the weights for MLX's
-# product is: computed from times of 288 and 512 rows, where each row needs 0.61 us at 8 bits and
-# 0.52 at 4 bits (gated and down product), and MLX's product 0.46 and 137 or 117 for unpacking.
+# product is: estimated from the gated and down product of 512 rows, where each row needs 0.51 us at
+# 8 bits and 0.52 at 4 bits, and MLX's product 0.46 and 137 or 117 for unpacking.
 MIN_ROWS = 65
-MAX_ROWS = {8: 900, 4: 2000}
+MAX_ROWS = {8: 1500, 4: 2000}
 # What each tile needs in addition, for its weights to be unpacked, as rows of x.
 TILE_COST = 40
 # Possible rows of x of a tile. Registers hold no more, and each number needs its own kernels.

@@ -8,6 +8,7 @@ from mlx_vlm.models.moxin.cuda import device, prompt_matmul
 from mlx_vlm.models.moxin.cuda.arranged import Order, arrange
 from mlx_vlm.models.moxin.cuda.decoder_sizes import DecoderSizes
 from mlx_vlm.models.moxin.cuda.projections import Format
+from mlx_vlm.models.moxin.cuda.prompt_division import Division
 
 MOXIN = DecoderSizes(mx.bfloat16, 4096, 14336, 32, 8, 128, 4096, 1e-5, 10000.0)
 FORMATS = [
@@ -38,7 +39,7 @@ def test_the_order_of_a_prompt_has_few_unused_rows(rows, tokens, on_hopper):
     ("sizes", "form", "rows"),
     [
         pytest.param(MOXIN, Format(8, 64), 64, id="few rows"),
-        pytest.param(MOXIN, Format(8, 64), 1024, id="many rows"),
+        pytest.param(MOXIN, Format(8, 64), 1536, id="many rows"),
         pytest.param(MOXIN, Format(16, 0), 288, id="plain weights"),
         pytest.param(MOXIN._replace(intermediate=4304), Format(8, 64), 288, id="width"),
     ],
@@ -108,24 +109,32 @@ def test_products(dtype, form, rows, width):
 @needs_hopper
 @pytest.mark.parametrize("bits", [8, 4])
 @pytest.mark.parametrize(("matrices", "width"), [((4096, 1024, 1024), 4096), ((4096,), 14336)])
-@pytest.mark.parametrize("rows", [280, 300, 320])
-def test_products_of_the_real_model(bits, matrices, width, rows):
+def test_products_of_the_real_model(bits, matrices, width):
     form = Format(bits, 64)
-    order = prompt_matmul.find_order(MOXIN, form, rows)
-    check(mx.bfloat16, form, order, rows, matrices, width, step=37)
+    order = prompt_matmul.find_order(MOXIN, form, 280)
+    check(mx.bfloat16, form, order, 280, matrices, width, step=37)
 
 
 @needs_hopper
 @pytest.mark.parametrize("bits", [8, 4])
-@pytest.mark.parametrize("rows", [289, 512])
-def test_gated_products_whose_items_thread_blocks_share(bits, rows):
-    form, matrices, width = Format(bits, 64), (14336, 14336), 512
+@pytest.mark.parametrize("tokens", [tokens for tokens in prompt_matmul.TOKENS if tokens > 96])
+def test_products_with_each_tile(bits, tokens):
+    check(mx.bfloat16, Format(bits, 64), Order(bits, tokens), tokens - 3, (1024, 256, 200), 512)
+
+
+@needs_hopper
+@pytest.mark.parametrize(
+    ("bits", "rows", "division"),
+    [(8, 289, Division(132, 144, 1)), (4, 512, Division(132, 156, 1))],
+)
+def test_gated_products_whose_items_thread_blocks_share(bits, rows, division, monkeypatch):
+    form, matrices, width = Format(bits, 64), (9216, 9216), 512
     order = prompt_matmul.find_order(MOXIN, form, rows)
     arrays, whole = quantized(mx.bfloat16, form, matrices, width)
     x = (mx.random.normal((rows, width)) / width**0.5).astype(mx.bfloat16)
-    kernel, _ = prompt_matmul.multiply(
-        mx.bfloat16, form, matrices, order, rows, width, order, is_gated=True
-    )
+    monkeypatch.setattr(prompt_matmul, "find_division", lambda *_: division)
+    multiply = prompt_matmul.multiply.__wrapped__
+    kernel, _ = multiply(mx.bfloat16, form, matrices, order, rows, width, order, is_gated=True)
     (arranged,), flags = arrange(mx.bfloat16, order, rows, width)(x), prompt_matmul.flags()
     results = []
     for _ in range(2):
