@@ -26,6 +26,7 @@ from . import layerwise_kernels as kernels
 from .arranged import Order, arrange
 from .decoder_layers import read_layers
 from .decoder_sizes import DecoderSizes, read_sizes
+from .joined_layers import can_join
 from .layer_form import DecoderLayer
 from .projections import Projection, read_projection
 from .step_attention import step_attention
@@ -50,7 +51,7 @@ def decoder_builds(decoder: nn.Module, head: nn.Module) -> Iterator[Build]:
     """The kernels of a ``MistralModel`` and its output head, in the order of their use."""
     sizes = read_sizes(decoder)
     layers = read_layers(decoder, sizes)
-    alike = _alike(layers)
+    alike, are_joined = _alike(layers), can_join([layer.form for layer in layers])
     output = read_projection(sizes.dtype, sizes.hidden, head)
     yield from _unpacks(sizes, alike)
     yield from _layer_products(sizes, alike, PROMPT)
@@ -68,14 +69,14 @@ def decoder_builds(decoder: nn.Module, head: nn.Module) -> Iterator[Build]:
     yield from _caches(sizes, len(layers), None, PROMPT)
     for group in fused_layers.groups(layers) if fused_step.can_add_up(sizes) else ():
         some = layers[group]
-        arguments = sizes, some[0].formats, len(some), CAPACITY
+        arguments = sizes, some[0].formats, len(some), CAPACITY, are_joined
         yield partial(fused_step.step_kernel, *arguments)
     yield from _caches(sizes, len(layers), CAPACITY, None)
     for tokens in (QUESTION, *tiling.ROW_TILES) if sizes.group is None else ():
         for window in fused_layers.prompt_windows(len(layers)):
             for group in fused_layers.groups(layers[window]):
                 some = layers[window][group]
-                arguments = sizes, some[0].formats, len(some), tokens, CAPACITY
+                arguments = sizes, some[0].formats, len(some), tokens, CAPACITY, are_joined
                 yield partial(fused_prompt.prompt_kernel, *arguments)
     yield from _layer_products(sizes, alike, LONG_PROMPT)
     for rows in prompt_matmul.TOKENS:
@@ -83,7 +84,7 @@ def decoder_builds(decoder: nn.Module, head: nn.Module) -> Iterator[Build]:
     if fused_batch.most_positions(sizes, layers):
         for group in fused_layers.groups(layers):
             some = layers[group]
-            arguments = sizes, some[0].formats, len(some), BATCH, CAPACITY
+            arguments = sizes, some[0].formats, len(some), BATCH, CAPACITY, are_joined
             yield partial(fused_batch.batch_kernel, *arguments)
     yield from _layer_products(sizes, alike, BATCH)
     for product in _products(sizes):

@@ -43,6 +43,11 @@ def _modules(layer: nn.Module) -> tuple[nn.Module, ...]:
     return attention, rope, input_norm, *matrices, post_norm, *_of_mlp(mlp)
 
 
+def layer_modules(layer: nn.Module) -> tuple[nn.Module, ...]:
+    """The norms and matrices of ``layer``, a block, in the order of ``LayerForm.names``."""
+    return _modules(layer)[2:]
+
+
 def _check(modules: tuple[nn.Module, ...], sizes: DecoderSizes) -> LayerForm:
     """The form of the layer that has these modules. What this reads is in ``known_layers``."""
     attention, rope, input_norm, *qkv, output, post_norm, gate, up, down = modules

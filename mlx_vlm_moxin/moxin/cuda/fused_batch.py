@@ -20,9 +20,9 @@ from .decoder_layers import read_layers
 from .decoder_sizes import DecoderSizes
 from .embeddings import embed
 from .errors import UnsupportedError, require
-from .graph import step_graphs
-from .layer_form import DecoderLayer
+from .layer_form import DecoderLayer, LayerForm
 from .projections import Format
+from .step_graphs import StepGraphs
 
 # Cached positions up to which this is faster than a kernel for each step of a layer, by bits of the
 # weights. Attention is slower here (docs/speed.md).
@@ -42,7 +42,7 @@ class FusedBatch:
 
     def __init__(self, decoder: nn.Module, head: nn.Module):
         self._most = functools.lru_cache(maxsize=1)(functools.partial(_most_positions, decoder))
-        self._graph = step_graphs(_step, decoder, head, GRAPHS)
+        self._graph = StepGraphs(_step, decoder, head, GRAPHS)
 
     def supports(
         self,
@@ -131,14 +131,20 @@ def _step(
     inputs: mx.array,
     places: kv_cache.Places,
     arrays: list[mx.array],
+    joined: Sequence[DecoderLayer] | None,
 ) -> tuple[mx.array, list[mx.array]]:
-    """Logits, and ``arrays`` (keys and values of each layer) after the kernels wrote into them."""
+    """Logits, and ``arrays`` (keys and values of each layer) after the kernels wrote into them.
+
+    Args:
+        joined: the layers, if each is one array.
+    """
     require(are_alike(arrays, len(inputs), sizes), "caches of other shapes or dtypes")
-    layers = read_layers(decoder, sizes)
+    layers = joined or read_layers(decoder, sizes)
     x = embed(decoder.embed_tokens, inputs).flatten(0, 1)
 
-    def find(formats: fused_layers.Formats, count: int) -> kernel.Kernel:
-        return batch_kernel(sizes, formats, count, len(inputs), arrays[0].shape[2])
+    def find(form: LayerForm, count: int) -> kernel.Kernel:
+        capacity = arrays[0].shape[2]
+        return batch_kernel(sizes, form.formats, count, len(inputs), capacity, form.is_joined)
 
     filled, padding = places
     x = fused_layers.run(layers, x, filled, arrays, find, padding)
@@ -148,7 +154,12 @@ def _step(
 
 @functools.lru_cache
 def batch_kernel(
-    sizes: DecoderSizes, formats: fused_layers.Formats, count: int, batch: int, capacity: int
+    sizes: DecoderSizes,
+    formats: fused_layers.Formats,
+    count: int,
+    batch: int,
+    capacity: int,
+    is_joined: bool = False,
 ) -> kernel.Kernel:
     """The kernel of ``count`` layers for one token of each sequence.
 
@@ -157,6 +168,7 @@ def batch_kernel(
         formats: of the four projections of every layer.
         batch: number of sequences.
         capacity: positions of the cached arrays.
+        is_joined: whether a layer is one array (``joined_form``).
 
     Returns:
         A kernel for ``fused_layers.launch``; its first result is the hidden states
@@ -195,4 +207,5 @@ def batch_kernel(
         threads=32 * tiling.warps,
         shared_memory=batch_tiling.shared_memory(sizes, form, tiling),
         further=[mx.int32],
+        is_joined=is_joined,
     )

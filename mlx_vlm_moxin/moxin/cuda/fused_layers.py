@@ -10,7 +10,7 @@ import mlx.core as mx
 from . import kernel
 from .decoder_sizes import DecoderSizes
 from .kernel import C_TYPES, Kernel
-from .layer_form import DecoderLayer, Formats
+from .layer_form import DecoderLayer, Formats, LayerForm, joined_offsets, layer_form
 
 # A kernel has 4 KB of parameters, and a layer up to 25 arrays.
 LAYERS_AT_ONCE = 18
@@ -61,6 +61,7 @@ def build(
     threads: int,
     shared_memory: int,
     further: Sequence[mx.Dtype] = (),
+    is_joined: bool = False,
 ) -> Kernel:
     """The kernel ``entry`` of ``count`` layers, for ``launch``.
 
@@ -70,6 +71,7 @@ def build(
         outputs: names, shapes and dtypes; the first is the hidden states after the layers.
         scalars: of the file.
         further: dtypes of parameters before the layers.
+        is_joined: whether a layer is one array (``joined_form``).
     """
     dtype = sizes.dtype
     parameters, inputs, entries = [], [], {}
@@ -79,16 +81,26 @@ def build(
         parameters.append(f"{qualifier}{C_TYPES[kind]}* {name}")
         return name
 
+    def declare_joined(index: int) -> Callable[[mx.Dtype, str], str]:
+        """A layer's array; what is returned gives one part of it after the other."""
+        layer = declare(mx.uint32, f"layer_{index}")
+        offsets = iter(joined_offsets(layer_form(sizes, formats)))
+
+        def part(kind: mx.Dtype, name: str) -> str:
+            return f"reinterpret_cast<const {C_TYPES[kind]}*>({layer} + {next(offsets)})"
+
+        return part
+
     for index in range(count):
-        members = []
+        members, add = [], declare_joined(index) if is_joined else declare
         for name, form in zip(MATRICES, formats):
             prefix = f"{name}_{index}"
             # A norm precedes the first projections of attention and MLP.
             if name in ("qkv", "gate_up"):
-                members.append(declare(dtype, f"{prefix}_norm"))
+                members.append(add(dtype, f"{prefix}_norm"))
             for matrix in range(MATRICES[name]):
                 names = [
-                    declare(kind, f"{prefix}_{array}_{matrix}")
+                    add(kind, f"{prefix}_{array}_{matrix}")
                     for array, kind in zip(form.arrays, form.dtypes(dtype))
                 ]
                 members.append(f"{{{', '.join(names)}}}")
@@ -131,19 +143,19 @@ def run(
     x: mx.array,
     filled: mx.array,
     arrays: Sequence[mx.array],
-    find: Callable[[Formats, int], Kernel],
+    find: Callable[[LayerForm, int], Kernel],
     *further: mx.array,
 ) -> mx.array:
     """Hidden states after ``layers``, in as few launches as possible.
 
     Args:
         arrays: keys and values of each layer in turn.
-        find: the kernel of layers of these formats, by formats and number.
+        find: the kernel of layers of this form, by form and number.
         x, filled, further: as in ``launch``.
     """
     for group in groups(layers):
         some, caches = layers[group], arrays[2 * group.start : 2 * group.stop]
-        x = launch(find(some[0].formats, len(some)), some, x, filled, caches, *further)
+        x = launch(find(some[0].form, len(some)), some, x, filled, caches, *further)
     return x
 
 

@@ -17,6 +17,7 @@ from .cache_checks import caches_fit
 from .decoder_layers import read_layers
 from .decoder_sizes import DecoderSizes
 from .embeddings import embed
+from .joined_layers import JoinedLayers
 
 
 class FusedPrompt:
@@ -29,6 +30,7 @@ class FusedPrompt:
 
     def __init__(self, decoder: nn.Module, head: nn.Module):
         self._decoder, self._head = decoder, head
+        self._joined = JoinedLayers(decoder)
 
     def supports(
         self,
@@ -62,6 +64,7 @@ class FusedPrompt:
             UnsupportedError: if the kernels do not compute the decoder; ``cache`` is as before.
         """
         decoder, layers = self._decoder, len(self._decoder.layers)
+        joined = self._joined.read(sizes)
         x = embed(decoder.embed_tokens, inputs) if inputs_embeds is None else inputs_embeds
         x, tokens = x[0], inputs.shape[1]
         if cache[0].keys is None:
@@ -72,13 +75,13 @@ class FusedPrompt:
         with turns.turn() as launched:
             for window in fused_layers.prompt_windows(layers):
                 # The GPU works on these layers while the next ones are read.
-                found = read_layers(decoder, sizes, window)
+                found = joined[window] if joined else read_layers(decoder, sizes, window)
                 caches_of_window = arrays[2 * window.start : 2 * window.stop]
                 for group in fused_layers.groups(found):
                     some = found[group]
-                    fused = prompt_kernel(
-                        sizes, some[0].formats, len(some), tokens, arrays[0].shape[2]
-                    )
+                    form, capacity = some[0].form, arrays[0].shape[2]
+                    arguments = form.formats, len(some), tokens, capacity, form.is_joined
+                    fused = prompt_kernel(sizes, *arguments)
                     caches = caches_of_window[2 * group.start : 2 * group.stop]
                     x = fused_layers.launch(fused, some, x, filled, caches)
                     mx.async_eval(x)
@@ -103,6 +106,7 @@ def prompt_kernel(
     count: int,
     tokens: int,
     capacity: int,
+    is_joined: bool = False,
 ) -> kernel.Kernel:
     """The kernel of ``count`` layers for a prompt.
 
@@ -111,6 +115,7 @@ def prompt_kernel(
         formats: of the four projections of every layer.
         tokens: of the prompt, at most 64.
         capacity: positions of the cached arrays.
+        is_joined: whether a layer is one array (``joined_form``).
 
     Returns:
         A kernel for ``fused_layers.launch``; its first result is the hidden states
@@ -151,4 +156,5 @@ def prompt_kernel(
         blocks=grid,
         threads=tiling.MULTIPLY_THREADS,
         shared_memory=shared_memory(sizes, tile),
+        is_joined=is_joined,
     )

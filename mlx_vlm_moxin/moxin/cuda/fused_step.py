@@ -21,7 +21,8 @@ from .decoder_layers import read_layers
 from .decoder_sizes import DecoderSizes
 from .embeddings import embed
 from .errors import require
-from .graph import step_graphs
+from .layer_form import DecoderLayer, LayerForm
+from .step_graphs import StepGraphs
 
 THREADS = 512
 # Thread blocks that share a head's keys, at most.
@@ -39,7 +40,7 @@ class FusedStep:
     """
 
     def __init__(self, decoder: nn.Module, head: nn.Module):
-        self._graph = step_graphs(_step, decoder, head, GRAPHS)
+        self._graph = StepGraphs(_step, decoder, head, GRAPHS)
 
     def supports(
         self,
@@ -95,16 +96,22 @@ def _step(
     inputs: mx.array,
     places: kv_cache.Places,
     arrays: list[mx.array],
+    joined: Sequence[DecoderLayer] | None,
 ) -> tuple[mx.array, list[mx.array]]:
-    """Logits, and ``arrays`` (keys and values of each layer) after the kernels wrote into them."""
+    """Logits, and ``arrays`` (keys and values of each layer) after the kernels wrote into them.
+
+    Args:
+        joined: the layers, if each is one array.
+    """
     require(are_alike(arrays, 1, sizes), "caches of other shapes or dtypes")
-    layers = read_layers(decoder, sizes)
+    layers = joined or read_layers(decoder, sizes)
     x = embed(decoder.embed_tokens, inputs).reshape(-1)
     position, padding = places
     addresses = [] if sizes.group is None else [peers.of(sizes.group).addresses]
 
-    def find(formats: fused_layers.Formats, count: int) -> kernel.Kernel:
-        return step_kernel(sizes, formats, count, arrays[0].shape[2])
+    def find(form: LayerForm, count: int) -> kernel.Kernel:
+        capacity = arrays[0].shape[2]
+        return step_kernel(sizes, form.formats, count, capacity, form.is_joined)
 
     x = fused_layers.run(layers, x, position, arrays, find, padding, *addresses)
     logits = head(decoder.norm(x.reshape(1, 1, -1)))
@@ -113,7 +120,11 @@ def _step(
 
 @functools.lru_cache
 def step_kernel(
-    sizes: DecoderSizes, formats: fused_layers.Formats, count: int, capacity: int
+    sizes: DecoderSizes,
+    formats: fused_layers.Formats,
+    count: int,
+    capacity: int,
+    is_joined: bool = False,
 ) -> kernel.Kernel:
     """The kernel of ``count`` layers for one token.
 
@@ -121,6 +132,7 @@ def step_kernel(
         sizes: of the decoder.
         formats: of the four projections of every layer.
         capacity: positions of the cached arrays.
+        is_joined: whether a layer is one array (``joined_form``).
 
     Returns:
         A kernel for ``fused_layers.launch``; its first result is the hidden state ``[hidden]``. For
@@ -153,6 +165,7 @@ def step_kernel(
         threads=THREADS,
         shared_memory=memory,
         further=[mx.int32, *([mx.uint32] if others else [])],
+        is_joined=is_joined,
     )
 
 

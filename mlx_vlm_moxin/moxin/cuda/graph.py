@@ -10,7 +10,7 @@ import mlx.nn as nn
 from .errors import UnsupportedError
 
 
-def compile_graph(function: Callable, modules: Sequence[nn.Module]) -> Callable:
+def compile_graph(function: Callable, modules: list[nn.Module]) -> Callable:
     """``function``, compiled, with the arrays of ``modules`` as inputs.
 
     Weights that are inputs may change between calls; captured ones may not. An exception must not
@@ -20,7 +20,7 @@ def compile_graph(function: Callable, modules: Sequence[nn.Module]) -> Callable:
 
     Args:
         function: of arrays, lists and tuples, to a non-empty list or tuple.
-        modules: whose arrays it uses.
+        modules: whose arrays it uses; a list, which may have others at each call.
     """
     failures: list[Exception] = []
 
@@ -31,7 +31,7 @@ def compile_graph(function: Callable, modules: Sequence[nn.Module]) -> Callable:
             failures.append(error.with_traceback(None))
             return []
 
-    graph = mx.compile(trace, inputs=list(modules))
+    graph = mx.compile(trace, inputs=modules)
     is_traced = False
 
     def call(*arguments: Any) -> Sequence[Any]:

@@ -1,13 +1,16 @@
 """Arrays of a decoder layer, and what the kernels assume about them."""
 
 import functools
-from dataclasses import dataclass
+import itertools
+import math
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import mlx.core as mx
 
 from .decoder_sizes import DecoderSizes
 from .errors import require
+from .kernel import ALIGNMENT
 from .projections import Format, Projection, array_types
 
 Formats = tuple[Format, Format, Format, Format]
@@ -30,6 +33,7 @@ class LayerForm:
         names: of the arrays of each norm and matrix, in the order of a layer's arrays.
         shapes: of a layer's arrays.
         dtypes: of a layer's arrays.
+        is_joined: whether a layer has one array, of 32-bit words, that contains all others.
     """
 
     sizes: DecoderSizes
@@ -40,6 +44,7 @@ class LayerForm:
     names: list[tuple[str, ...]]
     shapes: list[tuple[int, ...]]
     dtypes: list[mx.Dtype]
+    is_joined: bool = False
 
 
 @functools.lru_cache(maxsize=256)
@@ -72,8 +77,25 @@ def layer_form(sizes: DecoderSizes, formats: Formats, rows: Rows | None = None) 
     return LayerForm(sizes, formats, rows, tuple(parts), norms[1], names, shapes, dtypes)
 
 
+def joined_offsets(form: LayerForm) -> list[int]:
+    """Where each array of a layer of this form begins in a joined one, and its length, in words."""
+    sizes = [math.prod(shape) * dtype.size for shape, dtype in zip(form.shapes, form.dtypes)]
+    units = [0, *itertools.accumulate(-(-size // ALIGNMENT) for size in sizes)]
+    return [unit * ALIGNMENT // mx.uint32.size for unit in units]
+
+
+@functools.lru_cache(maxsize=256)
+def joined_form(form: LayerForm) -> LayerForm:
+    """The form of layers of this form that have one array, always the same object."""
+    shape = (joined_offsets(form)[-1],)
+    return replace(form, shapes=[shape], dtypes=[mx.uint32], is_joined=True)
+
+
 class DecoderLayer(NamedTuple):
-    """Arrays of one decoder layer, in the order of moxin::Layer (decoder_layer.cuh)."""
+    """Arrays of one decoder layer, in the order of moxin::Layer (decoder_layer.cuh).
+
+    A layer of a ``joined_form`` has one array, and no projections or norms by themselves.
+    """
 
     form: LayerForm
     arrays: list[mx.array]

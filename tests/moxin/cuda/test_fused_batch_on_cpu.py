@@ -19,6 +19,7 @@ from mlx_vlm.models.moxin.cuda import (
     kernel,
     kv_cache,
 )
+from mlx_vlm.models.moxin.cuda.joined_layers import JoinedLayers
 from threads_on_cpu import ThreadsOnCpu
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="needs a C++ compiler")
@@ -67,11 +68,12 @@ def test_layers_are_as_close_to_float32_as_the_modules(
     sizes = decoder_sizes.read_sizes(model.model)
     layers = decoder_layers.read_layers(model.model, sizes)
     (filled, masked), arrays = kv_cache.places(ours, batch), kv_cache.reserve(ours)
+    joined = JoinedLayers(model.model).read(sizes)
     fused = fused_batch.batch_kernel.__wrapped__(
-        sizes, layers[0].formats, len(layers), batch, arrays[0].shape[2]
+        sizes, layers[0].formats, len(layers), batch, arrays[0].shape[2], joined is not None
     )
     x = model.model.embed_tokens(inputs)[:, 0]
-    x = fused_layers.launch(fused, layers, x, filled, arrays, masked)
+    x = fused_layers.launch(fused, joined or layers, x, filled, arrays, masked)
     assert_as_close(model.model.norm(x), allowed, expected)
 
     # The last arrays of a layer are its keys and values.

@@ -109,6 +109,32 @@ def test_logits_and_cache_are_as_close_to_float32_as_the_modules(
     assert_caches_as_close(ours, modules, exact)
 
 
+def replace(layer):
+    layer.self_attn.v_proj.biases = 2 * layer.self_attn.v_proj.biases
+
+
+def write(layer):
+    layer.mlp.gate_proj.scales *= 2
+
+
+def replace_norm(layer):
+    layer.post_attention_layernorm.weight = 2 * layer.post_attention_layernorm.weight
+
+
+@needs_gpu
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("change", [replace, write, replace_norm])
+def test_a_step_uses_the_weights_as_they_are(change, bits):
+    model, other = make_decoder(bits=bits), make_decoder(bits=bits)
+    before = decode(model, filled_cache(10), [7, 8])
+    for changed in (model, other):
+        change(changed.layers[1])
+    after = decode(model, filled_cache(10), [7, 8])
+    assert mx.array_equal(after, decode(other, filled_cache(10), [7, 8])).item()
+    assert not mx.array_equal(after, before).item()
+    assert uses_kernels(model)
+
+
 @needs_gpu
 @pytest.mark.parametrize("bits", [16, 8])
 @pytest.mark.parametrize("padding", [0, 5, 300])

@@ -107,11 +107,12 @@ def decoder_builds(sizes, form, rows=64):
     wide = [96, 128] if form.bits < 16 else []
     products = [(sizes.dtype, 0), (sizes.dtype, 1), (mx.float32, 2)]
     multiply = partial(matmul_kernels.multiply, sizes.dtype, form)
+    is_joined = form.bits < 16
     old = (1, sizes.kv_heads, 256, sizes.head_dim)
     new = (1, sizes.kv_heads, rows, sizes.head_dim)
     return [
-        partial(fused_step.step_kernel, sizes, 4 * (form,), layers, 512),
-        partial(fused_prompt.prompt_kernel, sizes, 4 * (form,), layers, rows, 512),
+        partial(fused_step.step_kernel, sizes, 4 * (form,), layers, 512, is_joined),
+        partial(fused_prompt.prompt_kernel, sizes, 4 * (form,), layers, rows, 512, is_joined),
         *(partial(multiply, qkv, count, sizes.hidden) for count in {8, rows}),
         partial(multiply, gate_up, rows, sizes.hidden, is_gated=True),
         *(partial(multiply, qkv, count, sizes.hidden) for count in wide),
@@ -150,7 +151,7 @@ def batch_builds(sizes, form):
     """The step of a batch in one launch, if the GPU has enough shared memory for it."""
     layers, forms = fused_layers.LAYERS_AT_ONCE, 4 * (form,)
     is_supported = fused_batch.most_positions(sizes, [SimpleNamespace(formats=forms)]) > 0
-    build = partial(fused_batch.batch_kernel, sizes, forms, layers, 8, 512)
+    build = partial(fused_batch.batch_kernel, sizes, forms, layers, 8, 512, form.bits < 16)
     return [build] if is_supported else []
 
 
@@ -227,7 +228,7 @@ def test_kernels_of_a_sharded_decoder_compile(architecture, on, monkeypatch):
     sizes = MOXIN._replace(heads=16, kv_heads=4, intermediate=7168, group=group)
     forms = 4 * (FORMATS[architecture],)
     layers, arguments = fused_layers.LAYERS_AT_ONCE, (mx.bfloat16, 32, 4096, 1e-5)
-    step = partial(fused_step.step_kernel, sizes, forms, layers, 512)
+    step = partial(fused_step.step_kernel, sizes, forms, layers, 512, forms[0].bits < 16)
     build_all([step, *(partial(exchange.exchange_norm, *arguments, n, group) for n in (0, 8))])
 
 
