@@ -123,8 +123,10 @@ def _move(form: LayerForm, arrays: Sequence[mx.array]) -> tuple[_Joined, list[Tr
     """A layer with the contents of ``arrays``, and its parts instead of them."""
     offsets, pieces = joined_offsets(form), []
     for array, start, end in zip(arrays, offsets, offsets[1:]):
-        words = mx.view(array.flatten(), mx.uint32)
-        pieces += [words, mx.zeros(end - start - words.size, mx.uint32)]
+        pieces.append(mx.view(array.flatten(), mx.uint32))
+        padding = end - start - pieces[-1].size
+        if padding:
+            pieces.append(mx.zeros(padding, mx.uint32))
     whole = mx.concatenate(pieces)
     joined, parts = _Joined(DecoderLayer(joined_form(form), [whole]), []), []
     for array, start in zip(arrays, offsets):

@@ -1,6 +1,7 @@
 """Arrays that know whether they were written in place, which MLX does not tell."""
 
 import copy
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -32,7 +33,7 @@ class TrackedArray(mx.array):
 
     Attributes:
         owner: what ``track`` received; None since the array was written in place.
-        writes: number of times that any of these arrays was.
+        writes: another number since any of these arrays was.
     """
 
     __slots__ = ("owner",)
@@ -43,12 +44,15 @@ class TrackedArray(mx.array):
         return copy.copy, (copy.copy(self),)  # a plain array
 
 
+_numbers = itertools.count(1)
+
+
 def _noting(method: Callable) -> Callable:
     """``method`` of ``mx.array``, with a note that it was called."""
 
     def write(self: TrackedArray, *arguments: Any, **options: Any) -> Any:
         self.owner = None
-        TrackedArray.writes += 1
+        TrackedArray.writes = next(_numbers)
         return method(self, *arguments, **options)
 
     return write
@@ -60,7 +64,8 @@ for _name in WRITING:
 
 def track(array: mx.array, owner: Any) -> TrackedArray:
     """``array`` as an array that is tracked, with its ``owner``; both use the same memory."""
-    tracked = TrackedArray(mx.zeros(array.shape, array.dtype))  # never computed
+    tracked = TrackedArray.__new__(TrackedArray)
+    mx.array.__init__(tracked, mx.zeros(array.shape, array.dtype))  # never computed
     mx.array.__setitem__(tracked, ..., array)
     tracked.owner = owner
     return tracked

@@ -60,9 +60,15 @@ def assert_joined(model, joined):
             assert np.array_equal(words[4 * start : 4 * start + raw.size], raw)
 
 
-@pytest.mark.parametrize("arguments", [(8, 64), (4, 32), (8, 32)])
-def test_a_layer_is_one_array_and_no_weight_changes(arguments):
-    model = make_decoder(mx.bfloat16, *arguments)
+# The last one has arrays between which there is a gap.
+SMALL = {"hidden_size": 64, "num_attention_heads": 1, "num_key_value_heads": 1}
+
+
+@pytest.mark.parametrize(
+    ("bits", "group_size", "config"), [(8, 64, {}), (4, 32, {}), (8, 32, {}), (8, 64, SMALL)]
+)
+def test_a_layer_is_one_array_and_no_weight_changes(bits, group_size, config):
+    model = make_decoder(mx.bfloat16, bits, group_size, **config)
     before = {path: np.array(x.view(mx.uint8)) for path, x in tree_flatten(model.parameters())}
     joined = JoinedLayers(model.model)
     assert_joined(model, joined)
