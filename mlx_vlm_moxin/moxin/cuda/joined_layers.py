@@ -51,7 +51,7 @@ class JoinedLayers:
     def __init__(self, decoder: nn.Module):
         self._decoder = decoder
         # As they were when the layers were read last: the decoder's sizes, one part of each layer,
-        # all their arrays, and the number of writes until then.
+        # all their arrays, and TrackedArray.writes.
         self._sizes: DecoderSizes | None = None
         self._parts: list[weakref.ref[TrackedArray]] = []
         self._arrays: list[weakref.ref[mx.array]] = []
@@ -63,7 +63,7 @@ class JoinedLayers:
         Raises:
             UnsupportedError: if the kernels do not compute what one of them computes.
         """
-        if "scales" not in self._decoder["layers"][0]["self_attn"]["q_proj"]:
+        if not _is_packed(self._decoder):
             return None
         if sizes != self._sizes or TrackedArray.writes != self._writes or not self._are_same():
             self._read(sizes)
@@ -71,7 +71,10 @@ class JoinedLayers:
 
     def _are_same(self) -> bool:
         """Whether the modules have the arrays that were read last."""
-        found, known = _arrays(self._decoder), [array() for array in self._arrays]
+        try:
+            found, known = _arrays(self._decoder), [array() for array in self._arrays]
+        except (KeyError, TypeError):  # other modules, which are refused when they are read
+            return False
         return len(found) == len(known) and all(map(is_, found, known))
 
     def _read(self, sizes: DecoderSizes) -> None:
@@ -82,10 +85,19 @@ class JoinedLayers:
             layer.check()
             forms.append(layer.form)
             del layer  # which would keep arrays that are moved
-        if can_join(forms):
+        arrays = list(map(id, _arrays(self._decoder)))
+        if can_join(forms) and len(set(arrays)) == len(arrays):  # or layers share some of them
             self._parts = [_join(block, sizes).parts[0] for block in blocks]
         self._arrays = [weakref.ref(array) for array in _arrays(self._decoder)]
         self._sizes, self._writes = sizes, writes
+
+
+def _is_packed(decoder: nn.Module) -> bool:
+    """Whether the first layer of ``decoder`` seems to be."""
+    try:
+        return "scales" in decoder["layers"][0]["self_attn"]["q_proj"]
+    except (KeyError, TypeError):
+        return False
 
 
 def _arrays(decoder: nn.Module) -> list[mx.array]:

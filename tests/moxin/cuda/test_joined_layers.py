@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from cuda_support import make_decoder, needs_gpu
 from mlx.utils import tree_flatten
+from mlx_lm.tuner.lora import LoRALinear
 from mlx_vlm.models.moxin.cuda.decoder_layers import layer_modules, read_layers
 from mlx_vlm.models.moxin.cuda.decoder_sizes import read_sizes
 from mlx_vlm.models.moxin.cuda.errors import UnsupportedError
@@ -128,6 +129,27 @@ def test_layers_with_plain_matrices_stay_as_they_are(make):
     assert all(array is before[path] for path, array in tree_flatten(model.parameters()))
 
 
+def share_norm(model):
+    model.model.layers[1].input_layernorm = model.model.layers[0].input_layernorm
+
+
+def share_array(model):
+    model.model.layers[1].mlp.up_proj.biases = model.model.layers[0].mlp.up_proj.biases
+
+
+@pytest.mark.parametrize("share", [share_norm, share_array])
+@pytest.mark.parametrize("is_read", [False, True])
+def test_layers_that_share_arrays_stay_as_they_are(share, is_read, model):
+    joined = JoinedLayers(model.model)
+    if is_read:
+        read(model, joined)
+    share(model)
+    before = dict(tree_flatten(model.parameters()))
+    assert read(model, joined) is None
+    assert read(model, joined) is None
+    assert all(array is before[path] for path, array in tree_flatten(model.parameters()))
+
+
 def mixed():
     model = make_decoder()
     nn.quantize(model, class_predicate=lambda path, module: path.endswith("down_proj"))
@@ -193,7 +215,22 @@ def replace_matrix(model):
     model.model.layers[1].mlp.up_proj = nn.Linear(256, 576, bias=True)
 
 
-@pytest.mark.parametrize("change", [add_bias, replace_matrix])
+def replace_with_adapter(model):
+    attention = model.model.layers[1].self_attn
+    attention.v_proj = LoRALinear.from_base(attention.v_proj)
+
+
+def replace_layer(model):
+    model.model.layers[1] = nn.Identity()
+
+
+def replace_mlp(model):
+    model.model.layers[1].mlp = nn.Identity()
+
+
+@pytest.mark.parametrize(
+    "change", [add_bias, replace_matrix, replace_with_adapter, replace_layer, replace_mlp]
+)
 def test_other_layers_are_refused(change, model):
     joined = JoinedLayers(model.model)
     read(model, joined)
