@@ -124,7 +124,8 @@ struct Handover {
     if (threadIdx.x % WARPGROUP_THREADS == 0) atomicAdd(flag(blockIdx.x), 1u);
   }
 
-  // Adds what the block before has given.
+  // Adds what the block before has given. GPUs start blocks in their order, and that one waits for nothing
+  // before it gives, so this ends even if not all blocks fit on the GPU.
   template <int TOKENS>
   __device__ inline void add(float (&values)[2][TOKENS / 4]) const {
     int before = blockIdx.x - 1;
