@@ -17,7 +17,7 @@ __device__ inline int again(int value) {
   return value;
 }
 
-// n / by for numbers below 2^21, several times as fast as the division of integers, of which a block with
+// n / by for numbers below 2^20, several times as fast as the division of integers, of which a block with
 // little work would notice the time.
 __device__ inline int quotient(int n, int by) {
   return static_cast<int>(__fdividef(n + 0.5f, static_cast<float>(by)));
