@@ -14,10 +14,10 @@
 #include "scratch_memory.cuh"
 #include "step_products.cuh"
 
-// The layers' arrays are separate parameters, since MLX passes arrays one by one: LAYER_PARAMETERS
-// declares them, in the order of moxin::Layer, and FILL_LAYERS(layers) stores them in a table. The
-// table is in shared memory: dynamically indexed kernel parameters would be copied to local memory
-// by every thread.
+// LAYER_PARAMETERS declares the layers' arrays, in the order of moxin::Layer: each is a parameter, or
+// a layer's weights are one parameter that contains them (joined_layers.py). FILL_LAYERS(layers)
+// stores them in a table, which is in shared memory: dynamically indexed kernel parameters would be
+// copied to local memory by every thread.
 extern "C" __global__ void __launch_bounds__(config::THREADS, 1) fused_step(
     const config::T* x,      // [HIDDEN]
     const int* position,     // position[0]: tokens in the cache, the position of this one
