@@ -128,6 +128,10 @@ inline void mbarrier_try_wait_parity_shared_cta_b64(
   ended = block->barriers.at(at).parity != parity;
   if (!ended) let_others_run();
 }
+inline void mbarrier_test_wait_parity_shared_cta_b64(
+    unsigned int& ended, unsigned int at, unsigned int parity) {
+  mbarrier_try_wait_parity_shared_cta_b64(ended, at, parity);
+}
 inline void cp_async_bulk_shared_cluster_global_mbarrier_complete_tx_bytes(
     unsigned int to, const void* from, int bytes, unsigned int barrier) {
   memcpy(shared_memory() + to, from, bytes);
@@ -242,6 +246,14 @@ inline void cp_async_cg_shared_global(unsigned int to, const void* from, int byt
 }
 inline void cp_async_cg_shared_global_L2_128B(unsigned int to, const void* from) {
   copy(to, from, 16);
+}
+inline void cp_async_ca_shared_global_L2_128B(unsigned int to, const void* from) { copy(to, from, 8); }
+// Copies are done here.
+inline void cp_async_mbarrier_arrive_noinc_shared_cta_b64(unsigned int at) {
+  Context& context = block->threads[threadIdx.x];
+  for (Copy& c : context.open) memcpy(shared_memory() + c.to, c.from, c.bytes);
+  context.open.clear();
+  mbarrier_arrive_shared_cta_b64(at);
 }
 inline void cp_async_commit_group() {
   Context& context = block->threads[threadIdx.x];

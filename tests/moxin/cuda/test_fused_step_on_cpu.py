@@ -25,22 +25,41 @@ def hidden_states(model, inputs, cache):
     return model.model(inputs, cache=cache)[0, -1]
 
 
+def slow(*values):
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 @pytest.mark.parametrize(
-    ("dtype", "bits", "group_size"),
+    ("dtype", "bits", "group_size", "is_streamed", "scale", "intermediate"),
     [
-        pytest.param(mx.bfloat16, 16, 64, marks=pytest.mark.slow),
-        pytest.param(mx.float16, 8, 32, marks=pytest.mark.slow),
-        (mx.bfloat16, 4, 64),
+        slow(mx.bfloat16, 16, 64, False, 1, 512),
+        slow(mx.float16, 8, 32, False, 1, 512),
+        slow(mx.float16, 4, 64, False, 1, 512),
+        # The last pieces of rows are shorter than others.
+        (mx.bfloat16, 8, 64, True, 1e8, 2304),
+        (mx.bfloat16, 4, 64, True, 1, 4352),
     ],
-    ids=["bf16", "8 bits f16", "4 bits"],
+    ids=["bf16", "8 bits f16", "4 bits f16", "8 bits, large values", "4 bits"],
 )
 def test_layers_are_as_close_to_float32_as_the_modules(
-    dtype, bits, group_size, on_cpu, kernels_everywhere, monkeypatch, tmp_path
+    dtype,
+    bits,
+    group_size,
+    is_streamed,
+    scale,
+    intermediate,
+    on_cpu,
+    kernels_everywhere,
+    monkeypatch,
+    tmp_path,
 ):
     threads = ThreadsOnCpu(tmp_path, blocks=3)
     monkeypatch.setattr(kernel, "build", threads)
     monkeypatch.setattr(device, "multiprocessors", lambda: 3)
-    model = make_decoder(dtype, bits, group_size)
+    monkeypatch.setattr(device, "max_shared_memory", lambda: 227 * 1024)
+    model = make_decoder(dtype, bits, group_size, intermediate_size=intermediate)
+    norm = model.model.layers[0].post_attention_layernorm
+    norm.weight = (norm.weight * scale).astype(dtype)  # the MLP's values grow with its square
     inputs = mx.array([[7]])
 
     plain, cache = unpacked(model), in_float32(filled_cache(LENGTH, dtype))
@@ -52,6 +71,7 @@ def test_layers_are_as_close_to_float32_as_the_modules(
     ours = filled_cache(LENGTH, dtype)
     sizes = decoder_sizes.read_sizes(model.model)
     layers = decoder_layers.read_layers(model.model, sizes)
+    assert bool(fused_step.find_stream(sizes, layers[0].formats).slots) == is_streamed
     joined = JoinedLayers(model.model).read(sizes)
     (filled, masked), arrays = kv_cache.places(ours, 1), kv_cache.held(ours)
     fused = fused_step.step_kernel.__wrapped__(

@@ -232,6 +232,14 @@ def test_kernels_of_a_sharded_decoder_compile(architecture, on, monkeypatch):
     build_all([step, *(partial(exchange.exchange_norm, *arguments, n, group) for n in (0, 8))])
 
 
+@pytest.mark.parametrize("form", [Format(8, 64), Format(4, 64)], ids=str)
+def test_steps_that_stream_packed_weights_compile(form, on):
+    on("sm_90a")
+    formats = 4 * (form,)
+    assert fused_step.find_stream(MOXIN, formats).slots
+    build_all([partial(fused_step.step_kernel, MOXIN, formats, fused_layers.LAYERS_AT_ONCE, 512)])
+
+
 @pytest.mark.parametrize("rows", [32, pytest.param(64, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("form", [Format(8, 64), Format(4, 128), Format(16, 0)], ids=str)
 def test_products_that_stream_their_weights_compile(form, rows, on, monkeypatch):

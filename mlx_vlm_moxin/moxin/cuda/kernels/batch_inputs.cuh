@@ -19,13 +19,6 @@ __device__ inline unsigned int larger_pair(unsigned int a, unsigned int b) {
   return larger;
 }
 
-// Products of two pairs of bfloat16.
-__device__ inline unsigned int multiply_pair(unsigned int a, unsigned int b) {
-  unsigned int product;
-  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(product) : "r"(a), "r"(b), "r"(0x80008000u));  // -0
-  return product;
-}
-
 // Part k of a float that is the sum of four parts, each exact in bfloat16; in the upper half.
 __device__ inline unsigned int part_of(float x, int k) {
 #pragma unroll

@@ -84,6 +84,13 @@ __device__ inline uint4 pack_eight(const float* x) {
   return {pack<T>(x[0], x[1]), pack<T>(x[2], x[3]), pack<T>(x[4], x[5]), pack<T>(x[6], x[7])};
 }
 
+// Products of two pairs of bfloat16.
+__device__ inline unsigned int multiply_pair(unsigned int a, unsigned int b) {
+  unsigned int product;
+  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(product) : "r"(a), "r"(b), "r"(0x80008000u));  // -0
+  return product;
+}
+
 __device__ inline float warp_sum(float x) {
 #pragma unroll
   for (int lanes = LANES / 2; lanes > 0; lanes /= 2) x += __shfl_xor_sync(ALL_LANES, x, lanes);

@@ -5,11 +5,14 @@
 // 4.42 GB at 4 bits in groups of 64, plus 147 KB of cache per token of context.
 //
 // A layer is five steps of the whole grid: qkv, attention, o_proj, gate_up and down_proj. While a
-// thread block waits for the others, the first weights of its next step are already in flight.
+// thread block waits for the others, the first weights of its next step are already in flight, or packed
+// weights stream on (packed_stream.cuh).
 //
 // Constants that fused_step.py defines in namespace config: T; HIDDEN, INTERMEDIATE, HEAD_DIM, HEADS,
 // KV_HEADS; WINDOW (0: none); LAYERS; QKV, OUTPUT, GATE_UP, DOWN (moxin::Format); EPS, LOG2_THETA,
-// SCALE; SPLITS (thread blocks per head in attention) and THREADS.
+// SCALE; SPLITS (thread blocks per head in attention) and THREADS; STAGED (bytes of shared memory before
+// slots for packed weights), SLOTS (of a warp; 0: no stream), and the most pieces in flight of the
+// current product (IN_FLIGHT) and of the next ones (NEXT_IN_FLIGHT).
 
 #include "scratch_memory.cuh"
 #include "step_products.cuh"
@@ -33,6 +36,7 @@ extern "C" __global__ void __launch_bounds__(config::THREADS, 1) fused_step(
   skip_padding(layers, *padding);
   GridBarrier barrier{arrivals};
   barrier.arrive();
+  StepWeights weights(layers, shared + config::STAGED);
   int last = *position - *padding;
   ScratchMemory memory(scratch);
   T* queries = memory.take<T>(ATTENDED);
@@ -45,13 +49,12 @@ extern "C" __global__ void __launch_bounds__(config::THREADS, 1) fused_step(
   for (int i = 0; i < config::LAYERS; ++i) {
     const Layer<T>& layer = layers[i];
     const T* residual = i ? out : x;
-    qkv(barrier, barrier, layer, Vector{residual}, last, capacity, queries);
-    attend(barrier, layer, last, capacity, queries, attended);
+    qkv(weights, barrier, barrier, layer, Vector{residual}, last, capacity, queries);
+    attend(weights, barrier, layer, last, capacity, queries, attended);
     auto load = [&](int i) { return load_early(residual + i); };
-    project<config::OUTPUT, ATTENDED>(barrier, barrier, layer.o_proj, attended, load, store);
-    gate_up(barrier, barrier, layer, Vector{out}, gated);
+    project<OUTPUT>(weights, barrier, barrier, layer, attended, load, store);
+    gate_up(weights, barrier, barrier, layer, Vector{out}, gated);
     auto load_out = [&](int i) { return load_early(out + i); };
-    project<config::DOWN, config::INTERMEDIATE>(
-        barrier, barrier, layer.down_proj, Vector{gated}, load_out, store);
+    project<DOWN>(weights, barrier, barrier, layer, Vector{gated}, load_out, store);
   }
 }

@@ -30,6 +30,12 @@ __device__ inline void sync_team(int team) {
   asm volatile("bar.sync %0, %1;" : : "r"(1 + team), "n"(THREADS) : "memory");
 }
 
+// Whether the thread blocks have arrived, in shared memory.
+__device__ inline volatile int& all_have_arrived() {
+  __shared__ int flag;
+  return flag;
+}
+
 // Arriving and waiting are separate, so that loads that depend on no other block can be issued in
 // between.
 struct GridBarrier {
@@ -39,6 +45,7 @@ struct GridBarrier {
 
   // Publishes what this thread block has written.
   __device__ void arrive() {
+    if (threadIdx.x == 0) all_have_arrived() = 0;
     __syncthreads();
     if (threadIdx.x == 0) {
       __threadfence();
@@ -54,15 +61,29 @@ struct GridBarrier {
     if (!is_waiting) return;
     is_waiting = false;
     if (threadIdx.x == 0) {
-      unsigned int now;
-      do {
-        asm volatile("ld.acquire.gpu.global.u32 %0, [%1];"
-                     : "=r"(now)
-                     : "l"(arrivals)
-                     : "memory");
-      } while (!((now ^ before) & 0x80000000u));
+      while (!poll()) {}
     }
     __syncthreads();
+  }
+
+  // The same; meanwhile all warps call meanwhile() again and again.
+  template <typename Meanwhile>
+  __device__ void wait(Meanwhile meanwhile) {
+    if (!is_waiting) return;
+    is_waiting = false;
+    while (!__any_sync(ALL_LANES, all_have_arrived())) {
+      if (threadIdx.x == 0 && poll()) all_have_arrived() = 1;
+      meanwhile();
+      __syncwarp();
+    }
+    __syncthreads();
+  }
+
+ private:
+  __device__ bool poll() const {
+    unsigned int now;
+    asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(now) : "l"(arrivals) : "memory");
+    return (now ^ before) & 0x80000000u;
   }
 };
 

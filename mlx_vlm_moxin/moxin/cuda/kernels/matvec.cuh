@@ -16,6 +16,7 @@ struct RowLayout {
   static constexpr int PLANES = PACK / 8;
   static constexpr int UNITS = K / PACK;
   static constexpr int CHUNKS = (UNITS + LANES - 1) / LANES;
+  static __device__ const uint4& arranged(const uint4& inputs) { return inputs; }
   static_assert(K % PACK == 0, "rows are read 16 bytes at a time");
   static_assert(F::BITS == 16 || F::GROUP % PACK == 0, "the weights of a unit share a scale");
 };
@@ -29,31 +30,38 @@ struct StagedInput {
   float sums[L::PLANES > 1 ? L::UNITS : 1];
 
   __device__ void put(int unit, int plane, const uint4& v) {
-    vectors[plane * L::UNITS + unit] = v;
+    vectors[plane * L::UNITS + unit] = L::arranged(v);
   }
 };
 
-// Stages K values in shared memory; source(i) returns the i-th eight. With NORM, stages their RMS
-// norm times norm_weight, rounded to T.
-template <typename T, typename L, int K, int THREADS, bool NORM, typename S>
-__device__ void stage_input(
-    StagedInput<L>& input, int thread, S source, const T* norm_weight, float eps) {
-  constexpr int ROUNDS = (L::UNITS + THREADS - 1) / THREADS;
-  float scale = 1;
-  uint4 values_of[ROUNDS][L::PLANES], norm[ROUNDS][L::PLANES];
-  float squares = 0;
+// Loads the vectors of a thread's units with source(i); 0 after the last one.
+template <typename L, int THREADS, int ROUNDS, typename S>
+__device__ void load_units(uint4 (&to)[ROUNDS][L::PLANES], int thread, S source) {
 #pragma unroll
   for (int round = 0; round < ROUNDS; ++round) {
     int unit = round * THREADS + thread;
 #pragma unroll
     for (int plane = 0; plane < L::PLANES; ++plane) {
-      values_of[round][plane] = unit < L::UNITS ? source(unit * L::PLANES + plane) : uint4{0, 0, 0, 0};
-      if constexpr (NORM) {
-        const uint4* from = reinterpret_cast<const uint4*>(norm_weight);
-        norm[round][plane] = unit < L::UNITS ? from[unit * L::PLANES + plane] : uint4{0, 0, 0, 0};
-      }
+      to[round][plane] = unit < L::UNITS ? source(unit * L::PLANES + plane) : uint4{0, 0, 0, 0};
     }
   }
+}
+
+// Stages K values in shared memory, after wait(); source(i) returns the i-th eight. With NORM, stages
+// their RMS norm times norm_weight, rounded to T.
+template <typename T, typename L, int K, int THREADS, bool NORM, typename Wait, typename S>
+__device__ void stage_input(
+    StagedInput<L>& input, int thread, Wait wait, S source, const T* norm_weight, float eps) {
+  constexpr int ROUNDS = (L::UNITS + THREADS - 1) / THREADS;
+  float scale = 1;
+  uint4 values_of[ROUNDS][L::PLANES], norm[ROUNDS][L::PLANES];
+  float squares = 0;
+  if constexpr (NORM) {
+    load_units<L, THREADS>(
+        norm, thread, [&](int i) { return load_once(norm_weight + 8 * i); });
+  }
+  wait();
+  load_units<L, THREADS>(values_of, thread, source);
   if constexpr (NORM) {
 #pragma unroll
     for (int round = 0; round < ROUNDS; ++round) {

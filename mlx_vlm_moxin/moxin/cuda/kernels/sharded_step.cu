@@ -82,6 +82,7 @@ extern "C" __global__ void __launch_bounds__(config::THREADS, 1) sharded_step(
   FILL_LAYERS(layers)
   skip_padding(layers, *padding);
   __syncthreads();
+  StepWeights weights(layers, shared + config::STAGED);
   GridBarrier grid{arrivals};
   constexpr int PART_BYTES = config::HIDDEN * sizeof(float);
   Peers<config::RANKS> peers{addresses, rank, half_bytes, PART_BYTES};
@@ -103,13 +104,12 @@ extern "C" __global__ void __launch_bounds__(config::THREADS, 1) sharded_step(
 #pragma unroll 1
   for (int i = 0; i < config::LAYERS; ++i) {
     const Layer<T>& layer = layers[i];
-    qkv(peers, grid, layer, hidden, last, capacity, queries);
-    attend(grid, layer, last, capacity, queries, attended);
-    project<config::OUTPUT, ATTENDED>(grid, peers, layer.o_proj, attended, load, send);
+    qkv(weights, peers, grid, layer, hidden, last, capacity, queries);
+    attend(weights, grid, layer, last, capacity, queries, attended);
+    project<OUTPUT>(weights, grid, peers, layer, attended, load, send);
     receive();
-    gate_up(peers, grid, layer, hidden, gated);
-    project<config::DOWN, config::INTERMEDIATE>(
-        grid, peers, layer.down_proj, Vector{gated}, load, send);
+    gate_up(weights, peers, grid, layer, hidden, gated);
+    project<DOWN>(weights, grid, peers, layer, Vector{gated}, load, send);
     receive();
   }
   peers.wait();

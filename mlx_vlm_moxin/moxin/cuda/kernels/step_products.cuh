@@ -6,16 +6,59 @@
 #pragma once
 
 #include "decode_attention.cuh"
-#include "decoder_layer.cuh"
-#include "matvec.cuh"
+#include "packed_stream.cuh"
 #include "rope.cuh"
 
 namespace moxin {
 
-using config::T;
-constexpr int ATTENDED = config::HEADS * config::HEAD_DIM;
 using Attended = AttendedHeads<T, config::HEAD_DIM, config::HEADS, config::SPLITS>;
 using Softmaxes = WarpSoftmaxes<config::HEAD_DIM, config::THREADS / LANES>;
+
+// Weights that each product loads itself (matvec.cuh).
+struct LoadedWeights {
+  template <int PRODUCT>
+  using Layout = RowLayout<typename FormatOf<PRODUCT>::Type, WIDTH<PRODUCT>>;
+  template <int PRODUCT>
+  static constexpr int ROWS = PRODUCT == QKV || PRODUCT == GATE_UP ? 2 : 1;
+
+  __device__ LoadedWeights(const Layer<T>*, unsigned char*) {}
+
+  __device__ void fill() {}
+  template <typename Barrier>
+  __device__ void wait(Barrier& barrier) {
+    barrier.wait();
+  }
+
+  template <int PRODUCT, typename Prepare, typename Begin, typename Finish>
+  __device__ void multiply(
+      const StagedInput<Layout<PRODUCT>>& input, const Layer<T>& layer, Prepare prepare, Begin begin,
+      Finish finish) {
+    constexpr int COUNT = ROWS<PRODUCT>;
+    using Format = typename FormatOf<PRODUCT>::Type;
+    using Rows = WarpRows<T, Format, WIDTH<PRODUCT>, COUNT, config::THREADS>;
+    auto locate = [&](int set, Rows& rows) {
+#pragma unroll
+      for (int r = 0; r < COUNT; ++r) {
+        Row row = row_of<PRODUCT, COUNT>(layer, set, r);
+        rows.select(r, *row.matrix, row.index);
+      }
+    };
+    multiply_rows<T, Format, WIDTH<PRODUCT>, COUNT, config::THREADS>(
+        input, thread_of_step(), SETS<PRODUCT, COUNT>, prepare, locate, begin, finish);
+  }
+};
+
+template <bool IS_STREAMED>
+struct StepWeightsOf {
+  using Type = LoadedWeights;
+};
+
+template <>
+struct StepWeightsOf<true> {
+  using Type = PackedStream<config::SLOTS>;
+};
+
+using StepWeights = typename StepWeightsOf<(config::SLOTS > 0)>::Type;
 
 // Lets the caches of all layers begin after their first `padding` positions, which are masked. Each
 // thread changes what it has stored itself (FILL_LAYERS).
@@ -33,40 +76,27 @@ struct Vector {
   __device__ uint4 operator()(int i) const { return reinterpret_cast<const uint4*>(values)[i]; }
 };
 
+// Stages the input of a product in shared memory, after the barrier `before`.
+template <int PRODUCT, typename Before, typename X>
+__device__ void stage(
+    StagedInput<StepWeights::Layout<PRODUCT>>& input, StepWeights& weights, Before& before, X x,
+    const T* norm, float eps) {
+  constexpr bool HAS_NORM = PRODUCT == QKV || PRODUCT == GATE_UP;
+  stage_input<T, StepWeights::Layout<PRODUCT>, WIDTH<PRODUCT>, config::THREADS, HAS_NORM>(
+      input, thread_of_step(), [&] { weights.wait(before); }, x, norm, eps);
+}
+
 // Queries, keys and values of the RMS norm of x, with queries and keys rotated; keys and values are
 // written into the cache.
 template <typename Before, typename X>
 __device__ void qkv(
-    Before& before, GridBarrier& after, const Layer<T>& layer, X x, int position, int capacity,
-    T* queries) {
-  constexpr int HALF = config::HEAD_DIM / 2;
-  using L = RowLayout<config::QKV, config::HIDDEN>;
-  auto& input = *reinterpret_cast<StagedInput<L>*>(shared);
+    StepWeights& weights, Before& before, GridBarrier& after, const Layer<T>& layer, X x,
+    int position, int capacity, T* queries) {
+  auto& input = *reinterpret_cast<StagedInput<StepWeights::Layout<QKV>>*>(shared);
   int thread = thread_of_step();
-  // A set is two rows of a projection that are rotated together: `row` and the one HALF after it.
-  struct Place {
-    bool is_query, is_key;
-    int row;
-  };
-  auto place = [](int set) {
-    int head = set / HALF;
-    bool is_query = head < config::HEADS;
-    bool is_key = !is_query && head < config::HEADS + config::KV_HEADS;
-    if (!is_query) head -= is_key ? config::HEADS : config::HEADS + config::KV_HEADS;
-    return Place{is_query, is_key, head * config::HEAD_DIM + set % HALF};
-  };
-  using Rows = WarpRows<T, config::QKV, config::HIDDEN, 2, config::THREADS>;
-  auto locate = [&](int set, Rows& rows) {
-    Place at = place(set);
-    const Matrix<T>& matrix = at.is_query ? layer.q_proj
-        : at.is_key                       ? layer.k_proj
-                                          : layer.v_proj;
-    rows.select(0, matrix, at.row);
-    rows.select(1, matrix, at.row + HALF);
-  };
   auto finish = [&](int set, float* totals) {
     if (thread % LANES) return;
-    Place at = place(set);
+    HeadRow at(set);
     T* out = queries + at.row;
     if (!at.is_query) {
       int row = at.row / config::HEAD_DIM * capacity + position;
@@ -79,22 +109,17 @@ __device__ void qkv(
     out[0] = round_to<T>(totals[0] * r.x - totals[1] * r.y);
     out[HALF] = round_to<T>(totals[0] * r.y + totals[1] * r.x);
   };
-  auto prepare = [&] {
-    before.wait();
-    stage_input<T, L, config::HIDDEN, config::THREADS, true>(
-        input, thread, x, layer.input_norm, config::EPS);
-  };
-  constexpr int TOTAL = (config::HEADS + 2 * config::KV_HEADS) * HALF;
-  multiply_rows<T, config::QKV, config::HIDDEN, 2, config::THREADS>(
-      input, thread, TOTAL, prepare, locate, [](int) {}, finish);
+  auto prepare = [&] { stage<QKV>(input, weights, before, x, layer.input_norm, config::EPS); };
+  weights.multiply<QKV>(input, layer, prepare, [](int) {}, finish);
   after.arrive();
 }
 
 // Attention of the token at `position` to all tokens up to it.
 __device__ void attend(
-    GridBarrier& barrier, const Layer<T>& layer, int position, int capacity, const T* queries,
-    Attended& attended) {
-  barrier.wait();
+    StepWeights& weights, GridBarrier& barrier, const Layer<T>& layer, int position, int capacity,
+    const T* queries, Attended& attended) {
+  weights.wait(barrier);
+  weights.fill();
   for (int part = blockIdx.x; part < config::HEADS * config::SPLITS; part += gridDim.x) {
     attend_one_token<T, config::HEAD_DIM, config::HEADS, config::KV_HEADS, config::SPLITS,
                      config::WINDOW, config::THREADS>(
@@ -102,58 +127,48 @@ __device__ void attend(
         capacity, config::SCALE, attended);
     __syncthreads();
   }
+  weights.fill();
   barrier.arrive();
 }
 
 // silu(gate_proj(n)) * up_proj(n) with n = RMS norm of x.
 template <typename Before, typename X>
-__device__ void gate_up(Before& before, GridBarrier& after, const Layer<T>& layer, X x, T* out) {
-  using L = RowLayout<config::GATE_UP, config::HIDDEN>;
-  auto& input = *reinterpret_cast<StagedInput<L>*>(shared);
+__device__ void gate_up(
+    StepWeights& weights, Before& before, GridBarrier& after, const Layer<T>& layer, X x, T* out) {
+  auto& input = *reinterpret_cast<StagedInput<StepWeights::Layout<GATE_UP>>*>(shared);
   int thread = thread_of_step();
-  using Rows = WarpRows<T, config::GATE_UP, config::HIDDEN, 2, config::THREADS>;
-  auto locate = [&](int set, Rows& rows) {
-    rows.select(0, layer.gate_proj, set);
-    rows.select(1, layer.up_proj, set);
-  };
   auto finish = [&](int set, float* totals) {
     if (thread % LANES == 0) {
       out[set] = round_to<T>(totals[0] / (1 + __expf(-totals[0])) * totals[1]);
     }
   };
-  auto prepare = [&] {
-    before.wait();
-    stage_input<T, L, config::HIDDEN, config::THREADS, true>(
-        input, thread, x, layer.post_norm, config::EPS);
-  };
-  multiply_rows<T, config::GATE_UP, config::HIDDEN, 2, config::THREADS>(
-      input, thread, config::INTERMEDIATE, prepare, locate, [](int) {}, finish);
+  auto prepare = [&] { stage<GATE_UP>(input, weights, before, x, layer.post_norm, config::EPS); };
+  weights.multiply<GATE_UP>(input, layer, prepare, [](int) {}, finish);
   after.arrive();
 }
 
-// residual + proj(source), with K inputs and HIDDEN outputs. residual(i) loads a value that to_float
-// converts; a warp gives each result to out(i, lane, value) once, in all lanes.
-template <typename F, int K, typename After, typename Source, typename Residual, typename Out>
+// residual + proj(source) with HIDDEN outputs, of OUTPUT or DOWN. residual(i) loads a value that
+// to_float converts; a warp gives each result to out(i, lane, value) once, in all lanes.
+template <int PRODUCT, typename After, typename Source, typename Residual, typename Out>
 __device__ void project(
-    GridBarrier& before, After& after, const Matrix<T>& proj, Source source, Residual residual,
-    Out out) {
-  using L = RowLayout<F, K>;
-  auto& input = *reinterpret_cast<StagedInput<L>*>(shared);
+    StepWeights& weights, GridBarrier& before, After& after, const Layer<T>& layer, Source source,
+    Residual residual, Out out) {
+  constexpr int ROWS = StepWeights::ROWS<PRODUCT>;
+  auto& input = *reinterpret_cast<StagedInput<StepWeights::Layout<PRODUCT>>*>(shared);
   int thread = thread_of_step();
-  using Rows = WarpRows<T, F, K, 1, config::THREADS>;
-  auto locate = [&](int set, Rows& rows) { rows.select(0, proj, set); };
-  decltype(residual(0)) added;
-  auto begin = [&](int set) { added = residual(set); };
+  decltype(residual(0)) added[ROWS];
+  auto begin = [&](int set) {
+#pragma unroll
+    for (int r = 0; r < ROWS; ++r) added[r] = residual(set * ROWS + r);
+  };
   auto finish = [&](int set, float* totals) {
-    out(set, thread % LANES, to_float(added) + totals[0]);
+#pragma unroll
+    for (int r = 0; r < ROWS; ++r) {
+      out(set * ROWS + r, thread % LANES, to_float(added[r]) + totals[r]);
+    }
   };
-  auto prepare = [&] {
-    before.wait();
-    stage_input<T, L, K, config::THREADS, false>(
-        input, thread, source, static_cast<const T*>(nullptr), 0);
-  };
-  multiply_rows<T, F, K, 1, config::THREADS>(
-      input, thread, config::HIDDEN, prepare, locate, begin, finish);
+  auto prepare = [&] { stage<PRODUCT>(input, weights, before, source, nullptr, 0); };
+  weights.multiply<PRODUCT>(input, layer, prepare, begin, finish);
   after.arrive();
 }
 

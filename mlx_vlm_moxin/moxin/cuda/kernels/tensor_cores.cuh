@@ -25,6 +25,11 @@ __device__ inline void copy_few(unsigned int to, const void* from) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" : : "r"(to), "l"(from), "n"(BYTES));
 }
 
+// Copies 8 bytes, and brings the line of 128 bytes into L2.
+__device__ inline void copy_scales(unsigned int to, const void* from) {
+  asm volatile("cp.async.ca.shared.global.L2::128B [%0], [%1], 8;" : : "r"(to), "l"(from));
+}
+
 // Ends a group of copies, which may be empty.
 __device__ inline void commit_copies() { asm volatile("cp.async.commit_group;" : : : "memory"); }
 
