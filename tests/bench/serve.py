@@ -2,8 +2,9 @@
 
 Starts ``mlx_vlm_moxin server``, with and without this package's kernels, or stock
 ``mlx_vlm.server`` with a model of mlx-vlm's own that is as large. Has 1, 8, 32 and 64 clients ask
-one question after another, each about a picture that the server has not seen, answers streamed.
-Prints the tokens per second of all clients together and the time to the first token.
+one question after another, each about a picture that the server has not seen, answers streamed or
+(``--whole``) not. Prints the tokens per second of all clients together, the time to the first
+token, and on Linux the CPU time of the server for a token.
 """
 
 import argparse
@@ -11,6 +12,7 @@ import base64
 import http.client
 import io
 import json
+import os
 import statistics
 import tempfile
 import threading
@@ -42,6 +44,17 @@ def picture(seed: int) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
 
 
+def cpu_seconds(process: int) -> float | None:
+    """CPU time that a process has used; None where there is no ``/proc``."""
+    try:
+        line = Path(f"/proc/{process}/stat").read_text(encoding="utf-8")
+    except OSError:
+        return None
+    # Fields 14 and 15 of proc_pid_stat(5); the second one, a name, ends with the last bracket.
+    user, system = line.rpartition(")")[2].split()[11:13]
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+
+
 class Load:
     """``clients`` threads that send one request after another for ``seconds``.
 
@@ -51,8 +64,16 @@ class Load:
         errors: messages of failed requests.
     """
 
-    def __init__(self, server: MeasuredServer, clients: int, seconds: float, max_tokens: int):
+    def __init__(
+        self,
+        server: MeasuredServer,
+        clients: int,
+        seconds: float,
+        max_tokens: int,
+        is_streamed: bool = True,
+    ):
         self._server, self.max_tokens, self._seconds = server, max_tokens, seconds
+        self._is_streamed, self._all_tokens = is_streamed, 0
         self._lock, self._seed = threading.Lock(), 1000 * clients
         self.first_token: list[float] = []
         self.tokens = 0
@@ -60,14 +81,18 @@ class Load:
         self._threads = [threading.Thread(target=self._client) for _ in range(clients)]
 
     def run(self) -> dict[str, Any]:
-        """Tokens per second, and quartiles of the time to the first token in seconds."""
+        """Tokens per second, seconds to the first token, and CPU seconds for a token."""
+        cpu_before = cpu_seconds(self._server.process.pid)
         self._start = time.monotonic()
         for thread in self._threads:
             thread.start()
         for thread in self._threads:
             thread.join()
+        cpu_after = cpu_seconds(self._server.process.pid)
         found = {"clients": len(self._threads), "tokens_per_second": self.tokens / self._seconds}
         found["requests"] = len(self.first_token)
+        if cpu_before is not None and cpu_after is not None and self._all_tokens:
+            found["cpu_seconds_per_token"] = (cpu_after - cpu_before) / self._all_tokens
         if self.first_token:
             found["first_token_median"] = statistics.median(self.first_token)
             found["first_token_worst"] = max(self.first_token)
@@ -104,7 +129,7 @@ class Load:
             "messages": [{"role": "user", "content": content}],
             "max_tokens": self.max_tokens,
             "temperature": 1,
-            "stream": True,
+            "stream": self._is_streamed,
         }
         start = time.monotonic()
         connection = http.client.HTTPConnection("127.0.0.1", self._server.port, timeout=TIMEOUT_S)
@@ -115,18 +140,20 @@ class Load:
             raise RuntimeError(f"HTTP {response.status}: {response.read()[:200]!r}")
         is_first = True
         for line in response:
-            if not line.startswith(b"data: {"):
+            if self._is_streamed and not line.startswith(b"data: {"):
                 continue
-            choices = json.loads(line[len("data: ") :]).get("choices") or [{}]
-            text = (choices[0].get("delta") or {}).get("content")
+            choices = json.loads(line.removeprefix(b"data: ")).get("choices") or [{}]
+            message = choices[0].get("delta" if self._is_streamed else "message") or {}
+            # A token is a word.
+            tokens = len((message.get("content") or "").split())
             now = time.monotonic()
-            if text and now < begin + self._seconds:
-                with self._lock:
-                    # A token is a word.
-                    self.tokens += len(text.split())
+            with self._lock:
+                self._all_tokens += tokens
+                if tokens and now < begin + self._seconds:
+                    self.tokens += tokens
                     if is_first:
                         self.first_token.append(now - start)
-                is_first = False
+            is_first = is_first and not tokens
         connection.close()
 
 
@@ -139,6 +166,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--seconds", type=float, nargs="+", default=[8.0], help="for all, or for each of --clients"
     )
     parser.add_argument("--max-tokens", type=int, default=64)
+    parser.add_argument("--whole", action="store_true", help="answers that are not streamed")
     parser.add_argument("--kernels", nargs="*", choices=["on", "off"], default=["on", "off"])
     parser.add_argument("--other", type=Path, help="also stock mlx_vlm.server with this model")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything to this file")
@@ -154,14 +182,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.other:
         sides.append((f"mlx_vlm.server, {args.other.name}", MeasuredServer, args.other, {}))
     done: dict[str, list[dict[str, Any]]] = {}
-    print("| server | clients | tokens/s | first token, median | worst |")
-    print("|---|--:|--:|--:|--:|", flush=True)
+    print("| server | clients | tokens/s | first token, median | worst | CPU time of a token |")
+    print("|---|--:|--:|--:|--:|--:|", flush=True)
     for name, kind, checkpoint, environment in sides:
         for found in measure(kind, checkpoint, environment, args):
             done.setdefault(name, []).append(found)
             cells = [name, str(found["clients"]), f"{found['tokens_per_second']:,.0f}"]
             for key in ("first_token_median", "first_token_worst"):
                 cells.append(f"{found[key]:.2f} s" if key in found else "")
+            cpu = found.get("cpu_seconds_per_token")
+            cells.append(f"{1e6 * cpu:,.0f} us" if cpu else "")
             errors = f" {found['errors']}" if found["errors"] else ""
             print(f"| {' | '.join(cells)} |{errors}", flush=True)
             if args.json:
@@ -186,7 +216,7 @@ def measure(
         # Compiles what the first requests need; batches grow and shrink through all sizes.
         Load(server, max(args.clients), 1.0, 16).run()
         for clients, seconds in zip(args.clients, args.seconds):
-            yield Load(server, clients, seconds, args.max_tokens).run()
+            yield Load(server, clients, seconds, args.max_tokens, not args.whole).run()
 
 
 if __name__ == "__main__":
