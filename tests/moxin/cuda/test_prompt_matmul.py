@@ -138,11 +138,13 @@ def test_gated_products_whose_items_thread_blocks_share(bits, rows, division, mo
     (arranged,), flags = arrange(mx.bfloat16, order, rows, width)(x), prompt_matmul.flags()
     results = []
     for _ in range(2):
-        results.append(kernel(arranged, *arrays, flags)[0])
+        (result,) = kernel(arranged, *arrays, flags)
+        # Without the rows that fill the last tile, which are computed from any values.
+        results.append(plain_kernels.out_of_order(result, order, rows))
         mx.eval(results)  # launches that share flags do not overlap
     assert mx.array_equal(*results)
     gates, values = products(x, [matrix[::37] for matrix in whole])
-    actual = plain_kernels.out_of_order(results[0], order, rows)[:, ::37]
+    actual = results[0][:, ::37]
     assert relative_error(actual, gates * mx.sigmoid(gates) * values) < 3e-3
 
 
