@@ -112,9 +112,9 @@ def test_the_table_of_a_stored_run_is_printed(tmp_path):
 def test_a_file_that_is_no_run_or_of_another_one_is_an_error_in_one_line(tmp_path):
     file, machine = tmp_path / "peers.json", Machine("a GPU", 1.0, 1.0)
     measures = {"act": stored("ms", None, Result("ours", True, [1.0], complete=True))}
-    assert report.complete(file, machine, small=True) == {}
+    assert report.complete(file, machine, small=True) == ({}, machine)
     report.save_json(file, machine, True, measures)
-    assert report.complete(file, machine, small=True) == measures
+    assert report.complete(file, machine, small=True) == (measures, machine)
     for other, small in ((machine, False), (Machine("another", 1.0, 1.0), True)):
         with pytest.raises(ValueError, match="of another machine or of other sizes"):
             report.complete(file, other, small)
@@ -125,6 +125,13 @@ def test_a_file_that_is_no_run_or_of_another_one_is_an_error_in_one_line(tmp_pat
             report.complete(file, machine, small=True)
     with pytest.raises(ValueError, match=r"cannot read .*: No such file"):
         report.read_json(tmp_path / "none.json")
+
+
+def test_a_resumed_run_keeps_the_limits_to_which_it_was_compared(tmp_path):
+    file, machine = tmp_path / "peers.json", Machine("a GPU", 3.75e12, 6.8e14)
+    report.save_json(file, machine, True, {})
+    again = Machine("a GPU", 3.90e12, 6.7e14)
+    assert report.complete(file, again, small=True) == ({}, machine)
 
 
 def test_a_run_that_ends_while_it_saves_leaves_the_earlier_file(tmp_path, monkeypatch):

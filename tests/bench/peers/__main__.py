@@ -108,9 +108,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     ):
         if is_wrong:
             command.error(text)
-    machine = probe()
+    machine, done = probe(), {}
     try:
-        done = report.complete(options.json, machine, options.small) if options.resume else {}
+        if options.resume:
+            done, machine = report.complete(options.json, machine, options.small)
     except ValueError as error:
         command.error(str(error))
     # PyTorch allocates from the same memory, so MLX may not cache what it has freed.

@@ -82,14 +82,23 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def complete(path: Path, machine: Machine, small: bool) -> Measures:
-    """Sides that an earlier run finished, by measure; empty if there is no such file.
+def complete(path: Path, machine: Machine, small: bool) -> tuple[Measures, Machine]:
+    """What an earlier run finished, and the machine's limits to which it was compared.
+
+    Args:
+        path: of its file, which need not exist.
+        machine: as measured now; two measurements of a GPU's bandwidth differ by some percent.
+        small: the sizes.
+
+    Returns:
+        Complete sides by measure, and the earlier run's ``Machine``; nothing and ``machine`` if
+        there is no file.
 
     Raises:
         ValueError: if that run was of another machine or of other sizes.
     """
     if not path.exists():
-        return {}
+        return {}, machine
     content = read_json(path)
     if content["machine"]["name"] != machine.name or content.get("small") != small:
         raise ValueError(f"{path} is of another machine or of other sizes: name another file")
@@ -98,7 +107,7 @@ def complete(path: Path, machine: Machine, small: bool) -> Measures:
         sides = [side for side in measure["sides"] if side["complete"]]
         if sides:
             found[name] = {**measure, "sides": sides}
-    return found
+    return found, Machine(**content["machine"])
 
 
 def _versions() -> dict[str, str | None]:
