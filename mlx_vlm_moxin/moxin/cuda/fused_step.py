@@ -15,7 +15,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ...cache import BatchKVCache, KVCache
-from . import device, fused_layers, kernel, kv_cache, peers, turns
+from . import device, fused_layers, kernel, kv_cache, layerwise_graph, peers, turns
 from .cache_checks import are_alike, caches_fit
 from .decoder_layers import read_layers
 from .decoder_sizes import DecoderSizes
@@ -139,7 +139,7 @@ def _step(
         return step_kernel(sizes, form.formats, count, capacity, form.is_joined)
 
     x = fused_layers.run(layers, x, position, arrays, find, padding, *addresses)
-    logits = head(decoder.norm(x.reshape(1, 1, -1)))
+    logits = layerwise_graph.logits(head, decoder.norm(x.reshape(1, 1, -1)))
     return logits, kv_cache.after(arrays, x)
 
 

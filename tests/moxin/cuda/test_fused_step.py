@@ -77,8 +77,8 @@ def test_layers_that_are_packed_alike_are_one_kernel(kernels_everywhere, monkeyp
     mlp = model.layers[1].mlp
     mlp.down_proj = mlp.down_proj.to_quantized(64, 8)
     logits = model(mx.array([[5]]), cache=cache).logits
-    # One layer, the one with another packing, and 19 more, in two launches.
-    assert calls == ["fused_step", "fused_step", "fused_step", "fused_step"]
+    # One layer, the one with another packing, and 19 more, in two launches; then the head.
+    assert calls == ["fused_step", "fused_step", "fused_step", "fused_step", "narrow_matmul"]
     assert logits.shape == (1, 1, CONFIG["vocab_size"])
     assert [layer.offset for layer in cache] == 21 * [11]
 
