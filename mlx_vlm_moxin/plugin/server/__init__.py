@@ -13,10 +13,10 @@ A request passes, in this order:
 - ``parameters`` and ``structured``: refuse what is not supported.
 - ``generator``, with ``sampling`` and ``stopping``: settings that belong to one request;
   with ``picture_features``, what joining requests compute together, ``token_blocks``, what
-  a stream sends together, and ``arrivals``, how tokens reach the threads that wait for them.
+  a stream sends together, and ``arrivals``, which wakes those that wait for tokens.
 - ``first_use``: what MLX compiles for batches, while weights are read.
 - ``errors``, ``log``, ``logprobs`` and ``answer_headers``: the answer and the log.
-- ``garbage``: what answers leave.
+- ``garbage``: less frequent garbage collection.
 
 ``settings`` are environment variables, ``command`` the options of
 ``python -m mlx_vlm_moxin server``, ``application`` installs all of it.

@@ -28,7 +28,7 @@ async def wait_until(has_arrived: Callable[[], bool]) -> bool:
     loop = asyncio.get_running_loop()
     future = loop.create_future()
     timeout = loop.call_later(LONGEST_WAIT, _wake, [future])
-    # First of all: what arrives between the check and the wait is announced.
+    # Before the check, so that what arrives between the check and the wait is announced.
     _waiting[future] = has_arrived
     try:
         if not has_arrived():
