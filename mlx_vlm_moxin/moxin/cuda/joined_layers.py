@@ -1,40 +1,27 @@
-"""Packed layers as one array each, for kernels that compute many layers in one launch.
+"""Packed decoder layers as one array each, for kernels that compute many layers in one launch.
 
-A packed layer has 23 arrays, and MLX handles each array of a launch several times, which took half
-of the host's time for a token. So the arrays of a layer are moved next to each other in memory,
-once, and those of the modules become views of their parts. Nothing is stored twice.
-
-Before each pass the arrays of the modules are compared with these views, and layers with others, or
-with views that were written in place, are moved again.
+A packed layer has 23 arrays; handling them took half of the host's time for a token. Before each
+pass the arrays of the modules are compared with those that were joined (``joined_arrays``), and
+layers with others are joined again.
 """
 
 import weakref
 from collections.abc import Sequence
 from itertools import chain
-from operator import is_, itemgetter
-from typing import NamedTuple
+from operator import itemgetter
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from .decoder_layers import layer_modules, read_layer
 from .decoder_sizes import DecoderSizes
-from .layer_form import DecoderLayer, LayerForm, joined_form, joined_offsets
-from .tracked_array import TrackedArray, track
+from .joined_arrays import Joined, Seen, are_distinct, join
+from .layer_form import DecoderLayer, LayerForm, joined_form
+from .tracked_array import TrackedArray
 
 _of_layer = itemgetter("self_attn", "mlp", "input_layernorm", "post_attention_layernorm")
 _of_attention = itemgetter("q_proj", "k_proj", "v_proj", "o_proj")
 _of_mlp = itemgetter("gate_proj", "up_proj", "down_proj")
-
-
-class _Joined(NamedTuple):
-    """A layer with one array, and references to its parts in the order of ``LayerForm.names``.
-
-    The parts refer to this, so it exists as long as one of them does.
-    """
-
-    layer: DecoderLayer
-    parts: list[weakref.ref[TrackedArray]]
 
 
 def can_join(forms: Sequence[LayerForm]) -> bool:
@@ -51,11 +38,10 @@ class JoinedLayers:
     def __init__(self, decoder: nn.Module):
         self._decoder = decoder
         # As they were when the layers were read last: the decoder's sizes, one part of each layer,
-        # all their arrays, and TrackedArray.writes.
+        # and all their arrays.
         self._sizes: DecoderSizes | None = None
         self._parts: list[weakref.ref[TrackedArray]] = []
-        self._arrays: list[weakref.ref[mx.array]] = []
-        self._writes = 0
+        self._seen = Seen()
 
     def read(self, sizes: DecoderSizes) -> list[DecoderLayer] | None:
         """The layers as they are now, each of a ``joined_form``; None if they are not joined.
@@ -65,17 +51,16 @@ class JoinedLayers:
         """
         if not _is_packed(self._decoder):
             return None
-        if sizes != self._sizes or TrackedArray.writes != self._writes or not self._are_same():
+        if sizes != self._sizes or not self._are_same():
             self._read(sizes)
-        return [part().owner.layer for part in self._parts] or None
+        return [part().owner.content for part in self._parts] or None
 
     def _are_same(self) -> bool:
         """Whether the modules have the arrays that were read last."""
         try:
-            found, known = _arrays(self._decoder), [array() for array in self._arrays]
+            return self._seen.are(_arrays(self._decoder))
         except (KeyError, TypeError):  # other modules, which are refused when they are read
             return False
-        return len(found) == len(known) and all(map(is_, found, known))
 
     def _read(self, sizes: DecoderSizes) -> None:
         self._sizes, self._parts, writes = None, [], TrackedArray.writes
@@ -85,11 +70,9 @@ class JoinedLayers:
             layer.check()
             forms.append(layer.form)
             del layer  # which would keep arrays that are moved
-        arrays = list(map(id, _arrays(self._decoder)))
-        if can_join(forms) and len(set(arrays)) == len(arrays):  # or layers share some of them
-            self._parts = [_join(block, sizes).parts[0] for block in blocks]
-        self._arrays = [weakref.ref(array) for array in _arrays(self._decoder)]
-        self._sizes, self._writes = sizes, writes
+        if can_join(forms) and are_distinct(_arrays(self._decoder)):
+            self._parts = [_join(block, form).parts[0] for block, form in zip(blocks, forms)]
+        self._sizes, self._seen = sizes, Seen(_arrays(self._decoder), writes)
 
 
 def _is_packed(decoder: nn.Module) -> bool:
@@ -108,42 +91,9 @@ def _arrays(decoder: nn.Module) -> list[mx.array]:
     return list(chain.from_iterable(map(dict.values, modules)))
 
 
-def _join(block: nn.Module, sizes: DecoderSizes) -> _Joined:
-    """``block`` as one array, into which its arrays are moved if they are not its parts already."""
-    form, arrays = read_layer(block, sizes)
-    known = arrays[0].owner if isinstance(arrays[0], TrackedArray) else None
-    if known is not None and known.layer.form is joined_form(form) and _are_parts(arrays, known):
-        return known
-    joined, parts = _move(form, arrays)
-    modules = layer_modules(block)
-    places = [(module, name) for module, names in zip(modules, form.names) for name in names]
-    for (module, name), part in zip(places, parts):
-        module[name] = part
-    del arrays, known
-    mx.clear_cache()  # or what the arrays occupied would add up
-    return joined
-
-
-def _are_parts(arrays: Sequence[mx.array], joined: _Joined) -> bool:
-    """Whether ``arrays`` are the parts of ``joined``, as they were when it was made."""
-    return all(
-        part() is array and array.owner is joined for part, array in zip(joined.parts, arrays)
-    )
-
-
-def _move(form: LayerForm, arrays: Sequence[mx.array]) -> tuple[_Joined, list[TrackedArray]]:
-    """A layer with the contents of ``arrays``, and its parts instead of them."""
-    offsets, pieces = joined_offsets(form), []
-    for array, start, end in zip(arrays, offsets, offsets[1:]):
-        pieces.append(mx.view(array.flatten(), mx.uint32))
-        padding = end - start - pieces[-1].size
-        if padding:
-            pieces.append(mx.zeros(padding, mx.uint32))
-    whole = mx.concatenate(pieces)
-    joined, parts = _Joined(DecoderLayer(joined_form(form), [whole]), []), []
-    for array, start in zip(arrays, offsets):
-        words = whole[start : start + array.nbytes // mx.uint32.size]
-        parts.append(track(mx.view(words, array.dtype).reshape(array.shape), joined))
-        joined.parts.append(weakref.ref(parts[-1]))
-    mx.eval(whole, parts)
-    return joined, parts
+def _join(block: nn.Module, form: LayerForm) -> Joined:
+    """``block``, which is of this ``form``, as one array."""
+    named = zip(layer_modules(block), form.names)
+    places = [(module, name) for module, names in named for name in names]
+    kind = joined_form(form)
+    return join(places, kind, lambda whole: DecoderLayer(kind, [whole]))

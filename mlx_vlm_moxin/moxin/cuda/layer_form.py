@@ -1,8 +1,6 @@
 """Arrays of a decoder layer, and what the kernels assume about them."""
 
 import functools
-import itertools
-import math
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -10,7 +8,7 @@ import mlx.core as mx
 
 from .decoder_sizes import DecoderSizes
 from .errors import require
-from .kernel import ALIGNMENT
+from .joined_arrays import offsets
 from .projections import Format, Projection, array_types
 
 Formats = tuple[Format, Format, Format, Format]
@@ -79,9 +77,7 @@ def layer_form(sizes: DecoderSizes, formats: Formats, rows: Rows | None = None) 
 
 def joined_offsets(form: LayerForm) -> list[int]:
     """Where each array of a layer of this form begins in a joined one, and its length, in words."""
-    sizes = [math.prod(shape) * dtype.size for shape, dtype in zip(form.shapes, form.dtypes)]
-    units = [0, *itertools.accumulate(-(-size // ALIGNMENT) for size in sizes)]
-    return [unit * ALIGNMENT // mx.uint32.size for unit in units]
+    return offsets(zip(form.shapes, form.dtypes))
 
 
 @functools.lru_cache(maxsize=256)

@@ -23,6 +23,7 @@ from . import (
     patch_embedding,
     resize_kernels,
     tower_kernel,
+    tower_layers,
     tower_tiles,
     towers,
 )
@@ -105,11 +106,11 @@ def _unless_unsupported(find: Callable[[], Iterator[Build]]) -> list[Build]:
         return []
 
 
-def _checked_pairs(vision: nn.Module) -> list[towers.LayerPair]:
+def _checked_pairs(vision: nn.Module) -> list[tower_layers.LayerPair]:
     """The layers of both towers, which the kernels support."""
     require(len(vision.towers) == 2, "there is one tower")
-    pairs = towers.make_pairs(vision.towers)
-    towers.check(pairs)
+    pairs = tower_layers.make_pairs(vision.towers)
+    tower_layers.check(pairs)
     return pairs
 
 
@@ -121,14 +122,14 @@ def _tower_builds(vision: nn.Module) -> Iterator[Build]:
     yield partial(resize_kernels.resize_height, 0, size, 3 * len(vision.towers))
     patches = vision.config.num_patches
     tokens = [(1, patches + tower.config.num_prefix_tokens) for tower in vision.towers]
-    for stage in towers.stages(pairs):
+    for stage in tower_layers.stages(pairs):
         yield partial(tower_kernel.tower_layers, *towers.kernel_arguments(stage, tokens))
 
 
 def _pictures_builds(vision: nn.Module) -> Iterator[Build]:
     """The towers' kernels for all numbers of pictures."""
     pairs = _checked_pairs(vision)
-    for tiles, stage in itertools.product(tower_tiles.usable_tiles(), towers.stages(pairs)):
+    for tiles, stage in itertools.product(tower_tiles.usable_tiles(), tower_layers.stages(pairs)):
         *arguments, _ = towers.kernel_arguments(stage, [(1, 1), (1, 1)])
         yield partial(tower_kernel.tower_layers, *arguments, tiles)
 

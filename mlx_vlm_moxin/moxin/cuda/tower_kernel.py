@@ -6,16 +6,16 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
-from . import device, kernel
-from .kernel import C_TYPES, Kernel, fill_table
+from . import device, joined_arrays, kernel
+from .kernel import C_TYPES, Kernel
 from .tower_tiles import THREADS, TILE_K, Tiles, WarpgroupTiles
 
-# A kernel has 4 KB of parameters, and a layer of both towers up to 28 arrays. The first launch has
-# fewer layers, so that the GPU starts while Python records the next. On an H200 6, 10 and 10 layers
-# are faster than 4, 11 and 11 or 8, 9 and 9.
+# Layers of the first launch and of the others: the GPU starts while Python records the next, and
+# while the layers of one launch are joined their memory is needed twice. With separate arrays 6, 10
+# and 10 layers were faster on an H200 than 4, 11 and 11 or 8, 9 and 9.
 FIRST_LAYERS = 6
 LAYERS_AT_ONCE = 10
-# A layer's arrays, in the order of moxin::TowerLayer (tower_layers.cu).
+# A layer's arrays, in memory and in the order of moxin::TowerLayer (tower_layers.cu).
 PARAMETERS = (
     ("norm1", "weight"),
     ("norm1", "bias"),
@@ -56,6 +56,28 @@ class Tower(NamedTuple):
         """Width of a head."""
         return self.width // self.heads
 
+    @property
+    def shapes(self) -> dict[tuple[str, ...], tuple[int, ...]]:
+        """Shapes of a layer's ``parameters``."""
+        width, inner = self.width, self.intermediate
+        others = {
+            ("attn", "qkv", "weight"): (3 * width, width),
+            ("attn", "qkv", "bias"): (3 * width,),
+            ("attn", "proj", "weight"): (width, width),
+            ("mlp", "fc1", "weight"): (inner, width),
+            ("mlp", "fc1", "bias"): (inner,),
+            ("mlp", "fc2", "weight"): (width, inner),
+        }
+        return {path: others.get(path, (width,)) for path in self.parameters}
+
+    def offsets(self, dtype: mx.Dtype) -> tuple[dict[tuple[str, ...], int], int]:
+        """Where the ``parameters`` of a layer begin in its part of an array that contains many
+        layers, and the length of that part, in words.
+        """
+        types = [(shape, dtype) for shape in self.shapes.values()]
+        *starts, length = joined_arrays.offsets(types)
+        return dict(zip(self.parameters, starts)), length
+
 
 @functools.lru_cache
 def tower_layers(
@@ -74,21 +96,11 @@ def tower_layers(
         tiles: as from ``tower_tiles.find_tiles``.
 
     Returns:
-        A kernel of ``kernel.counters``, the tokens of both towers, and the ``parameters`` of
-        the first tower's first layer, the second tower's first layer, the first tower's second
-        layer and so on; its first two results are the tokens after the layers.
+        A kernel of ``kernel.counters``, the tokens of both towers, and for each tower that has
+        layers in this launch one array (of 32-bit words) that contains theirs; its first two
+        results are the tokens after the layers.
     """
-    parameters, entries = [], {}
-    for index in range(count):
-        for which, tower in enumerate(towers):
-            names = {
-                path: f"layer_{index}_{which}_{'_'.join(path)}"
-                for path in PARAMETERS
-                if path in tower.parameters
-            }
-            parameters += names.values()
-            members = ", ".join(names.get(path, "nullptr") for path in PARAMETERS)
-            entries[f"[{index}][{which}]"] = members
+    present = [which for which, tower in enumerate(towers) if tower.depth]
     outputs, scalars, scratch = {}, {}, []
     for which, tower in enumerate(towers):
         rows, width = tower.batch * tower.tokens, tower.width
@@ -112,17 +124,35 @@ def tower_layers(
             "PARTS": tiles.parts,
             **tiles.constants,
         },
-        [mx.uint32, dtype, dtype, *[dtype] * len(parameters)],
+        [mx.uint32, dtype, dtype, *[mx.uint32 for _ in present]],
         outputs | {"scratch": kernel.scratch(*scratch)},
         scalars,
         macros={
             **tiles.macros,
             "TOWER_PRODUCTS": f'"{tiles.FILE}"',
-            "LAYER_PARAMETERS": ", ".join(f"const {C_TYPES[dtype]}* {name}" for name in parameters),
-            "FILL_LAYERS(table)": fill_table(entries),
+            "LAYER_PARAMETERS": ", ".join(f"const unsigned int* weights_{i}" for i in present),
+            **{
+                f"LAYER_{which}(index)": _members(which, tower, dtype)
+                for which, tower in enumerate(towers)
+            },
         },
         blocks=device.multiprocessors(),
         threads=THREADS,
         shared_memory=tiles.shared_memory,
         waits=True,
+    )
+
+
+def _members(which: int, tower: Tower, dtype: mx.Dtype) -> str:
+    """Members of moxin::TowerLayer for layer ``index`` of ``tower``, after the last one of that."""
+    if not tower.depth:
+        return ""  # null
+    starts, length = tower.offsets(dtype)
+    # The depth is a variable, so that launches of as many layers share machine code.
+    layer = f"weights_{which} + min(index, depth_{which} - 1) * {length}LL"
+    return ", ".join(
+        f"reinterpret_cast<const {C_TYPES[dtype]}*>({layer} + {starts[path]})"
+        if path in starts
+        else "nullptr"
+        for path in PARAMETERS
     )

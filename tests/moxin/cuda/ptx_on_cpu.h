@@ -260,7 +260,7 @@ inline void cp_async_commit_group() {
   context.groups.push_back(std::move(context.open));
   context.open.clear();
 }
-inline void cp_async_wait_group(int pending) {
+inline void cp_async_wait_group(int pending = 0) {  // the text of one without operand has 0
   auto& groups = block->threads[threadIdx.x].groups;
   for (; static_cast<int>(groups.size()) > pending; groups.pop_front()) {
     for (Copy& c : groups.front()) memcpy(shared_memory() + c.to, c.from, c.bytes);

@@ -10,7 +10,7 @@ import mlx.nn as nn
 import pytest
 from cuda_support import empty, make_decoder
 from mlx.utils import tree_map
-from mlx_vlm.models.moxin.cuda import decoder, towers
+from mlx_vlm.models.moxin.cuda import decoder, tower_layers, towers
 from mlx_vlm.models.moxin.cuda.engine_table import EngineTable
 from test_towers import make_model, plain_layers
 
@@ -23,7 +23,7 @@ IDS = mx.array([[5, 6, 7]])
 def kernels_in_mlx(kernels_in_mlx, without_collector, monkeypatch):
     """The towers' kernels too, in float32."""
     monkeypatch.setattr(towers.kernels, "tower_layers", plain_layers)
-    monkeypatch.setattr(towers, "DTYPES", (mx.float32,))
+    monkeypatch.setattr(tower_layers, "DTYPES", (mx.float32,))
 
 
 def answer(model):

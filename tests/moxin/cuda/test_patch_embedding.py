@@ -1,10 +1,13 @@
 """The CUDA kernel that embeds patches: what it supports, and its results on a GPU."""
 
+import math
+import weakref
+
 import mlx.core as mx
 import pytest
 from cuda_support import assert_as_close, needs_gpu, recording
 from mlx.utils import tree_flatten
-from mlx_vlm.models.moxin.cuda import device, kernel, patch_embedding
+from mlx_vlm.models.moxin.cuda import device, joined_arrays, kernel, patch_embedding
 from mlx_vlm.models.moxin.vision import VisionModel
 from test_towers import DINO, SIGLIP, make_model
 
@@ -16,18 +19,21 @@ def plain_kernel(dtype, pixels, shape, patch, towers, tiles):
 
     def run(arrivals, pixel_values, *arrays):
         assert pixel_values.dtype == pixels
-        arrays, tokens = iter(arrays), []
-        for which, tower in enumerate(towers):
-            weight, bias, position = next(arrays), next(arrays), next(arrays)
-            counts = tower.class_tokens, tower.register_tokens
-            prefixes = [next(arrays) for count in counts if count]
+        tokens = []
+        for which, (tower, whole) in enumerate(zip(towers, arrays, strict=True)):
+            shapes = tower.shapes(patch, rows * columns)
+            starts = joined_arrays.offsets((shape, dtype) for shape in shapes.values())
+            parts = [
+                whole[start:].view(dtype)[: math.prod(shape)].reshape(shape)
+                for start, shape in zip(starts, shapes.values())
+            ]
+            weight, bias, *prefixes, position = parts
             x = pixel_values[:, 3 * which :][:, :3, : rows * patch, : columns * patch]
             x = x.reshape(batch, 3, rows, patch, columns, patch).transpose(0, 2, 4, 3, 5, 1)
             x = x.reshape(batch, rows * columns, -1).astype(dtype)
             x = x @ weight.reshape(tower.width, -1).T + bias + position
             prefixes = [mx.repeat(prefix, batch, axis=0) for prefix in prefixes]
             tokens.append(mx.concatenate([*prefixes, x], axis=1))
-        assert next(arrays, None) is None
         return tokens
 
     return run
@@ -58,6 +64,60 @@ def test_both_towers_are_embedded_by_one_kernel(kernels_everywhere, monkeypatch)
     tokens = model.engine_embed(model.towers, mx.zeros((2, 6, 140, 140)))
     assert [x.shape for x in tokens] == [(2, 105, DINO["hidden_size"]), (2, 100, 144)]
     assert calls == ["embed_patches"]
+
+
+def write_bias(model):
+    model.siglip.patch_embed.proj.bias *= 2
+
+
+def replace_weight(model):
+    projection = model.dino.patch_embed.proj
+    projection.weight = projection.weight + 1
+
+
+def replace_position(model):
+    model.siglip.pos_embed = model.siglip.pos_embed[:, ::-1]
+
+
+def replace_prefix(model):
+    model.dino.reg_token = mx.ones_like(model.dino.reg_token)
+
+
+@pytest.mark.parametrize("change", [write_bias, replace_weight, replace_position, replace_prefix])
+def test_tokens_are_those_of_the_arrays_as_they_are(change, plain):
+    model, pixels = make_model(mx.float32), mx.random.normal((1, 6, 140, 140))
+    with mx.stream(mx.cpu):
+        first = model.engine_embed(model.towers, pixels)
+        again = model.engine_embed(model.towers, pixels)
+        assert all(mx.array_equal(*pair).item() for pair in zip(first, again))
+        change(model)
+        actual, expected = model.engine_embed(model.towers, pixels), model.embed(pixels)
+        assert not all(mx.array_equal(*pair).item() for pair in zip(actual, first))
+        assert all(mx.allclose(*pair, atol=1e-4).item() for pair in zip(actual, expected))
+
+
+def test_arrays_are_moved_once_and_freed_with_the_model(plain, without_collector):
+    model, pixels = make_model(mx.float32), mx.zeros((1, 6, 140, 140))
+    with mx.stream(mx.cpu):
+        model.engine_embed(model.towers, pixels)
+        before = model.dino.pos_embed
+        kept = [weakref.ref(array) for array in patch_embedding.engines.get(model)._joined.arrays]
+        model.engine_embed(model.towers, mx.zeros((2, 6, 140, 140)))
+    assert model.dino.pos_embed is before
+    assert len(kept) == 2
+    assert all(reference() is not None for reference in kept)
+    del model, before
+    assert [reference() for reference in kept] == [None, None]
+
+
+def test_a_step_that_overlaps_is_checked_again(kernels_everywhere, monkeypatch):
+    """Also if it was not when the arrays were joined."""
+    model, pixels = make_model(), mx.zeros((1, 6, 140, 140))
+    monkeypatch.setattr(kernel, "build", recording([]))
+    assert model.engine_embed(model.towers, pixels) is not None
+    projection = other_stride(model).dino.patch_embed.proj
+    projection.weight = 1 * projection.weight
+    assert model.engine_embed(model.towers, pixels) is None
 
 
 def other_stride(model):

@@ -11,6 +11,7 @@ from mlx_vlm.models.moxin.cuda import (
     device,
     kv_cache,
     layerwise,
+    tower_layers,
     towers,
 )
 from test_towers import DINO, SIGLIP, make_model
@@ -145,9 +146,9 @@ TOWER_CHANGES = {
 @pytest.mark.parametrize("change", TOWER_CHANGES.values(), ids=TOWER_CHANGES.keys())
 def test_towers_that_differ_in_one_thing_are_not_supported(change, kernels_everywhere):
     model = make_model()
-    assert towers.supports(towers.make_pairs(model.towers))
+    assert tower_layers.supports(tower_layers.make_pairs(model.towers))
     change(model)
-    assert not towers.supports(towers.make_pairs(model.towers))
+    assert not tower_layers.supports(tower_layers.make_pairs(model.towers))
 
 
 @pytest.mark.parametrize(
@@ -164,7 +165,7 @@ def test_widths_and_eps_decide_which_towers_are_supported(
     dino, siglip, supported, kernels_everywhere
 ):
     model = make_model(dino=dino, siglip=siglip)
-    assert towers.supports(towers.make_pairs(model.towers)) is supported
+    assert tower_layers.supports(tower_layers.make_pairs(model.towers)) is supported
 
 
 def test_a_single_tower_is_left_to_the_modules(kernels_everywhere):

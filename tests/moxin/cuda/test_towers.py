@@ -1,5 +1,7 @@
 """The towers' CUDA kernel: which towers it supports, and its results on a GPU."""
 
+import math
+
 import mlx.core as mx
 import mlx.nn as nn
 import pytest
@@ -7,7 +9,7 @@ from cuda_support import assert_as_close, needs_gpu, needs_hopper, randomised, r
 from mlx.utils import tree_flatten
 from mlx_lm.tuner.lora import LoRALinear
 from mlx_vlm.models.moxin.config import VisionConfig
-from mlx_vlm.models.moxin.cuda import device, kernel, tower_kernel, tower_tiles, towers
+from mlx_vlm.models.moxin.cuda import device, kernel, tower_kernel, tower_layers, tower_tiles
 from mlx_vlm.models.moxin.towers import DINO_ID, TIMM_MODELS
 from mlx_vlm.models.moxin.vision import VisionModel
 
@@ -46,7 +48,7 @@ def embedded_by_modules(monkeypatch):
 
 
 def is_supported(model):
-    return towers.supports(towers.make_pairs(model.towers))
+    return tower_layers.supports(tower_layers.make_pairs(model.towers))
 
 
 def test_other_devices_use_the_modules():
@@ -124,13 +126,24 @@ def plain_layers(dtype, towers, count, eps, tiles):
     def norm(x, block, name):
         return mx.fast.layer_norm(x, block[name, "weight"], block[name, "bias"], eps)
 
+    def read(whole, tower, index):
+        starts, length = tower.offsets(dtype)
+        assert whole.shape == (tower.depth * length,)
+        layer = whole[index * length : (index + 1) * length].view(dtype)
+        words = mx.uint32.size // dtype.size
+        return {
+            path: layer[words * starts[path] :][: math.prod(shape)].reshape(shape)
+            for path, shape in tower.shapes.items()
+        }
+
     def kernel(arrivals, *arrays):
         xs, arrays = list(arrays[:2]), iter(arrays[2:])
+        wholes = [next(arrays) if tower.depth else None for tower in towers]
         for index in range(count):
             for which, tower in enumerate(towers):
-                block = {path: next(arrays) for path in tower.parameters}
                 if index >= tower.depth:
                     continue
+                block = read(wholes[which], tower, index)
                 qkv = linear(norm(xs[which], block, "norm1"), block, "attn", "qkv")
                 qkv = qkv.reshape(tower.batch, tower.tokens, 3, tower.heads, -1)
                 scale = (tower.width // tower.heads) ** -0.5
@@ -155,7 +168,7 @@ def plain_layers(dtype, towers, count, eps, tiles):
 def test_everything_around_the_kernel_equals_the_modules(
     first, at_once, expected, kernels_everywhere, monkeypatch
 ):
-    monkeypatch.setattr(towers, "DTYPES", (mx.float32,))
+    monkeypatch.setattr(tower_layers, "DTYPES", (mx.float32,))
     monkeypatch.setattr(tower_kernel, "FIRST_LAYERS", first)
     monkeypatch.setattr(tower_kernel, "LAYERS_AT_ONCE", at_once)
     launches = []

@@ -5,7 +5,7 @@ import pytest
 from cuda_support import assert_as_close
 from kernels_on_cpu import COMPILER
 from mlx.utils import tree_flatten
-from mlx_vlm.models.moxin.cuda import device, kernel, tower_tiles, towers
+from mlx_vlm.models.moxin.cuda import device, kernel, tower_kernel, tower_tiles, towers
 from mlx_vlm.models.moxin.vision import VisionModel
 from test_towers import DINO, SIGLIP, make_model
 from threads_on_cpu import ThreadsOnCpu
@@ -21,19 +21,22 @@ ONE, FEW, MANY = tower_tiles.HOPPER_TILES
 
 
 @pytest.mark.parametrize(
-    ("tiles", "batch"),
+    ("tiles", "batch", "first"),
     [
-        pytest.param(ONE, 2, id="one picture"),
-        pytest.param(FEW, 4, id="a few pictures", marks=pytest.mark.slow),
-        pytest.param(MANY, 4, id="many pictures"),
+        pytest.param(ONE, 2, 2, id="one picture"),
+        # The second one has no layer of DINOv2.
+        pytest.param(ONE, 1, 1, id="two launches"),
+        pytest.param(FEW, 4, 2, id="a few pictures", marks=pytest.mark.slow),
+        pytest.param(MANY, 4, 2, id="many pictures"),
     ],
 )
 def test_features_are_as_close_to_float32_as_the_modules(
-    tiles, batch, kernels_everywhere, monkeypatch, tmp_path
+    tiles, batch, first, kernels_everywhere, monkeypatch, tmp_path
 ):
     monkeypatch.setattr(VisionModel, "engine_embed", lambda *_: None)
     monkeypatch.setattr(device, "has_warpgroups", lambda: True)
     monkeypatch.setattr(tower_tiles, "HOPPER_TILES", (tiles,))
+    monkeypatch.setattr(tower_kernel, "FIRST_LAYERS", first)
     # A launch reads its arrays, which are not there yet while a graph is recorded.
     monkeypatch.setattr(towers, "compile_graph", lambda run, modules: run)
     launch = ThreadsOnCpu(tmp_path, blocks=3)
@@ -47,7 +50,7 @@ def test_features_are_as_close_to_float32_as_the_modules(
         weights = tree_flatten(model.parameters())
         exact.load_weights([(path, array.astype(mx.float32)) for path, array in weights])
         actual = model(pixels)
-        assert launches == ["tower_layers"]
+        assert launches == ["tower_layers"] * (3 - first)
         monkeypatch.setattr(device, "enabled", lambda: False)
         allowed, expected = make_model(*arguments)(pixels), exact(pixels)
         width = DINO["hidden_size"]

@@ -80,12 +80,12 @@ __device__ inline void copy_prefix(const Embedding& to, int token, int vector, i
 
 }  // namespace moxin
 
-// TOWER_PARAMETERS declares weight, bias, position and prefixes of both towers, and FILL_TOWERS(table)
-// stores the first five members of moxin::Embedding.
+// Each tower's weights are one parameter that contains them (joined_arrays.py). FILL_TOWERS(table) stores
+// where they are, the first five members of moxin::Embedding.
 extern "C" __global__ void __launch_bounds__(config::THREADS, 1) embed_patches(
     unsigned int* arrivals,         // [4] zeros, the barrier's counter
     const config::Pixel* pixels,    // [batch, 6, height, width]
-    TOWER_PARAMETERS,
+    const unsigned int* weights_0, const unsigned int* weights_1,
     config::T* out_0, config::T* out_1,
     config::T* patches_0, config::T* padded_0, config::T* patches_1, config::T* padded_1,
     int batch, int height, int width,

@@ -68,10 +68,9 @@ __device__ void normalise_both(GridBarrier& barrier, int rows_0, int rows_1, Mak
 
 }  // namespace moxin
 
-// LAYER_PARAMETERS declares the layers' arrays, in the order of moxin::TowerLayer: tower 0's first
-// layer, tower 1's first layer, tower 0's second layer and so on. FILL_LAYERS(layers) stores them in
-// a table in shared memory: dynamically indexed kernel parameters would be copied to local memory by
-// every thread.
+// LAYER_PARAMETERS declares an array for each tower that has layers here, which contains all of theirs
+// (joined_arrays.py). LAYER_0(i) and LAYER_1(i) are the members of moxin::TowerLayer for layer i of a
+// tower, after its last layer those of that; nothing for a tower without layers.
 extern "C" __global__ void __launch_bounds__(config::THREADS, 1) tower_layers(
     unsigned int* arrivals,  // [4] zeros, the barrier's counter
     const config::T* x_0,    // [batch_0, tokens_0, width_0]
@@ -85,7 +84,14 @@ extern "C" __global__ void __launch_bounds__(config::THREADS, 1) tower_layers(
   using namespace moxin;
   __shared__ TowerLayer layers[config::LAYERS][2];
   __shared__ Tower towers[2];
-  FILL_LAYERS(layers)
+  if (threadIdx.x < 2 * config::LAYERS) {
+    int i = threadIdx.x / 2;
+    if (threadIdx.x % 2 == 0) {
+      layers[i][0] = {LAYER_0(i)};
+    } else {
+      layers[i][1] = {LAYER_1(i)};
+    }
+  }
   if (threadIdx.x == 0) {
     towers[0] = {x_0, out_0, batch_0, tokens_0, width_0, heads_0, intermediate_0, depth_0};
     towers[1] = {x_1, out_1, batch_1, tokens_1, width_1, heads_1, intermediate_1, depth_1};
