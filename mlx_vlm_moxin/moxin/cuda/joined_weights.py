@@ -40,11 +40,6 @@ class _Joined(NamedTuple):
 _joined: dict[int, _Joined] = {}
 
 
-def has_plain(layer: DecoderLayer) -> bool:
-    """Whether a projection of ``layer`` can be joined: a plain one of several matrices."""
-    return bool(_plain(layer.form))
-
-
 def join(layer: DecoderLayer, projections: Collection[int] = (QKV, GATE_UP)) -> DecoderLayer | None:
     """``layer`` with one matrix in the plain ones of these projections.
 

@@ -1,10 +1,10 @@
 """Prompts and batched decoding, with a few kernels per layer.
 
-Up to 64 rows our matmul is used, which is limited by reading the weights; above that, another for
-quantised weights on Hopper, otherwise MLX's. Norm, RoPE, attention and SwiGLU between the products
-are one kernel each, instead of about ten MLX kernels. A prompt's first layers are computed while
-the later ones are still being recorded. Long prompts are computed in pieces. A single prompt of up
-to 64 tokens uses ``fused_prompt``, a single token ``fused_step``.
+Up to 64 rows our matmul is used, which is limited by reading the weights; above that, another on
+Hopper (for plain weights up to a few hundred rows), otherwise MLX's. Norm, RoPE, attention and
+SwiGLU between the products are one kernel each, instead of about ten MLX kernels. A prompt's first
+layers are computed while the later ones are still being recorded. Long prompts are computed in
+pieces. A single prompt of up to 64 tokens uses ``fused_prompt``, a single token ``fused_step``.
 """
 
 import functools
@@ -15,7 +15,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ...cache import BatchKVCache, KVCache
-from . import device, joined_weights, kv_cache, tiling, turns
+from . import device, joined_weights, kv_cache, prompt_matmul, tiling, turns
 from .cache_checks import are_alike, caches_fit
 from .decoder_layers import read_layer
 from .decoder_sizes import DecoderSizes
@@ -162,10 +162,12 @@ class Layerwise:
         blocks = self._decoder["layers"]
         for index, block in enumerate(blocks):
             layer = read_layer(block, sizes)
-            if rows > tiling.ROW_TILES[-1] and joined_weights.has_plain(layer):
+            counts = {QKV: rows, GATE_UP: kept if index == len(blocks) - 1 else rows}
+            projections = [
+                index for index, count in counts.items() if _uses_mlx(layer, index, count)
+            ]
+            if projections:
                 layer.check()  # the graph of the layer reads the joined weights instead
-                is_few = index == len(blocks) - 1 and kept <= tiling.ROW_TILES[-1]
-                projections = [QKV] if is_few else [QKV, GATE_UP]
                 joined = joined_weights.join(layer, projections)
                 if joined is None:
                     del layer  # which would keep the weights that are moved
@@ -200,6 +202,14 @@ class Layerwise:
 def _count(shape: Sequence[int], kept: slice) -> int:
     """Number of ``kept`` tokens of sequences ``[B, T]``."""
     return shape[0] * len(range(*kept.indices(shape[1])))
+
+
+def _uses_mlx(layer: DecoderLayer, projection: int, rows: int) -> bool:
+    """Whether MLX multiplies so many rows by a projection, whose matrices are plain."""
+    form = layer.formats[projection]
+    if rows <= tiling.ROW_TILES[-1] or form.bits < 16:
+        return False
+    return prompt_matmul.find_order(layer.form.sizes, form, rows) is None
 
 
 def _can_attend(sizes: DecoderSizes) -> bool:

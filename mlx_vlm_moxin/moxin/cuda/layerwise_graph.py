@@ -1,8 +1,8 @@
 """The graph of decoder layers that are computed one after the other, each by a few kernels.
 
-Up to 64 rows our matmul is used, which is limited by reading the weights. Above that quantised
-weights on Hopper have another one, which needs its input in a particular order: the kernel that
-computes the input writes it in that order. Otherwise MLX's is used.
+Up to 64 rows our matmul is used, which is limited by reading the weights. Above that Hopper has
+another one, for plain weights up to a few hundred rows, which needs its input in a particular
+order: the kernel that computes the input writes it in that order. Otherwise MLX's is used.
 """
 
 import functools

@@ -1,4 +1,4 @@
-"""Products of quantised weights and prompts on Hopper (kernels/prompt_matmul.cuh).
+"""Products of prompts on Hopper (kernels/prompt_matmul.cuh).
 
 All functions cache their results, because building a kernel takes longer than launching it.
 """
@@ -21,17 +21,20 @@ BLOCK_ROWS = 128
 TILE_ROWS = 64
 THREADS = 384
 # Stages of x at most, and bytes of them; more leave less of an L1 cache: shared memory has 164 kB
-# then, or the next larger size.
+# then, or the next larger size. Stages that contain plain weights may have all of it.
 MAX_STAGES = 8
 STAGE_MEMORY = 165_000
+PLAIN_STAGE_MEMORY = 226 * 1024
 # Shared memory of a stage's barriers, and of aligning the stages to 1,024 bytes.
 BARRIERS = 16
 ALIGNMENT = 1024
-# Below this number of rows other kernels are faster, and above it unpacking the weights for MLX's
-# product is: estimated from the gated and down product of 512 rows, where each row needs 0.51 us at
-# 8 bits and 0.52 at 4 bits, and MLX's product 0.46 and 137 or 117 for unpacking.
+# Below this number of rows other kernels are faster, and above it MLX's product, of weights that
+# are unpacked first: estimated from the gated and down product of 512 rows, where each row needs
+# 0.51 us at 8 bits and 0.52 at 4 bits, and MLX's product 0.46 and 137 or 117 for unpacking. With
+# plain weights both are about as fast for one tile, but MLX's needs 20 us of host time. A prompt of
+# 288 tokens takes 9.9 ms instead of 10.2, one of 512 15.5 instead of 15.0 (docs/speed.md).
 MIN_ROWS = 65
-MAX_ROWS = {8: 1500, 4: 2000}
+MAX_ROWS = {16: 320, 8: 1500, 4: 2000}
 # What each tile needs in addition, for its weights to be unpacked, as rows of x.
 TILE_COST = 40
 # Possible rows of x of a tile. Registers hold no more, and each number needs its own kernels.
@@ -104,8 +107,9 @@ def multiply(
         shape = (rows, columns) if next_order is None else next_order.shape(rows, columns)
     hands_over = parts == 1 and division.shared_items > 0
     handed = (division.blocks if hands_over else 1, BLOCK_ROWS, order.tokens)
-    stage = order.tokens * PIECE * dtype.size + BARRIERS
-    stages = min(MAX_STAGES, STAGE_MEMORY // stage)
+    is_plain = form.bits == 16
+    stage = (order.tokens + is_plain * BLOCK_ROWS) * PIECE * dtype.size + BARRIERS
+    stages = min(MAX_STAGES, (PLAIN_STAGE_MEMORY if is_plain else STAGE_MEMORY) // stage)
     product = kernel.build(
         "prompt_matmul",
         {

@@ -55,6 +55,8 @@ def multiply(dtype, form, matrices, rows, width, is_gated=False):
 def _columns(bits, width):
     """Columns of x in the order of the tensor cores' steps."""
     count, at = 128 // bits, mx.arange(width)
+    if bits == 16:
+        return at
     lane, pair, value = at % 8 // 2, at % 16 // 8, at % 2
     return (
         at // (4 * count) * 4 * count

@@ -8,7 +8,13 @@ import plain_kernels
 import pytest
 from cuda_support import empty, make_decoder, relative_error, run
 from mlx.utils import tree_flatten
-from mlx_vlm.models.moxin.cuda import joined_weights, layerwise, matmul_kernels
+from mlx_vlm.models.moxin.cuda import (
+    device,
+    joined_weights,
+    layerwise,
+    matmul_kernels,
+    prompt_matmul,
+)
 from mlx_vlm.models.moxin.cuda.decoder_layers import read_layers
 from mlx_vlm.models.moxin.cuda.decoder_sizes import read_sizes
 from mlx_vlm.models.moxin.cuda.layer_form import QKV
@@ -64,6 +70,21 @@ def test_quantised_layers_stay_as_they_are(plain):
     run(model, empty(), LONG)
     assert joined_weights._joined == {}
     assert all(array is before[path] for path, array in tree_flatten(model.parameters()))
+
+
+def test_weights_stay_where_they_are_if_mlx_does_not_multiply_them(plain, monkeypatch):
+    monkeypatch.setattr(device, "has_warpgroups", lambda: True)
+    model = make_decoder(mx.float32, intermediate_size=512)
+    before = {path: array for path, array in tree_flatten(model.parameters())}
+    actual = run(model, empty(), LONG)
+    assert joined_weights._joined == {}
+    assert all(array is before[path] for path, array in tree_flatten(model.parameters()))
+    monkeypatch.setattr(prompt_matmul, "MAX_ROWS", {})
+    prompt_matmul.find_order.cache_clear()
+    other = make_decoder(mx.float32, intermediate_size=512)
+    expected = run(other, empty(), LONG)
+    assert len(joined_weights._joined) == 2 * len(other.layers)
+    assert relative_error(actual, expected) < TOLERANCE
 
 
 def test_each_prompt_multiplies_fewer_matrices(plain, monkeypatch):

@@ -193,6 +193,9 @@ def test_all_kernels_compile(architecture, on):
     ("sizes", "form", "rows"),
     [
         pytest.param(MOXIN, Format(4, 64), 90, id="short"),
+        pytest.param(MOXIN, Format(16, 0), 90, id="short, plain"),
+        pytest.param(MOXIN, Format(16, 0), 320, id="largest tile, plain", marks=pytest.mark.slow),
+        pytest.param(LLAMA_13B, Format(16, 0), 288, id="13B, plain", marks=pytest.mark.slow),
         pytest.param(MOXIN, Format(8, 64), 288, id="long", marks=pytest.mark.slow),
         pytest.param(MOXIN, Format(8, 64), 320, id="the largest tile", marks=pytest.mark.slow),
         pytest.param(LLAMA_13B, Format(8, 32), 288, id="13B", marks=pytest.mark.slow),

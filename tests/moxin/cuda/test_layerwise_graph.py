@@ -94,7 +94,7 @@ def test_everything_around_the_kernels_equals_the_modules(
             assert relative_error(filled(layer, name), filled(other, name)) < 1e-5
 
 
-@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("bits", [16, 8, 4])
 @pytest.mark.parametrize("name", ["long question", "first prompt", "batch of one"])
 def test_everything_around_the_products_of_hopper_equals_the_modules(
     name, bits, kernels_in_mlx, monkeypatch
@@ -253,7 +253,14 @@ def test_prompts_after_others_are_as_close_to_float32_as_the_modules(
 @needs_hopper
 @pytest.mark.parametrize(
     ("dtype", "bits", "group_size"),
-    [(mx.bfloat16, 8, 64), (mx.bfloat16, 4, 64), (mx.float16, 8, 32), (mx.float16, 4, 128)],
+    [
+        (mx.bfloat16, 8, 64),
+        (mx.bfloat16, 4, 64),
+        (mx.bfloat16, 16, 64),
+        (mx.float16, 8, 32),
+        (mx.float16, 4, 128),
+        (mx.float16, 16, 64),
+    ],
 )
 @pytest.mark.parametrize("shape", [(1, 90), (2, 100)])
 def test_arranged_prompts_are_as_close_to_float32_as_the_modules(

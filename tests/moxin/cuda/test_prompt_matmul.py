@@ -4,26 +4,28 @@ import mlx.core as mx
 import plain_kernels
 import pytest
 from cuda_support import needs_hopper, relative_error
-from mlx_vlm.models.moxin.cuda import device, prompt_matmul
+from mlx_vlm.models.moxin.cuda import device, kernel, prompt_matmul
 from mlx_vlm.models.moxin.cuda.arranged import Order, arrange
 from mlx_vlm.models.moxin.cuda.decoder_sizes import DecoderSizes
-from mlx_vlm.models.moxin.cuda.projections import Format
+from mlx_vlm.models.moxin.cuda.projections import PLAIN_FORMAT, Format
 from mlx_vlm.models.moxin.cuda.prompt_division import Division
 
 MOXIN = DecoderSizes(mx.bfloat16, 4096, 14336, 32, 8, 128, 4096, 1e-5, 10000.0)
 FORMATS = [
     *((mx.bfloat16, Format(bits, group)) for bits in (8, 4) for group in (32, 64, 128)),
     *((mx.float16, Format(bits, 64)) for bits in (8, 4)),
+    *((dtype, PLAIN_FORMAT) for dtype in (mx.bfloat16, mx.float16)),
 ]
 
 
-@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("bits", [16, 8, 4])
 @pytest.mark.parametrize("rows", [90, 300])
 def test_arranging_is_undone(bits, rows):
     x, order = mx.random.normal((rows, 512)), Order(bits, 96)
     arranged = plain_kernels.in_order(x, order)
     assert arranged.shape == order.shape(rows, 512)
     assert not mx.array_equal(arranged.flatten()[:512], x[0])
+    assert not mx.array_equal(arranged.flatten()[64:128], x[1, :64])
     assert mx.array_equal(plain_kernels.out_of_order(arranged, order, rows), x)
 
 
@@ -35,12 +37,31 @@ def test_the_order_of_a_prompt_has_few_unused_rows(rows, tokens, on_hopper):
     assert prompt_matmul.find_order(MOXIN, Format(8, 64), rows) == Order(8, tokens)
 
 
+@pytest.mark.parametrize("rows", [65, 288, 320])
+def test_plain_weights_have_an_order_for_prompts_of_one_tile(rows, on_hopper):
+    bits, tokens = prompt_matmul.find_order(MOXIN, PLAIN_FORMAT, rows)
+    assert bits == 16
+    assert tokens >= rows
+
+
+@pytest.mark.parametrize("tokens", prompt_matmul.TOKENS)
+@pytest.mark.parametrize("form", [Format(8, 64), PLAIN_FORMAT], ids=str)
+def test_stages_fit_into_shared_memory(tokens, form, on_hopper, monkeypatch):
+    launches = []
+    monkeypatch.setattr(device, "multiprocessors", lambda: 132)
+    monkeypatch.setattr(kernel, "build", lambda *_, **options: launches.append(options))
+    arguments = (4096,), Order(form.bits, tokens), tokens, 4096
+    prompt_matmul.multiply.__wrapped__(mx.bfloat16, form, *arguments)
+    assert launches[0]["shared_memory"] <= 227 * 1024
+
+
 @pytest.mark.parametrize(
     ("sizes", "form", "rows"),
     [
         pytest.param(MOXIN, Format(8, 64), 64, id="few rows"),
         pytest.param(MOXIN, Format(8, 64), 1536, id="many rows"),
-        pytest.param(MOXIN, Format(16, 0), 288, id="plain weights"),
+        pytest.param(MOXIN, PLAIN_FORMAT, 64, id="few rows, plain weights"),
+        pytest.param(MOXIN, PLAIN_FORMAT, 321, id="many rows, plain weights"),
         pytest.param(MOXIN._replace(intermediate=4304), Format(8, 64), 288, id="width"),
     ],
 )
@@ -55,7 +76,7 @@ def test_other_gpus_have_no_order(kernels_everywhere, monkeypatch):
 
 @needs_hopper
 @pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float16])
-@pytest.mark.parametrize("order", [Order(8, 96), Order(4, 288)])
+@pytest.mark.parametrize("order", [Order(8, 96), Order(4, 288), Order(16, 224)])
 def test_arranged_rows(dtype, order):
     x = mx.random.normal((300, 768)).astype(dtype)
     (actual,) = arrange(dtype, order, *x.shape)(x)
@@ -63,7 +84,7 @@ def test_arranged_rows(dtype, order):
     assert mx.array_equal(actual, x)
 
 
-def quantized(dtype, form, matrices, width):
+def random_weights(dtype, form, matrices, width):
     """Arrays of matrices, and the matrices in float32, rounded to ``dtype``.
 
     Computed by the CPU, because MLX compiles its kernels of each format for GPUs.
@@ -71,7 +92,12 @@ def quantized(dtype, form, matrices, width):
     arrays, whole = [], []
     with mx.stream(mx.cpu):
         for count in matrices:
-            packed = mx.quantize(mx.random.normal((count, width)).astype(dtype), *form[::-1])
+            weights = mx.random.normal((count, width)).astype(dtype)
+            if form == PLAIN_FORMAT:
+                arrays.append(weights)
+                whole.append(weights.astype(mx.float32))
+                continue
+            packed = mx.quantize(weights, *form[::-1])
             floats = [array.astype(mx.float32) for array in packed[1:]]
             weights = mx.dequantize(packed[0], *floats, *form[::-1]).astype(dtype)
             arrays += packed
@@ -90,7 +116,7 @@ def products(x, whole):
 
 def check(dtype, form, order, rows, matrices, width, step=1):
     """Compare every ``step``-th column of a product."""
-    arrays, whole = quantized(dtype, form, matrices, width)
+    arrays, whole = random_weights(dtype, form, matrices, width)
     x = mx.random.normal((rows, width)).astype(dtype)
     kernel, _ = prompt_matmul.multiply(dtype, form, matrices, order, rows, width)
     (arranged,) = arrange(dtype, order, rows, width)(x)
@@ -107,30 +133,35 @@ def test_products(dtype, form, rows, width):
 
 
 @needs_hopper
-@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("form", [Format(8, 64), Format(4, 64), PLAIN_FORMAT], ids=str)
 @pytest.mark.parametrize(("matrices", "width"), [((4096, 1024, 1024), 4096), ((4096,), 14336)])
-def test_products_of_the_real_model(bits, matrices, width):
-    form = Format(bits, 64)
+def test_products_of_the_real_model(form, matrices, width):
     order = prompt_matmul.find_order(MOXIN, form, 280)
     check(mx.bfloat16, form, order, 280, matrices, width, step=37)
 
 
 @needs_hopper
-@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("form", [Format(8, 64), Format(4, 64), PLAIN_FORMAT], ids=str)
 @pytest.mark.parametrize("tokens", [tokens for tokens in prompt_matmul.TOKENS if tokens > 96])
-def test_products_with_each_tile(bits, tokens):
-    check(mx.bfloat16, Format(bits, 64), Order(bits, tokens), tokens - 3, (1024, 256, 200), 512)
+def test_products_with_each_tile(form, tokens):
+    order = Order(form.bits, tokens)
+    check(mx.bfloat16, form, order, tokens - 3, (1024, 256, 200), 512)
 
 
 @needs_hopper
 @pytest.mark.parametrize(
-    ("bits", "rows", "division"),
-    [(8, 289, Division(132, 144, 1)), (4, 512, Division(132, 156, 1))],
+    ("form", "rows", "division"),
+    [
+        (Format(8, 64), 289, Division(132, 144, 1)),
+        (Format(4, 64), 512, Division(132, 156, 1)),
+        (PLAIN_FORMAT, 289, Division(132, 144, 1)),
+    ],
+    ids=str,
 )
-def test_gated_products_whose_items_thread_blocks_share(bits, rows, division, monkeypatch):
-    form, matrices, width = Format(bits, 64), (9216, 9216), 512
+def test_gated_products_whose_items_thread_blocks_share(form, rows, division, monkeypatch):
+    matrices, width = (9216, 9216), 512
     order = prompt_matmul.find_order(MOXIN, form, rows)
-    arrays, whole = quantized(mx.bfloat16, form, matrices, width)
+    arrays, whole = random_weights(mx.bfloat16, form, matrices, width)
     x = (mx.random.normal((rows, width)) / width**0.5).astype(mx.bfloat16)
     monkeypatch.setattr(prompt_matmul, "find_division", lambda *_: division)
     multiply = prompt_matmul.multiply.__wrapped__
@@ -150,13 +181,13 @@ def test_gated_products_whose_items_thread_blocks_share(bits, rows, division, mo
 
 @needs_hopper
 @pytest.mark.parametrize(("dtype", "form"), FORMATS)
-@pytest.mark.parametrize("next_bits", [0, 8, 4])
+@pytest.mark.parametrize("next_bits", [0, 16, 8, 4])
 def test_gated_products(dtype, form, next_bits):
-    if form.group_size != 64 and next_bits != form.bits:
+    if form not in (Format(8, 64), Format(4, 64), PLAIN_FORMAT) and next_bits != form.bits:
         pytest.skip("to save time, one order for each of these formats")
     order, rows, matrices, width = Order(form.bits, 96), 150, (512, 512), 768
     next_order = Order(next_bits, 96) if next_bits else None
-    arrays, whole = quantized(dtype, form, matrices, width)
+    arrays, whole = random_weights(dtype, form, matrices, width)
     x = (mx.random.normal((rows, width)) / width**0.5).astype(dtype)
     kernel, _ = prompt_matmul.multiply(
         dtype, form, matrices, order, rows, width, next_order, is_gated=True

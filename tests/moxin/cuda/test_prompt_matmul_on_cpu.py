@@ -7,9 +7,9 @@ from cuda_support import relative_error
 from kernels_on_cpu import COMPILER
 from mlx_vlm.models.moxin.cuda import kernel, prompt_matmul
 from mlx_vlm.models.moxin.cuda.arranged import Order
-from mlx_vlm.models.moxin.cuda.projections import Format
+from mlx_vlm.models.moxin.cuda.projections import PLAIN_FORMAT, Format
 from mlx_vlm.models.moxin.cuda.prompt_division import Division
-from test_prompt_matmul import products, quantized
+from test_prompt_matmul import products, random_weights
 from threads_on_cpu import ThreadsOnCpu
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="needs a C++ compiler")
@@ -21,7 +21,7 @@ def launch(dtype, form, matrices, rows, width, division, tmp_path, monkeypatch, 
     order, build = Order(form.bits, 96 if rows <= 192 else 320), ThreadsOnCpu(tmp_path)
     monkeypatch.setattr(kernel, "build", build)
     monkeypatch.setattr(prompt_matmul, "find_division", lambda *_: division)
-    arrays, whole = quantized(dtype, form, matrices, width)
+    arrays, whole = random_weights(dtype, form, matrices, width)
     x = (mx.random.normal((rows, width)) / width**0.5).astype(dtype)
     multiply = prompt_matmul.multiply.__wrapped__
     run, parts = multiply(dtype, form, matrices, order, rows, width, *options)
@@ -40,6 +40,23 @@ def launch(dtype, form, matrices, rows, width, division, tmp_path, monkeypatch, 
         pytest.param(mx.bfloat16, Format(8, 64), 100, Division(2, 3, 1), id="cut and whole items"),
         pytest.param(mx.bfloat16, Format(8, 64), 70, Division(3, 2, 2), id="unequal parts"),
         pytest.param(mx.bfloat16, Format(8, 64), 310, Division(2, 2, 1), id="the largest tile"),
+        pytest.param(mx.bfloat16, PLAIN_FORMAT, 100, Division(3, 4, 1), id="plain, cut items"),
+        pytest.param(
+            mx.float16,
+            PLAIN_FORMAT,
+            70,
+            Division(3, 2, 2),
+            marks=pytest.mark.slow,
+            id="plain, unequal parts",
+        ),
+        pytest.param(
+            mx.bfloat16,
+            PLAIN_FORMAT,
+            310,
+            Division(2, 2, 1),
+            marks=pytest.mark.slow,
+            id="plain, the largest tile",
+        ),
         pytest.param(
             mx.float16, Format(4, 32), 100, Division(4, 4, 1), marks=pytest.mark.slow, id="float16"
         ),
@@ -57,6 +74,7 @@ def test_products(dtype, form, rows, division, tmp_path, monkeypatch, kernels_ev
     ("dtype", "form", "next_bits"),
     [
         (mx.bfloat16, Format(4, 64), 8),
+        (mx.bfloat16, PLAIN_FORMAT, 16),
         pytest.param(mx.float16, Format(8, 32), 0, marks=pytest.mark.slow),
     ],
 )

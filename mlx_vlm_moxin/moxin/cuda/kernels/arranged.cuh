@@ -3,8 +3,9 @@
 //
 // A lane reads 16 bytes of a row of weights at once, that is COUNT = 128 / BITS values, but a k16 step
 // of the tensor cores needs 4 of a lane: COUNT / 4 steps use what four lanes have read, 4 * COUNT
-// columns. So x has those columns in the order of the steps. Pairs stay together. Within 64 columns,
-// chunk c of 8 values of row r is at c ^ r % 8, as the tensor cores expect it (wgmma.cuh).
+// columns. So x has those columns in the order of the steps. Pairs stay together. For plain weights (BITS
+// 16), which lanes load from shared memory, columns keep their order. Within 64 columns, chunk c of 8
+// values of row r is at c ^ r % 8, as the tensor cores expect it (wgmma.cuh).
 
 #pragma once
 
@@ -23,6 +24,7 @@ using RowMajor = Order<0, 1>;
 // Column of position `at` of a row.
 template <int BITS>
 __device__ inline int arranged_column(int at) {
+  if constexpr (BITS == 16) return at;
   constexpr int COUNT = 128 / BITS;
   return at / (4 * COUNT) * (4 * COUNT) + at % 8 / 2 * COUNT + at / 16 % (COUNT / 4) * 4
       + at % 16 / 8 * 2 + at % 2;
@@ -31,6 +33,7 @@ __device__ inline int arranged_column(int at) {
 // Position of the pair of columns at `column`, an even number: the inverse.
 template <int BITS>
 __device__ inline int arranged_position(int column) {
+  if constexpr (BITS == 16) return column;
   constexpr int COUNT = 128 / BITS;
   return column / (4 * COUNT) * (4 * COUNT) + column % COUNT / 4 * 16 + column % 4 / 2 * 8
       + column % (4 * COUNT) / COUNT * 2;
@@ -59,6 +62,8 @@ template <typename Order>
 __device__ inline void store_eight(void* x, int row, int column, int width, const uint4& values) {
   if constexpr (Order::BITS == 0) {
     static_cast<uint4*>(x)[(static_cast<long long>(row) * width + column) / 8] = values;
+  } else if constexpr (Order::BITS == 16) {
+    static_cast<uint4*>(x)[arranged_index<Order::TOKENS>(row, column, width) / 8] = values;
   } else {
     const unsigned int pairs[4] = {values.x, values.y, values.z, values.w};
 #pragma unroll

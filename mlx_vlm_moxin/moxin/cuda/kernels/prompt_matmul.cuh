@@ -1,49 +1,29 @@
-// Products of many rows of x by quantised matrices on Hopper, W x^T, in tensor cores.
+// Products of many rows of x by matrices on Hopper, W x^T, in tensor cores.
 //
 // A block's two product warpgroups have 64 rows of weights each, which are the tensor cores' operand A
-// (prompt_weights.cuh). Operand B, x, is arranged so that it is copied into shared memory as it is
-// (arranged.cuh), by one thread of a third warpgroup, a few stages ahead. While a product runs, the
-// weights of the next one are unpacked. Little shared memory is used for stages, because what is left of
-// it is the L1 cache, where the weights' scales stay.
+// (prompt_weights.cuh, prompt_plain.cuh). Operand B, x, is arranged so that it is copied into shared
+// memory as it is (arranged.cuh), by one thread of a third warpgroup, a few stages ahead. While a product
+// runs, the weights of the next one are unpacked or loaded. If weights are packed, little shared memory
+// is used for stages, because what is left of it is the L1 cache, where the weights' scales stay.
 
 #pragma once
 
-#include "prompt_division.cuh"
-#include "prompt_weights.cuh"
+#include "prompt_plain.cuh"
 
 namespace moxin {
 
-constexpr int STAGE_K = 64;
-constexpr int COPY_REGISTERS = 24, PRODUCT_REGISTERS = 240;
-
-// The stages of x in shared memory, of which a warpgroup or the copying thread uses one after the other.
-template <int TOKENS, int STAGES>
-struct Stages {
-  static constexpr int BYTES = TOKENS * STAGE_K * 2;
-  unsigned int memory;
-  int index = 0;
-  unsigned int parity = 0;
-
-  __device__ inline unsigned int data() const { return memory + index * BYTES; }
-  __device__ inline unsigned int filled() const { return memory + STAGES * BYTES + 8 * index; }
-  __device__ inline unsigned int emptied() const { return filled() + 8 * STAGES; }
-  __device__ inline void advance() {
-    if (++index < STAGES) return;
-    index = 0;
-    parity ^= 1;
-  }
-  // The stage before is not read any more by this warp.
-  __device__ inline void release_before() const {
-    int before = index ? index - 1 : STAGES - 1;
-    if (threadIdx.x % LANES == 0) arrive(memory + STAGES * (BYTES + 8) + 8 * before);
-  }
-};
+// Registers of a thread: one that copies x alone, one that copies plain weights too, and one that
+// multiplies beside it.
+template <int BITS>
+constexpr int COPY_REGISTERS = BITS == 16 ? 40 : 24;
+template <int BITS>
+constexpr int PRODUCT_REGISTERS = BITS == 16 ? 232 : 240;
 
 // sums [64, TOKENS] = a tile of weights, of which the first are being read, times x, of which `width`
 // columns are multiplied.
-template <typename T, int TOKENS, int STAGES, typename Weights>
+template <typename T, int TOKENS, typename Stages, typename Weights>
 __device__ inline void multiply_tile(
-    Weights& weights, Stages<TOKENS, STAGES>& stages, int width, float (&sums)[2][TOKENS / 4]) {
+    Weights& weights, Stages& stages, int width, float (&sums)[2][TOKENS / 4]) {
   constexpr int STEPS = LOOP_K / STEP_K;
   // Operands of the step that is being multiplied, and of the next one.
   unsigned int operands[2][2][4];
@@ -56,14 +36,15 @@ __device__ inline void multiply_tile(
 #pragma unroll
     for (int step = 0; step < STEPS; ++step) {
       bool begins_stage = step * STEP_K % STAGE_K == 0;
-      if (begins_stage) wait_barrier(stages.filled(), stages.parity);
+      // Staged weights have waited for their stage.
+      if (begins_stage && !Weights::ARE_STAGED) wait_barrier(stages.filled(), stages.parity);
       unsigned int x = stages.data() + step * STEP_K % STAGE_K * 2;
       begin_products();
 #pragma unroll
       for (int product = 0; product < 2; ++product) {
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-          unsigned int columns = x + half * Stages<TOKENS, STAGES>::BYTES / 2 + product * 32;
+          unsigned int columns = x + half * Stages::X_BYTES / 2 + product * 32;
           multiply_wide<T>(sums[half], operands[step % 2][product], describe_tile(columns));
         }
       }
@@ -142,10 +123,10 @@ __device__ inline void store_gated(
   }
 }
 
-// Begins to read the weights of a warpgroup's tile of an item.
-template <typename Matrices, typename Weights>
+// Begins to read the packed weights of a warpgroup's tile of an item.
+template <typename Matrices, typename T, int BITS, int GROUP>
 __device__ inline void begin_item(
-    const Matrices& from, const Item& item, int width, Weights& weights) {
+    const Matrices& from, const Item& item, int width, LaneWeights<T, BITS, GROUP>& weights) {
   int tile = item.pair * PRODUCT_GROUPS + threadIdx.x / WARPGROUP_THREADS;
   int first = threadIdx.x % WARPGROUP_THREADS / LANES * 16 + threadIdx.x % LANES / 4;
 #pragma unroll
@@ -196,18 +177,18 @@ __device__ inline void store_tile(
 
 // A warpgroup's tiles of all items of a block. The next tile's first weights are read while sums are
 // stored.
-template <int BITS, int GROUP, typename T, int COUNT, bool GATED, int OUT_BITS, int TOKENS,
-          int STAGES, typename Output>
+template <typename Weights, int TOKENS, typename T, int COUNT, bool GATED, int OUT_BITS,
+          typename Stages, typename Output>
 __device__ inline void multiply_and_store(
-    const JoinedMatrices<T, COUNT, GATED, OUT_BITS>& from, Stages<TOKENS, STAGES>& stages,
-    const Division& division, int turns, int width, int rows, int parts, const Handover& handover,
-    Output* out) {
-  LaneWeights<T, BITS, GROUP> weights;
+    const JoinedMatrices<T, COUNT, GATED, OUT_BITS>& from, Stages& stages, const Division& division,
+    int turns, int width, int rows, int parts, const Handover& handover, Output* out) {
+  Weights weights;
+  weights.use(stages);
   Item item = division.find(0);
   begin_item(from, item, width, weights);
   for (int turn = 0; turn < turns; ++turn) {
     float sums[2][TOKENS / 4];
-    multiply_tile<T>(weights, stages, item.end - item.begin, sums);
+    multiply_tile<T, TOKENS>(weights, stages, item.end - item.begin, sums);
     Item done = division.find(again(turn));
     if (turn + 1 < turns) {
       item = division.find(turn + 1);
@@ -218,11 +199,11 @@ __device__ inline void multiply_and_store(
   }
 }
 
-// Copies the stages of an item, by one thread.
-template <int TOKENS, int STAGES>
+// Copies the stages of an item, by one thread; they are x alone.
+template <typename Matrices, int TOKENS, int STAGES>
 __device__ inline void copy_stages(
-    const char* x, Stages<TOKENS, STAGES>& stages, const Item& item, int width) {
-  constexpr int BYTES = Stages<TOKENS, STAGES>::BYTES;
+    const char* x, const Matrices&, Stages<TOKENS, 0, STAGES>& stages, const Item& item, int width) {
+  constexpr int BYTES = Stages<TOKENS, 0, STAGES>::BYTES;
   long long first = static_cast<long long>(item.tile) * (width / STAGE_K);
   for (int k = item.begin; k < item.end; k += STAGE_K) {
     wait_barrier(stages.emptied(), stages.parity ^ 1);
@@ -231,5 +212,20 @@ __device__ inline void copy_stages(
     stages.advance();
   }
 }
+
+// How weights of BITS bits are used. Plain ones are in the stages, so that a whole warpgroup copies.
+template <typename T, int BITS, int GROUP, int TOKENS, int STAGES>
+struct Use {
+  static constexpr int COPYING = 1, ARRIVALS = 1;  // threads that copy; arrivals at a stage
+  using In = Stages<TOKENS, 0, STAGES>;
+  using Weights = LaneWeights<T, BITS, GROUP>;
+};
+
+template <typename T, int TOKENS, int STAGES>
+struct Use<T, 16, 0, TOKENS, STAGES> {
+  static constexpr int COPYING = WARPGROUP_THREADS, ARRIVALS = 1 + COPYING;
+  using In = Stages<TOKENS, BLOCK_ROWS, STAGES>;
+  using Weights = StagedWeights<In>;
+};
 
 }  // namespace moxin

@@ -56,6 +56,7 @@ __device__ inline void load_scales(const void* from, unsigned int* words) {
 // and biases of SCALE_K columns at once.
 template <typename T, int BITS, int GROUP>
 struct LaneWeights {
+  static constexpr bool ARE_STAGED = false;
   static constexpr int COUNT = 128 / BITS, CHUNK_K = 4 * COUNT;  // four lanes read a chunk
   static constexpr int CHUNKS = BITS == 8 ? 4 : 2, STEPS = CHUNK_K / STEP_K;  // steps per chunk
   static constexpr int SCALE_K = GROUP == 32 ? 128 : LOOP_K, SCALES = SCALE_K / GROUP;
@@ -65,6 +66,9 @@ struct LaneWeights {
   uint4 units[CHUNKS][2];
   // Two buffers: of the two halves of a round, or of this round and the next one.
   unsigned int scales[2][2][WORDS], biases[2][2][WORDS];
+
+  template <typename Stages>
+  __device__ inline void use(const Stages&) {}
 
   // Row i of the lane is row `row` of a matrix [rows, width], from column `first` on.
   __device__ inline void start(int i, const Matrix<T>& matrix, int row, int width, int first) {

@@ -38,6 +38,14 @@ __device__ inline void arrive(unsigned int barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" : : "r"(barrier) : "memory");
 }
 
+// Arrives, without having been counted as pending, when this thread's copies by copy_async are done.
+__device__ inline void arrive_after_copies(unsigned int barrier) {
+  asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];"
+               :
+               : "r"(barrier)
+               : "memory");
+}
+
 __device__ inline bool has_ended(unsigned int barrier, unsigned int parity) {
   unsigned int ended;
   asm volatile(
