@@ -33,7 +33,8 @@ class ActionInputs:
     Attributes:
         config: the model's, with the caller's changes.
         prompts: ids of each prompt, without ``<s>``.
-        pixel_values: float32 ``[B * num_images, channels, side, side]``, evaluated.
+        pixel_values: float32 ``[B * num_images, channels, side, side]``; a GPU may still be
+            computing them.
         states: float32 ``[B, proprio_dim]``, normalised; None if the model reads none.
         data_set: name of the statistics that scale the action.
         scale: these statistics.
@@ -116,7 +117,7 @@ def prepare(
         prompts = [prompt_ids(processor.tokenizer, model.config, text) for text in instructions]
     pictures = [picture for row in rows for picture in _pictures(row, config)]
     states = _states(norm_stats, config, state, is_batch, len(rows), data_set, scaling)
-    pixel_values = processor.image_processor.process(pictures).pixel_values
+    pixel_values = processor.image_processor.pixels(pictures)
     return ActionInputs(config, prompts, pixel_values, states, data_set, scale, is_batch)
 
 

@@ -48,7 +48,7 @@ class ActionRun:
 
     def __call__(self) -> mx.array:
         """The actions as an unevaluated array."""
-        pixels = self._image_processor.process(self._images).pixel_values
+        pixels = self._image_processor.pixels(self._images)
         if not self._is_parallel:
             return predict_ids(self._model, self._prompts, pixels, ACTION_DIM)
         config, state = self._config, None

@@ -145,11 +145,25 @@ class MoxinImageProcessor:
             mx.eval(result.pixel_values)
         return result
 
+    def pixels(self, images: PictureSource | Sequence[PictureSource]) -> mx.array:
+        """The ``pixel_values`` alone of ``process``; a GPU may still be computing them.
+
+        Raises:
+            PictureError: see ``picture.read_picture``.
+        """
+        pictures = _read(images)
+        result = self.engine_pixels(pictures)
+        return mx.array(self._preprocess(pictures)[0]) if result is None else result
+
     def engine_process(self, images: Sequence[Image.Image]) -> ProcessedPictures | None:
         """``process`` of RGB pictures by an accelerator; None if it does not support them.
 
         There is none in plain MLX. A plug-in may replace this method of the class.
         """
+        return None
+
+    def engine_pixels(self, images: Sequence[Image.Image]) -> mx.array | None:
+        """``pixels`` of RGB pictures by an accelerator, as ``engine_process``."""
         return None
 
     __call__ = preprocess

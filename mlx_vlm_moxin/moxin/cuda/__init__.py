@@ -4,9 +4,9 @@ The model in the folder above works without this folder. ``attach`` connects the
 instances: ``LanguageModel.engine_logits`` becomes ``decoder.logits``, ``engine_hidden_states``
 ``decoder.hidden_states``, ``VisionModel.engine_embed`` ``patch_embedding.embed`` and
 ``engine_blocks`` ``towers.blocks``, ``Model.engine_embeddings`` ``embeddings.input_embeddings``,
-and ``MoxinImageProcessor.engine_process`` ``pictures.process``. Where something is not supported
-(another device, dtype, format or cache; adapters; training; very large pictures) these return None,
-and the modules compute it.
+``MoxinImageProcessor.engine_process`` ``pictures.process``, and ``engine_pixels``
+``pictures.pixels``. Where something is not supported (another device, dtype, format or cache;
+adapters; training; very large pictures) these return None, and the modules compute it.
 
 ``MLX_VLM_MOXIN_KERNELS=0`` in the environment switches the kernels off.
 """
@@ -48,6 +48,7 @@ def attach() -> None:
     Model.engine_embeddings = embeddings.input_embeddings
     Projector.gelu = activations.gelu
     MoxinImageProcessor.engine_process = pictures.process
+    MoxinImageProcessor.engine_pixels = pictures.pixels
     Model.load_weights = _precompiling(Model.load_weights)
     LanguageModel.shard = _connecting(LanguageModel.shard)
 

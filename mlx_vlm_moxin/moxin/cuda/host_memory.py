@@ -7,8 +7,11 @@ resizing it. This memory stays where it is.
 import contextlib
 import ctypes
 import threading
+from collections import deque
 from collections.abc import Iterator
+from typing import NamedTuple
 
+import mlx.core as mx
 import numpy as np
 
 from . import device
@@ -19,31 +22,44 @@ MIN_BYTES = 2**21
 PORTABLE, MAPPED = 1, 2  # CU_MEMHOSTALLOC_*
 
 
+class Buffer(NamedTuple):
+    """Memory at an ``address`` that is the same for the host and the GPU.
+
+    Attributes:
+        results: of the kernels that use it, submitted; whoever borrows it adds them. The next one
+            gets it when they are computed.
+    """
+
+    address: int
+    results: list[mx.array]
+
+
 class Buffers:
     """Buffers that are used again and never freed. Several threads may borrow at once."""
 
     def __init__(self):
-        self._free: dict[int, list[int]] = {}
+        # The one that was returned first is the next.
+        self._free: dict[int, deque[Buffer]] = {}
         self._lock = threading.Lock()
 
     @contextlib.contextmanager
-    def borrow(self, num_bytes: int) -> Iterator[int]:
-        """The address of at least ``num_bytes``, the same for the host and the GPU.
-
-        No kernel may use it after the context.
+    def borrow(self, num_bytes: int) -> Iterator[Buffer]:
+        """At least ``num_bytes``, which the host may use until the end of the context.
 
         Raises:
             UnsupportedError: if the driver does not give so much.
         """
         size = max(MIN_BYTES, 1 << (num_bytes - 1).bit_length())
         with self._lock:
-            free = self._free.setdefault(size, [])
-            address = free.pop() if free else _allocate(size)
+            free = self._free.setdefault(size, deque())
+            buffer = free.popleft() if free else Buffer(_allocate(size), [])
         try:
-            yield address
+            mx.eval(buffer.results)
+            buffer.results.clear()
+            yield buffer
         finally:
             with self._lock:
-                free.append(address)
+                free.append(buffer)
 
 
 def _allocate(size: int) -> int:

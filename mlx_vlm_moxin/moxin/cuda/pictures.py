@@ -1,12 +1,13 @@
-"""``MoxinImageProcessor.engine_process``: pictures resized and normalised by two kernels.
+"""``MoxinImageProcessor.engine_process`` and ``engine_pixels``: pictures by two kernels.
 
-Pillow needs some 3 ms for a picture of 640x480 pixels. The kernels read the pixels where they are
-in the host's memory, and the results are equal to Pillow's bit by bit.
+One resizes a picture's rows, the other its columns, and normalises. Pillow needs some 3 ms for
+640x480 pixels. The kernels read the pixels where they are in the host's memory, and the results are
+equal to Pillow's bit by bit.
 """
 
 import contextlib
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import mlx.core as mx
 import numpy as np
@@ -36,18 +37,31 @@ def process(
     Returns:
         What ``processor.process`` returns for them.
     """
-    require(len(images) > 0, "there is no picture")
-    windows = [_window(processor, image) for image in images]
-    parts = [
-        _process(processor, windows[first : first + PICTURES_AT_ONCE])
-        for first in range(0, len(windows), PICTURES_AT_ONCE)
-    ]
-    if len(parts) == 1:
-        return parts[0]
-    pixel_values, squares = zip(*parts)
-    pixel_values = mx.concatenate(pixel_values)
+    parts, squares = [], []
+    for computed, in_shared_memory in _submit(processor, images):
+        mx.eval(computed)
+        parts += computed
+        squares += [square.copy() for square in in_shared_memory]
+    pixel_values, size = _join(parts), processor.image_size
     mx.eval(pixel_values)
-    return ProcessedPictures(pixel_values, np.concatenate(squares))
+    return ProcessedPictures(pixel_values, np.stack(squares).reshape(-1, 1, 3, size, size))
+
+
+@or_none("Pillow resizes the pictures")
+def pixels(processor: MoxinImageProcessor, images: Sequence[Image.Image]) -> mx.array | None:
+    """The pixels alone; the GPU may still be computing them.
+
+    Returns:
+        What ``processor.pixels`` returns for ``images``; None if the kernels do not compute them.
+    """
+    return _join([part for parts, _ in _submit(processor, images) for part in parts])
+
+
+def _join(parts: Sequence[mx.array]) -> mx.array:
+    """The ``parts`` as one array, which other threads may use: it is submitted."""
+    joined = mx.concatenate(parts) if len(parts) > 1 else parts[0]
+    mx.async_eval(joined)
+    return joined
 
 
 def _window(processor: MoxinImageProcessor, image: Image.Image) -> Window:
@@ -66,30 +80,41 @@ def _window(processor: MoxinImageProcessor, image: Image.Image) -> Window:
     return window
 
 
-def _process(processor: MoxinImageProcessor, windows: Sequence[Window]) -> ProcessedPictures:
-    """A few pictures, whose kernels run while the next picture is copied."""
+def _submit(
+    processor: MoxinImageProcessor, images: Sequence[Image.Image]
+) -> Iterator[tuple[list[mx.array], list[np.ndarray]]]:
+    """Pixels and squares of a few pictures at a time, whose kernels run while others are copied.
+
+    The squares are in shared memory, until the next ones are computed.
+    """
+    require(len(images) > 0, "there is no picture")
+    windows = [_window(processor, image) for image in images]
+    for first in range(0, len(windows), PICTURES_AT_ONCE):
+        with contextlib.ExitStack() as stack:
+            yield _submit_some(processor, windows[first : first + PICTURES_AT_ONCE], stack)
+
+
+def _submit_some(
+    processor: MoxinImageProcessor, windows: Sequence[Window], stack: contextlib.ExitStack
+) -> tuple[list[mx.array], list[np.ndarray]]:
+    """As ``_submit``; the memory is borrowed in the context ``stack``."""
     size = processor.image_size
     square_bytes = 3 * size * size
     constants = processor.image_mean, processor.image_std
     normalized = _normalized(*(tuple(map(tuple, values)) for values in constants))
     pixel_values, squares = [], []
-    with contextlib.ExitStack() as stack:
-        for window in windows:
-            width, height = window.image.size
-            picture_bytes = BYTES_PER_PIXEL * width * height
-            borrowed = host_memory.buffers.borrow(picture_bytes + square_bytes)
-            address = stack.enter_context(borrowed)
-            pixels = pixels_of(window.image)
-            host_memory.as_array(address, picture_bytes).view(np.uint32)[:] = pixels
-            pixel_values.append(_launch(address, window, size, normalized))
-            squares.append(host_memory.as_array(address + picture_bytes, square_bytes))
-            mx.async_eval(pixel_values[-1])
-            # After an error too, the memory is returned after the kernels.
-            stack.callback(mx.eval, pixel_values[-1])
-        joined = mx.concatenate(pixel_values) if len(pixel_values) > 1 else pixel_values[0]
-        mx.eval(joined)
-        copies = np.stack(squares).reshape(len(windows), 1, 3, size, size)
-    return ProcessedPictures(joined, copies)
+    for window in windows:
+        width, height = window.image.size
+        picture_bytes = BYTES_PER_PIXEL * width * height
+        borrowed = host_memory.buffers.borrow(picture_bytes + square_bytes)
+        address, results = stack.enter_context(borrowed)
+        copied = host_memory.as_array(address, picture_bytes).view(np.uint32)
+        copied[:] = pixels_of(window.image)
+        pixel_values.append(_launch(address, window, size, normalized))
+        squares.append(host_memory.as_array(address + picture_bytes, square_bytes))
+        mx.async_eval(pixel_values[-1])
+        results.append(pixel_values[-1])
+    return pixel_values, squares
 
 
 def _launch(address: int, window: Window, size: int, normalized: mx.array) -> mx.array:

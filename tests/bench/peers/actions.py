@@ -34,7 +34,7 @@ def chunk(models: Models, model: str = "ours") -> Run:
     ids = np.random.default_rng(0).integers(3, moxin.config.pad_token_id, PROMPT_TOKENS)
 
     def work() -> None:
-        pixels = image_processor.process(images).pixel_values
+        pixels = image_processor.pixels(images)
         mx.eval(action_hidden_states(moxin, [ids.tolist()], pixels, None, PLACEHOLDERS, False))
 
     return lambda: milliseconds(work)

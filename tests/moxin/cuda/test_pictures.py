@@ -54,11 +54,13 @@ def on_cpu(build, monkeypatch):
 
 def assert_equal_to_pillow(processor, images):
     result = pictures.process(processor, images)
+    alone = pictures.pixels(processor, images)
     assert not device._failures
     pixels, squares = processor._preprocess(images)
     np.testing.assert_array_equal(result.squares, squares)
     assert result.pixel_values.dtype == mx.float32
     np.testing.assert_array_equal(np.array(result.pixel_values), pixels)
+    np.testing.assert_array_equal(np.array(alone), pixels)
 
 
 @pytest.mark.parametrize("strategy", RESIZE_STRATEGIES)
@@ -86,6 +88,31 @@ def test_process_uses_the_kernels_and_equals_preprocess(on_cpu, monkeypatch):
     np.testing.assert_array_equal(np.array(processor.process(image).pixel_values), expected)
 
 
+def test_pixels_alone_are_not_waited_for(on_cpu, monkeypatch):
+    processor, image = MoxinImageProcessor(SIDE), picture(64, 48)
+    waits, wait = [], mx.eval
+    processor.pixels(image)  # its tables are computed once
+    expected = processor(image)
+    monkeypatch.setattr(processor, "_preprocess", None)
+    monkeypatch.setattr(mx, "eval", lambda arrays: waits.append(list(arrays)) or wait(arrays))
+    first, second = processor.pixels(image), processor.pixels(image)
+    # Only for the kernels that have used the memory before.
+    assert [len(arrays) for arrays in waits] == [1, 1]
+    assert waits[1][0] is first
+    assert len(on_cpu) == 1
+    for pixels in (first, second):
+        np.testing.assert_array_equal(np.array(pixels), expected)
+
+
+def test_another_thread_uses_pixels_that_are_not_waited_for(on_cpu):
+    processor, images = MoxinImageProcessor(SIDE), [picture(64, 48, seed) for seed in range(12)]
+    with ThreadPoolExecutor(1) as pool:
+        results = [pool.submit(processor.pixels, image) for image in images]
+        doubled = [mx.array(2) * result.result() for result in results]
+    for image, pixels in zip(images, doubled):
+        np.testing.assert_array_equal(np.array(pixels), 2 * processor(image))
+
+
 @pytest.mark.parametrize(
     ("strategy", "shape"),
     [
@@ -98,13 +125,16 @@ def test_process_uses_the_kernels_and_equals_preprocess(on_cpu, monkeypatch):
 def test_other_pictures_are_left_to_pillow(strategy, shape, on_cpu):
     processor, image = MoxinImageProcessor(SIDE, strategy), Image.new("RGB", shape)
     assert pictures.process(processor, [image]) is None
+    assert pictures.pixels(processor, [image]) is None
     assert not device._failures
     assert processor.process(image).pixel_values.shape == (1, 6, SIDE, SIDE)
+    np.testing.assert_array_equal(np.array(processor.pixels(image)), processor(image))
 
 
 def test_no_picture_gives_an_empty_batch(on_cpu):
     result = MoxinImageProcessor(SIDE).process([])
     assert result.pixel_values.shape == (0, 6, SIDE, SIDE)
+    assert MoxinImageProcessor(SIDE).pixels([]).shape == (0, 6, SIDE, SIDE)
 
 
 def test_without_memory_for_the_gpu_pillow_resizes(on_cpu, monkeypatch):
@@ -150,10 +180,15 @@ def test_the_gpu_gives_pillows_pixels(strategy, side):
 
 
 @needs_gpu
-def test_threads_prepare_pictures_at_once():
+@pytest.mark.parametrize("is_alone", [False, True])
+def test_threads_prepare_pictures_at_once(is_alone):
     processor = MoxinImageProcessor()
     images = [picture(320 + seed, 240, seed) for seed in range(12)]
+
+    def prepare(image):
+        return processor.pixels(image) if is_alone else processor.process(image).pixel_values
+
     with ThreadPoolExecutor(4) as pool:
-        results = list(pool.map(lambda image: processor.process(image), images))
+        results = [1 * pixels for pixels in pool.map(prepare, images)]
     for image, result in zip(images, results):
-        np.testing.assert_array_equal(np.array(result.pixel_values), processor(image))
+        np.testing.assert_array_equal(np.array(result), processor(image))
