@@ -95,11 +95,13 @@ class TowersEngine:
         Raises:
             UnsupportedError: if the kernel does not compute the layers.
         """
-        mx.async_eval(*xs)  # the GPU embeds the patches while Python records the first layers
+        first, *others = self._stages
         with turns.turn() as launched:
-            for stage in self._stages:
+            xs = first(xs)
+            mx.async_eval(xs)  # the GPU starts while Python records the others
+            for stage in others:
                 xs = stage(xs)
-                mx.async_eval(xs)
+            mx.async_eval(xs)
             launched(xs[0])
         return xs
 

@@ -186,12 +186,16 @@ def test_everything_around_the_kernel_equals_the_modules(
         assert mx.allclose(actual, model(pixels), atol=1e-4).item()
 
 
-def test_patches_are_embedded_while_the_first_layers_are_recorded(kernels_everywhere, monkeypatch):
+def test_the_first_layers_are_computed_while_the_others_are_recorded(
+    kernels_everywhere, monkeypatch
+):
     events, submit = [], mx.async_eval
     monkeypatch.setattr(mx, "async_eval", lambda *xs: events.append("submit") or submit(*xs))
     monkeypatch.setattr(kernel, "build", recording(events))
+    monkeypatch.setattr(tower_kernel, "FIRST_LAYERS", 1)
+    monkeypatch.setattr(tower_kernel, "LAYERS_AT_ONCE", 2)
     make_model()(mx.zeros((1, 6, 140, 140)))
-    assert events == ["embed_patches", "submit", "tower_layers", "submit"]
+    assert events == ["embed_patches", "tower_layers", "submit", *2 * ["tower_layers"], "submit"]
 
 
 def test_many_blocks_of_both_towers_are_one_kernel(kernels_everywhere, monkeypatch):
