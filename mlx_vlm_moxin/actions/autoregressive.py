@@ -34,17 +34,17 @@ def predict_ids(
     config, decoder = model.config, model.language_model
     length = 1 + config.vision_config.num_patches + max(map(len, prompts))
     padding = [length - 1 - config.vision_config.num_patches - len(prompt) for prompt in prompts]
+    embeds = input_embeddings(model, prompts, padding, pixel_values)
     if any(padding):
         cache = [BatchKVCache(padding) for _ in decoder.layers]
     else:
         cache = make_prompt_cache(decoder)
-    embeds = input_embeddings(model, prompts, padding, pixel_values)
 
     def following(ids: mx.array, **kwargs) -> mx.array:
         logits = decoder(ids, cache=cache, logits_to_keep=1, **kwargs).logits[:, -1]
         if allowed is not None:
             logits = logits[:, allowed.start : allowed.stop]
-        token = mx.argmax(logits, axis=-1, keepdims=True).astype(mx.int32)
+        token = mx.argmax(logits, axis=-1, keepdims=True)
         return token if allowed is None else token + allowed.start
 
     # Of the ids, the decoder only reads the shape: it is given their embeddings.
@@ -54,7 +54,7 @@ def predict_ids(
         # The GPU computes this token while the next step is recorded.
         mx.async_eval(tokens[-1])
         tokens.append(following(tokens[-1]))
-    return mx.concatenate(tokens, axis=1)
+    return mx.concatenate(tokens, axis=1).astype(mx.int32)
 
 
 def input_embeddings(
@@ -74,11 +74,11 @@ def input_embeddings(
         ``[B, T, hidden_size]``.
     """
     config = model.config
+    pictures = model.encode_image(pixel_values)  # first, since a GPU starts with the towers
     starts = [[config.pad_token_id] * pad + [config.bos_token_id] for pad in padding]
     texts = [text for pair in zip(starts, prompts) for text in pair]
     parts = embed_texts(model, texts)
-    pictures = model.encode_image(pixel_values).astype(parts[0].dtype)
-    rows = zip(parts[::2], pictures, parts[1::2])
+    rows = zip(parts[::2], pictures.astype(parts[0].dtype), parts[1::2])
     return mx.concatenate([part for row in rows for part in row]).reshape(
         len(prompts), -1, pictures.shape[-1]
     )

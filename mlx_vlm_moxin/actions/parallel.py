@@ -35,12 +35,12 @@ def input_embeddings(
         ``[B, T, hidden_size]``, and the length of each row.
     """
     config = model.config
+    pictures = model.encode_image(pixel_values)  # first, since a GPU starts with the towers
     length = max(map(len, prompts))
     ends = [[config.eos_token_id] + [config.pad_token_id] * (length - len(p)) for p in prompts]
     texts = [[config.bos_token_id], *(text for pair in zip(prompts, ends) for text in pair)]
     start, *parts = embed_texts(model, texts)
     placeholders = mx.zeros((count, start.shape[-1]), start.dtype)
-    pictures = model.encode_image(pixel_values)
     seen = [pictures.reshape(len(prompts), -1, pictures.shape[-1])]
     if state is not None:
         dtype = model.proprio_projector.fc1.weight.dtype

@@ -108,8 +108,5 @@ def input_embeddings(
     inputs_embeds = embed(table, input_ids)
     if image_features is None:
         return inputs_embeds
-    # A GPU needs 0.1 to 0.3 ms to read ids that the host has just written, so it does that
-    # while Python records the vision towers.
-    mx.async_eval(inputs_embeds)
     is_image = input_ids >= model.config.image_token_index
     return merge(inputs_embeds, image_features(), is_image)

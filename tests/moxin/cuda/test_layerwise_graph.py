@@ -63,6 +63,18 @@ def test_layers_are_submitted_while_the_next_ones_are_read(kernels_in_mlx, monke
     assert events == ["submit", 0, 1, "submit", 2, 3, "submit", 4, "submit"]
 
 
+def test_embeddings_are_submitted_before_the_layers_and_their_ids_are_not(
+    kernels_in_mlx, monkeypatch
+):
+    model, submitted, submit = make_decoder(mx.float32), [], mx.async_eval
+    embeds = mx.random.normal((1, 100, 256))
+    monkeypatch.setattr(mx, "async_eval", lambda *x: submitted.extend(x) or submit(*x))
+    ids = mx.full((1, 100), 3)
+    model(ids, inputs_embeds=embeds, cache=empty(layers=len(model.layers)))
+    assert submitted[0] is embeds
+    assert not any(x is ids for x in submitted)
+
+
 def test_a_layer_that_is_not_supported_leaves_the_prompt_to_the_modules(kernels_in_mlx):
     model, other = make_decoder(mx.float32), make_decoder(mx.float32)
     cache, modules = empty(), empty()
