@@ -26,11 +26,13 @@ class Buffer(NamedTuple):
     """Memory at an ``address`` that is the same for the host and the GPU.
 
     Attributes:
+        values: of the memory, uint8.
         results: of the kernels that use it, submitted; whoever borrows it adds them. The next one
             gets it when they are computed.
     """
 
     address: int
+    values: np.ndarray
     results: list[mx.array]
 
 
@@ -52,7 +54,7 @@ class Buffers:
         size = max(MIN_BYTES, 1 << (num_bytes - 1).bit_length())
         with self._lock:
             free = self._free.setdefault(size, deque())
-            buffer = free.popleft() if free else Buffer(_allocate(size), [])
+            buffer = free.popleft() if free else _make_buffer(size)
         try:
             mx.eval(buffer.results)
             buffer.results.clear()
@@ -60,6 +62,12 @@ class Buffers:
         finally:
             with self._lock:
                 free.append(buffer)
+
+
+def _make_buffer(size: int) -> Buffer:
+    address = _allocate(size)
+    values = np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address))
+    return Buffer(address, values, [])
 
 
 def _allocate(size: int) -> int:
@@ -71,11 +79,6 @@ def _allocate(size: int) -> int:
     except RuntimeError as error:
         raise UnsupportedError(f"no memory that the GPU can read: {error}") from error
     return address.value
-
-
-def as_array(address: int, num_bytes: int) -> np.ndarray:
-    """The uint8 values at ``address``."""
-    return np.ctypeslib.as_array((ctypes.c_uint8 * num_bytes).from_address(address))
 
 
 buffers = Buffers()

@@ -41,10 +41,11 @@ def process(
     for computed, in_shared_memory in _submit(processor, images):
         mx.eval(computed)
         parts += computed
-        squares += [square.copy() for square in in_shared_memory]
+        squares.append(np.stack(in_shared_memory))
     pixel_values, size = _join(parts), processor.image_size
     mx.eval(pixel_values)
-    return ProcessedPictures(pixel_values, np.stack(squares).reshape(-1, 1, 3, size, size))
+    whole = squares[0] if len(squares) == 1 else np.concatenate(squares)
+    return ProcessedPictures(pixel_values, whole.reshape(len(images), 1, 3, size, size))
 
 
 @or_none("Pillow resizes the pictures")
@@ -107,11 +108,10 @@ def _submit_some(
         width, height = window.image.size
         picture_bytes = BYTES_PER_PIXEL * width * height
         borrowed = host_memory.buffers.borrow(picture_bytes + square_bytes)
-        address, results = stack.enter_context(borrowed)
-        copied = host_memory.as_array(address, picture_bytes).view(np.uint32)
-        copied[:] = pixels_of(window.image)
+        address, values, results = stack.enter_context(borrowed)
+        values[:picture_bytes].view(np.uint32)[:] = pixels_of(window.image)
         pixel_values.append(_launch(address, window, size, normalized))
-        squares.append(host_memory.as_array(address + picture_bytes, square_bytes))
+        squares.append(values[picture_bytes : picture_bytes + square_bytes])
         mx.async_eval(pixel_values[-1])
         results.append(pixel_values[-1])
     return pixel_values, squares
