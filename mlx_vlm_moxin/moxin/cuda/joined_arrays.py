@@ -83,7 +83,7 @@ class JoinedArrays:
         """
         if self._are_same():
             return False
-        self._seen, writes = Seen(), TrackedArray.writes
+        self._seen, self._parts, writes = Seen(), [], TrackedArray.writes
         self._check()
         require(are_distinct(self._all()), "modules share an array")
         self._parts = [join(places).parts[0] for places in self._groups()]
@@ -92,8 +92,16 @@ class JoinedArrays:
 
     @property
     def arrays(self) -> list[mx.array]:
-        """One of 32-bit words for each group, as they were joined last."""
-        return [part().owner.content for part in self._parts]
+        """One of 32-bit words for each group, as they were joined last; after an ``update`` those
+        of the modules.
+
+        Raises:
+            UnsupportedError: if there are none, or if they were replaced or written in place.
+        """
+        parts = [part() for part in self._parts]
+        owners = [None if part is None else part.owner for part in parts]
+        require(bool(owners) and None not in owners, "arrays are not joined")
+        return [owner.content for owner in owners]
 
     def _are_same(self) -> bool:
         try:

@@ -14,6 +14,7 @@ from mlx.utils import tree_flatten, tree_map
 from mlx_lm.tuner.lora import LoRALinear
 from mlx_vlm.models.moxin.cuda import device, tower_kernel, tower_layers, towers
 from mlx_vlm.models.moxin.cuda.errors import UnsupportedError
+from mlx_vlm.models.moxin.cuda.joined_arrays import JoinedArrays
 from mlx_vlm.models.moxin.cuda.kernel import ALIGNMENT
 from mlx_vlm.models.moxin.cuda.tower_layers import (
     active_layers,
@@ -295,6 +296,28 @@ def test_a_pass_leaves_the_arrays_joined(on_cpu, monkeypatch):
         assert towers.blocks(model, model.towers, tokens) is not None
     assert all(a is b for a, b in zip(wholes(launches(model)), first, strict=True))
     assert not any(launch.update() for launch in launches_of_engine(model))
+
+
+def test_layers_are_compared_while_the_gpu_computes(on_cpu, monkeypatch):
+    monkeypatch.setattr(tower_layers, "DTYPES", (mx.float32,))
+    monkeypatch.setattr(tower_kernel, "tower_layers", plain_layers)
+    model, events = make_model(mx.float32), []
+    tokens = [mx.ones((1, 100 + 5 * (width == 128), width)) for width in (128, 144)]
+
+    def run():
+        events.clear()
+        return towers.blocks(model, model.towers, tokens)
+
+    mx.eval(run())
+    submit, update = mx.async_eval, JoinedArrays.update
+    monkeypatch.setattr(mx, "async_eval", lambda *xs: events.append("submit") or submit(*xs))
+    monkeypatch.setattr(JoinedArrays, "update", lambda it: events.append("compare") or update(it))
+    before = run()
+    assert events == 2 * ["submit"] + 3 * ["compare"]
+    replace(model)
+    after = run()
+    assert events == 2 * ["submit"] + 3 * ["compare"] + 2 * ["submit"]
+    assert not mx.array_equal(before[1], after[1]).item()
 
 
 def launches_of_engine(model):
