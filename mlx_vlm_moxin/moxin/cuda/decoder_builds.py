@@ -66,12 +66,12 @@ def decoder_builds(decoder: nn.Module, head: nn.Module) -> Iterator[Build]:
     yield from _add_norms(sizes, PROMPT, orders)
     yield from _layer_products(sizes, alike, 1)  # of the last layer
     yield _multiply(sizes, output, 1, sizes.hidden)
-    yield from _caches(sizes, len(layers), None, PROMPT)
     for group in fused_layers.groups(layers) if fused_step.can_add_up(sizes) else ():
         some = layers[group]
         arguments = sizes, some[0].formats, len(some), CAPACITY, are_joined
         yield partial(fused_step.step_kernel, *arguments)
-    yield from _caches(sizes, len(layers), CAPACITY, None)
+    cached = 1, sizes.kv_heads, CAPACITY, sizes.head_dim
+    yield partial(kv_cache.gather_caches, sizes.dtype, 2 * len(layers), cached, None, CAPACITY)
     for tokens in (QUESTION, *tiling.ROW_TILES) if sizes.group is None else ():
         for window in fused_layers.prompt_windows(len(layers)):
             for group in fused_layers.groups(layers[window]):
@@ -185,11 +185,3 @@ def _add_norms(
                 yield partial(kernels.add_norm, *arguments, order)
         else:
             yield partial(exchange.exchange_norm, *arguments, sizes.group)
-
-
-def _caches(sizes: DecoderSizes, layers: int, old: int | None, new: int | None) -> Iterator[Build]:
-    shapes = [
-        None if length is None else (1, sizes.kv_heads, length, sizes.head_dim)
-        for length in (old, new)
-    ]
-    yield partial(kv_cache.gather_caches, sizes.dtype, 2 * layers, *shapes, CAPACITY)

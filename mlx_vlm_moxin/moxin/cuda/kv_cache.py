@@ -136,6 +136,13 @@ def after(arrays: Sequence[mx.array], written_by: mx.array) -> list[mx.array]:
     ]
 
 
+def room(cache: Sequence[Cache], count: int) -> int:
+    """Positions of arrays that ``append`` can assign to ``cache``, which is empty, with ``count``
+    tokens; 0 if it is not empty, so that arrays of new tokens alone are needed for ``extend``.
+    """
+    return _capacity(count) if cache[0].keys is None else 0
+
+
 def append(cache: Sequence[Cache], arrays: Sequence[mx.array], count: int) -> None:
     """Assign ``arrays``, in which ``count`` more tokens are written, to ``cache``."""
     is_batch = type(cache[0]) is BatchKVCache
@@ -153,12 +160,12 @@ def append(cache: Sequence[Cache], arrays: Sequence[mx.array], count: int) -> No
     _appendable[cache[0]] = _Appendable(arrays, cache[0].size())
 
 
-def extend(cache: Sequence[Cache], keys: Sequence[mx.array], values: Sequence[mx.array]) -> None:
-    """Append the ``keys`` and ``values`` ``[B, KV, T, head_dim]`` of each layer, in new arrays."""
-    old = [] if cache[0].keys is None else held(cache)
-    new = [array for pair in zip(keys, values) for array in pair]
-    count = keys[0].shape[2]
-    append(cache, _gather(cache, old, new, count), count)
+def extend(cache: Sequence[Cache], new: Sequence[mx.array]) -> None:
+    """Append ``new`` keys and values of each layer in turn, ``[B, KV, T, head_dim]``, to ``cache``,
+    which is not empty.
+    """
+    count = new[0].shape[2]
+    append(cache, _gather(cache, held(cache), new, count), count)
 
 
 def _gather(
@@ -168,18 +175,17 @@ def _gather(
     ``count`` tokens.
     """
     capacity = _capacity(cache[0].size() + count)
-    shapes = [arrays[0].shape if arrays else None for arrays in (old, new)]
-    arrays = len(old or new)
-    copy = gather_caches((old or new)[0].dtype, arrays, *shapes, capacity)
+    new_shape = new[0].shape if new else None
+    copy = gather_caches(old[0].dtype, len(old), old[0].shape, new_shape, capacity)
     (stacked,) = copy(count_array(cache[0].size()), *old, *new)
-    return mx.split(stacked, arrays)
+    return mx.split(stacked, len(old))
 
 
 @functools.lru_cache
 def gather_caches(
     dtype: mx.Dtype,
     count: int,
-    old: tuple[int, ...] | None,
+    old: tuple[int, ...],
     new: tuple[int, ...] | None,
     capacity: int,
 ) -> Kernel:
@@ -187,7 +193,7 @@ def gather_caches(
 
     Args:
         count: number of arrays.
-        old: shape of each cached array ``[B, KV, capacity, head_dim]``; None if there is none.
+        old: shape of each cached array ``[B, KV, capacity, head_dim]``.
         new: shape of each array of new tokens ``[B, KV, T, head_dim]``; None if there is none.
         capacity: positions of the result.
 
@@ -195,7 +201,7 @@ def gather_caches(
         A kernel of the number of cached tokens (``count_array``), the cached arrays, and the
         new arrays, to ``[count * B, KV, capacity, head_dim]``.
     """
-    batch, heads, _, width = old or new
+    batch, heads, cached_capacity, width = old
     columns = [
         [f"{name}_{index}" if shape else "nullptr" for index in range(count)]
         for name, shape in (("cached", old), ("added", new))
@@ -210,7 +216,7 @@ def gather_caches(
         {"out": ((count * batch, heads, capacity, width), dtype)},
         {
             "rows": batch * heads,
-            "cached_capacity": old[2] if old else 0,
+            "cached_capacity": cached_capacity,
             "tokens": new[2] if new else 0,
             "capacity": capacity,
         },

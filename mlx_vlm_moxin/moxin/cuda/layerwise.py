@@ -25,6 +25,7 @@ from .graph import step_graphs
 from .kernel import count_array
 from .layer_form import GATE_UP, QKV, DecoderLayer
 from .layerwise_graph import Graphs, hidden_states, logits
+from .layerwise_kernels import Tokens
 from .prompt_pieces import in_pieces
 
 # In a pass without caches, such as that of OpenVLA-OFT: three pictures and a chunk of actions.
@@ -113,14 +114,21 @@ class Layerwise:
         table = self._decoder.embed_tokens
         x = embed(table, inputs) if inputs_embeds is None else inputs_embeds
         shape = None if cache[0].keys is None else cache[0].keys.shape
-        graphs = self._layer_graphs(sizes, inputs.shape, shape)
+        is_extended = isinstance(cache[0], KVCache) or len(inputs) == 1
+        count = inputs.shape[1]
+        room = kv_cache.room(cache, count) if is_extended else 0
+        tokens = Tokens(*inputs.shape, capacity=room)
+        graphs = self._layer_graphs(sizes, tokens, shape)
         arrays, norm = kv_cache.held(cache), self._decoder.norm.weight
         h, keys, values = hidden_states(
-            layers, norm, sizes, x, places, arrays, graphs, is_prompt=True, kept=kept
+            layers, norm, sizes, x, places, arrays, graphs, tokens, kept
         )
         result = logits(self._head, h)
-        if isinstance(cache[0], KVCache) or len(inputs) == 1:
-            kv_cache.extend(cache, keys, values)
+        new = [array for pair in zip(keys, values) for array in pair]
+        if room:
+            kv_cache.append(cache, new, count)
+        elif is_extended:
+            kv_cache.extend(cache, new)
         else:
             for layer, key, value in zip(cache, keys, values):
                 layer.update_and_fetch(key, value)
@@ -145,12 +153,11 @@ class Layerwise:
         limit = min(sizes.window or MAX_WHOLE_TOKENS, MAX_WHOLE_TOKENS)
         require(1 < length <= limit, f"sequences of one token, or of more than {limit}")
         layers = self._read_layers(sizes, batch * length, _count((batch, length), kept))
-        graphs = self._layer_graphs(sizes, (batch, length), None, is_causal)
+        tokens = Tokens(batch, length, is_causal)
+        graphs = self._layer_graphs(sizes, tokens, None)
         places = count_array(0), kv_cache.no_padding(batch)
         arrays, norm = 2 * len(self._decoder.layers) * [None], self._decoder.norm.weight
-        h, _, _ = hidden_states(
-            layers, norm, sizes, x, places, arrays, graphs, True, is_causal, kept
-        )
+        h, _, _ = hidden_states(layers, norm, sizes, x, places, arrays, graphs, tokens, kept)
         return h
 
     def _read_layers(self, sizes: DecoderSizes, rows: int, kept: int) -> Iterator[DecoderLayer]:

@@ -37,8 +37,7 @@ def hidden_states(
     places: Places,
     arrays: Sequence[mx.array | None],
     graphs: Graphs,
-    is_prompt: bool = False,
-    is_causal: bool = True,
+    tokens: kernels.Tokens | None = None,
     kept: slice = slice(None),
 ) -> tuple[mx.array, list[mx.array], list[mx.array]]:
     """Normed hidden states of ``x`` ``[B, T, hidden]``, and keys and values of each layer.
@@ -48,10 +47,9 @@ def hidden_states(
         last_norm: weight of the norm after the last layer.
         arrays: keys and values of each layer's cache in turn, ``[B, KV, capacity, head_dim]``.
         graphs: of layers of these sizes, by form; missing ones are added.
-        is_prompt: give the keys and values of the new tokens alone, and submit layers to the GPU as
-            soon as they are recorded. Otherwise those of the one new token of each sequence are
-            appended to ``arrays``.
-        is_causal: whether a token of a prompt sees only those before it and itself.
+        tokens: of a prompt: give the keys and values of the new tokens alone, and submit layers to
+            the GPU as soon as they are recorded. Without it those of the one new token of each
+            sequence are appended to ``arrays``.
         kept: tokens of each sequence of a prompt whose hidden states are needed. The last layer
             computes the other tokens' keys and values alone.
     """
@@ -66,7 +64,6 @@ def hidden_states(
         next_order = following and prompt_matmul.find_order(sizes, following.formats[QKV], rows)
         key = layer.form, next_order, some.start, some.stop
         if key not in graphs:
-            tokens = kernels.Tokens(*x.shape[:2], is_causal) if is_prompt else None
             layer_graph = functools.partial(_layer, layer.form, tokens, some, next_order)
             graphs[key] = mx.compile(layer_graph)
         h, normed, keys, values = graphs[key](
@@ -80,7 +77,7 @@ def hidden_states(
         )
         all_keys.append(keys)
         all_values.append(values)
-        if is_prompt and index % LAYERS_AT_ONCE == 0:
+        if tokens is not None and index % LAYERS_AT_ONCE == 0:
             mx.async_eval(h, normed)
             if submitted is not None and _unpacks(layer.form, rows):
                 mx.eval(submitted)

@@ -33,16 +33,23 @@ class Tokens(NamedTuple):
 
     Attributes:
         is_causal: whether one sees only those before it and itself.
+        capacity: positions of the arrays of their keys and values; 0 for ``length``.
     """
 
     batch: int
     length: int
     is_causal: bool = True
+    capacity: int = 0
 
     @property
     def rows(self) -> int:
         """Number of tokens."""
         return self.batch * self.length
+
+    @property
+    def positions(self) -> int:
+        """Positions of the arrays of their keys and values."""
+        return self.capacity or self.length
 
 
 def _shape(order: Order | None, rows: int, width: int) -> tuple[int, ...]:
@@ -117,10 +124,10 @@ def rotate(sizes: DecoderSizes, tokens: Tokens, product: mx.Dtype, splits: int) 
         A kernel of the products of q_proj, k_proj and v_proj (three times the same one if
         ``splits``), the number of cached tokens (int32, first element) and the number of masked
         tokens of each sequence (int32), to queries ``[B, T, H, D]``, keys and values
-        ``[B, KV, T, D]`` of the model's dtype.
+        ``[B, KV, tokens.positions, D]`` of the model's dtype, with zeros after the tokens.
     """
     dtype = sizes.dtype
-    shape = (tokens.batch, sizes.kv_heads, tokens.length, sizes.head_dim)
+    shape = (tokens.batch, sizes.kv_heads, tokens.positions, sizes.head_dim)
     units = tokens.rows * (sizes.attended + 2 * sizes.keys) // 16
     return kernel.build(
         "rotate",
@@ -131,7 +138,12 @@ def rotate(sizes: DecoderSizes, tokens: Tokens, product: mx.Dtype, splits: int) 
             "keys": (shape, dtype),
             "values": (shape, dtype),
         },
-        {"rows": tokens.rows, "tokens": tokens.length, "splits": splits},
+        {
+            "rows": tokens.rows,
+            "tokens": tokens.length,
+            "splits": splits,
+            "capacity": tokens.positions,
+        },
         blocks=math.ceil(units / ROTATE_THREADS),
         threads=ROTATE_THREADS,
     )
@@ -160,9 +172,9 @@ def attend(
 
     Returns:
         A kernel of queries ``[B, T, H, D]``, cached keys and values ``[B, KV, capacity, D]``, new
-        keys and values ``[B, KV, T, D]``, the number of cached tokens (int32, first element) and
-        the number of masked tokens of each sequence (int32), to ``[B * T, H * D]`` in ``order``;
-        all of the model's dtype.
+        keys and values ``[B, KV, tokens.positions, D]``, the number of cached tokens (int32, first
+        element) and the number of masked tokens of each sequence (int32), to ``[B * T, H * D]`` in
+        ``order``; all of the model's dtype.
     """
     dtype, queries = sizes.dtype, count_queries(sizes, tokens)
     tiles = math.ceil(tokens.length * sizes.heads // sizes.kv_heads / queries)
@@ -182,7 +194,12 @@ def attend(
         },
         [dtype, dtype, dtype, dtype, dtype, mx.int32, mx.int32],
         {"out": (_shape(order, tokens.rows, sizes.attended), dtype)},
-        {"capacity": capacity, "tokens": tokens.length, "tiles": tiles},
+        {
+            "capacity": capacity,
+            "tokens": tokens.length,
+            "new_capacity": tokens.positions,
+            "tiles": tiles,
+        },
         blocks=tokens.batch * sizes.kv_heads * tiles,
         threads=32 * ATTENTION_WARPS,
         shared_memory=attention_memory(queries, sizes.head_dim),

@@ -145,7 +145,8 @@ def rotate(sizes, tokens, product, splits):
         offset = filled[0] - padding[: tokens.batch]
         rope = {"traditional": False, "base": sizes.theta, "scale": 1.0, "offset": offset}
         queries, keys = (mx.fast.rope(part, sizes.head_dim, **rope) for part in parts[:2])
-        return queries.swapaxes(1, 2), keys, parts[2]
+        room = [(0, 0), (0, 0), (0, tokens.positions - tokens.length), (0, 0)]
+        return queries.swapaxes(1, 2), *(mx.pad(x, room) for x in (keys, parts[2]))
 
     return kernel
 
@@ -153,7 +154,11 @@ def rotate(sizes, tokens, product, splits):
 def attend(sizes, tokens, capacity, order=None):
     def kernel(queries, keys, values, new_keys, new_values, filled, padding):
         filled, padding = filled[0], padding[: tokens.batch, None, None, None]
-        cached, new = mx.arange(capacity), mx.arange(tokens.length)
+        assert new_keys.shape[2] == new_values.shape[2] == tokens.positions
+        if keys is new_keys:  # the cache is empty
+            keys, values = (x[:, :, :0] for x in (keys, values))
+        new_keys, new_values = (x[:, :, : tokens.length] for x in (new_keys, new_values))
+        cached, new = mx.arange(keys.shape[2]), mx.arange(tokens.length)
         # Positions of the keys in the sequence; empty cache entries come after all others.
         place = mx.concatenate([mx.where(cached < filled, cached, 2**30), filled + new])
         position = (filled + new)[:, None]
@@ -192,7 +197,7 @@ def gather_caches(dtype, count, old, new, capacity):
     def kernel(filled, *arrays):
         length, entries = filled[0].item(), []
         for index in range(count):
-            parts = [arrays[index][..., :length, :]] if old else []
+            parts = [arrays[index][..., :length, :]]
             parts += [arrays[index - count]] if new else []
             entry = mx.concatenate(parts, axis=2)
             entries.append(mx.pad(entry, [(0, 0), (0, 0), (0, capacity - entry.shape[2]), (0, 0)]))

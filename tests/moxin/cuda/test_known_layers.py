@@ -21,6 +21,7 @@ from mlx_vlm.models.moxin.cuda import (
 )
 from mlx_vlm.models.moxin.cuda.decoder_sizes import read_sizes
 from mlx_vlm.models.moxin.cuda.errors import UnsupportedError
+from mlx_vlm.models.moxin.cuda.layerwise_kernels import Tokens
 from test_decoder_layers import adapter, mixed
 from test_shards import SHARD_CHANGES, sharded
 from test_supports import DECODER_CHANGES, QUANTISED_CHANGES, attention, last
@@ -289,5 +290,5 @@ def test_the_norm_after_the_layers_is_checked(kernels_in_mlx):
     for norm in (mx.ones(256), mx.ones(128, mx.bfloat16)):
         with pytest.raises(UnsupportedError, match="norm"):
             layerwise_graph.hidden_states(
-                layers, norm, sizes, x, places, 4 * [None], {}, is_prompt=True
+                layers, norm, sizes, x, places, 4 * [None], {}, Tokens(1, 5)
             )

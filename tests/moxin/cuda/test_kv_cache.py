@@ -24,10 +24,24 @@ def tokens(count, batch=1, seed=0):
     return [mx.random.normal(shape).astype(mx.bfloat16) for _ in range(LAYERS)]
 
 
+def pairs(keys, values):
+    """Keys and values of each layer in turn."""
+    return [array for pair in zip(keys, values) for array in pair]
+
+
 def append(cache):
     """Append like a decoding step, without running its kernel."""
     arrays = kv_cache.reserve(cache)
     kv_cache.append(cache, arrays, 1)
+    return arrays
+
+
+def append_first(cache, keys, values):
+    """Append like the first prompt of an empty ``cache``, whose kernels leave room after it."""
+    count = keys[0].shape[2]
+    width = [(0, 0), (0, 0), (0, kv_cache.room(cache, count) - count), (0, 0)]
+    arrays = [mx.pad(x, width) for x in pairs(keys, values)]
+    kv_cache.append(cache, arrays, count)
     return arrays
 
 
@@ -43,7 +57,11 @@ def test_new_tokens_follow_the_cached_ones(length, count, batch, plain_gather):
 
     ours, expected = fresh(), fresh()
     keys, values = tokens(count, batch), tokens(count, batch, seed=1)
-    kv_cache.extend(ours, keys, values)
+    if length:
+        assert kv_cache.room(ours, count) == 0
+        kv_cache.extend(ours, pairs(keys, values))
+    else:
+        append_first(ours, keys, values)
     for layer, other, key, value in zip(ours, expected, keys, values):
         other.update_and_fetch(key, value)
         assert layer.offset == length + count
@@ -62,10 +80,16 @@ def test_a_token_is_appended_to_the_arrays_of_the_token_before(plain_gather):
 
 def test_a_prompts_arrays_are_appended_to(plain_gather):
     cache = [KVCache() for _ in range(LAYERS)]
-    kv_cache.extend(cache, tokens(5), tokens(5))
-    arrays = kv_cache.reserve(cache)
+    arrays = append_first(cache, tokens(5), tokens(5))
+    assert are_same(kv_cache.reserve(cache), arrays)
     assert are_same(kv_cache.reserve(cache, 251), arrays)
     assert not are_same(kv_cache.reserve(cache, 252), arrays)
+
+
+@pytest.mark.parametrize(("count", "room"), [(1, 256), (256, 256), (257, 512)])
+def test_empty_caches_get_room_in_steps(count, room):
+    assert kv_cache.room([KVCache()], count) == room
+    assert kv_cache.room([BatchKVCache([3])], count) == room
 
 
 def trim(cache):
@@ -215,10 +239,11 @@ def test_a_batch_that_changes_between_tokens_keeps_its_contents(change):
 
 
 @needs_gpu
-@pytest.mark.parametrize("length", [0, 10, 250])
+@pytest.mark.parametrize("length", [10, 250])
+@pytest.mark.parametrize("count", [0, 7])
 @pytest.mark.parametrize("batch", [1, 3])
-def test_the_kernel_gives_what_mlx_gives(length, batch):
-    shapes = (batch, HEADS, 256, 64) if length else None, (batch, HEADS, 7, 64)
+def test_the_kernel_gives_what_mlx_gives(length, count, batch):
+    shapes = (batch, HEADS, 256, 64), (batch, HEADS, count, 64) if count else None
     arrays = [
         mx.random.normal(shape).astype(mx.bfloat16)
         for shape in shapes

@@ -1,4 +1,4 @@
-"""Attention of prompts, run on the CPU: masks, old and new keys, and the order of results."""
+"""Rotation and attention of prompts, run on the CPU: masks, old and new keys, order of results."""
 
 import mlx.core as mx
 import plain_kernels
@@ -17,33 +17,40 @@ HEADS, KV_HEADS, HEAD_DIM, CAPACITY = 4, 2, 64, 64
 PADDING = [0, 5]
 
 
+def make_sizes(window=0):
+    return DecoderSizes(mx.bfloat16, 256, 512, HEADS, KV_HEADS, HEAD_DIM, window, 1e-5, 10000.0)
+
+
 @pytest.mark.parametrize(
-    ("queries", "filled", "window", "is_causal", "order"),
+    ("queries", "filled", "window", "is_causal", "order", "room"),
     [
-        (MANY_QUERIES, 0, 0, False, None),
-        (MANY_QUERIES, 37, 50, True, Order(8, 96)),
-        (FEW_QUERIES, 37, 0, True, None),
-        (FEW_QUERIES, 64, 20, True, None),
+        (MANY_QUERIES, 0, 0, False, None, 0),
+        (MANY_QUERIES, 37, 50, True, Order(8, 96), 0),
+        (FEW_QUERIES, 37, 0, True, None, 0),
+        (FEW_QUERIES, 64, 20, True, None, 0),
+        (MANY_QUERIES, 0, 0, True, None, 128),
     ],
-    ids=["whole", "cache, window and order", "few queries", "few queries and window"],
+    ids=["whole", "cache, window and order", "few queries", "few queries and window", "room"],
 )
 def test_attention_is_that_of_float32(
-    queries, filled, window, is_causal, order, kernels_everywhere, monkeypatch, tmp_path
+    queries, filled, window, is_causal, order, room, kernels_everywhere, monkeypatch, tmp_path
 ):
     monkeypatch.setattr(kernel, "build", ThreadsOnCpu(tmp_path))
     monkeypatch.setattr(layerwise_kernels, "count_queries", lambda *_: queries)
     mx.random.seed(0)
-    dtype = mx.bfloat16
-    sizes = DecoderSizes(dtype, 256, 512, HEADS, KV_HEADS, HEAD_DIM, window, 1e-5, 10000.0)
-    tokens = layerwise_kernels.Tokens(2, 70, is_causal)
+    sizes, tokens = make_sizes(window), layerwise_kernels.Tokens(2, 70, is_causal, room)
 
     def random(*shape):
-        return 3 * mx.random.normal(shape).astype(dtype)
+        return 3 * mx.random.normal(shape).astype(mx.bfloat16)
 
-    arrays = (
-        random(2, 70, HEADS, HEAD_DIM),
-        *(random(2, KV_HEADS, length, HEAD_DIM) for length in (CAPACITY, CAPACITY, 70, 70)),
-    )
+    def with_room(x):
+        return mx.pad(
+            x, [(0, 0), (0, 0), (0, tokens.positions - x.shape[2]), (0, 0)], constant_values=mx.nan
+        )
+
+    cached = [random(2, KV_HEADS, CAPACITY, HEAD_DIM) for _ in range(2)]
+    new = [with_room(random(2, KV_HEADS, 70, HEAD_DIM)) for _ in range(2)]
+    arrays = random(2, 70, HEADS, HEAD_DIM), *cached, *new
     places = mx.full(4, filled), mx.array([*PADDING, 0, 0], mx.int32)
     run = layerwise_kernels.attend.__wrapped__(sizes, tokens, CAPACITY, order)
     (actual,) = run(*arrays, *places)
@@ -55,3 +62,25 @@ def test_attention_is_that_of_float32(
         [mx.arange(70 * b, 70 * b + 70)[max(0, pad - filled) :] for b, pad in enumerate(PADDING)]
     )
     assert relative_error(actual[visible], expected[visible]) < 4e-3
+
+
+@pytest.mark.parametrize("splits", [0, 2])
+@pytest.mark.parametrize("room", [0, 16])
+def test_queries_and_keys_are_rotated(splits, room, kernels_everywhere, monkeypatch, tmp_path):
+    monkeypatch.setattr(kernel, "build", ThreadsOnCpu(tmp_path))
+    mx.random.seed(0)
+    sizes, tokens = make_sizes(), layerwise_kernels.Tokens(2, 5, capacity=room)
+    widths = sizes.attended, sizes.keys, sizes.keys
+    kind = mx.float32 if splits else sizes.dtype
+    if splits:
+        products = 3 * [mx.random.normal((splits, 10, sum(widths)))]
+    else:
+        products = [mx.random.normal((10, width)).astype(kind) for width in widths]
+    places = mx.full(4, 9), mx.array([*PADDING, 0, 0], mx.int32)
+    arguments = sizes, tokens, kind, splits
+    actual = layerwise_kernels.rotate.__wrapped__(*arguments)(*products, *places)
+    expected = plain_kernels.rotate(*arguments)(*products, *places)
+    for one, other in zip(actual, expected):
+        assert one.shape == other.shape
+        assert relative_error(one, other) < 4e-3
+        assert one is actual[0] or not one[:, :, tokens.length :].any().item()

@@ -100,7 +100,7 @@ class ThreadsOnCpu:
         arguments = ", ".join(f"Argument{{arguments[{index}]}}" for index in range(count))
         file, library = self._folder / f"{name}.cpp", self._folder / f"{name}.so"
         file.write_text(
-            f'#include "{HEADER}"\n{source}\n'
+            f'#include "{HEADER}"\n{source}\n#include "grid.cuh"\n'  # which has `shared`
             "static void** arguments;\n"
             "unsigned char* shared_memory() { return moxin::shared; }\n"
             f"void run_thread() {{ {name}({arguments}); }}\n"

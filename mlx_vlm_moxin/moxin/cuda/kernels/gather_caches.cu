@@ -1,7 +1,7 @@
 // Copies the key-value caches of all layers, and new tokens after them, into one larger array.
 //
 // Cost: reads the filled positions and writes the whole array: 147 KB per position of Moxin's 36
-// layers. It runs once per prompt and whenever the caches are full (every 256 tokens).
+// layers. It runs for further prompts and whenever the caches are full (every 256 tokens).
 //
 // Constants that kv_cache.py defines in namespace config: T, HEAD_DIM, COUNT (arrays), THREADS.
 
@@ -9,7 +9,7 @@
 
 namespace moxin {
 
-// Cached keys or values [rows, cached_capacity, HEAD_DIM] and the new ones [rows, tokens, HEAD_DIM];
+// Cached keys or values [rows, cached_capacity, HEAD_DIM] and the new ones [rows, tokens, HEAD_DIM],
 // null if there are none.
 struct Source {
   const config::T* cached;

@@ -12,15 +12,15 @@ extern "C" __global__ void __launch_bounds__(config::ATTENTION_WARPS * 32, 1) pr
     const config::T* queries,     // [B, tokens, HEADS, HEAD_DIM]
     const config::T* keys,        // the cache, [B, KV_HEADS, capacity, HEAD_DIM]
     const config::T* values,      // as keys
-    const config::T* new_keys,    // [B, KV_HEADS, tokens, HEAD_DIM]
+    const config::T* new_keys,    // [B, KV_HEADS, new_capacity, HEAD_DIM], of which the first are used
     const config::T* new_values,  // as new_keys
     const int* filled,            // filled[0]: positions of the cache that are used
     const int* padding,           // [B], masked tokens at the start of each sequence
     config::T* out,               // [B, tokens, HEADS, HEAD_DIM] in `Order`
-    int capacity, int tokens,
+    int capacity, int tokens, int new_capacity,
     int tiles) {                  // of the packed rows of a key-value head
   moxin::CachedKeys<config::T> cache{keys, values, new_keys, new_values, *filled, padding,
-                                     capacity, tokens, tokens, config::CAUSAL};
+                                     capacity, tokens, new_capacity, config::CAUSAL};
   auto prepare = [&](unsigned int query_tile) {
     moxin::copy_queries<config::T, config::HEAD_DIM, config::HEADS, config::KV_HEADS,
                         config::KEY_WARPS>(queries, tokens, tiles, blockIdx.x, query_tile);
