@@ -105,8 +105,8 @@ def input_embeddings(
     require(not model.training, TRAINING)
     table = model.language_model.model.embed_tokens
     require(is_supported(table, input_ids), "embeddings of another class or dtype")
+    features = None if image_features is None else image_features()  # which a GPU computes first
     inputs_embeds = embed(table, input_ids)
-    if image_features is None:
+    if features is None:
         return inputs_embeds
-    is_image = input_ids >= model.config.image_token_index
-    return merge(inputs_embeds, image_features(), is_image)
+    return merge(inputs_embeds, features, input_ids >= model.config.image_token_index)

@@ -74,16 +74,22 @@ def test_kernels_that_fail_leave_embeddings_to_mlx(model, kernels_everywhere, mo
 
 
 def test_text_does_not_delay_the_pictures(model, kernels_everywhere, monkeypatch):
-    submitted = []
+    submitted, events = [], []
+
+    def embed(table, ids):
+        events.append("text")
+        return table(ids)
+
     monkeypatch.setattr(embeddings, "is_supported", lambda *arguments: True)
-    monkeypatch.setattr(embeddings, "embed", lambda table, ids: table(ids))
+    monkeypatch.setattr(embeddings, "embed", embed)
     monkeypatch.setattr(embeddings, "merge", moxin.merge_image_features)
     monkeypatch.setattr(mx, "async_eval", submitted.append)
     config = model.config
     features = mx.random.normal((1, 3, config.text_config.hidden_size))
 
     ids = mx.array([[1, *3 * [config.image_token_index], 2]], mx.int32)
-    merged = embeddings.input_embeddings(model, ids, lambda: features)
+    merged = embeddings.input_embeddings(model, ids, lambda: events.append("pictures") or features)
+    assert events == ["pictures", "text"]
     table = model.language_model.model.embed_tokens
     assert mx.array_equal(merged[:, 1:4], features.astype(merged.dtype)).item()
     assert mx.array_equal(merged[:, [0, 4]], table(ids[:, [0, 4]])).item()
