@@ -13,32 +13,56 @@ from threads_on_cpu import ThreadsOnCpu
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="needs a C++ compiler")
 
-HEADS, KV_HEADS, HEAD_DIM, CAPACITY = 4, 2, 64, 64
+HEADS, KV_HEADS, CAPACITY = 4, 2, 64
 PADDING = [0, 5]
 
 
-def make_sizes(window=0):
-    return DecoderSizes(mx.bfloat16, 256, 512, HEADS, KV_HEADS, HEAD_DIM, window, 1e-5, 10000.0)
+def make_sizes(window=0, head_dim=64):
+    return DecoderSizes(mx.bfloat16, 256, 512, HEADS, KV_HEADS, head_dim, window, 1e-5, 10000.0)
 
 
 @pytest.mark.parametrize(
-    ("queries", "filled", "window", "is_causal", "order", "room"),
+    ("queries", "filled", "window", "is_causal", "order", "room", "head_dim"),
     [
-        (MANY_QUERIES, 0, 0, False, None, 0),
-        (MANY_QUERIES, 37, 50, True, Order(8, 96), 0),
-        (FEW_QUERIES, 37, 0, True, None, 0),
-        (FEW_QUERIES, 64, 20, True, None, 0),
-        (MANY_QUERIES, 0, 0, True, None, 128),
+        (MANY_QUERIES, 0, 0, False, None, 0, 64),
+        (MANY_QUERIES, 37, 50, True, Order(8, 96), 0, 64),
+        (FEW_QUERIES, 37, 0, True, None, 0, 64),
+        (FEW_QUERIES, 64, 20, True, None, 0, 64),
+        (MANY_QUERIES, 0, 0, True, None, 128, 64),
+        (MANY_QUERIES // 2, 37, 0, True, None, 0, 64),
+        (FEW_QUERIES, 0, 0, True, Order(4, 96), 0, 128),
+        (MANY_QUERIES, 0, 0, True, Order(4, 96), 0, 64),
+        (FEW_QUERIES, 0, 0, True, Order(16, 96), 0, 64),
     ],
-    ids=["whole", "cache, window and order", "few queries", "few queries and window", "room"],
+    ids=[
+        "whole",
+        "cache, window and order",
+        "few queries",
+        "few queries and window",
+        "room",
+        "half as many queries",
+        "order of 4 bits",
+        "order of 4 bits with other heads",
+        "order of plain weights",
+    ],
 )
 def test_attention_is_that_of_float32(
-    queries, filled, window, is_causal, order, room, kernels_everywhere, monkeypatch, tmp_path
+    queries,
+    filled,
+    window,
+    is_causal,
+    order,
+    room,
+    head_dim,
+    kernels_everywhere,
+    monkeypatch,
+    tmp_path,
 ):
     monkeypatch.setattr(kernel, "build", ThreadsOnCpu(tmp_path))
     monkeypatch.setattr(layerwise_kernels, "count_queries", lambda *_: queries)
     mx.random.seed(0)
-    sizes, tokens = make_sizes(window), layerwise_kernels.Tokens(2, 70, is_causal, room)
+    sizes = make_sizes(window, head_dim)
+    tokens = layerwise_kernels.Tokens(2, 70, is_causal, room)
 
     def random(*shape):
         return 3 * mx.random.normal(shape).astype(mx.bfloat16)
@@ -48,9 +72,9 @@ def test_attention_is_that_of_float32(
             x, [(0, 0), (0, 0), (0, tokens.positions - x.shape[2]), (0, 0)], constant_values=mx.nan
         )
 
-    cached = [random(2, KV_HEADS, CAPACITY, HEAD_DIM) for _ in range(2)]
-    new = [with_room(random(2, KV_HEADS, 70, HEAD_DIM)) for _ in range(2)]
-    arrays = random(2, 70, HEADS, HEAD_DIM), *cached, *new
+    cached = [random(2, KV_HEADS, CAPACITY, head_dim) for _ in range(2)]
+    new = [with_room(random(2, KV_HEADS, 70, head_dim)) for _ in range(2)]
+    arrays = random(2, 70, HEADS, head_dim), *cached, *new
     places = mx.full(4, filled), mx.array([*PADDING, 0, 0], mx.int32)
     run = layerwise_kernels.attend.__wrapped__(sizes, tokens, CAPACITY, order)
     (actual,) = run(*arrays, *places)

@@ -17,6 +17,7 @@ namespace moxin {
 template <int BITS_, int TOKENS_>
 struct Order {
   static constexpr int BITS = BITS_, TOKENS = TOKENS_;
+  static constexpr bool HAS_STEPS = BITS == 8 || BITS == 4;  // columns are in the order of the steps
 };
 
 using RowMajor = Order<0, 1>;
@@ -57,18 +58,50 @@ __device__ inline void store_pair(void* x, int row, int column, int width, unsig
   static_cast<unsigned int*>(x)[at / 2] = pair;
 }
 
-// Stores eight consecutive values of a row, at `column` (a multiple of 8).
+// Stores the chunk of eight values at position `at` (a multiple of 8) of a row.
+template <typename Order>
+__device__ inline void store_chunk(
+    void* x, unsigned int row, unsigned int at, unsigned int width, const unsigned int (&words)[4]) {
+  uint4* chunks = static_cast<uint4*>(x);
+  if constexpr (Order::BITS == 0) {
+    chunks += row * (width / 8) + at / 8;
+  } else {
+    unsigned int tile = row / Order::TOKENS, local = row % Order::TOKENS;
+    unsigned int piece = tile * (width / 64) + at / 64;
+    chunks += (piece * Order::TOKENS + local) * 8 + (at / 8 ^ local) % 8;
+  }
+  *chunks = {words[0], words[1], words[2], words[3]};
+}
+
+// Word i of lane j of the four lanes that are STRIDE apart becomes word j of lane i.
+template <int STRIDE>
+__device__ inline void transpose_words(unsigned int (&words)[4]) {
+#pragma unroll
+  for (int step = 1; step <= 2; ++step) {
+    bool is_upper = threadIdx.x / (STRIDE * step) % 2;
+#pragma unroll
+    for (int pair = 0; pair < 2; ++pair) {
+      unsigned int &low = words[pair * (3 - step)], &high = words[pair * (3 - step) + step];
+      unsigned int received = __shfl_xor_sync(ALL_LANES, is_upper ? low : high, STRIDE * step);
+      (is_upper ? low : high) = received;
+    }
+  }
+}
+
+// Stores eight consecutive values of a row, at `column` (a multiple of 8). A warp's lanes have
+// consecutive columns of one row.
 template <typename Order>
 __device__ inline void store_eight(void* x, int row, int column, int width, const uint4& values) {
-  if constexpr (Order::BITS == 0) {
-    static_cast<uint4*>(x)[(static_cast<long long>(row) * width + column) / 8] = values;
-  } else if constexpr (Order::BITS == 16) {
-    static_cast<uint4*>(x)[arranged_index<Order::TOKENS>(row, column, width) / 8] = values;
-  } else {
-    const unsigned int pairs[4] = {values.x, values.y, values.z, values.w};
-#pragma unroll
-    for (int i = 0; i < 4; ++i) store_pair<Order>(x, row, column + 2 * i, width, pairs[i]);
+  unsigned int words[4] = {values.x, values.y, values.z, values.w};
+  int at = column;
+  if constexpr (Order::HAS_STEPS) {
+    // STRIDE lanes have as many columns as a lane reads weights at once.
+    constexpr int STRIDE = 16 / Order::BITS;
+    transpose_words<STRIDE>(words);
+    int eight = column / 8, first = eight / (4 * STRIDE) * (4 * STRIDE);
+    at = (first + eight % STRIDE * 4 + eight / STRIDE % 4) * 8;
   }
+  store_chunk<Order>(x, row, at, width, words);
 }
 
 }  // namespace moxin

@@ -30,10 +30,11 @@ struct FlashTile {
   float highest[2] = {LOWEST, LOWEST}, weight[2] = {};
 
   // Adds KEYS keys and values. All three addresses are in shared memory. is_valid(half, key): whether
-  // the row of registers 2 * half sees `key` of the tile.
+  // the row of registers 2 * half sees `key` of the tile; not called if all rows see all keys.
   template <typename V>
   __device__ void add(
-      unsigned int queries, unsigned int keys, unsigned int values, float scale, V is_valid) {
+      unsigned int queries, unsigned int keys, unsigned int values, float scale, V is_valid,
+      bool sees_all = false) {
     constexpr float LOG2_E = 1.4426950408889634f;
     int lane = threadIdx.x % LANES;
     float scores[KEYS / 8][4] = {};
@@ -50,18 +51,20 @@ struct FlashTile {
         multiply_add<T>(scores[2 * j + 1], a, b + 2);
       }
     }
+    if (!sees_all) {
+#pragma unroll
+      for (int i = 0; i < KEYS / 2; ++i) {
+        bool is_seen = is_valid(i / 2 % 2, i / 4 * 8 + lane % 4 * 2 + i % 2);
+        scores[i / 4][i % 4] = is_seen ? scores[i / 4][i % 4] : MASKED;
+      }
+    }
     float factors[2];
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       float top = MASKED, sum = 0;
 #pragma unroll
       for (int j = 0; j < KEYS / 8; ++j) {
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          float& score = scores[j][2 * half + i];
-          score = is_valid(half, j * 8 + lane % 4 * 2 + i) ? score : MASKED;
-          top = fmaxf(top, score);
-        }
+        top = fmaxf(top, fmaxf(scores[j][2 * half], scores[j][2 * half + 1]));
       }
       top = fmaxf(top, __shfl_xor_sync(ALL_LANES, top, 1));
       top = fmaxf(top, __shfl_xor_sync(ALL_LANES, top, 2));

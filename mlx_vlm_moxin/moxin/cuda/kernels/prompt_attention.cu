@@ -21,11 +21,13 @@ extern "C" __global__ void __launch_bounds__(config::ATTENTION_WARPS * 32, 1) pr
     int tiles) {                  // of the packed rows of a key-value head
   moxin::CachedKeys<config::T> cache{keys, values, new_keys, new_values, *filled, padding,
                                      capacity, tokens, new_capacity, config::CAUSAL};
+  // The last tokens' tiles, which have the most keys, begin first.
+  int heads = gridDim.x / tiles, part = blockIdx.x % heads * tiles + tiles - 1 - blockIdx.x / heads;
   auto prepare = [&](unsigned int query_tile) {
     moxin::copy_queries<config::T, config::HEAD_DIM, config::HEADS, config::KV_HEADS,
-                        config::KEY_WARPS>(queries, tokens, tiles, blockIdx.x, query_tile);
+                        config::KEY_WARPS>(queries, tokens, tiles, part, query_tile);
   };
   moxin::attend_tile<config::T, config::HEAD_DIM, config::HEADS, config::KV_HEADS, config::WINDOW,
                      config::KEY_WARPS, config::Order>(
-      prepare, cache, tiles, config::SCALE, out, blockIdx.x);
+      prepare, cache, tiles, config::SCALE, out, part);
 }

@@ -1,9 +1,9 @@
 // Attention of the new tokens of each sequence to its key-value cache and to each other.
 //
 // Query heads that share keys are rows of one product: packed row r is token r / GROUP and head
-// r % GROUP of its group. A team of four warps processes KEYS keys at a time. Each warp has 16
-// rows (KEY_WARPS 1), or all share 16 rows and each has a quarter of the keys (KEY_WARPS 4, used
-// when there would otherwise be fewer thread blocks than multiprocessors).
+// r % GROUP of its group. A team of four warps processes KEYS keys at a time: KEY_WARPS warps share 16
+// rows, and each has as large a part of the keys. More than one, if there would otherwise be too few
+// thread blocks.
 
 #pragma once
 
@@ -35,6 +35,32 @@ struct CachedKeys {
 template <int HEAD_DIM>
 constexpr int ATTENTION_PITCH = HEAD_DIM * 2 + 16;
 
+// Stores a row of a head, from column `column` on, if it is inside: of every eight columns, lane i of
+// four has the pair at 2 * i.
+template <typename Order, int HEAD_DIM>
+__device__ inline void store_head(
+    void* out, int row, bool is_inside, int column, int width,
+    const unsigned int (&pairs)[HEAD_DIM / 8]) {
+  // In the order of the steps a lane has whole chunks: pairs that are NEXT apart.
+  constexpr int NEXT = Order::HAS_STEPS ? 16 / Order::BITS : 1;
+  int lane = threadIdx.x % 4;
+  if constexpr (HEAD_DIM % (32 * NEXT) == 0) {
+#pragma unroll
+    for (int i = 0; i < HEAD_DIM / 32; ++i) {
+      int first = i / NEXT * (4 * NEXT) + i % NEXT;
+      unsigned int words[4] = {
+          pairs[first], pairs[first + NEXT], pairs[first + 2 * NEXT], pairs[first + 3 * NEXT]};
+      if constexpr (!Order::HAS_STEPS) transpose_words<1>(words);
+      if (is_inside) store_chunk<Order>(out, row, column + (4 * i + lane) * 8, width, words);
+    }
+  } else if (is_inside) {
+#pragma unroll
+    for (int j = 0; j < HEAD_DIM / 8; ++j) {
+      store_pair<Order>(out, row, column + j * 8 + lane * 2, width, pairs[j]);
+    }
+  }
+}
+
 // A team computes tile part % tiles of the packed rows of key-value head part / tiles % KV_HEADS of
 // sequence part / tiles / KV_HEADS; out is [B, tokens, HEADS, HEAD_DIM], in `Order`. Only the last
 // WINDOW keys are visible to a token (0: all). prepare(address) brings the queries into shared memory,
@@ -53,7 +79,7 @@ __device__ void attend_tile(
   int kv_head = part / tiles % KV_HEADS, batch = part / tiles / KV_HEADS;
   int first_row = part % tiles * QUERIES;
   int thread = thread_of_step(), lane = thread % LANES, warp = thread / LANES;
-  int warp_row = KEY_WARPS == 1 ? warp * 16 : 0, warp_key = KEY_WARPS == 1 ? 0 : warp * WARP_KEYS;
+  int warp_row = warp / KEY_WARPS * 16, key_part = warp % KEY_WARPS, warp_key = key_part * WARP_KEYS;
   int rows = cache.tokens * GROUP, filled = cache.filled;
   int last_token = min(first_row + QUERIES - 1, rows - 1) / GROUP;
   int start = cache.padding ? cache.padding[batch] : 0;
@@ -102,18 +128,20 @@ __device__ void attend_tile(
       bool is_visible = key <= at || !cache.is_causal;
       return is_visible && key < end && (WINDOW == 0 || key > at - WINDOW);
     };
-    flash.add(query_tile + warp_row * PITCH, keys, keys + KEYS * PITCH, scale, is_valid);
+    int seen = cache.is_causal ? filled + first_row / GROUP + 1 : end;  // keys that all rows see
+    bool sees_all = first + KEYS <= seen && (WINDOW == 0 || first + WINDOW > filled + last_token);
+    flash.add(query_tile + warp_row * PITCH, keys, keys + KEYS * PITCH, scale, is_valid, sees_all);
     sync_team<THREADS>(0);
   }
   flash.finish();
   if constexpr (KEY_WARPS > 1) {
-    // The first warp merges the results of the others, through shared memory.
+    // The first warp of those with the same rows merges their results, through shared memory.
     float* results = reinterpret_cast<float*>(shared);
     constexpr int COUNT = HEAD_DIM / 2 + 4;
     wait_copies<0>();
     sync_team<THREADS>(0);
     float* result = results + thread;
-    if (warp > 0) {
+    if (key_part > 0) {
 #pragma unroll
       for (int i = 0; i < HEAD_DIM / 2; ++i) result[i * THREADS] = flash.outputs[i / 4][i % 4];
 #pragma unroll
@@ -124,9 +152,9 @@ __device__ void attend_tile(
     }
     static_assert(COUNT * THREADS * 4 <= QUERIES * PITCH + 2 * STAGE_BYTES, "the results fit");
     sync_team<THREADS>(0);
-    if (warp > 0) return;
-    for (int other = 1; other < WARPS; ++other) {
-      const float* from = results + other * LANES + lane;
+    if (key_part > 0) return;
+    for (int other = 1; other < KEY_WARPS; ++other) {
+      const float* from = result + other * LANES;
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         float other_highest = from[(HEAD_DIM / 2 + half) * THREADS];
@@ -149,16 +177,16 @@ __device__ void attend_tile(
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     int packed = first_row + warp_row + lane / 4 + 8 * half;
-    if (packed >= rows) continue;
     int token = batch * cache.tokens + packed / GROUP;
-    int column = (kv_head * GROUP + packed % GROUP) * HEAD_DIM + lane % 4 * 2;
+    int column = (kv_head * GROUP + packed % GROUP) * HEAD_DIM;
     float factor = flash.weight[half] > 0 ? 1 / flash.weight[half] : 0;  // 0: all keys are masked
+    unsigned int pairs[HEAD_DIM / 8];  // a lane's of every eight columns
 #pragma unroll
     for (int j = 0; j < HEAD_DIM / 8; ++j) {
-      unsigned int pair =
+      pairs[j] =
           pack<T>(flash.outputs[j][2 * half] * factor, flash.outputs[j][2 * half + 1] * factor);
-      store_pair<Order>(out, token, column + j * 8, HEADS * HEAD_DIM, pair);
     }
+    store_head<Order, HEAD_DIM>(out, token, packed < rows, column, HEADS * HEAD_DIM, pairs);
   }
 }
 
