@@ -124,7 +124,8 @@ def _multiply(
         arguments = projection.rows, rows, width, is_gated
         return partial(matmul_kernels.multiply, sizes.dtype, form, *arguments)
     next_order = gates and prompt_matmul.find_order(sizes, gates.format, rows)
-    arguments = projection.rows, order, rows, width, next_order, is_gated
+    part = prompt_matmul.part_dtype(sizes.dtype)
+    arguments = projection.rows, order, rows, width, next_order, is_gated, part
     return partial(prompt_matmul.multiply, sizes.dtype, form, *arguments)
 
 
@@ -178,8 +179,8 @@ def _unpacks(sizes: DecoderSizes, layers: Iterable[DecoderLayer]) -> Iterator[Bu
 def _add_norms(
     sizes: DecoderSizes, rows: int, orders: Sequence[Order | None] = (None,)
 ) -> Iterator[Build]:
-    for _, splits in _products(sizes):
-        arguments = sizes.dtype, rows, sizes.hidden, sizes.eps, splits
+    for product in _products(sizes):
+        arguments = sizes.dtype, rows, sizes.hidden, sizes.eps, *product
         if sizes.group is None or peers.of(sizes.group) is None:
             for order in orders:
                 yield partial(kernels.add_norm, *arguments, order)

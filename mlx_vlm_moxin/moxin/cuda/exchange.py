@@ -27,12 +27,12 @@ def add_norm(
     dtype, shape, group = sizes.dtype, residual.shape, sizes.group
     found = peers.of(group)
     if found is not None and found.fits(residual.nbytes):
-        exchange = exchange_norm(dtype, *shape, sizes.eps, splits, group)
+        exchange = exchange_norm(dtype, *shape, sizes.eps, product.dtype, splits, group)
         return exchange(product, residual, norm, found.addresses)
     if splits:
-        product = product.sum(axis=0).astype(dtype)
+        product = product.astype(mx.float32).sum(axis=0).astype(dtype)
     product = mx.distributed.all_sum(product, group=group)
-    return kernels.add_norm(dtype, *shape, sizes.eps, 0)(product, residual, norm)
+    return kernels.add_norm(dtype, *shape, sizes.eps, dtype, 0)(product, residual, norm)
 
 
 @functools.lru_cache
@@ -41,6 +41,7 @@ def exchange_norm(
     rows: int,
     width: int,
     eps: float,
+    product: mx.Dtype,
     splits: int,
     group: mx.distributed.Group,
 ) -> Kernel:
@@ -51,13 +52,14 @@ def exchange_norm(
         rows: tokens.
         width: hidden size.
         eps: of the norm.
-        splits: parts of this process's product; 0 for a product of MLX.
+        product: dtype of this process's product.
+        splits: its parts; 0 for a product of MLX.
         group: the processes, which must share memory (``peers.of``).
 
     Returns:
         A kernel as in ``layerwise_kernels.add_norm``, with ``Peers.addresses`` as the last input.
     """
-    found, product = peers.of(group), mx.float32 if splits else dtype
+    found = peers.of(group)
     units = rows * width // 8
     return kernel.build(
         "exchange_norm",

@@ -206,7 +206,8 @@ def _project(
     """``residual`` plus the product, and its norm in ``order``."""
     (product,), splits = _multiply(sizes, projection, x, flags)
     if sizes.group is None:
-        add_norm = kernels.add_norm(sizes.dtype, *residual.shape, sizes.eps, splits, order)
+        kind = product.dtype
+        add_norm = kernels.add_norm(sizes.dtype, *residual.shape, sizes.eps, kind, splits, order)
         return add_norm(product, residual, norm)
     h, normed = exchange.add_norm(sizes, product, splits, residual, norm)
     if order is not None:
@@ -240,7 +241,14 @@ def _multiply(
             (array,) = arrange(sizes.dtype, order, *x.shape)(x)
             x = Arranged(array, x.shape)
         kernel, splits = prompt_matmul.multiply(
-            sizes.dtype, form, matrices, order, *x.shape, next_order, is_gated
+            sizes.dtype,
+            form,
+            matrices,
+            order,
+            *x.shape,
+            next_order,
+            is_gated,
+            prompt_matmul.part_dtype(sizes.dtype),
         )
         products = kernel(x.array, *projection.arrays, flags)[:1]
         if next_order is not None:

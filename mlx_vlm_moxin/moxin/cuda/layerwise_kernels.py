@@ -1,8 +1,9 @@
 """The kernels between the products of a pass that computes one layer after the other.
 
 All functions cache their results, because building a kernel takes longer than launching it.
-A product of a kernel is float32 ``[splits, rows, N]``, the sum of which is the product; one of MLX
-is ``[rows, N]`` in the model's dtype (``splits`` is 0).
+A product of a kernel is ``[splits, rows, N]``, the sum of which is the product: float32, or of the
+model's dtype (those of prompts, ``prompt_matmul.part_dtype``). One of MLX is ``[rows, N]`` in the
+model's dtype (``splits`` is 0).
 """
 
 import functools
@@ -25,7 +26,7 @@ from .tiling import (
 )
 
 NORM_THREADS = 512
-ROTATE_THREADS = 256
+ROTATE_THREADS = 448  # 64 for the rotations of a token, and 384
 
 
 class Tokens(NamedTuple):
@@ -62,7 +63,13 @@ def _order_type(order: Order | None) -> str:
 
 @functools.lru_cache
 def add_norm(
-    dtype: mx.Dtype, rows: int, width: int, eps: float, splits: int, order: Order | None = None
+    dtype: mx.Dtype,
+    rows: int,
+    width: int,
+    eps: float,
+    product: mx.Dtype,
+    splits: int,
+    order: Order | None = None,
 ) -> Kernel:
     """Adds the residual to a product, and computes the RMS norm of the sum.
 
@@ -71,15 +78,15 @@ def add_norm(
         rows: tokens.
         width: hidden size.
         eps: of the norm.
-        splits: parts of the product; 0 for a product of MLX.
+        product: dtype of the product.
+        splits: its parts; 0 for a product of MLX.
         order: of the norm, if the next product needs one.
 
     Returns:
-        A kernel of the product (float32 ``[splits, rows, width]``, or ``[rows, width]`` of
-        ``dtype``), the residual ``[rows, width]`` and the norm's weight ``[width]``, to the sum and
-        its norm, ``[rows, width]`` each, the latter in ``order``.
+        A kernel of the product (``[splits, rows, width]``, or ``[rows, width]`` if ``splits`` is
+        0), the residual ``[rows, width]`` and the norm's weight ``[width]``, to the sum and its
+        norm, ``[rows, width]`` each, the latter in ``order``.
     """
-    product = mx.float32 if splits else dtype
     return kernel.build(
         "add_norm",
         {
@@ -128,7 +135,6 @@ def rotate(sizes: DecoderSizes, tokens: Tokens, product: mx.Dtype, splits: int) 
     """
     dtype = sizes.dtype
     shape = (tokens.batch, sizes.kv_heads, tokens.positions, sizes.head_dim)
-    units = tokens.rows * (sizes.attended + 2 * sizes.keys) // 16
     return kernel.build(
         "rotate",
         {**rotation_constants(sizes, product), "THREADS": ROTATE_THREADS},
@@ -144,7 +150,7 @@ def rotate(sizes: DecoderSizes, tokens: Tokens, product: mx.Dtype, splits: int) 
             "splits": splits,
             "capacity": tokens.positions,
         },
-        blocks=math.ceil(units / ROTATE_THREADS),
+        blocks=tokens.rows,
         threads=ROTATE_THREADS,
     )
 

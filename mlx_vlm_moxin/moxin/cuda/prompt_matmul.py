@@ -67,6 +67,18 @@ def flags() -> mx.array:
     return mx.zeros(BLOCK_ROWS // TILE_ROWS * device.multiprocessors(), mx.uint32)
 
 
+def part_dtype(dtype: mx.Dtype) -> mx.Dtype:
+    """The dtype of a product's parts in a pass: the time to write and read them counts.
+
+    Rounding a few parts to bfloat16 costs about as much accuracy as rounding their sum, as modules
+    do. A part may exceed float16's range although the sum does not.
+
+    Args:
+        dtype: of the model.
+    """
+    return dtype if dtype == mx.bfloat16 else mx.float32
+
+
 @functools.lru_cache
 def multiply(
     dtype: mx.Dtype,
@@ -77,6 +89,7 @@ def multiply(
     width: int,
     next_order: Order | None = None,
     is_gated: bool = False,
+    part: mx.Dtype = mx.float32,
 ) -> tuple[Kernel, int]:
     """The product of an arranged ``x`` with up to three matrices, concatenated.
 
@@ -89,21 +102,24 @@ def multiply(
         width: columns of ``x`` and of the matrices, a multiple of ``LOOP_K``.
         next_order: in which to give a gated product.
         is_gated: compute ``silu`` of the first product times the second one.
+        part: dtype of the parts of a product that is not gated.
 
     Returns:
         A kernel of the arranged ``x``, of each matrix's arrays (``form.arrays``) and of ``flags``,
-        and the number of parts of its first result: float32 ``[parts, rows, sum(matrices)]``; if
-        ``is_gated``, ``[rows, N]`` of ``dtype`` in 1 part, arranged if there is a ``next_order``.
+        and the number of parts of its first result: ``[parts, rows, sum(matrices)]`` of
+        ``part``; if ``is_gated``, ``[rows, N]`` of ``dtype`` in 1 part, arranged if there is a
+        ``next_order``.
         What blocks leave for others is the second result.
     """
     columns = matrices[0] if is_gated else sum(matrices)
     items = math.ceil(sum(matrices) / BLOCK_ROWS) * math.ceil(rows / order.tokens)
     round_flops = 2 * LOOP_K * BLOCK_ROWS * order.tokens
-    division = find_division(items, width // LOOP_K, round_flops, 4 * rows * columns, is_gated)
+    output = dtype if is_gated else part
+    part_bytes = output.size * rows * columns
+    division = find_division(items, width // LOOP_K, round_flops, part_bytes, is_gated)
     parts = division.parts
-    shape, output = (parts, rows, columns), mx.float32
+    shape = parts, rows, columns
     if is_gated:
-        output = dtype
         shape = (rows, columns) if next_order is None else next_order.shape(rows, columns)
     hands_over = parts == 1 and division.shared_items > 0
     handed = (division.blocks if hands_over else 1, BLOCK_ROWS, order.tokens)

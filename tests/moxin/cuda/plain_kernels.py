@@ -95,7 +95,9 @@ def arrange(dtype, order, rows, width):
     return lambda x: [in_order(x, order)]
 
 
-def multiply_arranged(dtype, form, matrices, order, rows, width, next_order=None, is_gated=False):
+def multiply_arranged(
+    dtype, form, matrices, order, rows, width, next_order=None, is_gated=False, part=mx.float32
+):
     def kernel(x, *arrays):
         *arrays, _ = arrays  # the last one is for thread blocks
         assert x.shape == order.shape(rows, width)
@@ -104,7 +106,7 @@ def multiply_arranged(dtype, form, matrices, order, rows, width, next_order=None
         if is_gated:
             return [in_order(nn.silu(products[0]) * products[1], next_order)]
         product = mx.concatenate(products, axis=-1)
-        return [mx.stack([0.25 * product, 0.75 * product])]
+        return [mx.stack([0.25 * product, 0.75 * product]).astype(part)]
 
     return kernel, 1 if is_gated else SPLITS
 
@@ -113,9 +115,10 @@ def _whole(product, splits):
     return product.sum(axis=0) if splits else product
 
 
-def add_norm(dtype, rows, width, eps, splits, order=None):
-    def kernel(product, residual, weight):
-        total = (residual + _whole(product, splits)).astype(dtype)
+def add_norm(dtype, rows, width, eps, product, splits, order=None):
+    def kernel(parts, residual, weight):
+        assert parts.dtype == product
+        total = (residual + _whole(parts, splits)).astype(dtype)
         return total, in_order(mx.fast.rms_norm(total, weight, eps), order)
 
     return kernel

@@ -116,7 +116,10 @@ def decoder_builds(sizes, form, rows=64):
         *(partial(multiply, qkv, count, sizes.hidden) for count in {8, rows}),
         partial(multiply, gate_up, rows, sizes.hidden, is_gated=True),
         *(partial(multiply, qkv, count, sizes.hidden) for count in wide),
-        *(partial(kernels.add_norm, sizes.dtype, rows, sizes.hidden, 1e-5, n) for n in (0, 2)),
+        *(
+            partial(kernels.add_norm, sizes.dtype, rows, sizes.hidden, 1e-5, *product)
+            for product in products[::2]
+        ),
         *(partial(kernels.rotate, sizes, tokens, *product) for product in products),
         partial(kernels.attend, sizes, tokens, 512),
         partial(kernels.attend, sizes, kernels.Tokens(1, 512), 512),
@@ -138,11 +141,13 @@ def arranged_builds(sizes, form, rows):
     order = prompt_matmul.find_order(sizes, form, rows)
     qkv, gate_up = (sizes.attended, sizes.keys, sizes.keys), 2 * (sizes.intermediate,)
     multiply = partial(prompt_matmul.multiply, sizes.dtype, form)
+    part = prompt_matmul.part_dtype(sizes.dtype)
     return [
-        partial(multiply, qkv, order, rows, sizes.hidden),
+        partial(multiply, qkv, order, rows, sizes.hidden, part=part),
         partial(multiply, gate_up, order, rows, sizes.hidden, order, is_gated=True),
         partial(arranged.arrange, sizes.dtype, order, rows, sizes.hidden),
-        partial(kernels.add_norm, sizes.dtype, rows, sizes.hidden, 1e-5, 4, order),
+        partial(kernels.add_norm, sizes.dtype, rows, sizes.hidden, 1e-5, part, 4, order),
+        partial(kernels.rotate, sizes, kernels.Tokens(1, rows), part, 2),
         partial(kernels.attend, sizes, kernels.Tokens(1, rows), 512, order),
     ]
 
@@ -231,8 +236,14 @@ def test_kernels_of_a_sharded_decoder_compile(architecture, on, monkeypatch):
     sizes = MOXIN._replace(heads=16, kv_heads=4, intermediate=7168, group=group)
     forms = 4 * (FORMATS[architecture],)
     layers, arguments = fused_layers.LAYERS_AT_ONCE, (mx.bfloat16, 32, 4096, 1e-5)
+    products = (mx.bfloat16, 0), (mx.float32, 8)
     step = partial(fused_step.step_kernel, sizes, forms, layers, 512, forms[0].bits < 16)
-    build_all([step, *(partial(exchange.exchange_norm, *arguments, n, group) for n in (0, 8))])
+    build_all(
+        [
+            step,
+            *(partial(exchange.exchange_norm, *arguments, *product, group) for product in products),
+        ]
+    )
 
 
 @pytest.mark.parametrize("form", [Format(8, 64), Format(4, 64)], ids=str)

@@ -15,7 +15,7 @@ from threads_on_cpu import ThreadsOnCpu
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="needs a C++ compiler")
 
 
-def launch(dtype, form, matrices, rows, width, division, tmp_path, monkeypatch, *options):
+def launch(dtype, form, matrices, rows, width, division, tmp_path, monkeypatch, *options, **more):
     """The product by the kernel, and those of each matrix in float32."""
     mx.random.seed(0)
     order, build = Order(form.bits, 96 if rows <= 192 else 320), ThreadsOnCpu(tmp_path)
@@ -24,7 +24,7 @@ def launch(dtype, form, matrices, rows, width, division, tmp_path, monkeypatch, 
     arrays, whole = random_weights(dtype, form, matrices, width)
     x = (mx.random.normal((rows, width)) / width**0.5).astype(dtype)
     multiply = prompt_matmul.multiply.__wrapped__
-    run, parts = multiply(dtype, form, matrices, order, rows, width, *options)
+    run, parts = multiply(dtype, form, matrices, order, rows, width, *options, **more)
     assert parts == division.parts
     actual, _ = run(plain_kernels.in_order(x, order), *arrays, prompt_matmul.flags())
     assert not build.arrays[-1].any()
@@ -68,6 +68,16 @@ def launch(dtype, form, matrices, rows, width, division, tmp_path, monkeypatch, 
 def test_products(dtype, form, rows, division, tmp_path, monkeypatch, kernels_everywhere):
     actual, expected = launch(dtype, form, (64, 24, 48), rows, 512, division, tmp_path, monkeypatch)
     assert relative_error(actual.sum(axis=0), mx.concatenate(expected, axis=1)) < 5e-4
+
+
+@pytest.mark.parametrize("division", [Division(3, 4, 1), Division(3, 2, 2)], ids=str)
+def test_products_with_rounded_parts(division, tmp_path, monkeypatch, kernels_everywhere):
+    rows, kind = 100 if division.parts == 1 else 70, mx.bfloat16
+    arguments = kind, Format(8, 64), (64, 24, 48), rows, 512, division, tmp_path, monkeypatch
+    actual, expected = launch(*arguments, part=kind)
+    assert actual.dtype == kind
+    whole = actual.astype(mx.float32).sum(axis=0)
+    assert relative_error(whole, mx.concatenate(expected, axis=1)) < 3e-3
 
 
 @pytest.mark.parametrize(

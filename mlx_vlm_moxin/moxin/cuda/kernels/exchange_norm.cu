@@ -10,28 +10,6 @@
 #include "partial_products.cuh"
 #include "peers.cuh"
 
-namespace moxin {
-
-// A value of a process's part: a separate type, so that sum_parts distinguishes it from MLX's.
-struct Sent {
-  config::T value;
-};
-
-template <typename T>
-__device__ inline void sum_parts(const Sent* from, long long stride, int parts, float* values) {
-#pragma unroll
-  for (int i = 0; i < 8; ++i) values[i] = 0;
-#pragma unroll
-  for (int part = 0; part < config::RANKS; ++part) {
-    float added[8];
-    unpack<T>(*reinterpret_cast<const uint4*>(from + part * stride), added);
-#pragma unroll
-    for (int i = 0; i < 8; ++i) values[i] += added[i];
-  }
-}
-
-}  // namespace moxin
-
 extern "C" __global__ void __launch_bounds__(config::THREADS, 1) exchange_norm(
     const config::Product* product,  // as in add_norm.cu, of this process
     const config::T* residual, const config::T* weight,
@@ -45,9 +23,9 @@ extern "C" __global__ void __launch_bounds__(config::THREADS, 1) exchange_norm(
   Peers<RANKS> peers{addresses, rank, half_bytes, static_cast<int>(values_of_part * sizeof(T))};
   for (int unit = blockIdx.x * config::THREADS + threadIdx.x; unit < rows * UNITS;
        unit += gridDim.x * config::THREADS) {
-    float values[8];
-    sum_parts<T>(product + 8ll * unit, values_of_part, splits, values);
-    uint4 rounded = pack_eight<T>(values);
+    float values[1][8];
+    sum_parts<T, 4>(product + 8ll * unit, values_of_part, splits, 0, values);
+    uint4 rounded = pack_eight<T>(values[0]);
 #pragma unroll
     for (int to = 0; to < RANKS; ++to) {
       reinterpret_cast<uint4*>(peers.outbox(to))[unit] = rounded;
@@ -55,7 +33,7 @@ extern "C" __global__ void __launch_bounds__(config::THREADS, 1) exchange_norm(
   }
   peers.arrive();
   peers.wait();
-  auto parts = reinterpret_cast<const Sent*>(peers.inbox());
+  auto parts = reinterpret_cast<const T*>(peers.inbox());
   for (int row = blockIdx.x; row < rows; row += gridDim.x) {
     add_and_norm<T, config::WIDTH, config::THREADS>(
         parts, residual, weight, RANKS, rows, config::EPS, sum, normed, row);

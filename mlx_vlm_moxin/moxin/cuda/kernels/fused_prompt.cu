@@ -98,11 +98,15 @@ extern "C" __global__ void __launch_bounds__(config::THREADS, 1) fused_prompt(
     ProjectedHeads<float> projected{products, products + ATTENDED,
                                     products + ATTENDED + KEYS_WIDTH, PROJECTED, PROJECTED};
     RotatedHeads<T> rotated{queries, new_keys, new_values, capacity};
-    for (int unit = blockIdx.x * config::THREADS + thread_of_step();
-         unit < tokens * PROJECTED / 16; unit += gridDim.x * config::THREADS) {
-      rotate_heads<T, config::HEAD_DIM, config::HEADS, config::KV_HEADS>(
-          projected, before, nullptr, qkv_splits, tokens, tokens, config::LOG2_THETA, rotated,
-          unit);
+    using Part = HeadPart<T, config::HEAD_DIM, config::HEADS, config::KV_HEADS>;
+    for (int unit = blockIdx.x * config::THREADS + thread_of_step(); unit < tokens * Part::COUNT;
+         unit += gridDim.x * config::THREADS) {
+      Part part(unit / Part::COUNT, unit % Part::COUNT);
+      part.read(projected, qkv_splits, tokens);
+      part.rotate([&](int dim) {
+        return rotation<config::HEAD_DIM / 2>(before + part.row, dim, config::LOG2_THETA);
+      });
+      part.write(rotated, tokens);
     }
     barrier.arrive();
 

@@ -1,7 +1,8 @@
 // The operations between two products of prompts and batches: residual and RMS norm; rotation.
 //
-// A product is of dtype P: float [splits, rows, N], the sum of which is the product (the partial
-// products of narrow_matmul.cuh), or T [rows, N] (computed by MLX; splits is ignored).
+// A product is of dtype P, float or T: [splits, rows, N], the sum of which is the product, or [rows, N]
+// (computed by MLX; splits is 0). Those of T are prompts', with hundreds of rows: their kernels have so
+// few registers that three thread blocks fit on a multiprocessor, and all rows of a usual prompt at once.
 
 #pragma once
 
@@ -11,49 +12,54 @@
 
 namespace moxin {
 
-// Eight values of a product at `from`; its parts are `stride` values apart.
+// Thread blocks of a row each that a multiprocessor has to hold.
+template <typename P>
+constexpr int MIN_BLOCKS = sizeof(P) == 2 ? 3 : 1;
+
+// Eight or four values of a part of a product.
 template <typename T>
-__device__ inline void sum_parts(const float* from, long long stride, int splits, float* values) {
+__device__ inline void load_part(const float* from, float (&values)[8]) {
+  const float4* fours = reinterpret_cast<const float4*>(from);
+  float4 low = fours[0], high = fours[1];
+  const float loaded[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
 #pragma unroll
-  for (int i = 0; i < 8; ++i) values[i] = 0;
-#pragma unroll 4
-  for (int split = 0; split < splits; ++split) {
-    const float4* part = reinterpret_cast<const float4*>(from + split * stride);
-    float4 low = part[0], high = part[1];
-    const float part_values[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
-#pragma unroll
-    for (int i = 0; i < 8; ++i) values[i] += part_values[i];
-  }
+  for (int i = 0; i < 8; ++i) values[i] = loaded[i];
 }
 
 template <typename T>
-__device__ inline void sum_parts(const T* from, long long, int, float* values) {
+__device__ inline void load_part(const float* from, float (&values)[4]) {
+  float4 loaded = *reinterpret_cast<const float4*>(from);
+  values[0] = loaded.x, values[1] = loaded.y, values[2] = loaded.z, values[3] = loaded.w;
+}
+
+template <typename T>
+__device__ inline void load_part(const T* from, float (&values)[8]) {
   unpack<T>(*reinterpret_cast<const uint4*>(from), values);
 }
 
-// Four values of a product at `from` and the four `half` values after them; parts are `stride` values
-// apart.
 template <typename T>
-__device__ inline void sum_four(
-    const float* from, long long stride, int splits, int half, float* low, float* high) {
+__device__ inline void load_part(const T* from, float (&values)[4]) {
 #pragma unroll
-  for (int i = 0; i < 4; ++i) low[i] = high[i] = 0;
-#pragma unroll 8
-  for (int split = 0; split < splits; ++split) {
-    float4 first = *reinterpret_cast<const float4*>(from + split * stride);
-    float4 second = *reinterpret_cast<const float4*>(from + split * stride + half);
-    low[0] += first.x, low[1] += first.y, low[2] += first.z, low[3] += first.w;
-    high[0] += second.x, high[1] += second.y, high[2] += second.z, high[3] += second.w;
-  }
+  for (int i = 0; i < 4; ++i) values[i] = to_float(from[i]);
 }
 
-template <typename T>
-__device__ inline void sum_four(
-    const T* from, long long, int, int half, float* low, float* high) {
+// Values of a product, at COUNT places that are `distance` values apart, from `from` on. Its parts are
+// `stride` values apart, and AT_ONCE of them are read at once.
+template <typename T, int AT_ONCE, int COUNT, int LENGTH, typename P>
+__device__ inline void sum_parts(
+    const P* from, long long stride, int splits, int distance, float (&values)[COUNT][LENGTH]) {
 #pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    low[i] = to_float(from[i]);
-    high[i] = to_float(from[half + i]);
+  for (int i = 0; i < COUNT * LENGTH; ++i) values[i / LENGTH][i % LENGTH] = 0;
+  int parts = max(splits, 1);
+#pragma unroll AT_ONCE
+  for (int part = 0; part < parts; ++part) {
+#pragma unroll
+    for (int place = 0; place < COUNT; ++place) {
+      float added[LENGTH];
+      load_part<T>(from + part * stride + place * distance, added);
+#pragma unroll
+      for (int i = 0; i < LENGTH; ++i) values[place][i] += added[i];
+    }
   }
 }
 
@@ -67,16 +73,23 @@ __device__ void add_and_norm(
   constexpr int COUNT = WIDTH / 8, ROUNDS = (COUNT + THREADS - 1) / THREADS;
   long long row = static_cast<long long>(index) * WIDTH;
   float values[ROUNDS][8] = {}, squares = 0;
+  constexpr bool READS_AHEAD = ROUNDS == 1;  // the weights, together with the product
+  uint4 weights[ROUNDS];
+  auto read_weights = [&](int at) { return *reinterpret_cast<const uint4*>(weight + at); };
 #pragma unroll
   for (int round = 0; round < ROUNDS; ++round) {
     int at = (round * THREADS + threadIdx.x) * 8;
     if (at >= WIDTH) continue;
-    unpack<T>(*reinterpret_cast<const uint4*>(residual + row + at), values[round]);
+    if (READS_AHEAD && weight) weights[round] = read_weights(at);
+    uint4 old = *reinterpret_cast<const uint4*>(residual + row + at);
+    float added[1][8];
     if (product) {
-      float added[8];
-      sum_parts<T>(product + row + at, static_cast<long long>(rows) * WIDTH, splits, added);
+      sum_parts<T, 4>(product + row + at, static_cast<long long>(rows) * WIDTH, splits, 0, added);
+    }
+    unpack<T>(old, values[round]);
+    if (product) {
 #pragma unroll
-      for (int i = 0; i < 8; ++i) values[round][i] += added[i];
+      for (int i = 0; i < 8; ++i) values[round][i] += added[0][i];
       uint4 rounded = pack_eight<T>(values[round]);
       *reinterpret_cast<uint4*>(sum + row + at) = rounded;
       unpack<T>(rounded, values[round]);
@@ -90,10 +103,10 @@ __device__ void add_and_norm(
   for (int round = 0; round < ROUNDS; ++round) {
     int at = (round * THREADS + threadIdx.x) * 8;
     if (at >= WIDTH) continue;
-    float weights[8];
-    unpack<T>(*reinterpret_cast<const uint4*>(weight + at), weights);
+    float factors[8];
+    unpack<T>(READS_AHEAD ? weights[round] : read_weights(at), factors);
 #pragma unroll
-    for (int i = 0; i < 8; ++i) values[round][i] *= scale * weights[i];
+    for (int i = 0; i < 8; ++i) values[round][i] *= scale * factors[i];
     store_eight<Order>(normed, index, at, WIDTH, pack_eight<T>(values[round]));
   }
 }
@@ -114,42 +127,54 @@ struct RotatedHeads {
   int length;
 };
 
-// Rotates queries and keys and copies values. Row b * tokens + t of the products has position
-// filled + t - padding[b] (padding null: 0). A thread computes 16 values: eight dimensions of the
-// first half of a head and those HALF after them, number `unit` of rows * (HEADS + 2 * KV_HEADS) *
-// HEAD_DIM / 16.
-template <typename T, int HEAD_DIM, int HEADS, int KV_HEADS, typename P>
-__device__ void rotate_heads(
-    const ProjectedHeads<P>& from, int filled, const int* padding, int splits, int rows, int tokens,
-    float log2_theta, const RotatedHeads<T>& to, int unit) {
-  constexpr int HALF = HEAD_DIM / 2, UNITS = HALF / 8, ALL_HEADS = HEADS + 2 * KV_HEADS;
-  int row = unit / (UNITS * ALL_HEADS), head = unit / UNITS % ALL_HEADS, dim = unit % UNITS * 8;
-  if (row >= rows) return;
-  bool is_query = head < HEADS, is_key = !is_query && head < HEADS + KV_HEADS;
-  int stride = is_query ? from.query_stride : from.key_stride;
-  if (!is_query) head -= is_key ? HEADS : HEADS + KV_HEADS;
-  const P* products = is_query ? from.queries : is_key ? from.keys : from.values;
-  products += static_cast<long long>(row) * stride + head * HEAD_DIM + dim;
-  long long part_stride = static_cast<long long>(rows) * stride;
-  float low[8], high[8];
-  sum_parts<T>(products, part_stride, splits, low);
-  sum_parts<T>(products + HALF, part_stride, splits, high);
-  int batch = row / tokens, token = row % tokens;
-  if (is_query || is_key) {
-    int position = filled + token - (padding ? padding[batch] : 0);
+// Eight dimensions of the first half of a head and those HALF after them: part `part` of a row's COUNT.
+template <typename T, int HEAD_DIM, int HEADS, int KV_HEADS>
+struct HeadPart {
+  static constexpr int HALF = HEAD_DIM / 2, OF_HEAD = HALF / 8;
+  static constexpr int COUNT = (HEADS + 2 * KV_HEADS) * OF_HEAD;
+  int row, head, dim;
+  float values[2][8];
+
+  __device__ inline HeadPart(int row, int part)
+      : row(row), head(part / OF_HEAD), dim(part % OF_HEAD * 8) {}
+
+  __device__ inline bool is_query() const { return head < HEADS; }
+  __device__ inline bool is_value() const { return head >= HEADS + KV_HEADS; }
+  // Number of the query, key or value head.
+  __device__ inline int index() const {
+    return is_query() ? head : head - (is_value() ? HEADS + KV_HEADS : HEADS);
+  }
+
+  template <typename P>
+  __device__ inline void read(const ProjectedHeads<P>& from, int splits, int rows) {
+    int stride = is_query() ? from.query_stride : from.key_stride;
+    const P* products = is_query() ? from.queries : is_value() ? from.values : from.keys;
+    products += static_cast<long long>(row) * stride + index() * HEAD_DIM + dim;
+    long long part_stride = static_cast<long long>(rows) * stride;
+    sum_parts<T, 2>(products, part_stride, splits, HALF, values);
+  }
+
+  // find_rotation(d): cosine and sine for dimension d.
+  template <typename F>
+  __device__ inline void rotate(F find_rotation) {
+    if (is_value()) return;
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
-      float2 r = rotation<HALF>(position, dim + i, log2_theta);
-      float first = low[i], second = high[i];
-      low[i] = first * r.x - second * r.y;
-      high[i] = first * r.y + second * r.x;
+      float2 r = find_rotation(dim + i);
+      float first = values[0][i], second = values[1][i];
+      values[0][i] = first * r.x - second * r.y;
+      values[1][i] = first * r.y + second * r.x;
     }
   }
-  T* out = is_query ? to.queries : is_key ? to.keys : to.values;
-  long long at = is_query ? static_cast<long long>(row) * HEADS + head
-                          : (static_cast<long long>(batch) * KV_HEADS + head) * to.length + token;
-  *reinterpret_cast<uint4*>(out + at * HEAD_DIM + dim) = pack_eight<T>(low);
-  *reinterpret_cast<uint4*>(out + at * HEAD_DIM + dim + HALF) = pack_eight<T>(high);
-}
+
+  __device__ inline void write(const RotatedHeads<T>& to, int tokens) const {
+    T* out = is_query() ? to.queries : is_value() ? to.values : to.keys;
+    int batch = row / tokens, token = row % tokens;
+    long long head_row = (static_cast<long long>(batch) * KV_HEADS + index()) * to.length + token;
+    long long at = is_query() ? static_cast<long long>(row) * HEADS + head : head_row;
+    *reinterpret_cast<uint4*>(out + at * HEAD_DIM + dim) = pack_eight<T>(values[0]);
+    *reinterpret_cast<uint4*>(out + at * HEAD_DIM + dim + HALF) = pack_eight<T>(values[1]);
+  }
+};
 
 }  // namespace moxin

@@ -5,8 +5,8 @@
 // rows: 68 GFLOPs (97 us at 700 TFLOP/s) and, at 8 bits, 125 MB (32 us at 3.9 TB/s), plain 235 MB.
 //
 // Constants that prompt_matmul.py defines in namespace config: T, BITS, GROUP (0 if BITS is 16), COUNT (of
-// matrices), GATED, TOKENS (rows of x of a tile, a multiple of 16), STAGES, OUT_BITS (see out), Output (T if
-// GATED, otherwise float), THREADS.
+// matrices), GATED, TOKENS (rows of x of a tile, a multiple of 16), STAGES, OUT_BITS (see out), Output (T, or
+// float if not GATED), THREADS.
 
 #include "prompt_matmul.cuh"
 

@@ -67,35 +67,45 @@ __device__ inline void multiply_tile(
   stages.release_before();
 }
 
-// Sums of a lane: rows lane / 4 and lane / 4 + 8 of its warp's 16, for pairs of tokens. Stores COUNT
-// times eight tokens of product part `out` [rows, N], from token `token` on.
-template <int COUNT>
+__device__ inline void store_two(float* to, float first, float second) {
+  *reinterpret_cast<float2*>(to) = float2{first, second};
+}
+
+template <typename T>
+__device__ inline void store_two(T* to, float first, float second) {
+  *reinterpret_cast<unsigned int*>(to) = pack<T>(first, second);
+}
+
+// Sums of a lane: two neighbouring columns of its warp's 16, for pairs of tokens. Stores COUNT times eight
+// tokens of product part `out` [rows, N], from token `token` on. N is even.
+template <int COUNT, typename Output>
 __device__ inline void store_part(
-    const float* sums, float* out, int token, int rows, int N, int column) {
+    const float* sums, Output* out, int token, int rows, int N, int column) {
   token += threadIdx.x % 4 * 2;
-  column += threadIdx.x % LANES / 4;
-  bool is_inside[2] = {column < N, column + 8 < N};
-  float* to = out + static_cast<long long>(token) * N + column;
+  column += threadIdx.x % LANES / 4 * 2;
+  if (column >= N) return;
+  Output* to = out + static_cast<long long>(token) * N + column;
 #pragma unroll
   for (int block = 0; block < COUNT; ++block, token += 8, to += 8LL * N) {
+    const float* four = sums + 4 * block;
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      if (token + i % 2 < rows && is_inside[i / 2]) to[i % 2 * N + i / 2 * 8] = sums[4 * block + i];
+    for (int i = 0; i < 2; ++i) {
+      if (token + i < rows) store_two(to + i * N, four[i], four[i + 2]);
     }
   }
 }
 
 // Stores zeros there, for TOKENS tokens.
-template <int TOKENS>
-__device__ inline void store_zeros(float* out, int token, int rows, int N, int column) {
+template <int TOKENS, typename Output>
+__device__ inline void store_zeros(Output* out, int token, int rows, int N, int column) {
   int end = min(token + TOKENS, rows);
-  column += threadIdx.x % 16;
-  for (int row = token + threadIdx.x % LANES / 16; row < end && column < N; row += 2) {
-    out[static_cast<long long>(row) * N + column] = 0;
+  column += threadIdx.x % 8 * 2;
+  for (int row = token + threadIdx.x % LANES / 8; row < end && column < N; row += 4) {
+    store_two(out + static_cast<long long>(row) * N + column, 0, 0);
   }
 }
 
-// The same of silu(first row) * second row, of which a warp has eight columns from `column` on. out is
+// Stores silu(first row) * second row, of which a warp has eight columns from `column` on. out is
 // [rows, N], or in the order of a product with weights of OUT_BITS bits; column is a position then.
 template <int COUNT, typename T, int OUT_BITS, int TOKENS>
 __device__ inline void store_gated(

@@ -15,6 +15,7 @@ constexpr int LOOP_K = 256;  // of a round of the unrolled loop; K is a multiple
 // COUNT matrices, at most three, of `ends[i]` rows up to and with matrix i. GATED: two of the same size,
 // of which a tile has 32 rows each; every eight rows of the first are followed by the same ones of the
 // second. If the result is for a product with weights of OUT_BITS bits, its columns are in that order.
+// Otherwise rows i and i + 8 of every 16 are neighbours in the matrix, because a lane has the sums of both.
 template <typename T, int COUNT, bool GATED, int OUT_BITS>
 struct JoinedMatrices {
   Matrix<T> matrices[3];
@@ -31,7 +32,7 @@ struct JoinedMatrices {
       row = min(row, ends[0] - 1);
       return index % 16 < 8 ? matrices[0] : matrices[1];
     } else {
-      row = min(tile * TILE + index, ends[2] - 1);
+      row = min(tile * TILE + index / 16 * 16 + index % 8 * 2 + index / 8 % 2, ends[2] - 1);
       if constexpr (COUNT == 1) return matrices[0];
       int matrix = row >= ends[1] ? 2 : row >= ends[0] ? 1 : 0;
       if (matrix > 0) row -= ends[matrix == 2 ? 1 : 0];

@@ -1,11 +1,11 @@
 // Attention of one new token of each sequence of a batch; appends its key and value to the cache.
 // Rotary embedding and attention in one launch, a tile of query rows per thread block.
 //
-// Cost: reads the partial products (`splits` floats per value) and every key and value once: 147 KB
+// Cost: reads the products' parts (`splits` values for each one) and every key and value once: 147 KB
 // per position and sequence for Moxin's 36 layers.
 //
-// Constants that step_attention.py defines in namespace config: T, Product (float, or T for products
-// of MLX), HEADS, KV_HEADS, HEAD_DIM, LOG2_THETA, WINDOW (0: none), SCALE, TILE_QUERIES,
+// Constants that step_attention.py defines in namespace config: T, Product (T or float),
+// HEADS, KV_HEADS, HEAD_DIM, LOG2_THETA, WINDOW (0: none), SCALE, TILE_QUERIES,
 // KEY_WARPS, THREADS; KEYS, ATTENTION_WARPS.
 
 #include "partial_products.cuh"
@@ -55,21 +55,21 @@ extern "C" __global__ void __launch_bounds__(config::THREADS, 1) step_attention(
           if (index < 0) head += HEADS + (index == -2 ? 0 : KV_HEADS);
         }
         from += static_cast<long long>(sequence) * stride + head * HEAD_DIM + dim;
-        float lower[4], upper[4];
-        sum_four<config::T>(from, static_cast<long long>(batch) * stride, splits, HALF, lower, upper);
+        float halves[2][4];
+        sum_parts<config::T, 8>(from, static_cast<long long>(batch) * stride, splits, HALF, halves);
         if (index != -1) {
 #pragma unroll
           for (int j = 0; j < 4; ++j) {
             float2 r = rotations[dim + j];
-            float rotated = lower[j] * r.x - upper[j] * r.y;
-            upper[j] = lower[j] * r.y + upper[j] * r.x;
-            lower[j] = rotated;
+            float rotated = halves[0][j] * r.x - halves[1][j] * r.y;
+            halves[1][j] = halves[0][j] * r.y + halves[1][j] * r.x;
+            halves[0][j] = rotated;
           }
         }
 #pragma unroll
         for (int j = 0; j < 2; ++j) {
-          low[j] = pack<config::T>(lower[2 * j], lower[2 * j + 1]);
-          high[j] = pack<config::T>(upper[2 * j], upper[2 * j + 1]);
+          low[j] = pack<config::T>(halves[0][2 * j], halves[0][2 * j + 1]);
+          high[j] = pack<config::T>(halves[1][2 * j], halves[1][2 * j + 1]);
         }
       }
       if (index >= 0) {
