@@ -22,6 +22,7 @@ from .tiling import (
     MANY_BLOCKS,
     MANY_QUERIES,
     TILING,
+    attention_keys,
     attention_memory,
 )
 
@@ -197,6 +198,7 @@ def attend(
             "CAUSAL": tokens.is_causal,
             "Order": _order_type(order),
             **TILING,
+            "KEYS": attention_keys(queries),
         },
         [dtype, dtype, dtype, dtype, dtype, mx.int32, mx.int32],
         {"out": (_shape(order, tokens.rows, sizes.attended), dtype)},

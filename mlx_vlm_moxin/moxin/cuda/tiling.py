@@ -38,8 +38,10 @@ MANY_QUERIES = 64
 FEW_QUERIES = 16
 # Thread blocks from which no multiprocessor is idle.
 MANY_BLOCKS = 128
-# Keys per tile, double-buffered.
+# Keys per tile, double-buffered; with many query rows so few that three thread blocks, instead of
+# two, have room on a multiprocessor of data-centre GPUs.
 KEYS = 64
+MANY_KEYS = 48
 # The above constants that the kernels use.
 TILING = {
     "TILE_K": TILE_K,
@@ -128,6 +130,11 @@ def product_memory(tile: int) -> int:
     return STAGES * tile * TILE_K * 2
 
 
+def attention_keys(queries: int) -> int:
+    """Keys per tile of an attention block with so many query rows."""
+    return MANY_KEYS if queries == MANY_QUERIES else KEYS
+
+
 def attention_memory(queries: int, width: int) -> int:
     """Bytes of shared memory of an attention block: query rows, two tiles of keys and values.
 
@@ -135,4 +142,4 @@ def attention_memory(queries: int, width: int) -> int:
         queries: query rows of the block.
         width: of a head.
     """
-    return (queries + 4 * KEYS) * (2 * width + 16)
+    return (queries + 4 * attention_keys(queries)) * (2 * width + 16)
