@@ -31,14 +31,14 @@ ALIGNMENT = 1024
 # Below this number of rows other kernels are faster, and above it MLX's product, of weights that
 # are unpacked first: estimated from the gated and down product of 512 rows, where each row needs
 # 0.51 us at 8 bits and 0.52 at 4 bits, and MLX's product 0.46 and 137 or 117 for unpacking. With
-# plain weights both are about as fast for one tile, but MLX's needs 20 us of host time. A prompt of
-# 288 tokens takes 9.9 ms instead of 10.2, one of 512 15.5 instead of 15.0 (docs/speed.md).
+# plain weights both are about as fast, but MLX's needs 20 us of host time, and for some numbers of
+# rows half as much time again (docs/speed.md).
 MIN_ROWS = 65
-MAX_ROWS = {16: 320, 8: 1500, 4: 2000}
+MAX_ROWS = {16: 448, 8: 1500, 4: 2000}
 # What each tile needs in addition, for its weights to be unpacked, as rows of x.
 TILE_COST = 40
 # Possible rows of x of a tile. Registers hold no more, and each number needs its own kernels.
-TOKENS = (96, 160, 224, 256, 288, 304, 320)
+TOKENS = range(96, 321, 16)
 
 
 @functools.lru_cache

@@ -65,7 +65,7 @@ def use(model):
     assert decoder.engine_hidden_states(whole, False, kept) is not None
 
 
-@pytest.mark.parametrize(("bits", "intermediate"), [(16, 640), (8, 640), (8, 512)])
+@pytest.mark.parametrize(("bits", "intermediate"), [(16, 640), (16, 512), (8, 640), (8, 512)])
 def test_every_kernel_that_is_used_was_compiled(bits, intermediate, built, monkeypatch):
     monkeypatch.setattr(device, "has_warpgroups", lambda: True)
     model = make(bits, intermediate)
