@@ -24,7 +24,8 @@ class Tiling(NamedTuple):
         steps: largest number of steps whose inputs fit into a warp's registers.
         together: steps that are copied together.
         summed: tiles whose parts, which the warps have, are added up together.
-        heads: with the same keys that are computed together.
+        heads: with the same keys that are computed together, where there are more heads than
+            multiprocessors.
         keys: that a group of lanes reads at a time.
     """
 
@@ -47,7 +48,8 @@ TILINGS = {
 def find_tiling(sizes: DecoderSizes, form: Format) -> Tiling:
     """The tiling for weights of this format."""
     found = TILINGS[form.bits]
-    found = found._replace(heads=math.gcd(sizes.heads // sizes.kv_heads, found.heads))
+    most = found.heads if MAX_BATCH * sizes.heads > device.multiprocessors() else 1
+    found = found._replace(heads=math.gcd(sizes.heads // sizes.kv_heads, most))
     one_slot = found.warps * found.together * STEP
     if max(sizes.hidden, sizes.attended) > one_slot:
         found = found._replace(together=1)

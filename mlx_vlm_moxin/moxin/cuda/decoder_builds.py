@@ -181,8 +181,8 @@ def _add_norms(
 ) -> Iterator[Build]:
     for product in _products(sizes):
         arguments = sizes.dtype, rows, sizes.hidden, sizes.eps, *product
-        if sizes.group is None or peers.of(sizes.group) is None:
-            for order in orders:
+        for order in orders:
+            if sizes.group is None or peers.of(sizes.group) is None:
                 yield partial(kernels.add_norm, *arguments, order)
-        else:
-            yield partial(exchange.exchange_norm, *arguments, sizes.group)
+            else:
+                yield partial(exchange.exchange_norm, *arguments, sizes.group, order)

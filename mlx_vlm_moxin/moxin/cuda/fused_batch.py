@@ -3,6 +3,8 @@
 As for a single sequence (``fused_step``), reading the weights is the limit. Separate kernels for
 each product reach 40 to 95 % of it, since each has to start and to end, and 250 launches take the
 host as long as the kernels run. More sequences use ``layerwise``.
+
+A sharded decoder is computed in the same way, if the GPUs can write into each other's memory.
 """
 
 import functools
@@ -13,7 +15,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ...cache import BatchKVCache, KVCache
-from . import batch_tiling, device, fused_layers, kernel, kv_cache, layerwise_graph, turns
+from . import batch_tiling, device, fused_layers, kernel, kv_cache, layerwise_graph, peers, turns
 from .batch_tiling import MAX_BATCH, STEP, TILE
 from .cache_checks import are_alike, caches_fit
 from .decoder_layers import read_layers
@@ -106,7 +108,8 @@ def _most_positions(decoder: nn.Module, sizes: DecoderSizes) -> int:
 def check(sizes: DecoderSizes, formats: fused_layers.Formats) -> None:
     """Raise UnsupportedError if there is no kernel for layers of these sizes and formats."""
     form, tiling = formats[0], batch_tiling.find_tiling(sizes, formats[0])
-    require(sizes.group is None, "the decoder is sharded")
+    part_bytes = MAX_BATCH * sizes.hidden * sizes.dtype.size
+    require(peers.can_add_up(sizes.group, part_bytes), "GPUs cannot add up")
     require(all(other == form for other in formats), "matrices of a layer are packed apart")
     require(form.bits == 16 or form.group_size in GROUP_SIZES, "groups of another size")
     widths = sizes.hidden, sizes.attended, sizes.intermediate
@@ -147,7 +150,8 @@ def _step(
         return batch_kernel(sizes, form.formats, count, len(inputs), capacity, form.is_joined)
 
     filled, padding = places
-    x = fused_layers.run(layers, x, filled, arrays, find, padding)
+    addresses = [] if sizes.group is None else [peers.of(sizes.group).addresses]
+    x = fused_layers.run(layers, x, filled, arrays, find, padding, *addresses)
     logits = layerwise_graph.logits(head, decoder.norm(x[:, None]))
     return logits, kv_cache.after(arrays, x)
 
@@ -172,7 +176,7 @@ def batch_kernel(
 
     Returns:
         A kernel for ``fused_layers.launch``; its first result is the hidden states
-        ``[batch, hidden]``.
+        ``[batch, hidden]``. For a sharded decoder ``Peers.addresses`` is one further input.
 
     Raises:
         UnsupportedError: if there is no such kernel.
@@ -180,8 +184,9 @@ def batch_kernel(
     check(sizes, formats)
     form, dtype = formats[0], sizes.dtype
     tiling = batch_tiling.find_tiling(sizes, form)
+    others = None if sizes.group is None else peers.of(sizes.group)
     return fused_layers.build(
-        "fused_batch",
+        "fused_batch" if others is None else "sharded_batch",
         sizes,
         formats,
         count,
@@ -193,6 +198,7 @@ def batch_kernel(
             "TILES_SUMMED": tiling.summed,
             "HEADS_AT_ONCE": tiling.heads,
             "KEY_BATCHES": tiling.keys,
+            **(others.constants if others else {}),
         },
         {
             "out": ((batch, sizes.hidden), dtype),
@@ -202,10 +208,10 @@ def batch_kernel(
                 (MAX_BATCH * sizes.intermediate, dtype),  # gated
             ),
         },
-        {"batch": batch, "capacity": capacity},
+        {"batch": batch, "capacity": capacity, **(others.scalars if others else {})},
         blocks=device.multiprocessors(),
         threads=32 * tiling.warps,
         shared_memory=batch_tiling.shared_memory(sizes, form, tiling),
-        further=[mx.int32],
+        further=[mx.int32, *([mx.uint32] if others else [])],
         is_joined=is_joined,
     )

@@ -108,10 +108,7 @@ class FusedStep:
 
 def can_add_up(sizes: DecoderSizes) -> bool:
     """Whether the kernel adds up the parts of all processes itself, if there are several."""
-    if sizes.group is None:
-        return True
-    found = peers.of(sizes.group)
-    return found is not None and found.fits(sizes.hidden * mx.float32.size)
+    return peers.can_add_up(sizes.group, sizes.hidden * mx.float32.size)
 
 
 def _step(

@@ -209,10 +209,7 @@ def _project(
         kind = product.dtype
         add_norm = kernels.add_norm(sizes.dtype, *residual.shape, sizes.eps, kind, splits, order)
         return add_norm(product, residual, norm)
-    h, normed = exchange.add_norm(sizes, product, splits, residual, norm)
-    if order is not None:
-        (normed,) = arrange(sizes.dtype, order, *residual.shape)(normed)
-    return h, normed
+    return exchange.add_norm(sizes, product, splits, residual, norm, order)
 
 
 def _multiply(

@@ -25,6 +25,9 @@ logger = logging.getLogger(__name__)
 HALF_BYTES = 32 << 20
 # Bytes before the first half (peers.cuh).
 PARTS = 4096
+# Mail of few rows, after the halves (exchange_rows.cu): rows at most, and bytes of one.
+MAIL_ROWS = 64
+MAIL_BYTES = 32 << 10
 # Offset of the token by which a mapping is checked, after the state of peers.cuh.
 TOKEN = 512
 TOKEN_BYTES = 64
@@ -56,6 +59,10 @@ class Peers(NamedTuple):
     def scalars(self) -> dict[str, int]:
         """The last parameters of a kernel that uses the memory."""
         return {"rank": self.rank, "half_bytes": HALF_BYTES}
+
+    def has_mail(self, rows: int, row_bytes: int) -> bool:
+        """Whether so many rows of a part can be sent without a barrier (exchange_rows.cu)."""
+        return rows <= MAIL_ROWS and 2 * row_bytes <= MAIL_BYTES
 
     def fits(self, part_bytes: int) -> bool:
         """Whether there is room for parts of this many bytes."""
@@ -91,6 +98,14 @@ _connections: dict[mx.distributed.Group, Peers | None] = {}
 def of(group: mx.distributed.Group) -> Peers | None:
     """The memory that ``connect`` found for ``group``; None if sums are MLX's."""
     return _connections.get(group)
+
+
+def can_add_up(group: mx.distributed.Group | None, part_bytes: int) -> bool:
+    """Whether kernels add up parts of so many bytes themselves, if there are several processes."""
+    if group is None:
+        return True
+    found = of(group)
+    return found is not None and found.fits(part_bytes)
 
 
 def connect(group: mx.distributed.Group) -> None:
@@ -136,7 +151,8 @@ def _prepare() -> tuple[int, _Offer]:
 def _memory() -> tuple[int, bytes]:
     """Address and token of this process's memory, which is kept until the process ends."""
     address, token = ctypes.c_uint64(), os.urandom(TOKEN_BYTES)
-    size = ctypes.c_size_t(PARTS + 2 * HALF_BYTES)
+    mail_bytes = 2 * mx.distributed.init().size() * MAIL_ROWS * MAIL_BYTES
+    size = ctypes.c_size_t(PARTS + 2 * HALF_BYTES + mail_bytes)
     with device.calls() as call:
         call("cuMemAlloc_v2", ctypes.byref(address), size)
         call("cuMemsetD8_v2", address, ctypes.c_ubyte(0), size)

@@ -227,6 +227,33 @@ inline void ld_acquire_gpu_global_u32(unsigned int& x, const unsigned int* from)
   sched_yield();
 }
 
+inline void ld_global_f32(float& x, const void* from) { load(x, from); }
+inline void ld_acquire_sys_global_u32(unsigned int& x, const void* from) {
+  ld_acquire_gpu_global_u32(x, static_cast<const unsigned int*>(from));
+}
+inline void red_relaxed_sys_global_add_u32(void* to) {
+  atomicAdd(static_cast<unsigned int*>(to), 1);
+}
+// Sixteen bytes of which eight arrive together.
+inline void st_volatile_global_v4_u32(
+    uint4* to, unsigned int x, unsigned int y, unsigned int z, unsigned int w) {
+  auto words = reinterpret_cast<unsigned long long*>(to);
+  __atomic_store_n(words, x | static_cast<unsigned long long>(y) << 32, __ATOMIC_SEQ_CST);
+  __atomic_store_n(words + 1, z | static_cast<unsigned long long>(w) << 32, __ATOMIC_SEQ_CST);
+}
+inline void ld_volatile_global_v4_u32(
+    unsigned int& x, unsigned int& y, unsigned int& z, unsigned int& w, const uint4* from) {
+  auto words = reinterpret_cast<const unsigned long long*>(from);
+  unsigned long long low = __atomic_load_n(words, __ATOMIC_SEQ_CST);
+  unsigned long long high = __atomic_load_n(words + 1, __ATOMIC_SEQ_CST);
+  x = low, y = low >> 32, z = high, w = high >> 32;
+  sched_yield();
+}
+inline void mov_u64(unsigned long long& x) {  // %globaltimer
+  timespec now;
+  clock_gettime(CLOCK_MONOTONIC, &now);
+  x = now.tv_sec * 1000000000ull + now.tv_nsec;
+}
 inline void ld_global_cg_v4_f32(float& x, float& y, float& z, float& w, const float4* from) {
   if (reinterpret_cast<size_t>(from) % 16) abort();  // misaligned
   x = from->x, y = from->y, z = from->z, w = from->w;

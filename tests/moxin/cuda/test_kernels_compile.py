@@ -238,12 +238,12 @@ def test_kernels_of_a_sharded_decoder_compile(architecture, on, monkeypatch):
     layers, arguments = fused_layers.LAYERS_AT_ONCE, (mx.bfloat16, 32, 4096, 1e-5)
     products = (mx.bfloat16, 0), (mx.float32, 8)
     step = partial(fused_step.step_kernel, sizes, forms, layers, 512, forms[0].bits < 16)
-    build_all(
-        [
-            step,
-            *(partial(exchange.exchange_norm, *arguments, *product, group) for product in products),
-        ]
-    )
+    sums = [partial(exchange.exchange_norm, *arguments, *product, group) for product in products]
+    many = mx.bfloat16, 288, 4096, 1e-5, mx.bfloat16, 8
+    sums.append(partial(exchange.exchange_norm, *many, group))
+    batches = batch_builds(sizes, forms[0])
+    assert batches
+    build_all([step, *sums, *batches])
 
 
 @pytest.mark.parametrize("form", [Format(8, 64), Format(4, 64)], ids=str)

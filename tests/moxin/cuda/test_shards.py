@@ -198,9 +198,13 @@ def test_a_token_is_one_launch_only_if_the_gpus_can_add_up(
     )
 
 
-@pytest.mark.parametrize("shape", [(1, 20), (3, 1)])
-def test_prompts_and_batches_add_up_in_the_kernel_after_each_product(
-    shape, kernels_everywhere, monkeypatch
+@pytest.mark.parametrize(
+    ("shape", "entry"),
+    [((1, 70), "exchange_norm"), ((1, 20), "exchange_rows")],
+    ids=["many", "few"],
+)
+def test_prompts_add_up_in_the_kernel_after_each_product(
+    shape, entry, kernels_everywhere, monkeypatch
 ):
     calls, group = [], Group()
     connected(group, monkeypatch)
@@ -210,7 +214,33 @@ def test_prompts_and_batches_add_up_in_the_kernel_after_each_product(
     mx.eval(model(mx.ones(shape, mx.int32), cache=[KVCache(), KVCache()]).logits)
     assert "add_norm" not in calls
     # All layers are one graph, which is traced once.
-    assert calls.count("exchange_norm") == 2
+    assert calls.count(entry) == 2
+
+
+@pytest.mark.parametrize(
+    ("batch", "adds_up", "sums"),
+    [
+        (8, True, {"sharded_batch"}),
+        (8, False, {"add_norm"}),
+        (9, True, {"exchange_rows"}),
+    ],
+)
+def test_steps_of_up_to_eight_sequences_are_few_launches_if_the_gpus_can_add_up(
+    batch, adds_up, sums, kernels_everywhere, monkeypatch
+):
+    calls, group = [], Group()
+    if adds_up:
+        connected(group, monkeypatch)
+    monkeypatch.setattr(kv_cache, "gather_caches", plain_kernels.gather_caches)
+    monkeypatch.setattr(mx.distributed, "all_sum", lambda x, group: x)
+    monkeypatch.setattr(kernel, "build", recording(calls))
+    model, cache = sharded(group, intermediate_size=1024), filled_cache(10, batch=batch)
+    for layer in cache:
+        layer.keys, layer.values = layer.keys[:, :1], layer.values[:, :1]
+    mx.eval(model(mx.ones((batch, 1), mx.int32), cache=cache).logits)
+    assert uses_kernels(model)
+    kinds = {"sharded_batch", "fused_batch", "exchange_norm", "exchange_rows", "add_norm"}
+    assert set(calls) & kinds == sums
 
 
 def test_a_sum_for_which_there_is_no_room_is_left_to_mlx(kernels_everywhere, monkeypatch):
@@ -240,8 +270,9 @@ def test_a_shard_compiles_what_it_uses(adds_up, kernels_everywhere, monkeypatch)
     monkeypatch.setattr(precompile, "run", built.extend)
     sharded(group)
     names = {build.func.__name__ for build in built}
-    sums = {"step_kernel", "exchange_norm"} if adds_up else {"add_norm"}
-    assert names & {"step_kernel", "exchange_norm", "add_norm", "prompt_kernel"} == sums
+    sums = {"step_kernel", "batch_kernel", "exchange_norm"} if adds_up else {"add_norm"}
+    kinds = {"step_kernel", "batch_kernel", "exchange_norm", "add_norm", "prompt_kernel"}
+    assert names & kinds == sums
     assert {"multiply", "attend", "rotate", "gather_caches"} <= names
 
 

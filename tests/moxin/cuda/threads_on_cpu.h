@@ -4,6 +4,7 @@
 #pragma once
 
 #include <sched.h>
+#include <time.h>
 #include <ucontext.h>
 
 #include <algorithm>
@@ -116,6 +117,7 @@ inline unsigned int __float_as_uint(float x) { unsigned int y; memcpy(&y, &x, 4)
 inline float __uint_as_float(unsigned int x) { float y; memcpy(&y, &x, 4); return y; }
 inline float rsqrtf(float x) { return 1 / sqrtf(x); }
 inline void __threadfence() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
+inline void __threadfence_system() { __threadfence(); }
 inline unsigned int atomicAdd(unsigned int* at, unsigned int x) {
   return __atomic_fetch_add(at, x, __ATOMIC_SEQ_CST);
 }

@@ -104,11 +104,13 @@ class ThreadsOnCpu:
             "static void** arguments;\n"
             "unsigned char* shared_memory() { return moxin::shared; }\n"
             f"void run_thread() {{ {name}({arguments}); }}\n"
-            'extern "C" void launch(void** given) {\n'
+            'extern "C" __attribute__((visibility("default"))) void launch(void** given) {\n'
             f"  arguments = given;\n  run_grid({blocks}, {threads});\n}}\n"
         )
+        # Hidden, since libraries would share variables of inline functions, whose sizes differ.
+        hidden = "-fvisibility=hidden", f"-I{self._folder}"
         options = "-std=c++20", "-O1", "-w", "-fpermissive", "-shared", "-fPIC", "-pthread"
-        subprocess.run([COMPILER, *options, f"-I{self._folder}", "-o", library, file], check=True)
+        subprocess.run([COMPILER, *options, *hidden, "-o", library, file], check=True)
         return ctypes.CDLL(str(library)).launch
 
     def __call__(

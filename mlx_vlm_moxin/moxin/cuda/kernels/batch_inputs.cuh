@@ -119,18 +119,27 @@ __device__ inline int column_of(int step, int v) {
   return column + v / PLANES * 4 * UNIT + v % PLANES * 8;
 }
 
-// A lane's inputs of step `step` of a warp: of row lane / 4 of x [rows, K], 0 if there is none.
-template <int K>
-__device__ inline void load_inputs(const T* x, int rows, int step, StepInputs& to) {
+// A lane's inputs of step `step` of a warp: of row lane / 4 of [rows, K], 0 if there is none. x(at)
+// gives eight values from number `at` on.
+template <int K, typename X>
+__device__ inline void load_inputs(X x, int rows, int step, StepInputs& to) {
   int thread = thread_of_step(), row = thread % LANES / 4;
   bool inside = row < rows && (HAVE_MOST_STEPS<K> || step < Rounds(K).count(thread / LANES));
 #pragma unroll
   for (int v = 0; v < VECTORS; ++v) {
     int column = column_of<K>(step, v);
-    const uint4* from = reinterpret_cast<const uint4*>(x + row * K + column);
-    to.vectors[v] = inside ? *from : uint4{0, 0, 0, 0};
+    to.vectors[v] = inside ? x(row * K + column) : uint4{0, 0, 0, 0};
   }
 }
+
+// Reads eight values at a time from memory.
+struct Vectors {
+  const T* values;
+
+  __device__ uint4 operator()(int at) const {
+    return *reinterpret_cast<const uint4*>(values + at);
+  }
+};
 
 // A lane's columns of a norm's weight [K], loaded early.
 template <int K>

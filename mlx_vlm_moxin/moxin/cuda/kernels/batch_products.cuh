@@ -98,7 +98,7 @@ __device__ inline void multiply_pairs(
     int other = tile + gridDim.x;
     float sums[2][2][4] = {};
     StepInputs next;
-    load_inputs<K>(x, rows, 0, next);
+    load_inputs<K>(Vectors{x}, rows, 0, next);
 #pragma unroll 1
     for (int step = 0; step < steps; step += TOGETHER) {
       stream.wait<2>();
@@ -106,7 +106,7 @@ __device__ inline void multiply_pairs(
       for (int i = 0; i < TOGETHER; ++i) {
         if (i && step + i >= steps) break;
         StepInputs now = next;
-        load_inputs<K>(x, rows, step + i + 1, next);
+        load_inputs<K>(Vectors{x}, rows, step + i + 1, next);
         now.finish();
         stream.multiply(0, i, now, sums[0]);
         if (other < tiles_of(PRODUCT)) stream.multiply(1, i, now, sums[1]);

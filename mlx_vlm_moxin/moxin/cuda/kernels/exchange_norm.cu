@@ -1,11 +1,12 @@
 // sum = residual + the products of all processes and normed = RMS norm of sum, [rows, WIDTH] each,
-// for a decoder that is sharded over GPUs (peers.cuh). A process's product is rounded to T.
+// for a decoder that is sharded over GPUs (peers.cuh). A process's product is rounded to T. normed is
+// in `Order`, for the next product (arranged.cuh). For many rows; exchange_rows.cu is for few.
 //
 // Cost: the partial products (`splits` floats per value), RANKS * rows * WIDTH values written, of
 // which all but this process's go through NVLink, and twice as many read; the barrier.
 //
 // Constants that exchange.py defines in namespace config: T, Product (as in add_norm.cu), WIDTH,
-// EPS, THREADS, RANKS (processes), PATIENCE (seconds).
+// EPS, Order, THREADS, RANKS (processes), PATIENCE (seconds).
 
 #include "partial_products.cuh"
 #include "peers.cuh"
@@ -35,7 +36,7 @@ extern "C" __global__ void __launch_bounds__(config::THREADS, 1) exchange_norm(
   peers.wait();
   auto parts = reinterpret_cast<const T*>(peers.inbox());
   for (int row = blockIdx.x; row < rows; row += gridDim.x) {
-    add_and_norm<T, config::WIDTH, config::THREADS>(
+    add_and_norm<T, config::WIDTH, config::THREADS, config::Order>(
         parts, residual, weight, RANKS, rows, config::EPS, sum, normed, row);
     __syncthreads();
   }

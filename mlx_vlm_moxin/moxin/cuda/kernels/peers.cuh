@@ -19,7 +19,6 @@ constexpr int PEER_PARTS = 4096;  // bytes before the first half
 
 template <int RANKS>
 struct Peers {
-  unsigned char *memory[RANKS], *own;
   int rank, part_bytes;
   long long half_bytes;
   unsigned int target, next;  // arrivals that are waited for; the half for the next sum
@@ -28,25 +27,29 @@ struct Peers {
   // addresses: lower and upper word of each process's address.
   __device__ Peers(const unsigned int* addresses, int rank, int half_bytes, int part_bytes)
       : rank(rank), part_bytes(part_bytes), half_bytes(half_bytes) {
-#pragma unroll
-    for (int i = 0; i < RANKS; ++i) {
-      unsigned long long upper = addresses[2 * i + 1];
-      memory[i] = reinterpret_cast<unsigned char*>(upper << 32 | addresses[2 * i]);
-      if (i == rank) own = memory[i];
+    if (threadIdx.x < RANKS) {
+      unsigned long long upper = addresses[2 * threadIdx.x + 1];
+      upper = upper << 32 | addresses[2 * threadIdx.x];
+      table()[threadIdx.x] = reinterpret_cast<unsigned char*>(upper);
     }
-    auto kept = reinterpret_cast<const unsigned int*>(own + PEER_STATE);
+    __syncthreads();
+    auto kept = reinterpret_cast<const unsigned int*>(own() + PEER_STATE);
     target = kept[0];
     next = kept[1];
   }
 
+  // Memory of process i. In shared memory, since a kernel has no registers left for it.
+  __device__ unsigned char* memory(int i) const { return table()[i]; }
+  __device__ unsigned char* own() const { return memory(rank); }
+
   // Address of this process's part of the next sum in the memory of process `to`.
   __device__ unsigned char* outbox(int to) const {
-    return memory[to] + PEER_PARTS + next * half_bytes + static_cast<long long>(rank) * part_bytes;
+    return memory(to) + PEER_PARTS + next * half_bytes + static_cast<long long>(rank) * part_bytes;
   }
 
   // The parts of the last sum, `part_bytes` apart.
   __device__ const unsigned char* inbox() const {
-    return own + PEER_PARTS + (1 - next) * half_bytes;
+    return own() + PEER_PARTS + (1 - next) * half_bytes;
   }
 
   // Publishes what this thread block has sent; its sum is now the last one.
@@ -56,7 +59,7 @@ struct Peers {
       __threadfence_system();
 #pragma unroll
       for (int i = 0; i < RANKS; ++i) {
-        asm volatile("red.relaxed.sys.global.add.u32 [%0], 1;" : : "l"(memory[i]) : "memory");
+        asm volatile("red.relaxed.sys.global.add.u32 [%0], 1;" : : "l"(memory(i)) : "memory");
       }
     }
     target += RANKS * gridDim.x;
@@ -80,15 +83,20 @@ struct Peers {
   // Keeps the numbers for the next launch; after the last wait.
   __device__ void close() {
     if (blockIdx.x != 0 || threadIdx.x != 0) return;
-    auto kept = reinterpret_cast<unsigned int*>(own + PEER_STATE);
+    auto kept = reinterpret_cast<unsigned int*>(own() + PEER_STATE);
     kept[0] = target;
     kept[1] = next;
   }
 
   __device__ unsigned int arrived() const {
     unsigned int count;
-    asm volatile("ld.acquire.sys.global.u32 %0, [%1];" : "=r"(count) : "l"(own) : "memory");
+    asm volatile("ld.acquire.sys.global.u32 %0, [%1];" : "=r"(count) : "l"(own()) : "memory");
     return count;
+  }
+
+  __device__ static unsigned char** table() {
+    __shared__ unsigned char* table[RANKS];
+    return table;
   }
 
   __device__ static unsigned long long nanoseconds() {
