@@ -2,6 +2,7 @@
 
 import ctypes
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -81,7 +82,7 @@ class ThreadsOnCpu:
     """A replacement for ``kernel.build``.
 
     Args:
-        folder: for the compiled kernels.
+        folder: for the compiled kernels; another one with the same ``blocks`` may use it too.
         blocks: of the grid, instead of as many as the GPU has multiprocessors; None for a kernel
             whose number of blocks depends on its work alone.
 
@@ -95,10 +96,17 @@ class ThreadsOnCpu:
 
     def _compile(self, entry, constants, macros, count, blocks, threads):
         source, name = kernel.source_of(entry, constants, macros)
+        file, library = self._folder / f"{name}.cpp", self._folder / f"{name}.so"
+        if not library.exists():
+            self._build(source, name, count, blocks, threads, file, library)
+        # Loaded from a file of its own, so that kernels of two of these run at the same time.
+        copy = shutil.copy(library, self._folder / f"{name}_{id(self)}.so")
+        return ctypes.CDLL(str(copy)).launch
+
+    def _build(self, source, name, count, blocks, threads, file, library):
         for path in nvrtc.KERNELS.glob("*.cu*"):
             (self._folder / path.name).write_text(_translate(path.read_text()))
         arguments = ", ".join(f"Argument{{arguments[{index}]}}" for index in range(count))
-        file, library = self._folder / f"{name}.cpp", self._folder / f"{name}.so"
         file.write_text(
             f'#include "{HEADER}"\n{source}\n#include "grid.cuh"\n'  # which has `shared`
             "static void** arguments;\n"
@@ -111,7 +119,6 @@ class ThreadsOnCpu:
         hidden = "-fvisibility=hidden", f"-I{self._folder}"
         options = "-std=c++20", "-O1", "-w", "-fpermissive", "-shared", "-fPIC", "-pthread"
         subprocess.run([COMPILER, *options, *hidden, "-o", library, file], check=True)
-        return ctypes.CDLL(str(library)).launch
 
     def __call__(
         self, entry, constants, inputs, outputs, scalars, *, blocks, threads, macros=None, **_
