@@ -14,7 +14,15 @@ from cuda_support import (
     recording,
 )
 from mlx_vlm.models.cache import BatchKVCache, KVCache, RotatingKVCache
-from mlx_vlm.models.moxin.cuda import decoder_sizes, device, fused_batch, kernel, kv_cache
+from mlx_vlm.models.moxin.cuda import (
+    batch_tiling,
+    decoder_sizes,
+    device,
+    fused_batch,
+    kernel,
+    kv_cache,
+)
+from mlx_vlm.models.moxin.cuda.projections import Format
 
 # Multiples of what a step of a product reads.
 WIDE = {"intermediate_size": 640}
@@ -76,6 +84,16 @@ def test_layers_with_several_formats_and_small_gpus_use_other_kernels(
     assert not supports(model, inputs, None, cache)
     monkeypatch.setattr(device, "max_shared_memory", lambda: 60 * 1024)
     assert not supports(make_decoder(**WIDE), inputs, None, cache)
+
+
+@pytest.mark.parametrize(("heads", "at_once"), [(32, 2), (16, 1)])
+def test_heads_share_keys_unless_each_can_have_a_multiprocessor(heads, at_once, monkeypatch):
+    monkeypatch.setattr(device, "multiprocessors", lambda: 132)
+    monkeypatch.setattr(device, "max_shared_memory", lambda: 227 * 1024)
+    sizes = decoder_sizes.DecoderSizes(
+        mx.bfloat16, 4096, 7168, heads, heads // 4, 128, 0, 1e-5, 1e4
+    )
+    assert batch_tiling.find_tiling(sizes, Format(4, 64)).heads == at_once
 
 
 @pytest.mark.parametrize(("bits", "most"), [(16, 2048), (8, 4096), (4, 4096)])
