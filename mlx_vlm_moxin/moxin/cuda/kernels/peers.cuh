@@ -3,7 +3,9 @@
 // A process's memory begins with a counter of arrived thread blocks, to which the blocks of all
 // processes add. Next are two numbers that its own kernels keep from launch to launch. The rest is
 // two halves, each with room for one part from every process: while one half is read, the parts of
-// the next sum are written into the other. All processes launch the same kernels in the same order.
+// the next sum are written into the other. All processes launch the same kernels in the same order,
+// and never two at the same time, as MLX would for kernels of one evaluation of which none needs the
+// other's result: in a pass each sum depends on the one before.
 //
 // PATIENCE in namespace config: seconds after which a launch fails. Without it, the others would
 // wait forever for a process that has ended.
