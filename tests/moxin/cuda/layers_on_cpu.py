@@ -20,7 +20,15 @@ def run_on_cpu(folder, monkeypatch) -> ThreadsOnCpu:
     return threads
 
 
-def check_layers(model, dtype: mx.Dtype, inputs, make_cache: Callable, threads, launch: Callable):
+def check_layers(
+    model,
+    dtype: mx.Dtype,
+    inputs,
+    make_cache: Callable,
+    threads,
+    launch: Callable,
+    length: int = LENGTH,
+):
     """Check that hidden states, new keys and values are as close to float32 as the modules'.
 
     Args:
@@ -28,6 +36,7 @@ def check_layers(model, dtype: mx.Dtype, inputs, make_cache: Callable, threads, 
         make_cache: the caches, always the same.
         threads: see ``run_on_cpu``.
         launch: hidden states by the kernel, from a decoder's sizes, layers and caches.
+        length: of the caches.
     """
 
     def hidden_states(model, cache):
@@ -47,7 +56,7 @@ def check_layers(model, dtype: mx.Dtype, inputs, make_cache: Callable, threads, 
 
     # The last arrays of a layer are its keys and values.
     written = [mx.array(array).view(dtype) for array in threads.arrays[-2:]]
-    new = slice(LENGTH, LENGTH + inputs.shape[1])
+    new = slice(length, length + inputs.shape[1])
     for array, name in zip(written, ("keys", "values")):
         states = (getattr(layers[-1], name)[:, :, new] for layers in (rounded, exact))
         assert_as_close(array[:, :, new], *states)
