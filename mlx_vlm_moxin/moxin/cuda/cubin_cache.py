@@ -23,8 +23,8 @@ from . import device, nvrtc
 logger = logging.getLogger(__name__)
 
 DIGEST_BYTES = 32
-# Maximum number of files; a model needs about 20.
-MAX_FILES = 300
+# Maximum number of files; a model needs up to 150, and one at each width 450.
+MAX_FILES = 1000
 
 _futures: dict[str, Future[bytes]] = {}
 _lock = threading.Lock()

@@ -1,6 +1,6 @@
 """The kernels of a decoder with the sizes that its first uses have, in the order of these uses.
 
-A prompt with a picture, single tokens, further questions, batches.
+A prompt with a picture, single tokens, further questions, batches; prompts of other lengths.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -31,8 +31,10 @@ from .layer_form import DecoderLayer
 from .projections import Projection, read_projection
 from .step_attention import step_attention
 
-# Tokens of a picture and a question.
+# Tokens of a picture and a question, with one of at most 31.
 PROMPT = 288
+# The same with longer questions, for which Hopper's products have other kernels.
+LONGER_QUESTIONS = (304, 320)
 LONG_PROMPT = 384
 # Tokens of a further question about a picture.
 QUESTION = 24
@@ -64,6 +66,8 @@ def decoder_builds(decoder: nn.Module, head: nn.Module) -> Iterator[Build]:
     for product in _products(sizes):
         yield partial(kernels.rotate, sizes, tokens, *product)
     yield from _add_norms(sizes, PROMPT, orders)
+    for rows in LONGER_QUESTIONS:
+        yield from _arranged_builds(sizes, alike, rows)
     yield from _layer_products(sizes, alike, 1)  # of the last layer
     yield _multiply(sizes, output, 1, sizes.hidden)
     for group in fused_layers.groups(layers) if fused_step.can_add_up(sizes) else ():
@@ -79,8 +83,6 @@ def decoder_builds(decoder: nn.Module, head: nn.Module) -> Iterator[Build]:
                 arguments = sizes, some[0].formats, len(some), tokens, CAPACITY, are_joined
                 yield partial(fused_prompt.prompt_kernel, *arguments)
     yield from _layer_products(sizes, alike, LONG_PROMPT)
-    for rows in prompt_matmul.TOKENS:
-        yield from _arranged_builds(sizes, alike, rows)
     if fused_batch.most_positions(sizes, layers):
         for group in fused_layers.groups(layers):
             some = layers[group]
@@ -94,6 +96,14 @@ def decoder_builds(decoder: nn.Module, head: nn.Module) -> Iterator[Build]:
     for rows in tiling.ROW_TILES:
         yield from _layer_products(sizes, alike, rows)
         yield _multiply(sizes, output, rows, sizes.hidden)
+
+
+def prompt_builds(decoder: nn.Module) -> Iterator[Build]:
+    """The additional kernels of prompts of all lengths."""
+    sizes = read_sizes(decoder)
+    alike = _alike(read_layers(decoder, sizes))
+    for rows in prompt_matmul.TOKENS:
+        yield from _arranged_builds(sizes, alike, rows)
 
 
 def whole_pass_builds(decoder: nn.Module) -> Iterator[Build]:

@@ -2,7 +2,7 @@
 
 Sizes, dtypes and formats are known as soon as the weights are assigned, before they are read.
 Kernels are compiled in the order of their first use: a picture, the towers, a prompt with a
-picture, single tokens, further questions, batches, several pictures.
+picture, single tokens, further questions, batches, several pictures, prompts of other lengths.
 """
 
 import atexit
@@ -27,7 +27,7 @@ from . import (
     tower_tiles,
     towers,
 )
-from .decoder_builds import PROMPT, Build, decoder_builds, whole_pass_builds
+from .decoder_builds import PROMPT, Build, decoder_builds, prompt_builds, whole_pass_builds
 from .decoder_sizes import read_sizes
 from .errors import UnsupportedError, require
 
@@ -48,7 +48,12 @@ def start(model: nn.Module) -> None:
 def start_decoder(model: nn.Module) -> None:
     """The same for the decoder of ``model``, a ``LanguageModel`` that has been sharded."""
     if device.enabled():
-        run(_unless_unsupported(lambda: decoder_builds(model.model, model.lm_head)))
+        run(
+            [
+                *_unless_unsupported(lambda: decoder_builds(model.model, model.lm_head)),
+                *_unless_unsupported(lambda: prompt_builds(model.model)),
+            ]
+        )
 
 
 def run(found: Sequence[Build]) -> None:
@@ -97,6 +102,8 @@ def builds(model: nn.Module) -> Iterator[Build]:
             yield from _unless_unsupported(lambda: whole_pass_builds(language.model))
     if vision is not None:
         yield from _unless_unsupported(lambda: _pictures_builds(vision))
+    if language is not None:
+        yield from _unless_unsupported(lambda: prompt_builds(language.model))
 
 
 def _unless_unsupported(find: Callable[[], Iterator[Build]]) -> list[Build]:

@@ -79,6 +79,33 @@ def test_every_kernel_that_is_used_was_compiled(bits, intermediate, built, monke
     assert built <= compiled
 
 
+@pytest.mark.parametrize("length", [277, 288, 289, 300, 305, 320])
+@pytest.mark.parametrize("bits", [16, 4])
+def test_a_first_answer_does_not_wait_for_kernels_of_other_prompts(
+    bits, length, built, monkeypatch
+):
+    monkeypatch.setattr(device, "has_warpgroups", lambda: True)
+    decoder = make(bits, 512).language_model
+    for build in decoder_builds.decoder_builds(decoder.model, decoder.lm_head):
+        build()
+    first, cache = set(built), caches(KVCache)
+    built.clear()
+    forget_kernels()
+    for tokens in (length, 1):
+        decoder(mx.zeros((1, tokens), mx.int32), cache=cache, logits_to_keep=1)
+    assert {entry for entry, *_ in built} >= {"prompt_matmul", "fused_step"}
+    assert {used for used in built if used[0] != "embed_tokens"} <= first
+
+
+def test_kernels_of_prompts_of_other_lengths_are_compiled_last(built, monkeypatch):
+    monkeypatch.setattr(device, "has_warpgroups", lambda: True)
+    model = make(16, 512)
+    others = list(decoder_builds.prompt_builds(model.language_model.model))
+    last = list(precompile.builds(model))[-len(others) :]
+    assert len(others) > 50
+    assert [(found.func, found.args) for found in last] == [(b.func, b.args) for b in others]
+
+
 def test_a_model_that_is_not_supported_compiles_nothing(built):
     model = SimpleNamespace(
         vision_tower=make_model(mx.float32), language_model=make_decoder(mx.float32)
