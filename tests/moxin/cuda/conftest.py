@@ -8,7 +8,7 @@ from pathlib import Path
 import mlx.core as mx
 import plain_kernels
 import pytest
-from cuda_support import forget_kernels
+from cuda_support import computing_on, forget_kernels
 from mlx_vlm.models.moxin.cuda import device, fused_prompt, fused_step, nvrtc
 
 
@@ -40,10 +40,8 @@ def on_hopper(kernels_everywhere, monkeypatch):
 @pytest.fixture
 def on_cpu():
     """MLX computes on the CPU: GPUs multiply float32 with reduced precision."""
-    before = mx.default_device()
-    mx.set_default_device(mx.cpu)
-    yield
-    mx.set_default_device(before)
+    with computing_on(mx.cpu):
+        yield
 
 
 @pytest.fixture

@@ -1,5 +1,8 @@
 """Helpers of the tests of the CUDA kernels."""
 
+import contextlib
+from collections.abc import Iterator
+
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
@@ -40,6 +43,17 @@ needs_hopper = pytest.mark.skipif(
 )
 # The kernels round less often than the modules, so the modules' error is the measure.
 MAX_ERROR_RATIO = 1.5
+
+
+@contextlib.contextmanager
+def computing_on(device: mx.DeviceType) -> Iterator[None]:
+    """MLX computes on this device by default."""
+    before = mx.default_device()
+    mx.set_default_device(device)
+    try:
+        yield
+    finally:
+        mx.set_default_device(before)
 
 
 def relative_error(actual: mx.array, expected: mx.array) -> float:

@@ -16,7 +16,15 @@ import time
 import mlx.core as mx
 import plain_kernels
 import pytest
-from cuda_support import empty, make_decoder, relative_error, run, unpacked, uses_kernels
+from cuda_support import (
+    computing_on,
+    empty,
+    make_decoder,
+    relative_error,
+    run,
+    unpacked,
+    uses_kernels,
+)
 from mlx_vlm.models.moxin.cuda import (
     device,
     peers,
@@ -56,12 +64,8 @@ def logits(model) -> list[mx.array]:
 
 def in_float32(model) -> list[mx.array]:
     """Logits on the CPU: MLX would compile its kernels for float32 on the GPU for half a minute."""
-    before = mx.default_device()
-    mx.set_default_device(mx.cpu)
-    try:
+    with computing_on(mx.cpu):
         return logits(unpacked(model))
-    finally:
-        mx.set_default_device(before)
 
 
 def compare(group: mx.distributed.Group, dtype: mx.Dtype, bits: int, is_gpu: bool) -> dict:

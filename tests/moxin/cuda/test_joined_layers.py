@@ -7,7 +7,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
-from cuda_support import make_decoder, needs_gpu
+from cuda_support import computing_on, make_decoder, needs_gpu
 from mlx.utils import tree_flatten
 from mlx_lm.tuner.lora import LoRALinear
 from mlx_vlm.models.moxin.cuda.decoder_layers import layer_modules, read_layers
@@ -22,10 +22,8 @@ from mlx_vlm.models.moxin.cuda.step_graphs import StepGraphs
 @pytest.fixture(autouse=True, params=["cpu", pytest.param("gpu", marks=needs_gpu)])
 def without_kernels(request, kernels_everywhere):
     """Nothing is computed by kernels, but arrays are moved by either backend of MLX."""
-    before = mx.default_device()
-    mx.set_default_device(getattr(mx, request.param))
-    yield
-    mx.set_default_device(before)
+    with computing_on(getattr(mx, request.param)):
+        yield
 
 
 @pytest.fixture

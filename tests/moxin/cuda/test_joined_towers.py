@@ -8,7 +8,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
-from cuda_support import needs_gpu
+from cuda_support import computing_on, needs_gpu
 from mlx.optimizers import SGD
 from mlx.utils import tree_flatten, tree_map
 from mlx_lm.tuner.lora import LoRALinear
@@ -36,10 +36,8 @@ def without_kernels(request, kernels_everywhere, monkeypatch):
     monkeypatch.setattr(tower_kernel, "LAYERS_AT_ONCE", 2)
     # Of no device: that of MLX may be the CPU, which has no compute capability.
     monkeypatch.setattr(device, "has_warpgroups", lambda: False)
-    before = mx.default_device()
-    mx.set_default_device(getattr(mx, request.param))
-    yield
-    mx.set_default_device(before)
+    with computing_on(getattr(mx, request.param)):
+        yield
 
 
 @pytest.fixture
