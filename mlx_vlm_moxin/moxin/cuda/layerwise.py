@@ -170,9 +170,7 @@ class Layerwise:
         for index, block in enumerate(blocks):
             layer = read_layer(block, sizes)
             counts = {QKV: rows, GATE_UP: kept if index == len(blocks) - 1 else rows}
-            projections = [
-                index for index, count in counts.items() if _uses_mlx(layer, index, count)
-            ]
+            projections = [which for which in counts if _uses_mlx(layer, which, counts[which])]
             if projections:
                 layer.check()  # the graph of the layer reads the joined weights instead
                 joined = joined_weights.join(layer, projections)
