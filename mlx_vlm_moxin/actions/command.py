@@ -15,6 +15,7 @@ from mlx_vlm.utils import MODEL_CONVERSION_DTYPES
 from mlx_vlm_moxin.actions.inputs import action_config
 from mlx_vlm_moxin.actions.policy import Prediction, predict
 from mlx_vlm_moxin.checkpoints.action_options import PRESETS, action_options, add_action_options
+from mlx_vlm_moxin.checkpoints.messages import print_error
 from mlx_vlm_moxin.library.load import load
 
 
@@ -139,8 +140,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         prediction = run(args)
     except (OSError, ValueError) as error:
-        print(f"error: {' '.join(str(error).split())[:500]}", file=sys.stderr)
-        return 1
+        return print_error(error)
     print(as_json(prediction) if args.json else as_text(prediction))
     return 0
 

@@ -14,8 +14,10 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 from mlx_vlm.models.moxin.action_config import ActionConfig
+from mlx_vlm.models.moxin.config import ModelConfig
 from mlx_vlm.models.moxin.picture import PictureSource, read_picture
 from mlx_vlm.models.moxin.processing_moxin import MoxinProcessor
+from mlx_vlm.models.moxin.tokenization_moxin import longest_token
 from PIL import Image
 
 from mlx_vlm_moxin.actions.pictures import POLICY_SIZE, center_crop, resize_for_policy
@@ -102,6 +104,8 @@ def prepare(
     instructions = list(instruction) if is_batch else [instruction]
     if not instructions or not all(isinstance(text, str) for text in instructions):
         raise ValueError("instruction must be a text, or a list of texts that is not empty")
+    if not all(map(_is_unicode, instructions)):
+        raise ValueError("instruction has halves of characters (surrogates), which are no text")
     rows = list(image) if is_batch else [image]
     if len(rows) != len(instructions):
         raise ValueError(f"There are {len(rows)} pictures for {len(instructions)} instructions")
@@ -113,12 +117,52 @@ def prepare(
     epsilon = EPSILON if config.decoding == "parallel" else 0.0
     scaling = {"normalization": config.normalization, "epsilon": epsilon}
     scale = scale_of(norm_stats, data_set, "action", **scaling)
+    count = config.chunk_size * scale.dimensions
     with tokenizer_lock or nullcontext():
-        prompts = [prompt_ids(processor.tokenizer, model.config, text) for text in instructions]
+        prompts = [_prompt(processor, model.config, config, text, count) for text in instructions]
     pictures = [picture for row in rows for picture in _pictures(row, config)]
     states = _states(norm_stats, config, state, is_batch, len(rows), data_set, scaling)
     pixel_values = processor.image_processor.pixels(pictures)
     return ActionInputs(config, prompts, pixel_values, states, data_set, scale, is_batch)
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether UTF-8 can encode ``text``; JSON and command lines may have halves of characters."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _prompt(
+    processor: MoxinProcessor, model: ModelConfig, config: ActionConfig, text: str, count: int
+) -> list[int]:
+    """Ids of the prompt for the instruction ``text``.
+
+    Args:
+        count: values of an action or a chunk.
+
+    Raises:
+        ValueError: if the model's context has no room for it. Attention over a text of any length
+            would need any amount of memory.
+    """
+    limit = model.text_config.max_position_embeddings
+    pictures = config.num_images * model.vision_config.num_patches
+    # Besides the prompt: <s>, the pictures, the state, the action, </s>.
+    room = limit - 2 - pictures - (config.proprio_dim is not None) - count
+    # Counting tokens is slow for a text of megabytes.
+    if len(text) > limit * longest_token(processor.tokenizer):
+        size = f"{len(text)} characters"
+    else:
+        prompt = prompt_ids(processor.tokenizer, model, text)
+        if len(prompt) <= room:
+            return prompt
+        size = f"{len(prompt)} tokens"
+    raise ValueError(
+        f"The prompt with this instruction has {size}; next to pictures and action, the model's "
+        f"context of {limit} tokens has room for {max(room, 0)}"
+    )
 
 
 def _pictures(row: Pictures, config: ActionConfig) -> list[Image.Image]:

@@ -8,6 +8,7 @@ object dtypes and no sizes that differ from the bytes, and reports errors in one
 import base64
 import binascii
 import json
+import operator
 from math import prod
 from typing import Any
 
@@ -33,7 +34,7 @@ def _decode(content: dict[str, Any]) -> Any:
     try:
         data = base64.b64decode(content["__numpy__"], validate=True)
         dtype = np.dtype(str(content["dtype"]))
-        shape = [int(size) for size in content["shape"]]
+        shape = [operator.index(size) for size in content["shape"]]
     except (binascii.Error, KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"an array in it is malformed ({type(error).__name__}: {error})"

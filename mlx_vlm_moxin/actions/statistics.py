@@ -6,6 +6,7 @@ as dataset_statistics.json: ``{name: {"action": {"q01": [...], "q99": [...], "mi
 openvla/openvla, ``normalize_proprio`` and ``_unnormalize_actions`` of moojink/openvla-oft.
 """
 
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,8 @@ EPSILON = 1e-8
 # Data sets of LIBERO are named with and without their idle steps.
 _NO_NOOPS = "_no_noops"
 _MAX_SHOWN = 12
+_shorten = reprlib.Repr()
+_shorten.maxstring = 100
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,9 @@ def choose_data_set(statistics: Mapping[str, Any] | None, key: str | None) -> st
     for name in (key, key + _NO_NOOPS):
         if name in statistics:
             return name
-    raise ValueError(f"unnorm_key {key!r} is none of the model's data sets: {_shown(names)}")
+    raise ValueError(
+        f"unnorm_key {_shorten.repr(key)} is none of the model's data sets: {_shown(names)}"
+    )
 
 
 def scale_of(

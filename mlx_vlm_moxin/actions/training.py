@@ -15,7 +15,6 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
-from mlx_vlm.models.moxin.action_config import ActionConfig
 from mlx_vlm.models.moxin.config import STATISTICS_FILE, ModelConfig
 from mlx_vlm.models.moxin.processing_moxin import MoxinProcessor
 
@@ -68,8 +67,7 @@ class ActionDataset:
     def __init__(
         self, rows: Sequence[Mapping[str, Any]], config: ModelConfig, processor: MoxinProcessor
     ):
-        if config.action_config is None:
-            config.action_config = ActionConfig()
+        config.set_default_actions()
         if config.action_config.decoding != "autoregressive":
             raise ValueError(
                 "Models that give chunks (OpenVLA-OFT) are not trained here; start from OpenVLA "

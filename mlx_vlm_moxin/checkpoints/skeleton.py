@@ -82,9 +82,10 @@ def _quantize(model: Model, source: Source, options: QuantizeOptions) -> dict[st
                 model, {}, options.q_group_size, options.q_bits, options.q_mode, predicate
             )
         if not quantized_layers(model):
+            group_size = config["quantization"]["group_size"]
             raise ValueError(
-                f"No layer's input width is a multiple of the group size ({options.q_group_size}): "
-                "choose a smaller --q-group-size, or do not quantise"
+                f"No layer's input width is a multiple of the group size ({group_size}): choose a "
+                "smaller one, or do not quantise"
             )
         return config["quantization"]
     packed = source.packed_layers

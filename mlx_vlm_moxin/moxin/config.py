@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..base import BaseModelConfig
-from .action_config import ActionConfig
+from .action_config import SPACE_TOKEN_ID, ActionConfig
 from .checkpoint import Shapes, check_layout, projector_sizes, tensor_shapes, vision_sizes
 from .prismatic import check_supported, projector_kind, prompt_format, tower_models
 from .prompts import PROMPT_FORMATS
@@ -98,10 +98,10 @@ class ModelConfig(BaseModelConfig):
             value = getattr(self, name)
             if isinstance(value, dict):
                 setattr(self, name, kind.from_dict(value))
-        if self.norm_stats and self.action_config is None:
-            self.action_config = ActionConfig()
         if self.image_token_index is None:
             self.image_token_index = self.pad_token_id + 1
+        if self.norm_stats:
+            self.set_default_actions()
         self._check_ids()
 
     def _check_ids(self) -> None:
@@ -118,6 +118,29 @@ class ModelConfig(BaseModelConfig):
                 "config.json: at least two ids above pad_token_id must be free for visual tokens, "
                 f"got pad_token_id {self.pad_token_id}, image_token_index "
                 f"{self.image_token_index}, vocab_size {self.text_config.vocab_size}"
+            )
+        self.check_appended_token()
+
+    def set_default_actions(self) -> None:
+        """OpenVLA's settings of actions, if the model has none.
+
+        A vocabulary without Llama's id of a space gets no token at the end of prompts.
+        """
+        if self.action_config is None:
+            is_known = self.image_token_index > SPACE_TOKEN_ID
+            self.action_config = ActionConfig(append_token_id=SPACE_TOKEN_ID if is_known else None)
+
+    def check_appended_token(self) -> None:
+        """Refuse an id at the end of action prompts that is no token of a text.
+
+        Raises:
+            ValueError: naming it.
+        """
+        token = self.action_config.append_token_id if self.action_config else None
+        if token is not None and token >= self.image_token_index:
+            raise ValueError(
+                f"action_config.append_token_id (--append-token) is {token}, but the ids of text "
+                f"are 0 to {self.image_token_index - 1}"
             )
 
     @classmethod
@@ -195,8 +218,7 @@ class ModelConfig(BaseModelConfig):
         if not isinstance(statistics, dict) or not statistics:
             raise ValueError(f"{path} holds no statistics by data set; copy it again")
         self.norm_stats = statistics
-        if self.action_config is None:
-            self.action_config = ActionConfig()
+        self.set_default_actions()
 
     def _set_published_sizes(self) -> None:
         models = tower_models(self.timm_model_ids, self.timm_override_act_layers)

@@ -2,12 +2,15 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
 from ...tokenizer_utils import StreamingDetokenizer
 from .config import ModelConfig
 from .prompts import chat_template
+
+_longest_tokens: dict[int, int] = {}
 
 
 def read_tokenizer(directory: Path) -> PreTrainedTokenizerFast:
@@ -45,6 +48,15 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerFast, config: ModelConfig) -> 
             f"config.json: image_token_index is {config.image_token_index}, but the tokenizer "
             f"has tokens up to id {last}"
         )
+
+
+def longest_token(tokenizer: Any) -> int:
+    """Characters of the vocabulary's longest token, which bounds a text of that many tokens."""
+    key = id(tokenizer)
+    if key not in _longest_tokens:
+        _longest_tokens.clear()
+        _longest_tokens[key] = max(map(len, tokenizer.get_vocab()))
+    return _longest_tokens[key]
 
 
 def load_tokenizer(

@@ -72,6 +72,8 @@ def test_openvla_needs_no_options(action_checkpoint):
         ("oft", {"preset": "libero", "append_token": "x"}, "--append-token"),
         ("oft", {"preset": "libero", "chunk_size": 0}, "action_config.chunk_size is 0"),
         ("openvla", {"preset": "libero"}, "--discrete"),
+        ("openvla", {"append_token": "40000"}, "ids of text are 0 to 32000"),
+        ("oft", {"preset": "libero", "append_token": "32001"}, "ids of text are 0 to 32000"),
     ],
 )
 def test_options_that_are_missing_or_do_not_fit_are_refused(

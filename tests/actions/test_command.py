@@ -109,6 +109,7 @@ def test_discrete_gives_ids(action_checkpoint, photo, capsys):
         (["--unnorm-key", "bridge_orig", "--image", "nowhere.png"], "2 given"),
         (["--action-preset", "libero"], "--discrete"),
         (["--group-size", "64"], "quantize"),
+        (["--quantize", "8"], "group size (64)"),
         (["--model", str(HF_CHECKPOINT)], "gives no actions"),
         (["--model", "nowhere"], "nowhere"),
     ],

@@ -39,6 +39,8 @@ def test_both_read_what_the_other_writes(value):
         ({"shape": "x"}, "malformed"),
         ({"__numpy__": "!!"}, "malformed"),
         ({"__numpy__": 5}, "malformed"),
+        ({"shape": [float("inf")]}, "malformed"),
+        ({"shape": [3.5]}, "malformed"),
     ],
 )
 def test_malformed_arrays_are_refused(change, message):

@@ -164,6 +164,10 @@ def test_a_statistics_file_next_to_the_checkpoint_has_priority(action_checkpoint
         ({"unnorm_key": KEY, "instruction": []}, "not empty"),
         ({"unnorm_key": KEY, "instruction": ["a", "b"]}, "1 pictures for 2 instructions"),
         ({"unnorm_key": KEY, "instruction": [b"a"]}, "a list of texts"),
+        ({"unnorm_key": KEY, "instruction": "\ud800"}, "surrogates"),
+        ({"unnorm_key": KEY, "instruction": INSTRUCTION * 1000}, "context of 4096 tokens"),
+        ({"unnorm_key": KEY, "instruction": "a " * 5_000_000}, "10000000 characters"),
+        ({"unnorm_key": "k" * 100_000}, "bridge_orig, fractal20220817_data"),
     ],
 )
 def test_what_cannot_be_used_is_refused_in_one_line(openvla, arguments, message):

@@ -2,6 +2,8 @@
 
 import pytest
 from mlx_vlm.models.moxin.action_config import ActionConfig
+from mlx_vlm.models.moxin.config import ModelConfig
+from mlx_vlm.models.moxin.text_config import TextConfig
 
 HEAD = {"decoding": "parallel", "head": "l1", "head_hidden_size": 8, "action_dim": 7}
 
@@ -52,3 +54,16 @@ def test_each_part_of_openvla_oft_needs_parallel_decoding(settings):
 def test_values_that_do_not_exist_are_named(settings):
     with pytest.raises(ValueError, match=f"action_config.{next(iter(settings))}"):
         ActionConfig(**settings)
+
+
+@pytest.mark.parametrize(("vocab_size", "pad", "token"), [(32064, 32000, 29871), (512, 448, None)])
+def test_a_vocabulary_without_the_space_of_llama_gets_none(vocab_size, pad, token):
+    text_config = TextConfig(vocab_size=vocab_size)
+    config = ModelConfig(text_config=text_config, pad_token_id=pad, norm_stats={"my_robot": {}})
+    assert config.action_config.append_token_id == token
+
+
+def test_an_appended_token_outside_of_the_vocabulary_is_refused():
+    settings = {"text_config": TextConfig(vocab_size=512), "pad_token_id": 448}
+    with pytest.raises(ValueError, match=r"append_token_id .* is 449, .* 0 to 448"):
+        ModelConfig(**settings, action_config=ActionConfig(append_token_id=449))

@@ -165,6 +165,7 @@ def with_actions(source: Source, options: ActionOptions) -> Source:
     parts = read_parts(source.directory)
     config = source.config
     config.action_config = resolve(config, options, parts)
+    config.check_appended_token()
     tensors = {**source.tensors, **parts.tensors}
     if config.action_config.head is None:
         tensors = {k: v for k, v in tensors.items() if not k.startswith(f"{_HEAD}.")}

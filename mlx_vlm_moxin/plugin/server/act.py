@@ -22,6 +22,7 @@ from mlx_vlm_moxin.actions import json_numpy
 from mlx_vlm_moxin.actions.inputs import ActionInputs, action_config, prepare
 from mlx_vlm_moxin.actions.policy import Prediction, infer
 from mlx_vlm_moxin.actions.serving import defaults
+from mlx_vlm_moxin.checkpoints.messages import one_line
 from mlx_vlm_moxin.plugin.server.between_steps import StoppingError
 from mlx_vlm_moxin.plugin.server.errors import serves_moxin
 from mlx_vlm_moxin.plugin.server.generator import adopt
@@ -33,7 +34,7 @@ _OTHER_CAMERAS = "wrist"
 
 
 def _refused(status: int, reason: str) -> HTTPException:
-    return HTTPException(status, " ".join(reason.split())[:500])
+    return HTTPException(status, one_line(reason))
 
 
 def _loaded() -> Any:

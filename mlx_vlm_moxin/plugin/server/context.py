@@ -6,6 +6,7 @@ slow for a text of megabytes, so a text that cannot fit is refused by its length
 
 from typing import Any
 
+from mlx_vlm.models.moxin.tokenization_moxin import longest_token
 from mlx_vlm.server.generation import (
     GenerationArguments,
     PromptTooLongError,
@@ -15,8 +16,6 @@ from mlx_vlm.server.runtime import runtime
 
 from mlx_vlm_moxin.plugin.server.errors import BadRequestError
 from mlx_vlm_moxin.plugin.server.json_body import text_length
-
-_longest_tokens: dict[int, int] = {}
 
 
 def context_limit(config: Any) -> int | None:
@@ -44,7 +43,7 @@ def check_length(request: dict[str, Any], picture_sources: list[str]) -> None:
     if limit is None:
         return
     characters = text_length(request) - sum(map(len, picture_sources))
-    longest = limit * _longest_token(runtime.model_cache.get("processor").tokenizer)
+    longest = limit * longest_token(runtime.model_cache.get("processor").tokenizer)
     if characters > longest:
         raise BadRequestError(
             f"The request has {characters} characters of text; the context of {limit} tokens "
@@ -72,12 +71,3 @@ def fit(prompt_tokens: int, arguments: GenerationArguments, config: Any) -> None
             "tokens has no room for an answer"
         )
     arguments.max_tokens = min(arguments.max_tokens, limit - prompt_tokens)
-
-
-def _longest_token(tokenizer: Any) -> int:
-    """Characters of the vocabulary's longest token."""
-    key = id(tokenizer)
-    if key not in _longest_tokens:
-        _longest_tokens.clear()
-        _longest_tokens[key] = max(map(len, tokenizer.get_vocab()))
-    return _longest_tokens[key]
