@@ -165,7 +165,6 @@ def test_a_statistics_file_next_to_the_checkpoint_has_priority(action_checkpoint
         ({"unnorm_key": KEY, "instruction": ["a", "b"]}, "1 pictures for 2 instructions"),
         ({"unnorm_key": KEY, "instruction": [b"a"]}, "a list of texts"),
         ({"unnorm_key": KEY, "instruction": "\ud800"}, "surrogates"),
-        ({"unnorm_key": KEY, "instruction": INSTRUCTION * 1000}, "context of 4096 tokens"),
         ({"unnorm_key": KEY, "instruction": "a " * 5_000_000}, "10000000 characters"),
         ({"unnorm_key": "k" * 100_000}, "bridge_orig, fractal20220817_data"),
     ],
@@ -178,6 +177,20 @@ def test_what_cannot_be_used_is_refused_in_one_line(openvla, arguments, message)
         predict_action(*openvla, **arguments)
     assert "\n" not in str(error.value)
     assert len(str(error.value)) <= 500
+
+
+def test_a_prompt_fits_the_models_context_or_is_refused(openvla, monkeypatch):
+    model, processor = openvla
+    prompt = len(prompt_ids(processor.tokenizer, model.config, INSTRUCTION))
+    text_config, arguments = model.config.text_config, (picture("photo"), INSTRUCTION, KEY)
+    # <s>, the picture, the prompt, the action, </s>.
+    needed = 1 + model.config.vision_config.num_patches + prompt + 7 + 1
+    monkeypatch.setattr(text_config, "max_position_embeddings", needed)
+    predict_action(*openvla, *arguments)
+    monkeypatch.setattr(text_config, "max_position_embeddings", needed - 1)
+    message = f"{prompt} tokens; .* context of {needed - 1} tokens has room for {prompt - 1}"
+    with pytest.raises(ValueError, match=message):
+        predict_action(*openvla, *arguments)
 
 
 @pytest.mark.parametrize(
