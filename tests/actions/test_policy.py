@@ -14,6 +14,7 @@ from mlx_vlm_moxin import load, predict_action
 from mlx_vlm_moxin.actions.autoregressive import input_embeddings, predict_ids
 from mlx_vlm_moxin.actions.inputs import prepare
 from mlx_vlm_moxin.actions.policy import infer, predict
+from mlx_vlm_moxin.actions.prompt import prompt_ids
 from mlx_vlm_moxin.actions.statistics import choose_data_set
 
 INSTRUCTION = "pick up the red cup"
