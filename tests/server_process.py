@@ -63,6 +63,11 @@ class Server:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
+    @property
+    def log(self) -> str:
+        """What the server has written until now."""
+        return Path(self._log.name).read_text(encoding="utf-8")
+
     def __enter__(self) -> "Server":
         deadline = time.monotonic() + START_TIMEOUT_S
         while time.monotonic() < deadline and self.process.poll() is None:
@@ -72,7 +77,7 @@ class Server:
             except OSError:
                 time.sleep(0.2)
         self.__exit__()
-        raise RuntimeError(f"The server did not start:\n{Path(self._log.name).read_text()}")
+        raise RuntimeError(f"The server did not start:\n{self.log}")
 
     def __exit__(self, *exception: object) -> None:
         self.process.terminate()

@@ -1,6 +1,7 @@
 """The model card: the source, how it was converted, what that cost, and how to run the model."""
 
 import re
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -131,14 +132,23 @@ class Card:
 
     def _command(self) -> str:
         if self.config.norm_stats:
-            return (
-                f"{_ACTION_COMMAND} {_HERE} --image photo.jpg \\\n"
-                '    --instruction "pick up the red cup"'
-            )
+            return self._action_command()
         return (
             f"{_COMMAND} {_HERE} --max-tokens 100 --temperature 0.0 \\\n"
             '    --prompt "Describe this image." --image photo.jpg'
         )
+
+    def _action_command(self) -> str:
+        """With everything that the model needs: its cameras, state and one of its data sets."""
+        actions, data_sets = self.config.action_config, sorted(self.config.norm_stats)
+        cameras = ["photo", *(f"camera{n}" for n in range(2, actions.num_images + 1))]
+        command = f"{_ACTION_COMMAND} {_HERE} {' '.join(f'--image {name}.jpg' for name in cameras)}"
+        options = ['--instruction "pick up the red cup"']
+        if actions.proprio_dim is not None:
+            options.append(f'--state "{",".join("0" * actions.proprio_dim)}"')
+        if len(data_sets) > 1:
+            options.append(f"--unnorm-key {shlex.quote(data_sets[0])}")
+        return f"{command} \\\n    {' '.join(options)}"
 
     def _text(self) -> str:
         name = (self.provenance.base_model or "/A model of the Prismatic family").rpartition("/")[2]

@@ -72,6 +72,8 @@ def test_openvla_needs_no_options(action_checkpoint):
         ("oft", {"preset": "libero", "append_token": "x"}, "--append-token"),
         ("oft", {"preset": "libero", "chunk_size": 0}, "action_config.chunk_size is 0"),
         ("openvla", {"preset": "libero"}, "--discrete"),
+        ("openvla", {"num_images": 2}, "--action-images .* no effect"),
+        ("openvla", {"attention": "full"}, "--action-attention would have no effect"),
         ("openvla", {"append_token": "40000"}, "ids of text are 0 to 32000"),
         ("oft", {"preset": "libero", "append_token": "32001"}, "ids of text are 0 to 32000"),
     ],

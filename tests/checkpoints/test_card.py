@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 from huggingface_hub import ModelCard
 from mlx_vlm import convert
+from mlx_vlm.models.moxin.action_config import ActionConfig
 from mlx_vlm.models.moxin.config import ModelConfig
 from mlx_vlm.models.moxin.text_config import TextConfig
 from mlx_vlm.models.moxin.towers import SIGLIP_ID, TIMM_MODELS
@@ -102,6 +103,15 @@ def test_the_model_is_described_by_its_config(tmp_path):
     assert card.data.tags == ["mlx", "openvla", "4-bit"]
     assert "mlx_vlm generate" not in card.text
     assert "python -m mlx_vlm_moxin act --model . --image photo.jpg" in card.text
+
+
+def test_the_command_of_an_action_model_has_what_the_model_needs(tmp_path):
+    actions = ActionConfig(decoding="parallel", chunk_size=8, num_images=2, proprio_dim=3)
+    config = replace(MOXIN_7B, norm_stats={"b": {}, "a c": {}}, action_config=actions)
+    assert (
+        "python -m mlx_vlm_moxin act --model . --image photo.jpg --image camera2.jpg \\\n"
+        '    --instruction "pick up the red cup" --state "0,0,0" --unnorm-key \'a c\'\n'
+    ) in written(tmp_path, config=config).text
 
 
 def test_what_the_language_models_licence_wants_is_said(tmp_path):

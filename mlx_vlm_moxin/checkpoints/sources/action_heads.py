@@ -114,6 +114,11 @@ def resolve(config: ModelConfig, options: ActionOptions, parts: ActionParts) -> 
             settings |= {"head": None, "head_hidden_size": None}
         return replace(known, **settings)
     if not (parts.head or parts.proprio or options.is_parallel):
+        if options.num_images is not None or options.attention is not None:
+            raise ValueError(
+                "--action-images and --action-attention would have no effect: this model predicts "
+                "one action from one picture, token by token, as OpenVLA does"
+            )
         return replace(known, **settings)
     if not parts.head and not options.discrete:
         raise ValueError(

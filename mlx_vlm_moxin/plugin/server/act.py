@@ -17,6 +17,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import Response
 from mlx_vlm.server import _require_management_api_key
 from mlx_vlm.server.runtime import runtime
+from starlette.requests import ClientDisconnect
 
 from mlx_vlm_moxin.actions import json_numpy
 from mlx_vlm_moxin.actions.inputs import ActionInputs, action_config, prepare
@@ -125,6 +126,11 @@ def _answer(prediction: Prediction, is_encoded: bool) -> Response:
     return Response(json.dumps(text) if is_encoded else text, media_type="application/json")
 
 
+def _nobody_waits() -> Response:
+    """For the log, where a client has disconnected."""
+    return Response(status_code=499)
+
+
 async def _body(request: Request) -> bytes:
     limit, body = ServerSettings.from_environment().max_body_bytes, bytearray()
     async for chunk in request.stream():
@@ -139,7 +145,11 @@ async def act(request: Request) -> Response:
 
     Computed by the generation thread between two steps of the running answers.
     """
-    generator, inputs, is_encoded = await run_in_threadpool(_read, await _body(request))
+    try:
+        body = await _body(request)
+    except ClientDisconnect:
+        return _nobody_waits()
+    generator, inputs, is_encoded = await run_in_threadpool(_read, body)
     try:
         prediction = await generator.between_steps(
             lambda: infer(generator.model, inputs), request.is_disconnected
@@ -148,8 +158,7 @@ async def act(request: Request) -> Response:
         raise _refused(503, str(error)) from error
     except ValueError as error:
         raise _refused(400, str(error)) from error
-    # Without a prediction there is no client to answer.
-    return Response(status_code=499) if prediction is None else _answer(prediction, is_encoded)
+    return _nobody_waits() if prediction is None else _answer(prediction, is_encoded)
 
 
 def describe() -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import socket
 import threading
 from pathlib import Path
 
@@ -191,6 +192,14 @@ def test_requests_that_do_not_fit_the_model_are_a_4xx(oft_server, change, messag
     response = post(oft_server, payload)
     assert response.status_code == 400
     assert message in response.json()["detail"]
+
+
+def test_a_client_that_disconnects_while_it_sends_leaves_no_traceback(server):
+    with socket.create_connection(("127.0.0.1", server.port)) as client:
+        client.sendall(b"POST /act HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{")
+    # The server answers others after it, and writes its log in the same order.
+    assert post(server, observation()).status_code == 200
+    assert "Traceback" not in server.log
 
 
 def test_a_model_without_actions_is_a_409(fp32_checkpoint, tmp_path):
