@@ -62,8 +62,9 @@ def action_config(model: nn.Module) -> ActionConfig:
     if config is None:
         raise ValueError(
             f"This model gives no actions: its config.json (model_type "
-            f"{model.config.model_type!r}) has neither norm_stats nor action_config. Action models "
-            "are OpenVLA, OpenVLA-OFT, Moxin-VLA and models trained on action data"
+            f"{model.config.model_type!r}) has neither norm_stats nor action_config, and there is "
+            "no dataset_statistics.json next to it. Action models are OpenVLA, OpenVLA-OFT, "
+            "Moxin-VLA and models trained on action data"
         )
     path = model.config.model_path
     if config.decoding == "autoregressive" and path is not None and part_files(Path(path)):

@@ -112,9 +112,13 @@ def scale_of(
         ValueError: naming what is missing or malformed.
     """
     where = f"the statistics of {data_set!r}, {part}"
-    values = (statistics.get(data_set) or {}).get(part)
-    if not isinstance(values, Mapping):
-        raise ValueError(f"There are no {where}; give the data set's dataset_statistics.json")
+    known = statistics.get(data_set)
+    values = known.get(part) if isinstance(known, Mapping) else None
+    if not isinstance(values, Mapping) or not values:
+        raise ValueError(
+            f"The statistics of {data_set!r} have no {part}; give the dataset_statistics.json of "
+            "the training run"
+        )
     low_name, high_name = BOUNDS[normalization]
     try:
         low, high = (np.array(values[name], np.float64) for name in (low_name, high_name))
@@ -123,10 +127,10 @@ def scale_of(
         raise ValueError(f"{where}: {error} is missing, which {normalization} needs") from error
     except (TypeError, ValueError) as error:
         raise ValueError(f"{where}: the values are no lists of numbers") from error
-    if low.ndim != 1 or not low.shape == high.shape == mask.shape:
+    if low.ndim != 1 or not low.size or not low.shape == high.shape == mask.shape:
         raise ValueError(
             f"{where}: {low_name}, {high_name} and mask have shapes {low.shape}, {high.shape} and "
-            f"{mask.shape}, expected the same number of values in each"
+            f"{mask.shape}, expected the same number of values, at least one, in each"
         )
     if not (np.isfinite(low).all() and np.isfinite(high).all()):
         raise ValueError(f"{where}: {low_name} or {high_name} has values that are not finite")

@@ -31,9 +31,19 @@ class ActionTokenizer:
 
     @classmethod
     def of(cls, config: Any) -> "ActionTokenizer":
-        """For the vocabulary and the bins of a model's ``config``."""
+        """For the vocabulary and the bins of a model's ``config``.
+
+        Raises:
+            ValueError: if the vocabulary has not as many ids.
+        """
         padding = config.pad_to_multiple_of or VOCABULARY_PADDING
-        return cls(config.text_config.vocab_size - padding, config.n_action_bins or NUM_BINS)
+        num_bins, vocab_size = config.n_action_bins or NUM_BINS, config.text_config.vocab_size
+        if vocab_size - padding < num_bins:
+            raise ValueError(
+                f"config.json: a vocabulary of {vocab_size} ids has no {num_bins} for actions "
+                f"(n_action_bins) below the last {padding} (pad_to_multiple_of)"
+            )
+        return cls(vocab_size - padding, num_bins)
 
     @property
     def ids(self) -> range:

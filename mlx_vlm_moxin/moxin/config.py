@@ -75,7 +75,7 @@ class ModelConfig(BaseModelConfig):
     prompt_format: str = field(default="pure", metadata={"choices": tuple(PROMPT_FORMATS)})
     llm_backbone_id: str | None = None
     norm_stats: dict[str, Any] | None = None
-    n_action_bins: int | None = None
+    n_action_bins: int | None = field(default=None, metadata={"low": 2})
     pad_to_multiple_of: int | None = None
     action_config: ActionConfig | None = None
     timm_model_ids: list[str] | None = None

@@ -82,6 +82,7 @@ def test_a_checkpoint_without_statistics_says_what_to_do():
         ({"q01": "low"}, "no lists of numbers"),
         ({"q01": [0.0, float("nan"), 0.0]}, "not finite"),
         ({"mask": [True]}, "shapes"),
+        ({"q01": [], "q99": [], "mask": []}, "at least one"),
     ],
 )
 def test_malformed_statistics_are_refused(change, message):
@@ -90,7 +91,7 @@ def test_malformed_statistics_are_refused(change, message):
 
 
 def test_missing_statistics_are_named():
-    with pytest.raises(ValueError, match="libero_spatial_no_noops', proprio"):
+    with pytest.raises(ValueError, match="libero_spatial_no_noops' have no proprio"):
         scale_of(STATISTICS, "libero_spatial_no_noops", "proprio")
     with pytest.raises(ValueError, match="'min' is missing"):
         scale_of({"set": {"action": {"q01": [0], "q99": [1]}}}, "set", normalization="bounds")

@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from mlx_vlm.models.moxin.config import ModelConfig
+from mlx_vlm.models.moxin.text_config import TextConfig
 
 from mlx_vlm_moxin.actions.tokens import ActionTokenizer
 
@@ -53,3 +55,15 @@ def test_shapes_are_kept():
     assert TOKENIZER.decode(TOKENIZER.encode(np.zeros((8, 7)))).shape == (8, 7)
     assert len(TOKENIZER.ids) == 256
     assert TOKENIZER.ids[0] == 31744
+
+
+@pytest.mark.parametrize("change", [{"n_action_bins": 40_000}, {"pad_to_multiple_of": 40_000}])
+def test_a_vocabulary_with_too_few_ids_is_refused(change):
+    config = ModelConfig(text_config=TextConfig(vocab_size=32064), **change)
+    with pytest.raises(ValueError, match=r"has no .* for actions"):
+        ActionTokenizer.of(config)
+
+
+def test_a_single_bin_is_refused():
+    with pytest.raises(ValueError, match="n_action_bins is 1"):
+        ModelConfig(text_config=TextConfig(vocab_size=32064), n_action_bins=1)
