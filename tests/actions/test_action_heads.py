@@ -116,12 +116,24 @@ def test_the_files_of_the_last_step_are_read(oft_copy):
     assert mx.abs(model.proprio_projector.fc1.weight).max() == 0
 
 
+def test_the_files_of_a_run_that_kept_its_last_checkpoint_are_read(oft_copy):
+    for part in ("action_head", "proprio_projector"):
+        path = oft_copy / f"{part}--150000_checkpoint.pt"
+        path.rename(oft_copy / f"{part}--latest_checkpoint.pt")
+    model, _ = load(oft_copy, actions="libero")
+    assert "action_head" in model
+    assert "proprio_projector" in model
+    write_pt(oft_copy / "action_head--200000_checkpoint.pt", {})
+    load(oft_copy, actions="libero")
+
+
+@pytest.mark.parametrize("step", ["150000", "latest"])
 @pytest.mark.parametrize(
     ("part", "message"),
     [("vision_backbone", "FiLM"), ("noisy_action_projector", "diffusion head")],
 )
-def test_parts_that_are_not_run_are_refused(oft_copy, part, message):
-    write_pt(oft_copy / f"{part}--150000_checkpoint.pt", {})
+def test_parts_that_are_not_run_are_refused(oft_copy, part, message, step):
+    write_pt(oft_copy / f"{part}--{step}_checkpoint.pt", {})
     with pytest.raises(ValueError, match=message):
         open_source(str(oft_copy), actions=LIBERO)
 

@@ -1,10 +1,12 @@
 """OpenVLA-OFT's additional parts next to a checkpoint, and the settings of an action model.
 
 A fine-tuned model is an OpenVLA checkpoint with ``action_head--{step}_checkpoint.pt`` and
-``proprio_projector--{step}_checkpoint.pt``, which are state dicts with DDP's prefix ``module.``.
+``proprio_projector--{step}_checkpoint.pt``, which are state dicts with DDP's prefix ``module.``;
+``latest`` is in the place of the step if training kept only its last checkpoint.
 Chunk size, number of cameras and normalisation are not in any of its files.
 """
 
+import math
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +20,7 @@ from mlx_vlm_moxin.checkpoints.sources.base import Source, Tensors
 from mlx_vlm_moxin.checkpoints.tensors import LazyTensor
 
 FILES = ["*_checkpoint.pt"]
-_FILE = re.compile(r"(\w+)--(\d+)_checkpoint\.pt")
+_FILE = re.compile(r"(\w+)--(\d+|latest)_checkpoint\.pt")
 # Parts of OpenVLA-OFT models that are not supported.
 _UNSUPPORTED = {
     "vision_backbone": "towers conditioned on the instruction (FiLM)",
@@ -45,11 +47,12 @@ class ActionParts:
 
 def part_files(directory: Path) -> dict[str, Path]:
     """The files of OpenVLA-OFT's parts, by part; those of the last step if there are several."""
-    found: dict[str, tuple[int, Path]] = {}
+    found: dict[str, tuple[float, Path]] = {}
     for path in directory.glob("*_checkpoint.pt"):
         match = _FILE.fullmatch(path.name)
         if match is not None:
-            found[match[1]] = max(found.get(match[1], (-1, path)), (int(match[2]), path))
+            step = math.inf if match[2] == "latest" else int(match[2])
+            found[match[1]] = max(found.get(match[1], (-1, path)), (step, path))
     return {name: path for name, (_, path) in found.items()}
 
 
