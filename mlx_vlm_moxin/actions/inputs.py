@@ -5,7 +5,7 @@ with others.
 """
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -88,11 +88,14 @@ def prepare(
     leave_state_out: bool = False,
     discrete: bool = False,
     tokenizer_lock: AbstractContextManager | None = None,
+    until: ExitStack | None = None,
 ) -> ActionInputs:
     """Read pictures and texts for ``policy.infer``; only the config of ``model`` is used.
 
     Args:
         tokenizer_lock: held while the tokenizer is used, if other threads use it too.
+        until: before the end of this context, the calling thread runs the model
+            (``MoxinImageProcessor.pixels``).
 
     The other arguments and the errors are those of ``policy.predict``.
     """
@@ -123,7 +126,7 @@ def prepare(
         prompts = [_prompt(processor, model.config, config, text, count) for text in instructions]
     pictures = [picture for row in rows for picture in _pictures(row, config)]
     states = _states(norm_stats, config, state, is_batch, len(rows), data_set, scaling)
-    pixel_values = processor.image_processor.pixels(pictures)
+    pixel_values = processor.image_processor.pixels(pictures, until)
     return ActionInputs(config, prompts, pixel_values, states, data_set, scale, is_batch)
 
 

@@ -5,6 +5,7 @@ moojink/openvla-oft.
 """
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -88,18 +89,20 @@ def predict(
 
     The other arguments and the errors are those of ``predict_action``.
     """
-    inputs = prepare(
-        model,
-        processor,
-        image,
-        instruction,
-        unnorm_key,
-        center_crop,
-        state=state,
-        leave_state_out=leave_state_out,
-        discrete=discrete,
-    )
-    return infer(model, inputs, action_ids_only=action_ids_only)
+    with ExitStack() as stack:
+        inputs = prepare(
+            model,
+            processor,
+            image,
+            instruction,
+            unnorm_key,
+            center_crop,
+            state=state,
+            leave_state_out=leave_state_out,
+            discrete=discrete,
+            until=stack,
+        )
+        return infer(model, inputs, action_ids_only=action_ids_only)
 
 
 def predict_action(

@@ -1,5 +1,7 @@
 """One robot action, from camera pictures to action values."""
 
+from contextlib import ExitStack
+
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
@@ -47,8 +49,13 @@ class ActionRun:
         return len(self._images)
 
     def __call__(self) -> mx.array:
-        """The actions as an unevaluated array."""
-        pixels = self._image_processor.pixels(self._images)
+        """The actions, computed."""
+        with ExitStack() as stack:
+            actions = self._record(self._image_processor.pixels(self._images, stack))
+            mx.eval(actions)
+        return actions
+
+    def _record(self, pixels: mx.array) -> mx.array:
         if not self._is_parallel:
             return predict_ids(self._model, self._prompts, pixels, ACTION_DIM)
         config, state = self._config, None

@@ -5,6 +5,7 @@ transforms on PIL images (native ones). ``convert("RGB")``, Pillow's bicubic res
 bytes, ``/ 255``, then one normalisation per tower, stacked channel by channel.
 """
 
+import contextlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -145,14 +146,22 @@ class MoxinImageProcessor:
             mx.eval(result.pixel_values)
         return result
 
-    def pixels(self, images: PictureSource | Sequence[PictureSource]) -> mx.array:
+    def pixels(
+        self,
+        images: PictureSource | Sequence[PictureSource],
+        until: contextlib.ExitStack | None = None,
+    ) -> mx.array:
         """The ``pixel_values`` alone of ``process``; a GPU may still be computing them.
+
+        Args:
+            until: before the end of this context, the calling thread evaluates what it computes
+                from them. Then a GPU may receive both at once, which takes the host less time.
 
         Raises:
             PictureError: see ``picture.read_picture``.
         """
         pictures = _read(images)
-        result = self.engine_pixels(pictures)
+        result = self.engine_pixels(pictures, until)
         return mx.array(self._preprocess(pictures)[0]) if result is None else result
 
     def engine_process(self, images: Sequence[Image.Image]) -> ProcessedPictures | None:
@@ -162,7 +171,9 @@ class MoxinImageProcessor:
         """
         return None
 
-    def engine_pixels(self, images: Sequence[Image.Image]) -> mx.array | None:
+    def engine_pixels(
+        self, images: Sequence[Image.Image], until: contextlib.ExitStack | None
+    ) -> mx.array | None:
         """``pixels`` of RGB pictures by an accelerator, as ``engine_process``."""
         return None
 

@@ -43,7 +43,7 @@ def pixels_of(image: Image.Image) -> np.ndarray:
     # A list of four bytes for each pixel.
     memory = (ctypes.c_uint32 * count).from_address(array.children[0].contents.buffers[1])
     memory.owner = capsule
-    return np.ctypeslib.as_array(memory)
+    return np.frombuffer(memory, np.uint32)
 
 
 def have_equal_pixels(first: Image.Image, second: Image.Image) -> bool:

@@ -11,6 +11,7 @@ import pytest
 from action_models import goldens, picture
 
 from mlx_vlm_moxin import load, predict_action
+from mlx_vlm_moxin.actions import policy
 from mlx_vlm_moxin.actions.autoregressive import input_embeddings, predict_ids
 from mlx_vlm_moxin.actions.inputs import prepare
 from mlx_vlm_moxin.actions.policy import infer, predict
@@ -212,6 +213,21 @@ def test_states_that_do_not_fit_are_refused(oft, two, state, message):
 def test_a_model_without_actions_says_so(loaded):
     with pytest.raises(ValueError, match="gives no actions"):
         predict_action(*loaded, picture("photo"), INSTRUCTION)
+
+
+def test_a_gpu_may_receive_the_pixels_together_with_the_model(openvla, monkeypatch):
+    events, prepared = [], []
+
+    def pixels(images, until):
+        until.callback(events.append, "end of the pixels' memory")
+        prepared.append(images)
+
+    model, processor = openvla
+    monkeypatch.setattr(processor.image_processor, "engine_pixels", pixels, raising=False)
+    monkeypatch.setattr(policy, "infer", lambda *_, **__: events.append("model"))
+    predict(model, processor, picture("photo"), INSTRUCTION, KEY)
+    assert len(prepared) == 1
+    assert events == ["model", "end of the pixels' memory"]
 
 
 def test_inputs_prepared_in_another_thread_give_the_same_action(action_model):

@@ -27,8 +27,8 @@ class Buffer(NamedTuple):
 
     Attributes:
         values: of the memory, uint8.
-        results: of the kernels that use it, submitted; whoever borrows it adds them. The next one
-            gets it when they are computed.
+        results: of the kernels that use it; whoever borrows it adds them. They are submitted at the
+            end, and the next one gets the memory when they are computed.
     """
 
     address: int
@@ -60,6 +60,8 @@ class Buffers:
             buffer.results.clear()
             yield buffer
         finally:
+            # Another thread, which may be next, could not do that.
+            mx.async_eval(buffer.results)
             with self._lock:
                 free.append(buffer)
 

@@ -1,5 +1,7 @@
 """A robot's action, from the PIL image to its ids or hidden states; functions give milliseconds."""
 
+from contextlib import ExitStack
+
 import mlx.core as mx
 import numpy as np
 
@@ -24,7 +26,7 @@ def _image_processor(models: Models):
 def tokens(models: Models, model: str = "ours", batch: int = 1) -> Run:
     """OpenVLA: seven tokens one after another, for ``batch`` robots at once."""
     run = ActionRun(models[model], picture(models), _image_processor(models), batch)
-    return lambda: milliseconds(lambda: mx.eval(run()))
+    return lambda: milliseconds(run)
 
 
 def chunk(models: Models, model: str = "ours") -> Run:
@@ -34,7 +36,8 @@ def chunk(models: Models, model: str = "ours") -> Run:
     ids = np.random.default_rng(0).integers(3, moxin.config.pad_token_id, PROMPT_TOKENS)
 
     def work() -> None:
-        pixels = image_processor.pixels(images)
-        mx.eval(action_hidden_states(moxin, [ids.tolist()], pixels, None, PLACEHOLDERS, False))
+        with ExitStack() as stack:
+            pixels = image_processor.pixels(images, stack)
+            mx.eval(action_hidden_states(moxin, [ids.tolist()], pixels, None, PLACEHOLDERS, False))
 
     return lambda: milliseconds(work)

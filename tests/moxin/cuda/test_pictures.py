@@ -113,6 +113,43 @@ def test_another_thread_uses_pixels_that_are_not_waited_for(on_cpu):
         np.testing.assert_array_equal(np.array(pixels), 2 * processor(image))
 
 
+def test_memory_of_pixels_for_this_thread_is_used_until_the_end_of_the_context(on_cpu):
+    processor, images = MoxinImageProcessor(SIDE), [picture(64, 48, seed) for seed in range(3)]
+    with contextlib.ExitStack() as until:
+        pixels = [processor.pixels(images[0], until), processor.pixels(images[1])]
+        assert len(on_cpu) == 2
+    pixels.append(processor.pixels(images[2]))
+    assert len(on_cpu) == 2
+    for image, result in zip(images, pixels):
+        np.testing.assert_array_equal(np.array(result), processor(image))
+
+
+def test_pixels_that_nobody_computed_are_submitted_at_the_end_of_the_context(on_cpu, monkeypatch):
+    processor, image = MoxinImageProcessor(SIDE), picture(64, 48)
+    submitted, submit = [], mx.async_eval
+    monkeypatch.setattr(mx, "async_eval", lambda new: submitted.append(list(new)) or submit(new))
+    with contextlib.ExitStack() as until:
+        left = processor.pixels(image, until)
+        assert not submitted
+    # Another thread could not submit them, and waits for them before it uses the memory.
+    assert [array is left for arrays in submitted for array in arrays] == [True]
+    with ThreadPoolExecutor(1) as pool:
+        result = pool.submit(processor.pixels, image).result()
+    np.testing.assert_array_equal(np.array(result), processor(image))
+    assert len(on_cpu) == 1
+
+
+def test_kernels_of_several_pictures_are_submitted_together(on_cpu, monkeypatch):
+    count = pictures.SUBMITTED_AT_ONCE + 1
+    processor, images = MoxinImageProcessor(SIDE), [picture(64, 48, i) for i in range(count)]
+    submitted, submit = [], mx.async_eval
+    monkeypatch.setattr(mx, "async_eval", lambda new: submitted.append(list(new)) or submit(new))
+    with contextlib.ExitStack() as until:
+        pixels = processor.pixels(images, until)
+        assert [len(arrays) for arrays in submitted] == [pictures.SUBMITTED_AT_ONCE]
+    np.testing.assert_array_equal(np.array(pixels), processor(images))
+
+
 @pytest.mark.parametrize(
     ("strategy", "shape"),
     [
