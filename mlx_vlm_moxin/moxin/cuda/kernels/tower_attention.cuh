@@ -30,7 +30,8 @@ __device__ int count_tiles(const TowerAttention<T>& attention) {
   return (attention.tokens + QUERIES - 1) / QUERIES * attention.heads * attention.batch;
 }
 
-// A team computes tile `tile` of count_tiles(). As many tiles of keys as fit in shared memory are in
+// A team computes tile `tile` of count_tiles(); the last ones are those of a head's last queries, which may
+// be few. As many tiles of keys as fit in shared memory are in
 // flight.
 template <typename T, int HEAD>
 __device__ void attend_head(const TowerAttention<T>& attention, int tile, int team) {
@@ -40,10 +41,9 @@ __device__ void attend_head(const TowerAttention<T>& attention, int tile, int te
   static_assert(STAGES > 0, "there is room for queries, keys and values");
   unsigned int queries = static_cast<unsigned int>(
       __cvta_generic_to_shared(shared + team * (QUERIES + STAGES * 2 * KEYS) * PITCH));
-  int query_tiles = (attention.tokens + QUERIES - 1) / QUERIES;
-  int first_query = tile % query_tiles * QUERIES;
-  int head = tile / query_tiles % attention.heads;
-  int first_token = tile / query_tiles / attention.heads * attention.tokens;
+  int head = tile % attention.heads;
+  int first_token = tile / attention.heads % attention.batch * attention.tokens;
+  int first_query = tile / attention.heads / attention.batch * QUERIES;
   int thread = thread_of_step() % ATTENTION_THREADS, lane = thread % LANES, warp = thread / LANES;
 
   // Copies `rows` rows from token `first` on; part 0 is queries, 1 keys, 2 values.

@@ -152,12 +152,15 @@ extern "C" __global__ void __launch_bounds__(config::THREADS, 1) tower_layers(
         return TowerAttention<T>{tower.qkv, tower.attended, i < tower.depth ? tower.batch : 0,
                                  tower.tokens, tower.heads, width, rsqrtf(width)};
       };
-      int first = count_tiles(attention(0)), count = first + count_tiles(attention(1));
+      // Tower 0 is last: its class token makes a tile of few queries for each head. These share thread
+      // blocks with whole tiles, where one picture has more tiles than there are blocks.
+      int first = count_tiles(attention(1)), count = first + count_tiles(attention(0));
       int team = thread_of_step() / ATTENTION_THREADS;
       for (int tile = team * gridDim.x + blockIdx.x; tile < count;
            tile += gridDim.x * (config::THREADS / ATTENTION_THREADS)) {
-        bool is_first = tile < first;
-        attend_head<T, config::HEAD>(attention(!is_first), is_first ? tile : tile - first, team);
+        bool is_second_tower = tile < first;
+        attend_head<T, config::HEAD>(
+            attention(is_second_tower), is_second_tower ? tile : tile - first, team);
       }
       barrier.arrive();
     }
