@@ -146,6 +146,9 @@ def test_an_action_run_on_an_unknown_model_or_without_statistics_is_refused(tmp_
     with pytest.raises(FileNotFoundError, match=r"has no dataset_statistics\.json"):
         open_run(directory)
     (directory / "dataset_statistics.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"dataset_statistics\.json is empty"):
+        open_run(directory)
+    (directory / "dataset_statistics.json").write_text('{"robot": {}}')
     with pytest.raises(ValueError, match="'runs/my-own-vlm', which is not a published Prismatic"):
         open_run(directory)
 

@@ -8,7 +8,6 @@ language model's repository. Reference: ``prismatic/models`` of github TRI-ML/pr
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from mlx_vlm.models.moxin.action_config import ActionConfig
 from mlx_vlm.models.moxin.config import ModelConfig
 from mlx_vlm.models.moxin.image_processing_moxin import MoxinImageProcessor
 from mlx_vlm.models.moxin.prismatic import VISION_BACKBONES, prompt_format
@@ -112,7 +111,7 @@ def _make_config(run: Run, llm_directory: Path, tokenizer: PreTrainedTokenizerFa
     """The model's config, without the sizes that are derived from its tensors."""
     is_vla = run.norm_stats is not None
     towers = VISION_BACKBONES[run.model.vision_backbone_id]
-    return ModelConfig(
+    config = ModelConfig(
         text_config=read_text_config(llm_directory, tokenizer),
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,
@@ -120,13 +119,15 @@ def _make_config(run: Run, llm_directory: Path, tokenizer: PreTrainedTokenizerFa
         prompt_format=prompt_format(run.model.llm_backbone_id),
         llm_backbone_id=run.model.llm_backbone_id,
         norm_stats=run.norm_stats,
-        action_config=ActionConfig(drop_image_marker=True) if is_vla else None,
         n_action_bins=ACTION_BINS if is_vla else None,
         pad_to_multiple_of=VOCAB_MULTIPLE if is_vla else None,
         timm_model_ids=[*towers],
         timm_override_act_layers=[*towers.values()],
         arch_specifier=run.model.arch_specifier,
     )
+    if config.action_config is not None:
+        config.action_config.drop_image_marker = True
+    return config
 
 
 def _in_our_layout(name: str, tensor: LazyTensor) -> LazyTensor:

@@ -103,6 +103,8 @@ def read_run(directory: Path) -> Run:
                 f"{directory} has no {STATISTICS_FILE}; copy it from the training run"
             )
         statistics = read_json(directory / STATISTICS_FILE)
+        if not statistics:
+            raise ValueError(f"{directory}/{STATISTICS_FILE} is empty; copy it again")
         run = Run(_base_model(str(config["vla"]["base_vlm"])), norm_stats=statistics)
     else:
         settings = config["model"]
