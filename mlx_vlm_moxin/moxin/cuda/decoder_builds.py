@@ -31,10 +31,10 @@ from .layer_form import DecoderLayer
 from .projections import Projection, read_projection
 from .step_attention import step_attention
 
-# Tokens of a picture and a question, with one of at most 31.
+# Tokens of a picture and a question, with one of 16 to 31.
 PROMPT = 288
-# The same with longer questions, for which Hopper's products have other kernels.
-LONGER_QUESTIONS = (304, 320)
+# The same with shorter and longer questions, for which Hopper's products have other kernels.
+OTHER_QUESTIONS = (272, 304, 320)
 LONG_PROMPT = 384
 # Tokens of a further question about a picture.
 QUESTION = 24
@@ -66,7 +66,7 @@ def decoder_builds(decoder: nn.Module, head: nn.Module) -> Iterator[Build]:
     for product in _products(sizes):
         yield partial(kernels.rotate, sizes, tokens, *product)
     yield from _add_norms(sizes, PROMPT, orders)
-    for rows in LONGER_QUESTIONS:
+    for rows in OTHER_QUESTIONS:
         yield from _arranged_builds(sizes, alike, rows)
     yield from _layer_products(sizes, alike, 1)  # of the last layer
     yield _multiply(sizes, output, 1, sizes.hidden)

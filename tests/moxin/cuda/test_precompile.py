@@ -79,7 +79,7 @@ def test_every_kernel_that_is_used_was_compiled(bits, intermediate, built, monke
     assert built <= compiled
 
 
-@pytest.mark.parametrize("length", [277, 288, 289, 300, 305, 320])
+@pytest.mark.parametrize("length", [258, 272, 277, 288, 289, 300, 305, 320])
 @pytest.mark.parametrize("bits", [16, 4])
 def test_a_first_answer_does_not_wait_for_kernels_of_other_prompts(
     bits, length, built, monkeypatch
