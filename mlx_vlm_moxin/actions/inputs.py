@@ -108,8 +108,6 @@ def prepare(
     instructions = list(instruction) if is_batch else [instruction]
     if not instructions or not all(isinstance(text, str) for text in instructions):
         raise ValueError("instruction must be a text, or a list of texts that is not empty")
-    if not all(map(_is_unicode, instructions)):
-        raise ValueError("instruction has halves of characters (surrogates), which are no text")
     rows = list(image) if is_batch else [image]
     if len(rows) != len(instructions):
         raise ValueError(f"There are {len(rows)} pictures for {len(instructions)} instructions")
@@ -128,15 +126,6 @@ def prepare(
     states = _states(norm_stats, config, state, is_batch, len(rows), data_set, scaling)
     pixel_values = processor.image_processor.pixels(pictures, until)
     return ActionInputs(config, prompts, pixel_values, states, data_set, scale, is_batch)
-
-
-def _is_unicode(text: str) -> bool:
-    """Whether UTF-8 can encode ``text``; JSON and command lines may have halves of characters."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _prompt(
@@ -204,7 +193,7 @@ def _states(
         )
     try:
         values = np.asarray(state, np.float64)
-    except (TypeError, ValueError) as error:
+    except (OverflowError, TypeError, ValueError) as error:
         raise ValueError(f"state must be numbers ({error})") from error
     values = values if is_batch else values[None]
     if values.shape != (rows, config.proprio_dim):

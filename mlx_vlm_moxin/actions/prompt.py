@@ -43,7 +43,16 @@ def action_prompt(instruction: str, prompt_format: str = "pure") -> str:
 
 
 def prompt_ids(tokenizer: Any, config: ModelConfig, instruction: str) -> list[int]:
-    """Ids of the prompt without ``<s>``, with ``action_config.append_token_id`` at its end."""
+    """Ids of the prompt without ``<s>``, with ``action_config.append_token_id`` at its end.
+
+    Raises:
+        ValueError: if ``instruction`` has halves of characters, as JSON and command lines may, or
+            action models have no such prompt.
+    """
+    try:
+        instruction.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError("instruction has halves of characters (surrogates)") from error
     if config.action_config.drop_image_marker:
         instruction = instruction.replace("<image>", "")
     text = action_prompt(instruction, config.prompt_format)

@@ -125,7 +125,7 @@ def scale_of(
         mask = np.array(values.get("mask", np.ones(low.shape, bool)), bool)
     except KeyError as error:
         raise ValueError(f"{where}: {error} is missing, which {normalization} needs") from error
-    except (TypeError, ValueError) as error:
+    except (OverflowError, TypeError, ValueError) as error:
         raise ValueError(f"{where}: the values are no lists of numbers") from error
     if low.ndim != 1 or not low.size or not low.shape == high.shape == mask.shape:
         raise ValueError(

@@ -103,7 +103,7 @@ class ActionDataset:
             problem = None
             try:
                 values = np.array(row.get(ACTION), np.float64)
-            except (TypeError, ValueError):
+            except (OverflowError, TypeError, ValueError):
                 values = np.zeros(0)
             known = actions.setdefault(str(row.get(DATA_SET, self._name)), [])
             if row.get("image") is None:

@@ -203,6 +203,7 @@ def test_a_prompt_fits_the_models_context_or_is_refused(openvla, monkeypatch):
         ([[0.0] * 8], r"shape \[8\], got \[1, 8\]"),
         ([float("nan")] * 8, "not finite"),
         ("straight up", "must be numbers"),
+        ([10**400] * 8, "must be numbers"),
     ],
 )
 def test_states_that_do_not_fit_are_refused(oft, two, state, message):

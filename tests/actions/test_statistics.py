@@ -80,6 +80,7 @@ def test_a_checkpoint_without_statistics_says_what_to_do():
     [
         ({"q99": [1.0]}, "shapes"),
         ({"q01": "low"}, "no lists of numbers"),
+        ({"q01": [10**400, 0.0, 0.0]}, "no lists of numbers"),
         ({"q01": [0.0, float("nan"), 0.0]}, "not finite"),
         ({"mask": [True]}, "shapes"),
         ({"q01": [], "q99": [], "mask": []}, "at least one"),

@@ -125,6 +125,7 @@ def test_rows_for_validation_are_scaled_as_those_for_training(fp32, data):
         ({"action": "up"}, "Row 2 .* action must be a list of numbers"),
         ({"action": []}, "Row 2 .* action must be a list of numbers"),
         ({"action": [float("nan")] * 7}, "Row 2 .* action must be a list of numbers"),
+        ({"action": [10**400] * 7}, "Row 2 .* action must be a list of numbers"),
         ({"action": [0.0] * 6}, "Row 2 .* 6 values, the rows before 7"),
         ({"instruction": None}, "Row 2 .* instruction must be a text"),
         ({"image": None}, "Row 2 .* image is missing"),
