@@ -4,6 +4,7 @@
 #pragma once
 
 #include <sched.h>
+#include <setjmp.h>
 #include <time.h>
 #include <ucontext.h>
 
@@ -42,8 +43,12 @@ constexpr int WARP = 32, STACK = 96 << 10, SHARED = 240000;
 
 struct Copy { unsigned int to; const void* from; int bytes; };
 
+// Only the first switch to a context uses its ucontext_t: swapcontext calls the kernel to exchange
+// signal masks, _setjmp and _longjmp do not.
 struct Context {
-  ucontext_t state;
+  ucontext_t start;
+  jmp_buf state;
+  bool has_begun = false;
   std::vector<char> stack = std::vector<char>(STACK);
   bool is_done = false;
   std::deque<std::vector<Copy>> groups;  // of asynchronous copies, which are done when waited for
@@ -87,7 +92,7 @@ struct Block {
   std::map<unsigned int, Barrier> barriers;  // by their address
   std::map<int, Meeting> teams;  // by the number of their barrier
   Meeting meeting;
-  ucontext_t scheduler;
+  jmp_buf scheduler;
 };
 
 inline thread_local Block* block;
@@ -97,7 +102,7 @@ inline Warp& this_warp() { return block->warps[threadIdx.x / WARP]; }
 
 inline void let_others_run() {
   int index = threadIdx.x;
-  swapcontext(&block->threads[index].state, &block->scheduler);
+  if (!_setjmp(block->threads[index].state)) _longjmp(block->scheduler, 1);
   threadIdx.x = index;
 }
 
@@ -165,7 +170,15 @@ inline void enter_thread() {
   run_thread();
   Context& context = block->threads[threadIdx.x];
   context.is_done = true;
-  swapcontext(&context.state, &block->scheduler);
+  _longjmp(block->scheduler, 1);
+}
+
+// Runs a thread of the block until it waits or is done.
+inline void run_until_it_waits(Context& context) {
+  if (_setjmp(block->scheduler)) return;
+  if (context.has_begun) _longjmp(context.state, 1);
+  context.has_begun = true;
+  setcontext(&context.start);
 }
 
 inline void run_block(int index, int blocks, int threads) {
@@ -178,16 +191,16 @@ inline void run_block(int index, int blocks, int threads) {
   here.warpgroups.resize(threads / WARPGROUP);
   memset(shared_memory(), 0xff, SHARED);
   for (Context& context : here.threads) {
-    getcontext(&context.state);
-    context.state.uc_stack = {context.stack.data(), 0, context.stack.size()};
-    context.state.uc_link = nullptr;
-    makecontext(&context.state, enter_thread, 0);
+    getcontext(&context.start);
+    context.start.uc_stack = {context.stack.data(), 0, context.stack.size()};
+    context.start.uc_link = nullptr;
+    makecontext(&context.start, enter_thread, 0);
   }
   for (int left = threads; left;) {
     for (int i = 0; i < threads; ++i) {
       if (here.threads[i].is_done) continue;
       threadIdx.x = i;
-      swapcontext(&here.scheduler, &here.threads[i].state);
+      run_until_it_waits(here.threads[i]);
       left -= here.threads[i].is_done;
     }
   }
