@@ -104,10 +104,12 @@ def prepare(
         config = replace(config, head=None, head_hidden_size=None)
     if leave_state_out:
         config = replace(config, proprio_dim=None)
-    is_batch = not isinstance(instruction, str)
+    is_batch = isinstance(instruction, (list, tuple, np.ndarray))
     instructions = list(instruction) if is_batch else [instruction]
     if not instructions or not all(isinstance(text, str) for text in instructions):
         raise ValueError("instruction must be a text, or a list of texts that is not empty")
+    if is_batch and not isinstance(image, (list, tuple, np.ndarray, mx.array)):
+        raise ValueError("For a list of instructions, image must be a list of their pictures")
     rows = list(image) if is_batch else [image]
     if len(rows) != len(instructions):
         raise ValueError(f"There are {len(rows)} pictures for {len(instructions)} instructions")

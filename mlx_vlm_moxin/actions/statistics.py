@@ -87,9 +87,10 @@ def choose_data_set(statistics: Mapping[str, Any] | None, key: str | None) -> st
             f"The model was trained on {len(names)} data sets; choose whose statistics scale the "
             f"action (unnorm_key): {_shown(names)}"
         )
-    for name in (key, key + _NO_NOOPS):
-        if name in statistics:
-            return name
+    if isinstance(key, str):
+        for name in (key, key + _NO_NOOPS):
+            if name in statistics:
+                return name
     raise ValueError(
         f"unnorm_key {_shorten.repr(key)} is none of the model's data sets: {_shown(names)}"
     )

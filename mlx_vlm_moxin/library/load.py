@@ -3,6 +3,7 @@
 import inspect
 import logging
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import mlx.nn as nn
@@ -192,6 +193,10 @@ def load(
     directory = _fetch(path_or_repo, revision)
     if isinstance(actions, str):
         actions = ActionOptions(preset=actions)
+    if not isinstance(actions, (ActionOptions, NoneType)):
+        raise ValueError(
+            f"actions is a preset's name or ActionOptions, got {type(actions).__name__}"
+        )
     model = load_model(directory, lazy, options, actions or NO_OPTIONS)
     if adapter_path is not None:
         model = _with_adapter(model, Path(adapter_path).expanduser())

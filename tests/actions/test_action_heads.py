@@ -90,6 +90,11 @@ def test_options_for_a_model_without_actions_are_refused():
         config_of(HF_CHECKPOINT, preset="libero")
 
 
+def test_load_accepts_a_preset_or_options_for_actions(action_checkpoint):
+    with pytest.raises(ValueError, match="a preset's name or ActionOptions, got dict"):
+        load(action_checkpoint("oft"), actions={"preset": "libero"})
+
+
 def test_discrete_leaves_the_head_out(action_checkpoint):
     source = open_source(
         str(action_checkpoint("oft")), actions=ActionOptions(preset="libero", discrete=True)

@@ -164,10 +164,13 @@ def test_a_statistics_file_next_to_the_checkpoint_has_priority(action_checkpoint
         ({"unnorm_key": KEY, "image": [picture("photo")] * 2}, "1 picture at a time, 2 given"),
         ({"unnorm_key": KEY, "image": "nowhere.png"}, "nowhere.png"),
         ({"unnorm_key": KEY, "instruction": []}, "not empty"),
+        ({"unnorm_key": KEY, "instruction": None}, "must be a text"),
+        ({"unnorm_key": KEY, "instruction": 5}, "must be a text"),
         ({"unnorm_key": KEY, "instruction": ["a", "b"]}, "1 pictures for 2 instructions"),
         ({"unnorm_key": KEY, "instruction": [b"a"]}, "a list of texts"),
         ({"unnorm_key": KEY, "instruction": "\ud800"}, "surrogates"),
         ({"unnorm_key": KEY, "instruction": "a " * 5_000_000}, "10000000 characters"),
+        ({"unnorm_key": 5}, "unnorm_key 5 is none of .* bridge_orig, fractal20220817_data"),
         ({"unnorm_key": "k" * 100_000}, "bridge_orig, fractal20220817_data"),
     ],
 )
@@ -179,6 +182,12 @@ def test_what_cannot_be_used_is_refused_in_one_line(openvla, arguments, message)
         predict_action(*openvla, **arguments)
     assert "\n" not in str(error.value)
     assert len(str(error.value)) <= 500
+
+
+@pytest.mark.parametrize("image", [picture("photo"), "photo.png", b"photo", {"path": "a"}])
+def test_a_batch_needs_a_list_of_pictures(openvla, image):
+    with pytest.raises(ValueError, match="image must be a list of their pictures"):
+        predict_action(*openvla, image, [INSTRUCTION], KEY)
 
 
 def test_a_prompt_fits_the_models_context_or_is_refused(openvla, monkeypatch):
