@@ -85,6 +85,12 @@ def test_converting_again_keeps_the_settings_and_single_options_win(oft, tmp_pat
     assert chunk(model, processor).token_ids.shape == (8, 7)
 
 
+def test_a_preset_that_does_not_fit_a_conversion_is_refused(oft):
+    load(oft, actions="libero")
+    with pytest.raises(ValueError, match="preset aloha has action_dim 14, this checkpoint 7"):
+        load(oft, actions="aloha")
+
+
 def test_saving_a_loaded_model_keeps_everything(oft, tmp_path):
     model, processor = load(oft)
     save_quantized(model, processor, tmp_path / "saved")

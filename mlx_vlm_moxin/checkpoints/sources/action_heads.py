@@ -91,6 +91,7 @@ def read_parts(directory: Path) -> ActionParts:
 
 
 def _check_sizes(settings: dict, found: dict[str, int | None], preset: str | None) -> None:
+    """Compare a preset with the sizes of a checkpoint, which become those of ``settings``."""
     for name, value in found.items():
         if preset is not None and value is not None and PRESETS[preset][name] != value:
             raise ValueError(
@@ -112,7 +113,7 @@ def resolve(config: ModelConfig, options: ActionOptions, parts: ActionParts) -> 
     known, settings = config.action_config, options.settings()
     if known.decoding == "parallel":
         # A conversion, whose config already has these settings.
-        settings = {k: v for k, v in settings.items() if k not in _SIZES}
+        _check_sizes(settings, {name: getattr(known, name) for name in _SIZES}, options.preset)
         if options.discrete:
             settings |= {"head": None, "head_hidden_size": None}
         return replace(known, **settings)
