@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from transformers import PreTrainedTokenizerFast
 
@@ -10,7 +11,7 @@ from ...tokenizer_utils import StreamingDetokenizer
 from .config import ModelConfig
 from .prompts import chat_template
 
-_longest_tokens: dict[int, int] = {}
+_longest_tokens: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
 
 
 def read_tokenizer(directory: Path) -> PreTrainedTokenizerFast:
@@ -52,11 +53,10 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerFast, config: ModelConfig) -> 
 
 def longest_token(tokenizer: Any) -> int:
     """Characters of the vocabulary's longest token, which bounds a text of that many tokens."""
-    key = id(tokenizer)
-    if key not in _longest_tokens:
-        _longest_tokens.clear()
-        _longest_tokens[key] = max(map(len, tokenizer.get_vocab()))
-    return _longest_tokens[key]
+    found = _longest_tokens.get(tokenizer)
+    if found is None:
+        found = _longest_tokens[tokenizer] = max(map(len, tokenizer.get_vocab()))
+    return found
 
 
 def load_tokenizer(
