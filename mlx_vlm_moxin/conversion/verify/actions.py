@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from mlx_vlm_moxin.actions.policy import Prediction, predict
+from mlx_vlm_moxin.actions.statistics import scale_of
 
 INSTRUCTIONS = ("pick up the red block", "open the drawer", "put the cup on the plate")
 
@@ -16,8 +17,8 @@ def predict_actions(model: Any, processor: Any, pictures: Sequence[Path]) -> lis
     """An action model's predictions for every picture and instruction; empty for other models.
 
     Actions are scaled with the statistics of the first data set by name, and the robot's state is
-    the mean from these statistics. A model with several cameras receives the pictures that follow
-    as its other cameras.
+    the middle of their range. A model with several cameras receives the pictures that follow as its
+    other cameras.
 
     Args:
         model, processor: a loaded model.
@@ -29,7 +30,8 @@ def predict_actions(model: Any, processor: Any, pictures: Sequence[Path]) -> lis
     key = min(model.config.norm_stats)
     state = None
     if config.proprio_dim is not None:
-        state = model.config.norm_stats[key]["proprio"]["mean"]
+        scale = scale_of(model.config.norm_stats, key, "proprio", config.normalization)
+        state = (scale.low + scale.high) / 2
     predictions = []
     for index in range(len(pictures)):
         chosen = [pictures[(index + n) % len(pictures)] for n in range(config.num_images)]

@@ -8,9 +8,14 @@ import pytest
 from source_checkpoints import with_weights
 from support import IMAGES
 
+from mlx_vlm_moxin import load
 from mlx_vlm_moxin.actions.policy import Prediction
 from mlx_vlm_moxin.conversion import command_line
-from mlx_vlm_moxin.conversion.verify.actions import compare_actions
+from mlx_vlm_moxin.conversion.verify.actions import (
+    INSTRUCTIONS,
+    compare_actions,
+    predict_actions,
+)
 from mlx_vlm_moxin.conversion.verify.compare import verify
 
 pytestmark = pytest.mark.usefixtures("short_answers")
@@ -81,6 +86,18 @@ def test_the_card_of_a_chunk_model_says_what_its_actions_cost(
     verification = json.loads((target / "verification.json").read_text())
     assert len(verification["actions"]["difference_max"]) == 7
     assert verification["actions"]["ids_equal"] is None
+
+
+def test_statistics_need_no_mean_to_give_the_state(action_checkpoint):
+    model, processor = load(action_checkpoint("oft"), actions="libero")
+    scales = {
+        part: {name: values[name] for name in ("q01", "q99")}
+        for part, values in model.config.norm_stats["libero_spatial_no_noops"].items()
+        if part in ("action", "proprio")
+    }
+    model.config.norm_stats = {"robot": scales}
+    predictions = predict_actions(model, processor, [IMAGES / "photo.png"])
+    assert [p.action.shape for p in predictions] == [(8, 7)] * len(INSTRUCTIONS)
 
 
 def test_models_without_actions_have_none(fp32_checkpoint, pictures):
