@@ -69,7 +69,9 @@ __device__ void multiply_piece(
   const unsigned char* weights = piece + lane * 2 * BITS;
   const T* scales = reinterpret_cast<const T*>(piece + 2 * ROW_BYTES) + lane / 4;
   const uint4* inputs = input.vectors + first * LANES + lane;
-#pragma unroll
+  // With more chunks at once, 8 bits need more registers than there are.
+  constexpr int AT_ONCE = BITS == 8 ? 2 : Piece::CHUNKS;
+#pragma unroll AT_ONCE
   for (int c = 0; c < Piece::CHUNKS; ++c) {
     bool inside = IS_EVEN || (first + c) * LANES + lane < L::UNITS;
     // K is a multiple of 256, so there are 16 units.
