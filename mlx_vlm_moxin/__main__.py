@@ -78,6 +78,9 @@ def quantize_parser(command: str) -> argparse.ArgumentParser:
 
         add_action_options(parser)
         parser.add_argument("--unnorm-key", help="of requests to /act that name no data set")
+        parser.add_argument(
+            "--action-ids-only", action="store_true", help="let only the ids of actions compete"
+        )
     return parser
 
 
@@ -104,6 +107,7 @@ def _serving(added: argparse.Namespace) -> "ActionOptions":
     from mlx_vlm_moxin.checkpoints.action_options import action_options
 
     defaults.unnorm_key, defaults.discrete = added.unnorm_key, added.discrete
+    defaults.action_ids_only = added.action_ids_only
     return action_options(added)
 
 

@@ -10,10 +10,12 @@ class ServingDefaults:
     Attributes:
         unnorm_key: data set whose statistics scale the action.
         discrete: read tokens from models that have a regression head.
+        action_ids_only: choose among the ids of actions only.
     """
 
     unnorm_key: str | None = None
     discrete: bool = False
+    action_ids_only: bool = False
 
 
 defaults = ServingDefaults()

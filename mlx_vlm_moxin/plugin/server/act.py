@@ -152,7 +152,8 @@ async def act(request: Request) -> Response:
     generator, inputs, is_encoded = await run_in_threadpool(_read, body)
     try:
         prediction = await generator.between_steps(
-            lambda: infer(generator.model, inputs), request.is_disconnected
+            lambda: infer(generator.model, inputs, action_ids_only=defaults.action_ids_only),
+            request.is_disconnected,
         )
     except StoppingError as error:
         raise _refused(503, str(error)) from error

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import socket
 import threading
 from pathlib import Path
@@ -237,14 +238,18 @@ def test_actions_and_chats_at_the_same_time_are_those_of_one_after_another(serve
 def test_the_servers_options_say_what_files_and_requests_do_not(action_checkpoint, tmp_path):
     """An OpenVLA-OFT checkpoint in its published form, heads in .pt files; here with one camera."""
     options = ["--action-preset", "libero", "--action-images", "1", "--discrete"]
-    options += ["--unnorm-key", "libero_spatial"]
+    options += ["--unnorm-key", "libero_spatial", "--action-ids-only"]
     payload = {
         "full_image": image("photo.policy224"),
         "wrist_image": image("tall.policy224"),
         "state": np.zeros(8),
         "instruction": "pick up the black bowl",
     }
-    checkpoint = action_checkpoint("oft")
+    checkpoint = shutil.copytree(action_checkpoint("oft"), tmp_path / "oft")
+    # Other ids are those of actions than the ones that the model prefers.
+    config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
+    text = json.dumps({**config, "pad_to_multiple_of": 20_000})
+    (checkpoint / "config.json").write_text(text, encoding="utf-8")
     with OwnServer(checkpoint, tmp_path / "log.txt", *options) as server:
         described = requests.get(f"{server.url}/act", timeout=60).json()
         response = post(server, payload)
@@ -253,15 +258,20 @@ def test_the_servers_options_say_what_files_and_requests_do_not(action_checkpoin
     model, processor = load(
         checkpoint, actions=ActionOptions(preset="libero", num_images=1, discrete=True)
     )
-    expected = predict(
-        model,
-        processor,
-        picture("photo.policy224"),
-        payload["instruction"],
-        "libero_spatial",
-        state=payload["state"],
+    expected, anything = (
+        predict(
+            model,
+            processor,
+            picture("photo.policy224"),
+            payload["instruction"],
+            "libero_spatial",
+            state=payload["state"],
+            action_ids_only=action_ids_only,
+        )
+        for action_ids_only in (True, False)
     )
     np.testing.assert_allclose(json_numpy.loads(response.text), expected.action)
+    assert (anything.token_ids != expected.token_ids).all()
 
 
 def test_the_guides_client_runs(server):
