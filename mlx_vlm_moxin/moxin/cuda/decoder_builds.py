@@ -43,8 +43,9 @@ WHOLE = 590
 CHUNK = 56
 # Sequences of a batch.
 BATCH = 8
-# Positions of the cache.
+# Positions of the cache, and of a longer one.
 CAPACITY = 512
+LONG_CAPACITY = 1024
 
 Build = Callable[[], object]
 
@@ -70,10 +71,12 @@ def decoder_builds(decoder: nn.Module, head: nn.Module) -> Iterator[Build]:
         yield from _arranged_builds(sizes, alike, rows)
     yield from _layer_products(sizes, alike, 1)  # of the last layer
     yield _multiply(sizes, output, 1, sizes.hidden)
-    for group in fused_layers.groups(layers) if fused_step.can_add_up(sizes) else ():
-        some = layers[group]
-        arguments = sizes, some[0].formats, len(some), CAPACITY, are_joined
-        yield partial(fused_step.step_kernel, *arguments)
+    groups = list(fused_layers.groups(layers)) if fused_step.can_add_up(sizes) else []
+    for capacity in (CAPACITY, LONG_CAPACITY):
+        for group in groups:
+            some = layers[group]
+            arguments = sizes, some[0].formats, len(some), capacity, are_joined
+            yield partial(fused_step.step_kernel, *arguments)
     cached = 1, sizes.kv_heads, CAPACITY, sizes.head_dim
     yield partial(kv_cache.gather_caches, sizes.dtype, 2 * len(layers), cached, None, CAPACITY)
     for tokens in (QUESTION, *tiling.ROW_TILES) if sizes.group is None else ():

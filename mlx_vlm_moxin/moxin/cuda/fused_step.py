@@ -28,6 +28,9 @@ from .step_graphs import StepGraphs
 THREADS = 512
 # Thread blocks that share a head's keys, at most.
 MAX_SPLITS = 8
+# Up to these positions of the cache fewer thread blocks attend, because all of them read all parts.
+SHORT_CACHE = 512
+SHORT_BLOCKS = 96
 # Shared memory at most of the table of layers and of sums.
 STATIC_BYTES = 5120
 
@@ -164,7 +167,9 @@ def step_kernel(
         UnsupportedError: if the GPU has too little shared memory.
     """
     dtype = sizes.dtype
-    splits = max(1, min(device.multiprocessors() // sizes.heads, MAX_SPLITS))
+    blocks = device.multiprocessors()
+    attending = min(blocks, SHORT_BLOCKS) if capacity <= SHORT_CACHE else blocks
+    splits = max(1, min(attending // sizes.heads, MAX_SPLITS))
     staged, stream = staged_bytes(sizes, formats), find_stream(sizes, formats)
     memory = staged + THREADS // 32 * stream.slots * stream.slot_bytes
     require(memory <= device.max_shared_memory(), "a decoding step needs more shared memory")
@@ -191,7 +196,7 @@ def step_kernel(
             ),
         },
         {"capacity": capacity, **(others.scalars if others else {})},
-        blocks=device.multiprocessors(),
+        blocks=blocks,
         threads=THREADS,
         shared_memory=memory,
         further=[mx.int32, *([mx.uint32] if others else [])],
