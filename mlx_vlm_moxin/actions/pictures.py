@@ -8,6 +8,7 @@ TensorFlow's kernels ``crop_and_resize_op`` and ``scale_and_translate_op``.
 import functools
 
 import numpy as np
+from mlx_vlm.models.moxin.picture_memory import BYTES_PER_PIXEL, pixels_of
 from PIL import Image
 
 from mlx_vlm_moxin.actions.jpeg import round_trip
@@ -26,33 +27,49 @@ def center_crop(image: Image.Image, area: float = CROP_AREA) -> Image.Image:
         image: in RGB, of any size.
         area: share of the picture's area that is kept.
     """
-    pixels = np.asarray(image, np.float32) * np.float32(1 / 255)
-    side = np.sqrt(np.float32(area))
-    start = (np.float32(1) - side) / np.float32(2)
-    for axis in (1, 0):
-        pixels = _resample_linear(pixels, axis, start, start + side)
+    pixels = pixels_of(image).reshape(image.height, image.width)
+    low, high, weights = _linear_samples(image.width, area)
+    # Only the pixels that are read become floats.
+    left, right = (_floats(np.take(pixels, columns, 1)) for columns in (low, high))
+    rows = _between(left, right, np.repeat(weights, BYTES_PER_PIXEL))
+    low, high, weights = _linear_samples(image.height, area)
+    scaled = _between(rows[low], rows[high], weights[:, None])
     # tf.image.convert_image_dtype: 256 equal steps, cut off.
-    scaled = np.clip(pixels, 0, 1) * np.float32(255.5)
-    return Image.fromarray(scaled.astype(np.uint8))
+    np.clip(scaled, 0, 1, out=scaled)
+    scaled *= np.float32(255.5)
+    square = scaled.astype(np.uint8).reshape(POLICY_SIZE, POLICY_SIZE, BYTES_PER_PIXEL)
+    return Image.fromarray(np.ascontiguousarray(square[..., :3]))
 
 
-def _resample_linear(
-    pixels: np.ndarray, axis: int, start: np.float32, end: np.float32
-) -> np.ndarray:
-    """``POLICY_SIZE`` samples along ``axis``, from ``start`` to ``end`` (shares of its length).
+@functools.lru_cache(16)
+def _linear_samples(length: int, area: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """``POLICY_SIZE`` samples of ``length`` pixels.
 
     In float32 throughout, as in the reference: the positions decide the last bit.
+
+    Returns:
+        The pixels before and after each, and the weight of the latter.
     """
-    last = np.float32(pixels.shape[axis] - 1)
-    step = (end - start) * last / np.float32(POLICY_SIZE - 1)
+    side = np.sqrt(np.float32(area))
+    start = (np.float32(1) - side) / np.float32(2)
+    last = np.float32(length - 1)
+    step = ((start + side) - start) * last / np.float32(POLICY_SIZE - 1)
     positions = start * last + np.arange(POLICY_SIZE, dtype=np.float32) * step
     low = np.floor(positions)
-    shape = [1, 1, 1]
-    shape[axis] = -1
-    weight = (positions - low).reshape(shape)
-    left = np.take(pixels, low.astype(int), axis)
-    right = np.take(pixels, np.ceil(positions).astype(int), axis)
-    return left + (right - left) * weight
+    return low.astype(int), np.ceil(positions).astype(int), positions - low
+
+
+def _floats(pixels: np.ndarray) -> np.ndarray:
+    """Pixels of four bytes, uint32 ``[H, W]``, as shares of 255, float32 ``[H, 4 * W]``."""
+    return pixels.view(np.uint8) * np.float32(1 / 255)
+
+
+def _between(left: np.ndarray, right: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """``left + (right - left) * weights``, in the memory of ``right``."""
+    right -= left
+    right *= weights
+    right += left
+    return right
 
 
 def resize_for_policy(image: Image.Image, size: int = POLICY_SIZE) -> Image.Image:

@@ -41,6 +41,24 @@ def test_center_crop_of_one_colour_stays_that_colour():
     assert (cropped == (7, 128, 250)).all()
 
 
+@pytest.mark.parametrize(
+    "size", [(1, 1), (3, 5), (POLICY_SIZE, POLICY_SIZE), (640, 480), (90, 700)]
+)
+def test_center_crop_of_noise_is_linear_to_the_last_bit(size):
+    pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    expected, one = pixels * np.float32(1 / 255), np.float32(1)
+    side = np.sqrt(np.float32(0.9))
+    start = (one - side) / np.float32(2)
+    for axis in (1, 0):
+        last = np.float32(expected.shape[axis] - 1)
+        step = (start + side - start) * last / np.float32(POLICY_SIZE - 1)
+        at = start * last + np.arange(POLICY_SIZE, dtype=np.float32) * step
+        left, right = (expected.take(f(at).astype(int), axis) for f in (np.floor, np.ceil))
+        expected = left + (right - left) * np.expand_dims(at - np.floor(at), (1 - axis, 2))
+    expected = (np.clip(expected, 0, 1) * np.float32(255.5)).astype(np.uint8)
+    np.testing.assert_array_equal(np.asarray(center_crop(Image.fromarray(pixels))), expected)
+
+
 def test_center_crop_cuts_the_same_share_off_every_side():
     ramp = np.tile(np.linspace(0, 255, 1000).astype(np.uint8)[:, None, None], (1, 1000, 3))
     cropped = np.asarray(center_crop(Image.fromarray(ramp)), float)[..., 0]
