@@ -56,7 +56,9 @@ def _linear_samples(length: int, area: float) -> tuple[np.ndarray, np.ndarray, n
     step = ((start + side) - start) * last / np.float32(POLICY_SIZE - 1)
     positions = start * last + np.arange(POLICY_SIZE, dtype=np.float32) * step
     low = np.floor(positions)
-    return low.astype(int), np.ceil(positions).astype(int), positions - low
+    # Rounding may put the last position of a whole picture after its last pixel.
+    high = np.minimum(np.ceil(positions), last)
+    return np.minimum(low, last).astype(int), high.astype(int), positions - low
 
 
 def _floats(pixels: np.ndarray) -> np.ndarray:

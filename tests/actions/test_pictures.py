@@ -59,6 +59,12 @@ def test_center_crop_of_noise_is_linear_to_the_last_bit(size):
     np.testing.assert_array_equal(np.asarray(center_crop(Image.fromarray(pixels))), expected)
 
 
+@pytest.mark.parametrize("length", [3, 224, 255, 640, 1001])
+def test_center_crop_can_keep_the_whole_picture(length):
+    image = Image.fromarray(np.full((length, length, 3), 9, np.uint8))
+    assert (np.asarray(center_crop(image, area=1.0)) == 9).all()
+
+
 def test_center_crop_cuts_the_same_share_off_every_side():
     ramp = np.tile(np.linspace(0, 255, 1000).astype(np.uint8)[:, None, None], (1, 1000, 3))
     cropped = np.asarray(center_crop(Image.fromarray(ramp)), float)[..., 0]
