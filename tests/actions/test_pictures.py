@@ -59,7 +59,7 @@ def test_center_crop_of_noise_is_linear_to_the_last_bit(size):
     np.testing.assert_array_equal(np.asarray(center_crop(Image.fromarray(pixels))), expected)
 
 
-@pytest.mark.parametrize("length", [3, 224, 255, 640, 1001])
+@pytest.mark.parametrize("length", [30, 59, 116, 231, 640])
 def test_center_crop_can_keep_the_whole_picture(length):
     image = Image.fromarray(np.full((length, length, 3), 9, np.uint8))
     assert (np.asarray(center_crop(image, area=1.0)) == 9).all()
