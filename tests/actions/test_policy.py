@@ -233,7 +233,7 @@ def test_a_gpu_may_receive_the_pixels_together_with_the_model(openvla, monkeypat
         prepared.append(images)
 
     model, processor = openvla
-    monkeypatch.setattr(processor.image_processor, "engine_pixels", pixels, raising=False)
+    monkeypatch.setattr(processor.image_processor, "engine_pixels", pixels)
     monkeypatch.setattr(policy, "infer", lambda *_, **__: events.append("model"))
     predict(model, processor, picture("photo"), INSTRUCTION, KEY)
     assert len(prepared) == 1

@@ -28,7 +28,8 @@ from .step_graphs import StepGraphs
 THREADS = 512
 # Thread blocks that share a head's keys, at most.
 MAX_SPLITS = 8
-# Up to these positions of the cache fewer thread blocks attend, because all of them read all parts.
+# Caches of at most so many positions have fewer thread blocks in attention, because each block of
+# the next step reads the results of all of them.
 SHORT_CACHE = 512
 SHORT_BLOCKS = 96
 # Shared memory at most of the table of layers and of sums.

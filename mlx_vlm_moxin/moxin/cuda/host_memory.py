@@ -60,7 +60,7 @@ class Buffers:
             buffer.results.clear()
             yield buffer
         finally:
-            # Another thread, which may be next, could not do that.
+            # The next thread to borrow this memory waits for them, but could not submit them.
             mx.async_eval(buffer.results)
             with self._lock:
                 free.append(buffer)

@@ -30,9 +30,8 @@ __device__ int count_tiles(const TowerAttention<T>& attention) {
   return (attention.tokens + QUERIES - 1) / QUERIES * attention.heads * attention.batch;
 }
 
-// A team computes tile `tile` of count_tiles(); the last ones are those of a head's last queries, which may
-// be few. As many tiles of keys as fit in shared memory are in
-// flight.
+// A team computes tile `tile` of count_tiles(). The last tiles are those of the heads' last queries, which
+// may be few. As many tiles of keys as fit in shared memory are in flight.
 template <typename T, int HEAD>
 __device__ void attend_head(const TowerAttention<T>& attention, int tile, int team) {
   constexpr int PITCH = HEAD * 2 + 16;  // bytes; shifts neighbouring rows by four banks at least
